@@ -1,0 +1,1 @@
+//! Corpora: reading, tokenising, caching, sampling.

@@ -1,0 +1,119 @@
+//! The one error type: a kind that fixes the exit code, one line that says what is wrong, and a hint.
+
+use std::fmt;
+
+/// What went wrong, coarsely; each kind has its own process exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Kind {
+    /// A recipe, flag or preset is wrong (exit code 2).
+    Config,
+    /// A corpus or token file is wrong (exit code 3).
+    Data,
+    /// A model folder, tensor or tokenizer is wrong (exit code 4).
+    Model,
+    /// The plan does not fit into memory, or an allocation failed (exit code 5).
+    Memory,
+    /// A device or driver is missing, too old, or failed (exit code 6).
+    Device,
+    /// A number is not finite where it must be (exit code 7).
+    Numeric,
+    /// The file system refused (exit code 8).
+    Io,
+    /// A signal ended the run after a checkpoint (exit code 9).
+    Interrupted,
+}
+
+impl Kind {
+    /// Returns the process exit code of this kind: 2 to 9, in the order of declaration.
+    pub fn exit_code(self) -> i32 {
+        self as i32 + 2
+    }
+}
+
+/// An error with its kind, one line of text and an optional hint.
+///
+/// The line says what, where, and wanted against got; the hint says what to do. Lower case, no full stop.
+#[derive(Debug, thiserror::Error)]
+pub struct Error {
+    kind: Kind,
+    message: String,
+    hint: Option<String>,
+}
+
+/// The result of everything in this crate that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// Makes an error of `kind` that says `message`.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), hint: None }
+    }
+
+    /// Makes a [`Kind::Config`] error.
+    pub fn config(message: impl Into<String>) -> Self {
+        Self::new(Kind::Config, message)
+    }
+
+    /// Makes a [`Kind::Data`] error.
+    pub fn data(message: impl Into<String>) -> Self {
+        Self::new(Kind::Data, message)
+    }
+
+    /// Makes a [`Kind::Model`] error.
+    pub fn model(message: impl Into<String>) -> Self {
+        Self::new(Kind::Model, message)
+    }
+
+    /// Makes a [`Kind::Io`] error from a failed operation on `path`.
+    pub fn io(action: &str, path: &std::path::Path, cause: &std::io::Error) -> Self {
+        Self::new(Kind::Io, format!("{}: cannot {action}: {cause}", path.display()))
+    }
+
+    /// Adds what the user can do about it.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Puts `place` and a colon before the message.
+    pub fn at(mut self, place: impl fmt::Display) -> Self {
+        self.message = format!("{place}: {}", self.message);
+        self
+    }
+
+    /// Returns the kind.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Returns the one line without the hint.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Returns the hint, if there is one.
+    pub fn hint_text(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        if let Some(hint) = &self.hint {
+            write!(f, "\nhint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns the candidate nearest to `word`, if one is near enough to be meant.
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .into_iter()
+        .map(|c| (strsim::jaro_winkler(word, c), c))
+        .filter(|(score, _)| *score > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, c)| c)
+}

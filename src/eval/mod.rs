@@ -1,0 +1,1 @@
+//! What a model still knows: perplexity, verbatim memory, membership.

@@ -1,0 +1,1 @@
+//! Files: safetensors, model folders, GGUF, checkpoints.

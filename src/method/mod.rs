@@ -1,0 +1,1 @@
+//! What is minimised: forget losses, penalties, the mean teacher.

@@ -1,0 +1,1 @@
+//! From config.json to logits and gradients, written once over the ops.

@@ -1,0 +1,1 @@
+//! The op catalogue: the only door to compute.

@@ -1,0 +1,1 @@
+//! How parameters move: update rule, clip, schedule, state modes.

@@ -1,0 +1,1 @@
+//! A run from recipe to report: plan, loop, checkpoint, resume, signals.
