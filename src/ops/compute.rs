@@ -1,0 +1,351 @@
+//! Forward and backward ops on activations.
+
+use super::weight::{Matched, TokenWeight};
+use crate::error::Result;
+
+/// The heads of one attention layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// H, query heads.
+    pub h: usize,
+    /// G, key and value heads; divides H.
+    pub g: usize,
+    /// D, head width.
+    pub d: usize,
+    /// A token sees itself and the `window - 1` before it; `None` sees all before it.
+    pub window: Option<usize>,
+}
+
+impl Heads {
+    /// Returns (H + 2G) D, the width of a qkv row: H query heads, G key heads, G value heads.
+    pub fn qkv_width(&self) -> usize {
+        (self.h + 2 * self.g) * self.d
+    }
+
+    /// Returns H D, the width of an attention output row.
+    pub fn out_width(&self) -> usize {
+        self.h * self.d
+    }
+}
+
+/// Whether rotary positions are applied or (in the backward pass) taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// Rotates by the angle.
+    Forward,
+    /// Rotates by minus the angle: the transpose, hence the backward.
+    Backward,
+}
+
+/// Cosines and sines of rotary positions, made once per model in f64.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RopeTable {
+    /// Angular frequency of each pair, R/2 of them, R <= D even: radians per position.
+    pub inv_freq: Vec<f64>,
+    /// Factor on cosine and sine (1 except for scaled variants).
+    pub scale: f64,
+}
+
+/// Documents laid end to end without padding, as the host hands them to a backend.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PackData {
+    /// Token ids, N.
+    pub ids: Vec<u32>,
+    /// Position of each token in its own document, N.
+    pub positions: Vec<u32>,
+    /// Where each document starts, and N at the end: documents + 1.
+    pub starts: Vec<u32>,
+    /// The id each row is to predict (any id where its coefficient is 0), N.
+    pub targets: Vec<u32>,
+    /// What each row's loss is multiplied by: mask, normaliser and loss weight in one; 0 leaves the row out, N.
+    pub coefs: Vec<f64>,
+    /// The cache slot of each document (generation only).
+    pub slots: Vec<u32>,
+}
+
+impl PackData {
+    /// Empties the pack and keeps its memory.
+    pub fn clear(&mut self) {
+        self.ids.clear();
+        self.positions.clear();
+        self.starts.clear();
+        self.targets.clear();
+        self.coefs.clear();
+        self.slots.clear();
+    }
+
+    /// Appends a document whose token t predicts token t + 1; the last row's target is 0.
+    ///
+    /// `coef(t)` is the coefficient of row t.
+    pub fn push(&mut self, ids: &[u32], mut coef: impl FnMut(usize) -> f64) {
+        if self.starts.is_empty() {
+            self.starts.push(0);
+        }
+        self.ids.extend_from_slice(ids);
+        self.positions.extend(0..ids.len() as u32);
+        self.targets.extend_from_slice(ids.get(1..).unwrap_or(&[]));
+        self.targets.extend(ids.first().map(|_| 0));
+        self.coefs.extend((0..ids.len()).map(&mut coef));
+        self.starts.push(self.ids.len() as u32);
+    }
+
+    /// Returns N.
+    pub fn tokens(&self) -> usize {
+        self.ids.len()
+    }
+}
+
+/// Per-row results of a head sweep, on the backend.
+#[derive(Debug)]
+pub struct RowStats<S> {
+    /// -log p of the target, nats; matched sweeps leave it alone.
+    pub nll: S,
+    /// The row's value before its coefficient.
+    pub value: S,
+    /// 1 where the target is the most probable token, else 0; matched sweeps leave it alone.
+    pub hit: S,
+}
+
+/// The shape of a head sweep: `n` rows of width `c` against `v` logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadShape {
+    /// N, rows.
+    pub n: usize,
+    /// C, model width.
+    pub c: usize,
+    /// V, vocabulary.
+    pub v: usize,
+}
+
+/// Where a head sweep writes gradients.
+#[derive(Debug)]
+pub struct HeadGrads<'a, A, G> {
+    /// Gradient at the final hidden rows [N, C], overwritten.
+    pub dh: &'a mut A,
+    /// Gradient of the head matrix [V, C], accumulated; `None` where the head is frozen.
+    pub dw: Option<&'a mut G>,
+}
+
+/// Forward and backward ops. Buffers are allocated at start and are at least as long as an op needs; no op
+/// allocates or synchronises. A failed launch is kept by the backend and surfaces at [`Compute::sync`].
+///
+/// The number of rows comes with each call, from the pack in hand.
+pub trait Compute {
+    /// Activations in the backend's compute type.
+    type Act;
+    /// Vectors kept in (at least) fp32: statistics, row losses.
+    type Stat;
+    /// A loaded [`PackData`].
+    type Pack;
+    /// A read-only weight tensor as the compute reads it.
+    type Weight<'a>: Copy;
+    /// A gradient sink; the first write of a step overwrites, later ones add.
+    type Grad;
+    /// Keys and values of one layer for generation.
+    type Cache;
+
+    /// Allocates `len` activations.
+    fn act(&self, len: usize) -> Result<Self::Act>;
+    /// Allocates `len` statistics.
+    fn stat(&self, len: usize) -> Result<Self::Stat>;
+    /// Allocates room for packs of up to `tokens` tokens.
+    fn pack(&self, tokens: usize) -> Result<Self::Pack>;
+    /// Loads `data` into `pack`.
+    fn load_pack(&self, pack: &mut Self::Pack, data: &PackData);
+    /// Copies the first `out.len()` statistics to the host.
+    fn read_stat(&self, stat: &Self::Stat, out: &mut [f64]);
+    /// Copies host numbers into the first entries of `stat`.
+    fn write_stat(&self, values: &[f64], stat: &mut Self::Stat);
+    /// Copies the first `out.len()` activations to the host.
+    fn read_act(&self, act: &Self::Act, out: &mut [f32]);
+    /// Waits for all work and returns the first error it met.
+    fn sync(&self) -> Result<()>;
+
+    /// Linear map: `y[N,O] = x[N,I] w[O,I]^T (+ bias[O]) (+ residual[N,O])`.
+    #[allow(clippy::too_many_arguments)]
+    fn linear(
+        &self,
+        n: usize,
+        oi: (usize, usize),
+        x: &Self::Act,
+        w: Self::Weight<'_>,
+        bias: Option<Self::Weight<'_>>,
+        residual: Option<&Self::Act>,
+        y: &mut Self::Act,
+    );
+    /// Input gradient of a linear map: `dx[N,I] = dy[N,O] w[O,I]`.
+    fn linear_dgrad(
+        &self,
+        n: usize,
+        oi: (usize, usize),
+        dy: &Self::Act,
+        w: Self::Weight<'_>,
+        dx: &mut Self::Act,
+    );
+    /// Weight gradient of a linear map: `dw[O,I] += dy[N,O]^T x[N,I]`.
+    fn linear_wgrad(
+        &self,
+        n: usize,
+        oi: (usize, usize),
+        dy: &Self::Act,
+        x: &Self::Act,
+        dw: &mut Self::Grad,
+    );
+    /// Bias gradient: `db[O] += sum over rows of dy[N,O]`.
+    fn bias_grad(&self, n: usize, o: usize, dy: &Self::Act, db: &mut Self::Grad);
+
+    /// Embedding: `x[N,C] = table[ids]`.
+    fn embed(&self, pack: &Self::Pack, c: usize, table: Self::Weight<'_>, x: &mut Self::Act);
+    /// Embedding backward: `dtable[ids] += dx`, rows of equal id added in row order.
+    fn embed_bwd(&self, pack: &Self::Pack, c: usize, dx: &Self::Act, dtable: &mut Self::Grad);
+
+    /// RMSNorm: `rstd = 1/sqrt(mean(x^2) + eps)`, `y = x rstd gain`; saves `rstd[N]`.
+    #[allow(clippy::too_many_arguments)]
+    fn rmsnorm(
+        &self,
+        n: usize,
+        c: usize,
+        eps: f64,
+        x: &Self::Act,
+        gain: Self::Weight<'_>,
+        y: &mut Self::Act,
+        rstd: &mut Self::Stat,
+    );
+    /// RMSNorm backward: `dx += rstd (dy gain - xhat mean(dy gain xhat))`, xhat = x rstd;
+    /// `dgain += sum over rows of dy xhat` where asked for.
+    #[allow(clippy::too_many_arguments)]
+    fn rmsnorm_bwd(
+        &self,
+        n: usize,
+        c: usize,
+        dy: &Self::Act,
+        x: &Self::Act,
+        gain: Self::Weight<'_>,
+        rstd: &Self::Stat,
+        dx: &mut Self::Act,
+        dgain: Option<&mut Self::Grad>,
+    );
+    /// RMSNorm of each query head and each key head: `qkv = norm(raw)`; saves `rstd[N, H+G]`.
+    ///
+    /// `gains` are those of queries and keys, D each. Value heads are copied.
+    #[allow(clippy::too_many_arguments)]
+    fn qk_norm(
+        &self,
+        n: usize,
+        heads: Heads,
+        eps: f64,
+        gains: [Self::Weight<'_>; 2],
+        raw: &Self::Act,
+        qkv: &mut Self::Act,
+        rstd: &mut Self::Stat,
+    );
+    /// Backward of [`Compute::qk_norm`] in place on `dqkv`; `raw` holds the qkv rows from before the norm.
+    #[allow(clippy::too_many_arguments)]
+    fn qk_norm_bwd(
+        &self,
+        n: usize,
+        heads: Heads,
+        gains: [Self::Weight<'_>; 2],
+        raw: &Self::Act,
+        rstd: &Self::Stat,
+        dqkv: &mut Self::Act,
+        dgains: Option<[&mut Self::Grad; 2]>,
+    );
+
+    /// Rotary positions on the H query and G key heads of qkv rows, in place, half-split pairs (i, i + R/2).
+    fn rope(
+        &self,
+        pack: &Self::Pack,
+        heads: Heads,
+        table: &RopeTable,
+        direction: Direction,
+        qkv: &mut Self::Act,
+    );
+
+    /// Causal attention inside each document: `out = softmax(q k^T / sqrt(D)) v`; saves `lse[N, H]`.
+    fn attention(
+        &self,
+        pack: &Self::Pack,
+        heads: Heads,
+        qkv: &Self::Act,
+        out: &mut Self::Act,
+        lse: &mut Self::Stat,
+    );
+    /// Attention backward: all of `dqkv` is overwritten.
+    #[allow(clippy::too_many_arguments)]
+    fn attention_bwd(
+        &self,
+        pack: &Self::Pack,
+        heads: Heads,
+        qkv: &Self::Act,
+        out: &Self::Act,
+        lse: &Self::Stat,
+        dout: &Self::Act,
+        dqkv: &mut Self::Act,
+    );
+
+    /// SwiGLU: `y[N,F] = silu(gate) up`, a `gate_up` row being F gates and then F ups.
+    fn swiglu(&self, n: usize, f: usize, gate_up: &Self::Act, y: &mut Self::Act);
+    /// SwiGLU backward in place: `gate_up` becomes its own gradient.
+    fn swiglu_bwd(&self, n: usize, f: usize, dy: &Self::Act, gate_up: &mut Self::Act);
+
+    /// Fused head and one-hot loss, chunked over rows so that logits never exist for a whole batch.
+    ///
+    /// For each row: `z = h w^T`, statistics of its target, weight, and with `grads` the gradient
+    /// `coef weight (softmax(z) - e_y)` sent back through `w`. Rows with coefficient 0 still get statistics,
+    /// and a zero gradient.
+    #[allow(clippy::too_many_arguments)]
+    fn head_onehot(
+        &self,
+        shape: HeadShape,
+        pack: &Self::Pack,
+        h: &Self::Act,
+        w: Self::Weight<'_>,
+        weight: TokenWeight<'_, Self::Stat>,
+        stats: &mut RowStats<Self::Stat>,
+        grads: Option<HeadGrads<'_, Self::Act, Self::Grad>>,
+    );
+    /// Fused head and matched-distribution loss, chunked over rows.
+    ///
+    /// `h_ref` and `w_ref` are the teacher's; `w_ref` is `None` where both share the head, and then
+    /// D = (h - h_ref) w^T is one product without cancellation. [`Matched::Uniform`] reads neither.
+    /// Rows with coefficient 0 get value 0 and a zero gradient.
+    #[allow(clippy::too_many_arguments)]
+    fn head_matched(
+        &self,
+        shape: HeadShape,
+        pack: &Self::Pack,
+        h: &Self::Act,
+        h_ref: &Self::Act,
+        w: Self::Weight<'_>,
+        w_ref: Option<Self::Weight<'_>>,
+        target: Matched,
+        stats: &mut RowStats<Self::Stat>,
+        grads: Option<HeadGrads<'_, Self::Act, Self::Grad>>,
+    );
+
+    /// Allocates a cache of `slots` sequences of up to `capacity` tokens.
+    fn cache(&self, slots: usize, capacity: usize, heads: Heads) -> Result<Self::Cache>;
+    /// Stores the keys and values of every token of the pack at its document's slot and its position.
+    fn cache_store(
+        &self,
+        pack: &Self::Pack,
+        heads: Heads,
+        qkv: &Self::Act,
+        cache: &mut Self::Cache,
+    );
+    /// Attention of single tokens against the cache: each document of the pack is one token that sees
+    /// positions up to its own (which [`Compute::cache_store`] has stored) within the window.
+    fn decode_attention(
+        &self,
+        pack: &Self::Pack,
+        heads: Heads,
+        qkv: &Self::Act,
+        cache: &Self::Cache,
+        out: &mut Self::Act,
+    );
+    /// Copies rows `rows` of `x[N,C]` to the front of `y`.
+    fn gather_rows(&self, c: usize, rows: &[u32], x: &Self::Act, y: &mut Self::Act);
+    /// Computes logits of `shape.n` rows into host memory, `logits[N,V]`.
+    fn head_logits(&self, shape: HeadShape, h: &Self::Act, w: Self::Weight<'_>, logits: &mut [f32]);
+}

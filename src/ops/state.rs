@@ -1,0 +1,171 @@
+//! Parameters, their teacher, gradients and optimizer state, and the fused update.
+
+use super::compute::Compute;
+use crate::error::Result;
+
+/// How a trainable parameter and its state are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StateMode {
+    /// Everything in fp32: 16 bytes per parameter with a full teacher and momentum.
+    Exact,
+    /// Dithered bf16 pair 4, fp16 drift 2, bf16 momentum 2, bf16 gradient 2: 10 bytes per parameter.
+    Compact,
+}
+
+/// How the teacher is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TeacherForm {
+    /// There is none: no penalty, no damping.
+    None,
+    /// Its own weights.
+    Full,
+    /// The drift d = theta - ref.
+    Drift,
+}
+
+/// Whose weights a view shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The student as training sees it (in compact mode the dithered bf16 plane of this step).
+    Student,
+    /// The teacher, dithered with the student's own random bits.
+    Teacher,
+    /// The student as evaluation and export see it: in compact mode rounded to the nearest bf16.
+    Evaluated,
+}
+
+/// The optimizer's rule; the numbers are constant over a run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum UpdateRule {
+    /// `u = m u + g` (`u = g` at the first step), `theta -= lr u`.
+    Sgd {
+        /// m.
+        momentum: f64,
+    },
+    /// Decoupled weight decay; torch's AdamW.
+    AdamW {
+        /// Decay of the first and second moment.
+        betas: (f64, f64),
+        /// Added to the root of the second moment.
+        eps: f64,
+        /// Weights shrink by `lr * weight_decay` a step.
+        weight_decay: f64,
+    },
+}
+
+/// What changes from step to step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct UpdateScalars {
+    /// The step, counted from 0.
+    pub step: u64,
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Clip factor c in (0, 1]; scales gradient, damping and teacher rate alike.
+    pub clip: f64,
+    /// Damping: pull of the student to its teacher.
+    pub damping: f64,
+    /// Teacher rate delta.
+    pub teacher_rate: f64,
+}
+
+/// What a parameter is to be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ParamSpec {
+    /// Its name, which also seeds its rounding noise.
+    pub name: String,
+    /// Number of elements.
+    pub len: usize,
+    /// Whether it is updated; a frozen one is stored once and shared by student and teacher.
+    pub trainable: bool,
+    /// How its state is kept.
+    pub mode: StateMode,
+    /// How its teacher is kept.
+    pub teacher: TeacherForm,
+    /// The optimizer whose state it carries.
+    pub rule: UpdateRule,
+    /// Root seed of dithering and stochastic rounding.
+    pub seed: u64,
+}
+
+/// What one pass over a gradient finds.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct GradScan {
+    /// Sum of squares, accumulated in f64.
+    pub sum_sq: f64,
+    /// Largest magnitude.
+    pub max_abs: f64,
+    /// How many entries are NaN or infinite.
+    pub nonfinite: u64,
+}
+
+/// Squared distances of one parameter, for logs.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Distances {
+    /// |theta - ref|^2.
+    pub student_teacher: f64,
+    /// |theta - initial|^2.
+    pub student_initial: f64,
+    /// |ref - initial|^2.
+    pub teacher_initial: f64,
+}
+
+/// Parameters and their update.
+pub trait State: Compute {
+    /// A parameter with its teacher and optimizer state.
+    type Param;
+
+    /// Allocates a parameter and fills it by `init`; the teacher starts equal to it.
+    fn param(
+        &self,
+        spec: &ParamSpec,
+        init: &mut dyn FnMut(&mut [f32]) -> Result<()>,
+    ) -> Result<Self::Param>;
+    /// Allocates the gradient of a parameter.
+    fn grad(&self, spec: &ParamSpec) -> Result<Self::Grad>;
+    /// Marks a gradient as empty, so that its next write overwrites.
+    fn clear_grad(&self, grad: &mut Self::Grad);
+    /// Shows the weights of `role`; `scratch` takes them where they are not stored as the compute reads them,
+    /// and must be at least as long as the parameter (or empty where [`State::needs_scratch`] is false).
+    fn view<'a>(
+        &self,
+        param: &'a Self::Param,
+        role: Role,
+        scratch: &'a mut Self::Act,
+    ) -> Self::Weight<'a>;
+    /// Tells whether [`State::view`] of `role` writes to its scratch.
+    fn needs_scratch(&self, param: &Self::Param, role: Role) -> bool;
+    /// Scans a gradient in a fixed order; an empty gradient is all zeros.
+    fn scan_grad(&self, grad: &Self::Grad) -> GradScan;
+    /// Copies a gradient to the host; an empty gradient is all zeros.
+    fn read_grad(&self, grad: &Self::Grad, out: &mut [f32]);
+    /// Moves student, optimizer state and teacher by one step, in one pass:
+    /// `g = c g + damping c (theta - ref)`, the rule, `ref += teacher_rate c (theta_new - ref)`.
+    ///
+    /// `scan` is that of `grad`; compact drift scales are derived from it so that they cannot saturate.
+    fn update(
+        &self,
+        param: &mut Self::Param,
+        grad: &Self::Grad,
+        scan: &GradScan,
+        scalars: &UpdateScalars,
+    );
+    /// Copies student or teacher to the host in fp32, exactly as stored (compact: both planes joined).
+    fn read_param(&self, param: &Self::Param, role: Role, out: &mut [f32]);
+    /// Measures how far student and teacher are from each other and from `initial`.
+    fn distances(&self, param: &Self::Param, initial: &[f32]) -> Distances;
+    /// Hands every state buffer of a trainable parameter to `write`, by name, as raw little-endian bytes.
+    fn save_param(
+        &self,
+        param: &Self::Param,
+        write: &mut dyn FnMut(&str, &[u8]) -> Result<()>,
+    ) -> Result<()>;
+    /// Restores what [`State::save_param`] wrote; `read(name, bytes)` must fill `bytes` exactly.
+    fn load_param(
+        &self,
+        param: &mut Self::Param,
+        read: &mut dyn FnMut(&str, &mut [u8]) -> Result<()>,
+    ) -> Result<()>;
+    /// Copies one optimizer buffer (`momentum_buffer`, `exp_avg`, `exp_avg_sq`) to the host; false if absent.
+    fn read_moment(&self, param: &Self::Param, name: &str, out: &mut [f32]) -> bool;
+}

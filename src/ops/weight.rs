@@ -1,0 +1,71 @@
+//! The two families of loss rows: weighted one-hot and matched distribution.
+
+/// The weight of a token in the one-hot family, as a formula of its probability.
+///
+/// With p the probability of the next token and q = 1 - p (kept as its own sum, never as a difference):
+/// `weight = sign * p^p_power * q^q_power / (pole + q)`, without the division where `pole` is `None`, and 0 where
+/// `threshold != 0` and `p <= threshold`. The gradient at the logits is `weight * (softmax(z) - e_y)`, the
+/// returned value `weight * -log p` with the weight held constant.
+///
+/// It spans nll (`sign` 1), ll (-1), nlul (-1, `p_power` 1, `pole` tol), UCE (-1, 1, pole 1), WGA, SatImp.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenFormula {
+    /// The factor in front; positive raises the probability of the token when descended.
+    pub sign: f64,
+    /// The power of p.
+    pub p_power: f64,
+    /// The power of q = 1 - p.
+    pub q_power: f64,
+    /// What is added to q in the denominator; `None` for no denominator.
+    pub pole: Option<f64>,
+    /// Tokens with `p <= threshold` weigh nothing; 0 switches the rule off.
+    pub threshold: f64,
+}
+
+impl TokenFormula {
+    /// Makes the constant weight `sign`.
+    pub fn constant(sign: f64) -> Self {
+        Self { sign, p_power: 0.0, q_power: 0.0, pole: None, threshold: 0.0 }
+    }
+
+    /// Returns the weight at probability `p` with `q = 1 - p` given apart.
+    #[inline]
+    pub fn weight(&self, p: f64, q: f64) -> f64 {
+        if self.threshold != 0.0 && p <= self.threshold {
+            return 0.0;
+        }
+        let mut weight = self.sign;
+        if self.p_power != 0.0 {
+            weight *= if self.p_power == 1.0 { p } else { p.powf(self.p_power) };
+        }
+        if self.q_power != 0.0 {
+            weight *= if self.q_power == 1.0 { q } else { q.powf(self.q_power) };
+        }
+        match self.pole {
+            // tol = 0 and p = 1 in this precision: 0/0 in the logit gradient; the limit of w (p - e_y) is finite
+            // but not expressible as a weight, so the weight is bounded by the smallest q a float can hold.
+            Some(pole) => weight / (pole + q).max(f64::from(f32::MIN_POSITIVE)),
+            None => weight,
+        }
+    }
+}
+
+/// Where the weights of a one-hot sweep come from; `S` is the backend's fp32 vector.
+#[derive(Debug)]
+pub enum TokenWeight<'a, S> {
+    /// A formula of the token's own probability, evaluated in the row kernel.
+    Formula(TokenFormula),
+    /// One weight per row, made beforehand (sequence-level losses).
+    PerRow(&'a S),
+}
+
+/// The target of a matched-distribution row; D = z - z_ref and q = softmax(z_ref).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Matched {
+    /// KL(uniform, p): value `-log V - mean log p`, gradient `p - 1/V`.
+    Uniform,
+    /// KL(q, p): value `sum q log(q/p)`, gradient `p - q`; both exactly 0 where D = 0.
+    Kl,
+    /// Quadratic KL: value `Var_q(D)`, gradient `q (D - E_q D)`, which is that of half the value.
+    Qkl,
+}
