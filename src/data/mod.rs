@@ -1,1 +1,4 @@
 //! Corpora: reading, tokenising, caching, sampling.
+
+pub mod batch;
+pub use batch::MicroBatch;

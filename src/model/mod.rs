@@ -1,1 +1,13 @@
 //! From config.json to logits and gradients, written once over the ops.
+
+pub mod config;
+pub mod decoder;
+pub mod generate;
+pub mod layout;
+pub mod params;
+pub mod rope;
+
+pub use config::ModelConfig;
+pub use decoder::Workspace;
+pub use layout::{Block, Layout, Train};
+pub use params::Model;

@@ -158,6 +158,8 @@ pub trait Compute {
     fn write_stat(&self, values: &[f64], stat: &mut Self::Stat);
     /// Copies the first `out.len()` activations to the host.
     fn read_act(&self, act: &Self::Act, out: &mut [f32]);
+    /// Sets the first `len` activations to 0.
+    fn zero(&self, len: usize, act: &mut Self::Act);
     /// Waits for all work and returns the first error it met.
     fn sync(&self) -> Result<()>;
 

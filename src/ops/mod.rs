@@ -11,7 +11,9 @@ pub mod state;
 pub mod weight;
 
 pub use compute::{Compute, Direction, HeadGrads, HeadShape, Heads, PackData, RopeTable, RowStats};
-pub use state::{ParamSpec, Role, State, StateMode, TeacherForm, UpdateRule, UpdateScalars};
+pub use state::{
+    Distances, GradScan, ParamSpec, Role, State, StateMode, TeacherForm, UpdateRule, UpdateScalars,
+};
 pub use weight::{Matched, TokenFormula, TokenWeight};
 
 /// A backend that can do everything.

@@ -1,0 +1,402 @@
+//! Safetensors files, mapped into memory for reading and streamed for writing.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use rayon::prelude::*;
+use safetensors::SafeTensors;
+
+use crate::error::{Error, Result};
+
+/// Number formats of tensors that are read or written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dtype {
+    /// IEEE single.
+    F32,
+    /// IEEE half.
+    F16,
+    /// Brain float.
+    Bf16,
+    /// 32-bit integer.
+    I32,
+    /// 64-bit integer.
+    I64,
+    /// IEEE double.
+    F64,
+}
+
+impl Dtype {
+    /// Returns the bytes of one number.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F16 | Self::Bf16 => 2,
+            Self::F32 | Self::I32 => 4,
+            Self::F64 | Self::I64 => 8,
+        }
+    }
+
+    /// Tells whether model weights may have this type.
+    pub fn is_float(self) -> bool {
+        matches!(self, Self::F32 | Self::F16 | Self::Bf16)
+    }
+
+    fn from_file(dtype: safetensors::Dtype) -> Option<Self> {
+        Some(match dtype {
+            safetensors::Dtype::F32 => Self::F32,
+            safetensors::Dtype::F16 => Self::F16,
+            safetensors::Dtype::BF16 => Self::Bf16,
+            safetensors::Dtype::I32 => Self::I32,
+            safetensors::Dtype::I64 => Self::I64,
+            safetensors::Dtype::F64 => Self::F64,
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
+            Self::I32 => "I32",
+            Self::I64 => "I64",
+            Self::F64 => "F64",
+        })
+    }
+}
+
+/// Type, shape and place of a tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Its number format.
+    pub dtype: Dtype,
+    /// Its shape, slowest axis first.
+    pub shape: Vec<usize>,
+    shard: usize,
+    start: usize,
+    end: usize,
+}
+
+impl TensorInfo {
+    /// Returns the number of elements.
+    pub fn len(&self) -> usize {
+        (self.end - self.start) / self.dtype.size()
+    }
+
+    /// Tells whether it has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+}
+
+/// One file of a model's weights.
+struct Shard {
+    file: String,
+    map: Mmap,
+    names: Vec<String>,
+    metadata: BTreeMap<String, String>,
+}
+
+/// All tensors of one safetensors file or of a sharded folder.
+pub struct Weights {
+    shards: Vec<Shard>,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+/// The single-file name of a model's weights.
+pub const SINGLE: &str = "model.safetensors";
+/// The name of the index of sharded weights.
+pub const INDEX: &str = "model.safetensors.index.json";
+
+impl Weights {
+    /// Opens the weights of a model folder: the index and its shards, or the single file.
+    ///
+    /// Errors: [`crate::Kind::Model`] naming the file for anything truncated, overlapping, missing or doubled.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let index = dir.join(INDEX);
+        if !index.is_file() {
+            return Self::open_file(&dir.join(SINGLE));
+        }
+        let wrong = |what: String| Error::model(format!("{}: {what}", index.display()));
+        let text = std::fs::read_to_string(&index).map_err(|e| Error::io("read", &index, &e))?;
+        let json: serde_json::Value =
+            serde_json::from_str(&text).map_err(|e| wrong(format!("not valid JSON: {e}")))?;
+        let map = json
+            .get("weight_map")
+            .and_then(|map| map.as_object())
+            .ok_or_else(|| wrong("weight_map is missing or no object".into()))?;
+        let mut files: Vec<&str> = Vec::new();
+        for (name, file) in map {
+            let file = file.as_str().unwrap_or_default();
+            let plain = Path::new(file).file_name().is_some_and(|f| f == file);
+            if !plain {
+                return Err(wrong(format!("{name}: `{file}` is no plain file name")));
+            }
+            if !files.contains(&file) {
+                files.push(file);
+            }
+        }
+        files.sort_unstable();
+        let mut weights = Self { shards: Vec::new(), tensors: BTreeMap::new() };
+        for file in files {
+            weights.add(&dir.join(file))?;
+        }
+        for (name, file) in map {
+            let found = weights.tensors.get(name).map(|t| weights.shards[t.shard].file.as_str());
+            if found != file.as_str() {
+                return Err(wrong(format!(
+                    "{name}: not in {file} as the index says{}",
+                    found.map(|f| format!(", but in {f}")).unwrap_or_default()
+                )));
+            }
+        }
+        match weights.tensors.keys().find(|name| !map.contains_key(*name)) {
+            Some(name) => Err(wrong(format!("{name}: in a shard but not in the index"))),
+            None => Ok(weights),
+        }
+    }
+
+    /// Opens one safetensors file.
+    pub fn open_file(path: &Path) -> Result<Self> {
+        let mut weights = Self { shards: Vec::new(), tensors: BTreeMap::new() };
+        weights.add(path)?;
+        Ok(weights)
+    }
+
+    fn add(&mut self, path: &Path) -> Result<()> {
+        let file = File::open(path).map_err(|e| Error::io("open weights", path, &e))?;
+        // SAFETY: the map is read-only; as with every mapped file, nobody may truncate it while it is in use.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map weights", path, &e))?;
+        let wrong = |what: String| {
+            Error::model(format!("{}: {what}", path.display()))
+                .hint("the file is damaged or incomplete; download it again")
+        };
+        let (header, metadata) = SafeTensors::read_metadata(&map)
+            .map_err(|e| wrong(format!("no safetensors file: {e}")))?;
+        let data = header + 8;
+        let shard = self.shards.len();
+        let mut found: Vec<(usize, String)> = Vec::new();
+        for (name, info) in metadata.tensors() {
+            let dtype = Dtype::from_file(info.dtype).ok_or_else(|| {
+                Error::model(format!(
+                    "{}: {name}: dtype {:?} is not supported, wanted F32, F16 or BF16",
+                    path.display(),
+                    info.dtype
+                ))
+            })?;
+            let (start, end) = (data + info.data_offsets.0, data + info.data_offsets.1);
+            if end > map.len() {
+                return Err(wrong(format!("{name}: ends at byte {end} of {}", map.len())));
+            }
+            let tensor = TensorInfo { dtype, shape: info.shape.clone(), shard, start, end };
+            found.push((start, name.clone()));
+            if self.tensors.insert(name.clone(), tensor).is_some() {
+                return Err(wrong(format!("{name}: is in two files")));
+            }
+        }
+        found.sort();
+        let metadata = metadata.metadata().clone().unwrap_or_default().into_iter().collect();
+        let file = path.file_name().map(|f| f.to_string_lossy().into_owned()).unwrap_or_default();
+        let names = found.into_iter().map(|(_, name)| name).collect();
+        self.shards.push(Shard { file, map, names, metadata });
+        Ok(())
+    }
+
+    /// Returns all tensor names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Returns what is known of a tensor.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name)
+    }
+
+    /// Returns every file with its tensors in file order and its metadata.
+    pub fn shards(&self) -> impl Iterator<Item = (&str, &[String], &BTreeMap<String, String>)> {
+        self.shards.iter().map(|s| (s.file.as_str(), s.names.as_slice(), &s.metadata))
+    }
+
+    fn find(&self, name: &str) -> Result<&TensorInfo> {
+        self.info(name).ok_or_else(|| Error::model(format!("{name}: missing from the weights")))
+    }
+
+    /// Returns the raw bytes of a tensor.
+    pub fn bytes(&self, name: &str) -> Result<&[u8]> {
+        let info = self.find(name)?;
+        Ok(&self.shards[info.shard].map[info.start..info.end])
+    }
+
+    /// Reads a float tensor into `out`, which must have its length.
+    pub fn read_f32(&self, name: &str, out: &mut [f32]) -> Result<()> {
+        let (info, bytes) = (self.find(name)?, self.bytes(name)?);
+        let size = info.dtype.size();
+        if bytes.len() != out.len() * size {
+            return Err(Error::model(format!(
+                "{name}: {} elements in file, wanted {}",
+                info.len(),
+                out.len()
+            )));
+        }
+        let convert: fn(&[u8]) -> f32 = match info.dtype {
+            Dtype::F32 => |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
+            Dtype::F16 => |b| half::f16::from_le_bytes([b[0], b[1]]).to_f32(),
+            Dtype::Bf16 => |b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32(),
+            other => return Err(Error::model(format!("{name}: dtype {other} is no weight"))),
+        };
+        const CHUNK: usize = 1 << 16;
+        out.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * size)).for_each(|(out, bytes)| {
+            for (x, b) in out.iter_mut().zip(bytes.chunks_exact(size)) {
+                *x = convert(b);
+            }
+        });
+        Ok(())
+    }
+
+    /// Reads an F32 or F64 tensor as f64.
+    pub fn read_f64(&self, name: &str) -> Result<Vec<f64>> {
+        let info = self.find(name)?;
+        if info.dtype == Dtype::F64 {
+            let bytes = self.bytes(name)?;
+            return Ok(bytes
+                .chunks_exact(8)
+                .map(|b| f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]))
+                .collect());
+        }
+        let mut out = vec![0.0; info.len()];
+        self.read_f32(name, &mut out)?;
+        Ok(out.into_iter().map(f64::from).collect())
+    }
+
+    /// Reads an I32 or I64 tensor.
+    pub fn read_i64(&self, name: &str) -> Result<Vec<i64>> {
+        let (info, bytes) = (self.find(name)?, self.bytes(name)?);
+        match info.dtype {
+            Dtype::I64 => Ok(bytes
+                .chunks_exact(8)
+                .map(|b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]))
+                .collect()),
+            Dtype::I32 => Ok(bytes
+                .chunks_exact(4)
+                .map(|b| i64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]])))
+                .collect()),
+            other => Err(Error::model(format!("{name}: dtype {other}, wanted I32 or I64"))),
+        }
+    }
+}
+
+/// A tensor to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name.
+    pub name: String,
+    /// Its number format.
+    pub dtype: Dtype,
+    /// Its shape, slowest axis first.
+    pub shape: Vec<usize>,
+}
+
+impl Entry {
+    /// Returns its size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.size()
+    }
+}
+
+/// Writes a safetensors file in the order of `entries`, tensor by tensor, and flushes it to disk.
+///
+/// `fill` writes the bytes of each entry; writing more or fewer than the entry has is an error.
+pub fn write_file(
+    path: &Path,
+    entries: &[Entry],
+    metadata: &BTreeMap<String, String>,
+    fill: &mut dyn FnMut(&Entry, &mut dyn Write) -> Result<()>,
+) -> Result<()> {
+    let mut header = serde_json::Map::new();
+    if !metadata.is_empty() {
+        header.insert("__metadata__".into(), serde_json::json!(metadata));
+    }
+    let mut offset = 0;
+    for entry in entries {
+        let end = offset + entry.bytes();
+        let value = serde_json::json!({
+            "dtype": entry.dtype.to_string(), "shape": entry.shape, "data_offsets": [offset, end],
+        });
+        header.insert(entry.name.clone(), value);
+        offset = end;
+    }
+    let mut header = serde_json::Value::Object(header).to_string().into_bytes();
+    // Data then starts at a multiple of 8, so that any dtype can be mapped in place.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let io = |e: std::io::Error| Error::io("write", path, &e);
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(path).map_err(io)?);
+    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
+    file.write_all(&header).map_err(io)?;
+    for entry in entries {
+        let mut counted = Counted { inner: &mut file, path, bytes: 0 };
+        fill(entry, &mut counted)?;
+        if counted.bytes != entry.bytes() {
+            return Err(Error::model(format!(
+                "{}: {}: {} bytes written, wanted {}",
+                path.display(),
+                entry.name,
+                counted.bytes,
+                entry.bytes()
+            )));
+        }
+    }
+    let file = file.into_inner().map_err(|e| io(e.into_error()))?;
+    file.sync_all().map_err(io)
+}
+
+struct Counted<'a> {
+    inner: &'a mut BufWriter<File>,
+    path: &'a Path,
+    bytes: usize,
+}
+
+impl Write for Counted<'_> {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        let n = self.inner.write(buf)?;
+        self.bytes += n;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+impl fmt::Debug for Counted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes into {}", self.bytes, self.path.display())
+    }
+}
+
+/// Writes fp32 numbers as `dtype` (floats only), rounding to nearest even.
+pub fn write_f32_as(dtype: Dtype, values: &[f32], out: &mut dyn Write) -> std::io::Result<()> {
+    let mut buffer = Vec::with_capacity(1 << 16);
+    for chunk in values.chunks(1 << 14) {
+        buffer.clear();
+        for &x in chunk {
+            match dtype {
+                Dtype::F16 => buffer.extend(half::f16::from_f32(x).to_le_bytes()),
+                Dtype::Bf16 => buffer.extend(half::bf16::from_f32(x).to_le_bytes()),
+                _ => buffer.extend(x.to_le_bytes()),
+            }
+        }
+        out.write_all(&buffer)?;
+    }
+    Ok(())
+}
+
+/// Returns the path of the file that holds a folder's weights, for messages.
+pub fn weights_path(dir: &Path) -> PathBuf {
+    let index = dir.join(INDEX);
+    if index.is_file() { index } else { dir.join(SINGLE) }
+}

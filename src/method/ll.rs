@@ -1,0 +1,25 @@
+//! Log-likelihood: gradient ascent.
+
+use super::{Knobs, Normaliser, Objective, Rows};
+use crate::ops::TokenFormula;
+
+/// `log p_y`. Source: mt-unlearn `losses.py`, `loglikelihood`.
+pub struct Ll;
+
+impl Objective for Ll {
+    fn name(&self) -> &'static str {
+        "ll"
+    }
+
+    fn formula(&self) -> &'static str {
+        "log p_y, mean over real target tokens"
+    }
+
+    fn rows(&self, _: &Knobs) -> Rows {
+        Rows::Token(TokenFormula::constant(-1.0))
+    }
+
+    fn normaliser(&self) -> Normaliser {
+        Normaliser::Targets
+    }
+}

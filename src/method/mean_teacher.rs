@@ -1,0 +1,182 @@
+//! One step of mean-teacher unlearning: both gradients, clip, and the fused update of student and teacher.
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::passes::{Passes, Sums};
+use super::{Knobs, Objective};
+use crate::data::MicroBatch;
+use crate::error::{Error, Kind, Result};
+use crate::model::Model;
+use crate::ops::{GradScan, Ops, UpdateScalars};
+use crate::optim::{Schedule, clip_factor};
+
+/// What is minimised, by name already resolved.
+#[derive(Clone, Copy)]
+pub struct Method {
+    /// The loss on forget documents.
+    pub loss: &'static dyn Objective,
+    /// The penalty on retain documents.
+    pub penalty: Option<&'static dyn Objective>,
+    /// Their numbers.
+    pub knobs: Knobs,
+}
+
+/// The numbers of a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Settings {
+    /// alpha, the weight of the forget loss.
+    pub forget_weight: f64,
+    /// beta, the weight of the penalty.
+    pub retain_weight: f64,
+    /// The gradient norm above which everything is scaled down; infinite for never.
+    pub clip: f64,
+    /// Pull of the student to the teacher.
+    pub damping: f64,
+    /// delta: the share of the way the teacher goes to the student.
+    pub teacher_rate: f64,
+    /// Learning rate over steps.
+    pub schedule: Schedule,
+}
+
+/// What a step did; the names are those of the reference's log.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct StepReport {
+    /// The step, counted from 0.
+    pub global_step: u64,
+    /// Monitored NLL of the forget documents, nats per token.
+    pub loss_tr: f64,
+    /// Penalty before its weight (qkl: the whole variance).
+    pub loss_kl: f64,
+    /// Gradient norm before clipping and without damping.
+    pub grad_norm: f64,
+    /// Clip factor c.
+    pub clip_coef: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Whether the update was left out because the gradient was not finite.
+    pub skipped: bool,
+    /// Seconds in the forget pass and the update.
+    pub time_tr: f64,
+    /// Seconds in the penalty pass, teacher included.
+    pub time_kl: f64,
+    /// Student tokens of the step.
+    pub tokens: usize,
+}
+
+/// The training state of a run between steps.
+pub struct MeanTeacher<O: Ops> {
+    /// Student and teacher.
+    pub model: Model<O>,
+    /// The base model of losses that compare with one.
+    pub base: Option<Model<O>>,
+    /// Buffers.
+    pub passes: Passes<O>,
+    /// What is minimised.
+    pub method: Method,
+    /// The numbers.
+    pub settings: Settings,
+    /// The next step, counted from 0.
+    pub step: u64,
+    scans: Vec<GradScan>,
+}
+
+impl<O: Ops> MeanTeacher<O> {
+    /// Puts the parts together; `passes` must be made for training.
+    pub fn new(
+        model: Model<O>,
+        base: Option<Model<O>>,
+        passes: Passes<O>,
+        method: Method,
+        settings: Settings,
+    ) -> Self {
+        let scans = vec![GradScan::default(); model.params.len()];
+        Self { model, base, passes, method, settings, step: 0, scans }
+    }
+
+    /// Adds the gradients of one step without an update: alpha times the loss, beta times the penalty.
+    pub fn gradients(
+        &mut self,
+        ops: &O,
+        forget: &[MicroBatch],
+        retain: &[MicroBatch],
+    ) -> Result<(Sums, Sums, [f64; 2])> {
+        let start = Instant::now();
+        self.model.clear_grads(ops);
+        let Self { model, base, passes, method, settings, .. } = self;
+        let (loss, knobs) = (method.loss, &method.knobs);
+        let weight = Some(settings.forget_weight);
+        let tr = passes.sweep(ops, model, base.as_mut(), loss, knobs, forget, weight)?;
+        let middle = Instant::now();
+        let mut kl = Sums::default();
+        if let Some(penalty) = method.penalty {
+            let weight = Some(settings.retain_weight);
+            kl = passes.sweep(ops, model, None, penalty, knobs, retain, weight)?;
+        }
+        Ok((tr, kl, [(middle - start).as_secs_f64(), middle.elapsed().as_secs_f64()]))
+    }
+
+    /// Does one step.
+    ///
+    /// A gradient with a NaN or an infinity never reaches the weights: the update is left out and the report
+    /// says so.
+    pub fn step(
+        &mut self,
+        ops: &O,
+        forget: &[MicroBatch],
+        retain: &[MicroBatch],
+    ) -> Result<StepReport> {
+        let (tr, kl, [time_forget, time_kl]) = self.gradients(ops, forget, retain)?;
+        let start = Instant::now();
+        for (scan, grad) in self.scans.iter_mut().zip(&self.model.grads) {
+            *scan = grad.as_ref().map(|grad| ops.scan_grad(grad)).unwrap_or_default();
+        }
+        let norm = self.scans.iter().map(|scan| scan.sum_sq).sum::<f64>().sqrt();
+        let lr = self.settings.schedule.rate(self.step);
+        let clip = clip_factor(norm, self.settings.clip);
+        let skipped = !norm.is_finite() || self.scans.iter().any(|scan| scan.nonfinite > 0);
+        if !skipped {
+            let scalars = UpdateScalars {
+                step: self.step,
+                lr,
+                clip,
+                damping: self.settings.damping,
+                teacher_rate: self.settings.teacher_rate,
+            };
+            let Model { params, grads, .. } = &mut self.model;
+            for ((param, grad), scan) in params.iter_mut().zip(grads).zip(&self.scans) {
+                if let Some(grad) = grad {
+                    ops.update(param, grad, scan, &scalars);
+                }
+            }
+            ops.sync()?;
+        }
+        let report = StepReport {
+            global_step: self.step,
+            loss_tr: tr.nll,
+            loss_kl: kl.value,
+            grad_norm: norm,
+            clip_coef: clip,
+            lr,
+            skipped,
+            time_tr: time_forget + start.elapsed().as_secs_f64(),
+            time_kl,
+            tokens: tr.tokens + kl.tokens,
+        };
+        self.step += 1;
+        Ok(report)
+    }
+
+    /// Returns the error for a gradient that is not finite: the first block that holds one, by name.
+    pub fn nonfinite(&self, step: u64) -> Error {
+        let at = self.scans.iter().position(|scan| scan.nonfinite > 0);
+        let place = at.map_or("gradient norm", |b| self.model.layout.blocks[b].name.as_str());
+        let count = at.map_or(0, |b| self.scans[b].nonfinite);
+        Error::new(
+            Kind::Numeric,
+            format!("step {step}: {place}: {count} gradient entries are not finite"),
+        )
+        .hint("the weights are those of the last good step; lower the learning rate or the loss weight")
+    }
+}

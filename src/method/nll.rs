@@ -1,0 +1,25 @@
+//! Negative log-likelihood: plain training.
+
+use super::{Knobs, Normaliser, Objective, Rows};
+use crate::ops::TokenFormula;
+
+/// `-log p_y`. Source: mt-unlearn `losses.py`, `nll`.
+pub struct Nll;
+
+impl Objective for Nll {
+    fn name(&self) -> &'static str {
+        "nll"
+    }
+
+    fn formula(&self) -> &'static str {
+        "-log p_y, mean over real target tokens"
+    }
+
+    fn rows(&self, _: &Knobs) -> Rows {
+        Rows::Token(TokenFormula::constant(1.0))
+    }
+
+    fn normaliser(&self) -> Normaliser {
+        Normaliser::Targets
+    }
+}

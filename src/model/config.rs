@@ -1,0 +1,328 @@
+//! config.json of a decoder: what is read, and what is refused.
+
+use serde_json::Value;
+
+use crate::error::{Error, Result, nearest};
+use crate::ops::Heads;
+
+/// The `model_type`s this version computes.
+pub const ARCHITECTURES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
+
+/// The settings of a decoder that its computation depends on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// `model_type`.
+    pub architecture: String,
+    /// V.
+    pub vocab: usize,
+    /// C.
+    pub width: usize,
+    /// Number of layers.
+    pub layers: usize,
+    /// H.
+    pub heads: usize,
+    /// G.
+    pub kv_heads: usize,
+    /// D.
+    pub head_width: usize,
+    /// F.
+    pub ffn: usize,
+    /// Epsilon of the RMS norms.
+    pub eps: f64,
+    /// Whether the head is the embedding matrix.
+    pub tied: bool,
+    /// Whether q, k and v have biases.
+    pub qkv_bias: bool,
+    /// Whether the output projection has a bias.
+    pub out_bias: bool,
+    /// Whether gate, up and down have biases.
+    pub mlp_bias: bool,
+    /// Whether query and key heads are normed (Qwen3).
+    pub qk_norm: bool,
+    /// Rotary positions.
+    pub rope: RopeConfig,
+    /// Sliding window of each layer.
+    pub windows: Vec<Option<usize>>,
+    /// The longest sequence the model was made for.
+    pub max_positions: usize,
+}
+
+/// Rotary position settings.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RopeConfig {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// Width of the rotated part of a head; D unless `partial_rotary_factor` says less.
+    pub width: usize,
+    /// How frequencies are changed for long contexts.
+    pub scaling: RopeScaling,
+}
+
+/// Changes of rotary frequencies.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeScaling {
+    /// None.
+    Default,
+    /// All divided by `factor`.
+    Linear {
+        /// The divisor.
+        factor: f64,
+    },
+    /// Llama-3: low frequencies divided, high ones kept, those between blended.
+    Llama3 {
+        /// The divisor of low frequencies.
+        factor: f64,
+        /// Wavelengths above `original / low` are divided.
+        low: f64,
+        /// Wavelengths below `original / high` are kept.
+        high: f64,
+        /// The context the model was first trained for, tokens.
+        original: f64,
+    },
+}
+
+impl ModelConfig {
+    /// Reads config.json, in the style of transformers 4 and 5.
+    ///
+    /// Errors: [`crate::Kind::Model`] for JSON that is not an object, missing or ill-typed keys, an unknown
+    /// architecture, or a setting that this version does not compute.
+    pub fn parse(text: &str) -> Result<Self> {
+        let root: Value = serde_json::from_str(text)
+            .map_err(|e| Error::model(format!("config.json: not valid JSON: {e}")))?;
+        let json = Reader { root: &root };
+        let architecture = json.text("model_type")?;
+        if !ARCHITECTURES.contains(&architecture.as_str()) {
+            let known = ARCHITECTURES.join(", ");
+            let near = nearest(&architecture, ARCHITECTURES);
+            let hint = match near {
+                Some(near) => format!("known are {known}; nearest is {near}"),
+                None => format!("known are {known}"),
+            };
+            return Err(Error::model(format!(
+                "config.json: model_type: architecture `{architecture}` is not supported"
+            ))
+            .hint(hint));
+        }
+        let activation = json.text("hidden_act")?;
+        if activation != "silu" {
+            return Err(Error::model(format!(
+                "config.json: hidden_act: `{activation}` is not supported, wanted `silu`"
+            )));
+        }
+        let qwen2 = architecture == "qwen2";
+        let attention_bias = json.flag("attention_bias", false)?;
+        let width = json.size("hidden_size")?;
+        let heads = json.size("num_attention_heads")?;
+        let layers = json.size("num_hidden_layers")?;
+        let head_width = match json.optional_size("head_dim")? {
+            Some(d) => d,
+            None if width.is_multiple_of(heads) => width / heads,
+            None => {
+                return Err(Error::model(format!(
+                    "config.json: hidden_size {width} is no multiple of num_attention_heads {heads}, and head_dim is missing"
+                )));
+            }
+        };
+        let kv_heads = json.optional_size("num_key_value_heads")?.unwrap_or(heads);
+        if !heads.is_multiple_of(kv_heads) {
+            return Err(Error::model(format!(
+                "config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
+            )));
+        }
+        Ok(Self {
+            vocab: json.size("vocab_size")?,
+            width,
+            layers,
+            heads,
+            kv_heads,
+            head_width,
+            ffn: json.size("intermediate_size")?,
+            eps: json.number("rms_norm_eps", Some(1e-6))?,
+            tied: json.flag("tie_word_embeddings", false)?,
+            qkv_bias: qwen2 || attention_bias,
+            out_bias: !qwen2 && attention_bias,
+            mlp_bias: json.flag("mlp_bias", false)?,
+            qk_norm: architecture == "qwen3",
+            rope: rope(&json, head_width)?,
+            windows: windows(&json, layers)?,
+            max_positions: json.optional_size("max_position_embeddings")?.unwrap_or(2048),
+            architecture,
+        })
+    }
+
+    /// Returns the heads of layer `layer`.
+    pub fn heads(&self, layer: usize) -> Heads {
+        Heads {
+            h: self.heads,
+            g: self.kv_heads,
+            d: self.head_width,
+            window: self.windows.get(layer).copied().flatten(),
+        }
+    }
+}
+
+fn rope(json: &Reader<'_>, head_width: usize) -> Result<RopeConfig> {
+    // transformers 5 keeps all rotary settings under rope_parameters; before, the base stood at the top level.
+    let section = ["rope_parameters", "rope_scaling"]
+        .into_iter()
+        .find(|key| json.root.get(key).is_some_and(Value::is_object));
+    let inner = section.and_then(|key| json.root.get(key)).map(|root| Reader { root });
+    let theta = match &inner {
+        Some(inner) if inner.root.get("rope_theta").is_some() => {
+            inner.number("rope_theta", None)?
+        }
+        _ => json.number("rope_theta", Some(10_000.0))?,
+    };
+    let partial = match &inner {
+        Some(inner) if inner.root.get("partial_rotary_factor").is_some() => {
+            inner.number("partial_rotary_factor", None)?
+        }
+        _ => json.number("partial_rotary_factor", Some(1.0))?,
+    };
+    if !(theta > 0.0 && partial > 0.0 && partial <= 1.0) {
+        return Err(Error::model(format!(
+            "config.json: rope_theta {theta} must be positive and partial_rotary_factor {partial} in (0, 1]"
+        )));
+    }
+    let width = (head_width as f64 * partial) as usize / 2 * 2;
+    let Some(inner) = inner else {
+        return Ok(RopeConfig { theta, width, scaling: RopeScaling::Default });
+    };
+    let kind = match inner.root.get("rope_type").or_else(|| inner.root.get("type")) {
+        None => "default",
+        Some(value) => value.as_str().unwrap_or("?"),
+    };
+    let scaling = match kind {
+        "default" => RopeScaling::Default,
+        "linear" => RopeScaling::Linear { factor: inner.number("factor", None)? },
+        "llama3" => RopeScaling::Llama3 {
+            factor: inner.number("factor", None)?,
+            low: inner.number("low_freq_factor", None)?,
+            high: inner.number("high_freq_factor", None)?,
+            original: inner.number("original_max_position_embeddings", None)?,
+        },
+        other => {
+            return Err(Error::model(format!("config.json: rope type `{other}` is not supported"))
+                .hint("known are default, linear, llama3"));
+        }
+    };
+    Ok(RopeConfig { theta, width, scaling })
+}
+
+fn windows(json: &Reader<'_>, layers: usize) -> Result<Vec<Option<usize>>> {
+    let Some(window) = json.optional_size("sliding_window")? else {
+        return Ok(vec![None; layers]);
+    };
+    if let Some(types) = json.root.get("layer_types").and_then(Value::as_array) {
+        if types.len() != layers {
+            return Err(Error::model(format!(
+                "config.json: layer_types: {} entries, num_hidden_layers is {layers}",
+                types.len()
+            )));
+        }
+        return Ok(types
+            .iter()
+            .map(|kind| (kind.as_str() == Some("sliding_attention")).then_some(window))
+            .collect());
+    }
+    // Qwen names the first layer that slides and a switch; Mistral slides everywhere.
+    let mistral = json.root.get("model_type").and_then(Value::as_str) == Some("mistral");
+    let slides = mistral || json.flag("use_sliding_window", false)?;
+    let first = if mistral { 0 } else { json.optional_size("max_window_layers")?.unwrap_or(0) };
+    Ok((0..layers).map(|l| (slides && l >= first).then_some(window)).collect())
+}
+
+/// Typed access to a JSON object, with errors that name the key.
+struct Reader<'a> {
+    root: &'a Value,
+}
+
+impl Reader<'_> {
+    fn wrong(key: &str, wanted: &str, got: &Value) -> Error {
+        Error::model(format!("config.json: {key}: wanted {wanted}, got {got}"))
+    }
+
+    fn missing(key: &str) -> Error {
+        Error::model(format!("config.json: {key} is missing"))
+    }
+
+    fn present(&self, key: &str) -> Option<&Value> {
+        self.root.get(key).filter(|value| !value.is_null())
+    }
+
+    fn text(&self, key: &str) -> Result<String> {
+        let value = self.present(key).ok_or_else(|| Self::missing(key))?;
+        value.as_str().map(str::to_owned).ok_or_else(|| Self::wrong(key, "a string", value))
+    }
+
+    fn optional_size(&self, key: &str) -> Result<Option<usize>> {
+        let Some(value) = self.present(key) else { return Ok(None) };
+        // 2^31 bounds every dimension: products of two then fit 64 bits, and no real model comes near.
+        match value.as_u64() {
+            Some(n) if (1..1 << 31).contains(&n) => Ok(Some(n as usize)),
+            _ => Err(Self::wrong(key, "a whole number from 1 to 2^31", value)),
+        }
+    }
+
+    fn size(&self, key: &str) -> Result<usize> {
+        self.optional_size(key)?.ok_or_else(|| Self::missing(key))
+    }
+
+    fn number(&self, key: &str, default: Option<f64>) -> Result<f64> {
+        match (self.present(key), default) {
+            (Some(value), _) => value
+                .as_f64()
+                .filter(|x| x.is_finite())
+                .ok_or_else(|| Self::wrong(key, "a number", value)),
+            (None, Some(default)) => Ok(default),
+            (None, None) => Err(Self::missing(key)),
+        }
+    }
+
+    fn flag(&self, key: &str, default: bool) -> Result<bool> {
+        match self.present(key) {
+            None => Ok(default),
+            Some(value) => value.as_bool().ok_or_else(|| Self::wrong(key, "true or false", value)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LLAMA: &str = r#"{"model_type":"llama","hidden_act":"silu","hidden_size":64,"num_attention_heads":2,
+        "num_hidden_layers":2,"vocab_size":512,"intermediate_size":96,"rope_theta":5e5,"sliding_window":null}"#;
+
+    #[test]
+    fn parse_fills_defaults() {
+        let config = ModelConfig::parse(LLAMA).unwrap();
+        assert_eq!((config.kv_heads, config.head_width, config.rope.width), (2, 32, 32));
+        assert_eq!(config.rope.theta, 5e5);
+        assert_eq!(config.windows, [None, None]);
+    }
+
+    #[test]
+    fn parse_names_unknown_architecture_and_nearest() {
+        let text = LLAMA.replace("\"llama\"", "\"lama\"");
+        let error = ModelConfig::parse(&text).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "config.json: model_type: architecture `lama` is not supported\n\
+             hint: known are llama, mistral, qwen2, qwen3; nearest is llama"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn parse_never_panics(
+            cut in 0usize..LLAMA.len(), byte in any::<u8>(), at in 0usize..LLAMA.len()
+        ) {
+            let mut bytes = LLAMA.as_bytes().to_vec();
+            bytes[at] = byte;
+            bytes.truncate(cut.max(at));
+            let _ = ModelConfig::parse(&String::from_utf8_lossy(&bytes));
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Generation with a key/value cache: greedy or sampled, any number of prompts at once.
+
+use super::decoder::{Attend, Workspace};
+use super::params::Model;
+use crate::error::{Error, Result};
+use crate::ops::{HeadShape, Ops, PackData, Role};
+use crate::rng::Stream;
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Choice {
+    /// The most probable one; the smallest id among equals.
+    Greedy,
+    /// Drawn from the softmax at a temperature, within the smallest set of tokens that holds `top_p`.
+    Sample {
+        /// Divides the logits; positive.
+        temperature: f64,
+        /// Share of probability kept, in (0, 1].
+        top_p: f64,
+        /// Root seed; the draw depends on it, the prompt's number and the token's alone.
+        seed: u64,
+    },
+}
+
+/// What to generate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// At most this many new tokens a prompt.
+    pub max_new_tokens: usize,
+    /// Generation of a prompt stops after one of these, which is part of the output.
+    pub end_tokens: Vec<u32>,
+    /// How tokens are chosen.
+    pub choice: Choice,
+    /// Prompts generated at the same time.
+    pub batch: usize,
+}
+
+/// Generates a continuation of every prompt; returns the new ids only, in the order of the prompts.
+///
+/// Prompts are packed, not padded: positions count from the first token of each, so the batch size changes
+/// nothing but speed. An empty prompt is an error.
+pub fn generate<O: Ops>(
+    ops: &O,
+    model: &mut Model<O>,
+    prompts: &[Vec<u32>],
+    request: &Request,
+) -> Result<Vec<Vec<u32>>> {
+    if let Some(i) = prompts.iter().position(Vec::is_empty) {
+        return Err(Error::data(format!("prompt {i}: has no tokens, nothing to continue")));
+    }
+    // Long and short prompts are kept apart, so that a batch finishes together.
+    let mut order: Vec<usize> = (0..prompts.len()).collect();
+    order.sort_by_key(|&i| (prompts[i].len(), i));
+    let mut outputs = vec![Vec::new(); prompts.len()];
+    for group in order.chunks(request.batch.max(1)) {
+        let mut session = Session::new(ops, model, prompts, group, request)?;
+        session.run(ops, model, prompts, &mut outputs)?;
+    }
+    Ok(outputs)
+}
+
+struct Session<'a, O: Ops> {
+    group: &'a [usize],
+    request: &'a Request,
+    ws: Workspace<O>,
+    caches: Vec<O::Cache>,
+    pack: O::Pack,
+    data: PackData,
+    rows: O::Act,
+    logits: Vec<f32>,
+}
+
+impl<'a, O: Ops> Session<'a, O> {
+    fn new(
+        ops: &O,
+        model: &Model<O>,
+        prompts: &[Vec<u32>],
+        group: &'a [usize],
+        request: &'a Request,
+    ) -> Result<Self> {
+        let cfg = &model.config;
+        let longest = group.iter().map(|&i| prompts[i].len()).max().unwrap_or(0);
+        let tokens: usize = group.iter().map(|&i| prompts[i].len()).sum();
+        let capacity = longest + request.max_new_tokens;
+        let caches = (0..cfg.layers)
+            .map(|l| ops.cache(group.len(), capacity, cfg.heads(l)))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            group,
+            request,
+            ws: Workspace::new(ops, model, tokens, false)?,
+            caches,
+            pack: ops.pack(tokens)?,
+            data: PackData::default(),
+            rows: ops.act(group.len() * cfg.width)?,
+            logits: vec![0.0; group.len() * cfg.vocab],
+        })
+    }
+
+    fn run(
+        &mut self,
+        ops: &O,
+        model: &Model<O>,
+        prompts: &[Vec<u32>],
+        outputs: &mut [Vec<u32>],
+    ) -> Result<()> {
+        if self.request.max_new_tokens == 0 {
+            return Ok(());
+        }
+        self.data.clear();
+        for (slot, &i) in self.group.iter().enumerate() {
+            self.data.push(&prompts[i], |_| 0.0);
+            self.data.slots.push(slot as u32);
+        }
+        self.step(ops, model, true)?;
+        let mut live: Vec<usize> = (0..self.group.len()).collect();
+        loop {
+            self.data.clear();
+            let mut next = Vec::with_capacity(live.len());
+            for (row, &slot) in live.iter().enumerate() {
+                let i = self.group[slot];
+                let vocab = model.config.vocab;
+                let logits = &self.logits[row * vocab..(row + 1) * vocab];
+                let id = choose(logits, &self.request.choice, i as u64, outputs[i].len() as u64);
+                outputs[i].push(id);
+                let full = outputs[i].len() >= self.request.max_new_tokens;
+                if !full && !self.request.end_tokens.contains(&id) {
+                    next.push(slot);
+                    self.data.push(&[id], |_| 0.0);
+                    if let Some(position) = self.data.positions.last_mut() {
+                        *position = (prompts[i].len() + outputs[i].len() - 1) as u32;
+                    }
+                    self.data.slots.push(slot as u32);
+                }
+            }
+            live = next;
+            if live.is_empty() {
+                return Ok(());
+            }
+            self.step(ops, model, false)?;
+        }
+    }
+
+    /// Runs the loaded tokens and computes the logits after the last token of each document.
+    fn step(&mut self, ops: &O, model: &Model<O>, prefill: bool) -> Result<()> {
+        let n = self.data.tokens();
+        ops.load_pack(&mut self.pack, &self.data);
+        let caches = &mut self.caches;
+        let attend = if prefill { Attend::Prefill(caches) } else { Attend::Decode(caches) };
+        model.run(ops, &self.pack, n, Role::Evaluated, &mut self.ws, attend);
+        let last: Vec<u32> = self.data.starts.iter().skip(1).map(|end| end - 1).collect();
+        let shape = HeadShape { n: last.len(), c: model.config.width, v: model.config.vocab };
+        ops.gather_rows(shape.c, &last, &self.ws.h, &mut self.rows);
+        self.ws.head_logits(ops, model, shape, &self.rows, &mut self.logits);
+        ops.sync()
+    }
+}
+
+fn choose(logits: &[f32], choice: &Choice, prompt: u64, position: u64) -> u32 {
+    match *choice {
+        Choice::Greedy => {
+            let mut best = 0;
+            for (v, z) in logits.iter().enumerate() {
+                if *z > logits[best] {
+                    best = v;
+                }
+            }
+            best as u32
+        }
+        Choice::Sample { temperature, top_p, seed } => {
+            let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let mut items: Vec<(f64, u32)> = logits
+                .iter()
+                .enumerate()
+                .map(|(v, z)| ((f64::from(z - max) / temperature).exp(), v as u32))
+                .collect();
+            items.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            let total: f64 = items.iter().map(|item| item.0).sum();
+            let mut kept = 0.0;
+            let mut count = 0;
+            while count < items.len() && kept < top_p * total {
+                kept += items[count].0;
+                count += 1;
+            }
+            let mut left = Stream::new(seed, "generate").uniform(prompt, position) * kept;
+            for (weight, id) in &items[..count] {
+                left -= weight;
+                if left < 0.0 {
+                    return *id;
+                }
+            }
+            items[count.saturating_sub(1)].1
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn greedy_takes_the_smallest_of_equal_ids() {
+        assert_eq!(choose(&[0.0, 2.0, 2.0], &Choice::Greedy, 0, 0), 1);
+    }
+
+    #[test]
+    fn sample_with_tiny_top_p_is_greedy() {
+        let choice = Choice::Sample { temperature: 1.0, top_p: 1e-9, seed: 3 };
+        assert!((0..50).all(|i| choose(&[0.0, 1.0, 3.0, 2.0], &choice, 0, i) == 2));
+    }
+}

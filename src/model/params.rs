@@ -1,0 +1,185 @@
+//! The parameters of a model on a backend: loading, reading back, gradients.
+
+use super::config::ModelConfig;
+use super::layout::{Layout, Train};
+use super::rope;
+use crate::error::Result;
+use crate::io::safetensors::Weights;
+use crate::ops::{
+    Compute, Ops, ParamSpec, Role, RopeTable, State, StateMode, TeacherForm, UpdateRule,
+};
+
+/// How the parameters of a model are kept.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Keeping {
+    /// Which of them train; `None` loads for inference, all frozen.
+    pub train: Option<Train>,
+    /// State mode of those that train.
+    pub mode: StateMode,
+    /// How their teacher is kept.
+    pub teacher: TeacherForm,
+    /// The optimizer.
+    pub rule: UpdateRule,
+    /// Root seed of rounding noise.
+    pub seed: u64,
+}
+
+impl Keeping {
+    /// Keeps a model that is only read.
+    pub fn inference() -> Self {
+        Self {
+            train: None,
+            mode: StateMode::Exact,
+            teacher: TeacherForm::None,
+            rule: UpdateRule::Sgd { momentum: 0.0 },
+            seed: 0,
+        }
+    }
+}
+
+/// A model on a backend.
+pub struct Model<O: Ops> {
+    /// Its configuration.
+    pub config: ModelConfig,
+    /// Its blocks.
+    pub layout: Layout,
+    /// Rotary frequencies.
+    pub rope: RopeTable,
+    /// A parameter per block.
+    pub params: Vec<O::Param>,
+    /// A gradient per trainable block.
+    pub grads: Vec<Option<O::Grad>>,
+}
+
+impl<O: Ops> Model<O> {
+    /// Checks every tensor and then loads the model.
+    pub fn load(ops: &O, config: ModelConfig, weights: &Weights, keep: &Keeping) -> Result<Self> {
+        let mut layout = Layout::new(&config, keep.train.unwrap_or_default());
+        layout.check(weights)?;
+        if keep.train.is_none() {
+            layout.blocks.iter_mut().for_each(|block| block.trainable = false);
+        }
+        let mut params = Vec::with_capacity(layout.blocks.len());
+        let mut grads = Vec::with_capacity(layout.blocks.len());
+        for block in &layout.blocks {
+            let spec = ParamSpec {
+                name: block.name.clone(),
+                len: block.len(),
+                trainable: block.trainable,
+                mode: keep.mode,
+                teacher: keep.teacher,
+                rule: keep.rule,
+                seed: keep.seed,
+            };
+            params.push(ops.param(&spec, &mut |out| {
+                let mut rest = out;
+                for part in &block.parts {
+                    let (here, after) = rest.split_at_mut(part.len());
+                    weights.read_f32(&part.name, here)?;
+                    rest = after;
+                }
+                Ok(())
+            })?);
+            grads.push(if block.trainable { Some(ops.grad(&spec)?) } else { None });
+        }
+        let rope = rope::table(&config.rope);
+        Ok(Self { config, layout, rope, params, grads })
+    }
+
+    /// Visits every tensor of the blocks picked by `pick` with its fp32 values, as `read` gets them per block.
+    fn visit(
+        &self,
+        pick: impl Fn(usize) -> bool,
+        mut read: impl FnMut(usize, &mut [f32]) -> bool,
+        visit: &mut dyn FnMut(&str, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let mut values = Vec::new();
+        for (b, block) in self.layout.blocks.iter().enumerate().filter(|(b, _)| pick(*b)) {
+            values.resize(block.len(), 0.0);
+            if !read(b, &mut values) {
+                continue;
+            }
+            let mut start = 0;
+            for part in &block.parts {
+                visit(&part.name, &values[start..start + part.len()])?;
+                start += part.len();
+            }
+        }
+        Ok(())
+    }
+
+    /// Visits every tensor of student or teacher in fp32, in layout order.
+    pub fn visit_weights(
+        &self,
+        ops: &O,
+        role: Role,
+        visit: &mut dyn FnMut(&str, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let read = |b: usize, out: &mut [f32]| {
+            ops.read_param(&self.params[b], role, out);
+            true
+        };
+        self.visit(|_| true, read, visit)
+    }
+
+    /// Visits the gradient of every trainable tensor in fp32.
+    pub fn visit_grads(
+        &self,
+        ops: &O,
+        visit: &mut dyn FnMut(&str, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let read = |b: usize, out: &mut [f32]| match &self.grads[b] {
+            Some(grad) => {
+                ops.read_grad(grad, out);
+                true
+            }
+            None => false,
+        };
+        self.visit(|_| true, read, visit)
+    }
+
+    /// Visits one optimizer buffer of every trainable tensor in fp32.
+    pub fn visit_moments(
+        &self,
+        ops: &O,
+        name: &str,
+        visit: &mut dyn FnMut(&str, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let read = |b: usize, out: &mut [f32]| ops.read_moment(&self.params[b], name, out);
+        self.visit(|b| self.layout.blocks[b].trainable, read, visit)
+    }
+
+    /// Empties all gradients.
+    pub fn clear_grads(&mut self, ops: &O) {
+        self.grads.iter_mut().flatten().for_each(|grad| ops.clear_grad(grad));
+    }
+
+    /// Returns a scratch buffer long enough to show any block of a layer, or an empty one where none is needed.
+    pub fn layer_scratch(&self, ops: &O) -> Result<O::Act> {
+        let needed = self.params.iter().any(|p| {
+            [Role::Student, Role::Teacher, Role::Evaluated].iter().any(|r| ops.needs_scratch(p, *r))
+        });
+        ops.act(if needed { self.layout.longest_layer_block() } else { 0 })
+    }
+
+    /// Returns a scratch buffer for block `b`, empty where none is needed.
+    pub fn block_scratch(&self, ops: &O, b: usize) -> Result<O::Act> {
+        let roles = [Role::Student, Role::Teacher, Role::Evaluated];
+        let needed = roles.iter().any(|r| ops.needs_scratch(&self.params[b], *r));
+        ops.act(if needed { self.layout.blocks[b].len() } else { 0 })
+    }
+}
+
+/// A weight as the ops of `O` read it.
+pub type View<'a, O> = <O as Compute>::Weight<'a>;
+
+/// Shows block `b` of `model` for `role`.
+pub fn view<'a, O: Ops>(
+    ops: &O,
+    model: &'a Model<O>,
+    b: usize,
+    role: Role,
+    scratch: &'a mut O::Act,
+) -> View<'a, O> {
+    State::view(ops, &model.params[b], role, scratch)
+}

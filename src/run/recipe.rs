@@ -1,0 +1,509 @@
+//! The recipe of a run: TOML, presets, `--set`, and the checks before anything is read.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use super::presets;
+use crate::error::{Error, Result, nearest};
+use crate::method::{self, Knobs, Method, Settings};
+use crate::model::Train;
+use crate::ops::{StateMode, TeacherForm};
+use crate::optim::OptimConfig;
+
+/// Everything a run depends on.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Recipe {
+    /// Root seed of sampling and rounding.
+    pub seed: u64,
+    /// Where models come from and how their state is kept.
+    pub model: ModelSection,
+    /// The corpora.
+    pub data: DataSection,
+    /// What is minimised.
+    pub method: MethodSection,
+    /// How weights move.
+    pub optim: OptimConfig,
+    /// Steps, batches, checkpoints.
+    pub run: RunSection,
+    /// Evaluation inside the run.
+    pub eval: EvalSection,
+}
+
+/// `[model]`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ModelSection {
+    /// The model folder to start from.
+    pub path: PathBuf,
+    /// The base model of losses that compare with one; the starting model where empty.
+    pub base: PathBuf,
+    /// `body` (all but embeddings, head, norms) or `all`.
+    pub train: TrainKey,
+    /// `auto` (compact from 3e9 trainable parameters up), `exact` or `compact`.
+    pub state: StateKey,
+    /// `full` or `drift`; compact state always keeps the drift.
+    pub teacher: TeacherKey,
+}
+
+/// `[data]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DataSection {
+    /// The forget set: .jsonl, .json or .txt. For `finetune` this is the training set.
+    pub forget: PathBuf,
+    /// The retain set.
+    pub retain: PathBuf,
+    /// Longest forget document, tokens.
+    pub forget_context: usize,
+    /// Longest retain document, tokens.
+    pub retain_context: usize,
+    /// Cut longer forget documents into chunks instead of truncating them.
+    pub forget_chunking: bool,
+    /// Cut longer retain documents into chunks instead of truncating them.
+    pub retain_chunking: bool,
+    /// `replacement` or `epochs`.
+    pub order: OrderKey,
+    /// Where tokenised corpora are cached; beside the source where empty.
+    pub cache: PathBuf,
+}
+
+/// `[method]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MethodSection {
+    /// The forget loss: nll, ll, nlul, npo, mismatch.
+    pub loss: String,
+    /// The penalty on retain documents: kl, qkl, none.
+    pub penalty: String,
+    /// alpha.
+    pub forget_weight: f64,
+    /// beta.
+    pub retain_weight: f64,
+    /// delta.
+    pub teacher_rate: f64,
+    /// Pull of the student to the teacher.
+    pub damping: f64,
+    /// The numbers of the losses.
+    #[serde(flatten)]
+    pub knobs: Knobs,
+}
+
+/// `[run]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RunSection {
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Documents in a micro-batch: the unit that losses are averaged over.
+    pub micro_batch: usize,
+    /// Forget micro-batches a step.
+    pub forget_accum_steps: usize,
+    /// Retain micro-batches a step.
+    pub kl_accum_steps: usize,
+    /// Tokens run at once; changes memory and speed, not what is computed.
+    pub pack_tokens: usize,
+    /// Steps between checkpoints; 0 for none but the last.
+    pub checkpoint_every: u64,
+    /// Checkpoints kept.
+    pub keep_checkpoints: usize,
+    /// Steps in a row whose gradient may be not finite before the run stops.
+    pub max_skipped: u64,
+}
+
+/// `[eval]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EvalSection {
+    /// Steps between evaluations; 0 for the ends only.
+    pub every: u64,
+    /// Verbatim-memory prompts on forget text ({"prompt","gt"} list).
+    pub verbmem_forget: PathBuf,
+    /// Verbatim-memory prompts on retain text.
+    pub verbmem_retain: PathBuf,
+    /// Forget text whose NLL is measured; the forget set where empty.
+    pub nll_forget: PathBuf,
+    /// Retain text whose NLL is measured; the retain set where empty.
+    pub nll_retain: PathBuf,
+    /// Text never trained on.
+    pub nll_holdout: PathBuf,
+    /// Documents per NLL set at most.
+    pub documents: usize,
+    /// Tokens generated per verbatim prompt.
+    pub max_new_tokens: usize,
+    /// Prompts generated at once.
+    pub batch: usize,
+    /// The metric that decides when to stop and which model is best; none where empty.
+    pub stop_metric: String,
+    /// The run stops when the metric falls below this.
+    pub stop_val: f64,
+}
+
+macro_rules! key {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident),* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+        #[serde(rename_all = "lowercase")]
+        pub enum $name { $($(#[$vdoc])* $variant),* }
+    };
+}
+
+key!(
+    /// What trains.
+    TrainKey {
+        /// All but embeddings, head and norms.
+        #[default] Body,
+        /// Everything.
+        All
+    }
+);
+key!(
+    /// How state is kept.
+    StateKey {
+        /// By size.
+        #[default] Auto,
+        /// fp32.
+        Exact,
+        /// 10 bytes a parameter.
+        Compact
+    }
+);
+key!(
+    /// How the teacher is kept.
+    TeacherKey {
+        /// Its own weights.
+        #[default] Full,
+        /// The difference to the student.
+        Drift
+    }
+);
+key!(
+    /// How documents are drawn.
+    OrderKey {
+        /// Uniformly, with replacement: the reference's way.
+        #[default] Replacement,
+        /// Shuffled, each once an epoch.
+        Epochs
+    }
+);
+
+impl Default for DataSection {
+    fn default() -> Self {
+        Self {
+            forget: PathBuf::new(),
+            retain: PathBuf::new(),
+            forget_context: 1024,
+            retain_context: 512,
+            forget_chunking: false,
+            retain_chunking: true,
+            order: OrderKey::Replacement,
+            cache: PathBuf::new(),
+        }
+    }
+}
+
+impl Default for MethodSection {
+    fn default() -> Self {
+        Self {
+            loss: "nlul".into(),
+            penalty: "qkl".into(),
+            forget_weight: 0.05,
+            retain_weight: 1.0,
+            teacher_rate: 0.005,
+            damping: 5.0,
+            knobs: Knobs::default(),
+        }
+    }
+}
+
+impl Default for RunSection {
+    fn default() -> Self {
+        Self {
+            steps: 400,
+            micro_batch: 4,
+            forget_accum_steps: 10,
+            kl_accum_steps: 10,
+            pack_tokens: 1024,
+            checkpoint_every: 100,
+            keep_checkpoints: 2,
+            max_skipped: 3,
+        }
+    }
+}
+
+impl Default for EvalSection {
+    fn default() -> Self {
+        Self {
+            every: 100,
+            verbmem_forget: PathBuf::new(),
+            verbmem_retain: PathBuf::new(),
+            nll_forget: PathBuf::new(),
+            nll_retain: PathBuf::new(),
+            nll_holdout: PathBuf::new(),
+            documents: 100,
+            max_new_tokens: 128,
+            batch: 16,
+            stop_metric: String::new(),
+            stop_val: 0.0,
+        }
+    }
+}
+
+impl Recipe {
+    /// Puts together preset, recipe file and `key=value` settings, later ones winning, and checks the result.
+    pub fn assemble(preset: Option<&str>, file: Option<&Path>, sets: &[String]) -> Result<Self> {
+        let mut table = Table::new();
+        if let Some(name) = preset {
+            merge(&mut table, presets::find(name)?);
+        }
+        if let Some(path) = file {
+            let text =
+                std::fs::read_to_string(path).map_err(|e| Error::io("read recipe", path, &e))?;
+            let read = text.parse::<Table>().map_err(|e| {
+                Error::config(format!("{}: {}", path.display(), one_line(&e.to_string())))
+            })?;
+            check_keys(&read).map_err(|e| e.at(path.display()))?;
+            merge(&mut table, read);
+        }
+        for set in sets {
+            merge(&mut table, parse_set(set)?);
+        }
+        let recipe: Self = table.try_into().map_err(|e: toml::de::Error| {
+            Error::config(format!("recipe: {}", one_line(&e.to_string())))
+        })?;
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    /// Reads back what [`Recipe::to_toml`] wrote.
+    pub fn from_toml(text: &str) -> Result<Self> {
+        toml::from_str(text)
+            .map_err(|e| Error::config(format!("recipe: {}", one_line(&e.to_string()))))
+    }
+
+    /// Writes the recipe out in full.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string_pretty(self).map_err(|e| Error::config(format!("recipe: {e}")))
+    }
+
+    /// Resolves loss and penalty by name.
+    pub fn method(&self) -> Result<Method> {
+        let section = &self.method;
+        let penalty = match section.penalty.as_str() {
+            "none" => None,
+            name => Some(method::find(&method::PENALTIES, "method.penalty", name)?),
+        };
+        Ok(Method {
+            loss: method::find(&method::FORGET, "method.loss", &section.loss)?,
+            penalty,
+            knobs: section.knobs,
+        })
+    }
+
+    /// Returns the numbers of a step.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            forget_weight: self.method.forget_weight,
+            retain_weight: self.method.retain_weight,
+            clip: self.optim.clip,
+            damping: self.method.damping,
+            teacher_rate: self.method.teacher_rate,
+            schedule: self.optim.schedule(),
+        }
+    }
+
+    /// Returns how state is kept for a model with `trainable` trained parameters.
+    pub fn state_mode(&self, trainable: usize) -> StateMode {
+        match self.model.state {
+            StateKey::Exact => StateMode::Exact,
+            StateKey::Compact => StateMode::Compact,
+            StateKey::Auto if trainable >= 3_000_000_000 => StateMode::Compact,
+            StateKey::Auto => StateMode::Exact,
+        }
+    }
+
+    /// Returns how the teacher is kept under `mode`.
+    pub fn teacher(&self, mode: StateMode) -> TeacherForm {
+        let unused = self.method.penalty == "none" && self.method.damping == 0.0;
+        match (unused, mode, self.model.teacher) {
+            (true, ..) => TeacherForm::None,
+            (_, StateMode::Exact, TeacherKey::Full) => TeacherForm::Full,
+            _ => TeacherForm::Drift,
+        }
+    }
+
+    /// Returns what trains.
+    pub fn train(&self) -> Train {
+        match self.model.train {
+            TrainKey::Body => Train::Body,
+            TrainKey::All => Train::All,
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        self.method()?;
+        if self.optim.lr > 1.0 {
+            return Err(Error::config(format!("optim.lr: {:e} is above 1", self.optim.lr))
+                .hint(format!("did you mean {:e}?", self.optim.lr.recip())));
+        }
+        let unit = 0.0..=1.0;
+        let checks = [
+            ("optim.lr", self.optim.lr, self.optim.lr >= 0.0, "0 or more"),
+            (
+                "optim.momentum",
+                self.optim.momentum,
+                (0.0..1.0).contains(&self.optim.momentum),
+                "0 to below 1",
+            ),
+            ("optim.b1", self.optim.b1, (0.0..1.0).contains(&self.optim.b1), "0 to below 1"),
+            ("optim.b2", self.optim.b2, (0.0..1.0).contains(&self.optim.b2), "0 to below 1"),
+            ("optim.eps", self.optim.eps, self.optim.eps > 0.0, "above 0"),
+            ("optim.clip", self.optim.clip, self.optim.clip > 0.0, "above 0 (inf for no clipping)"),
+            (
+                "method.teacher_rate",
+                self.method.teacher_rate,
+                unit.contains(&self.method.teacher_rate),
+                "0 to 1",
+            ),
+            ("method.damping", self.method.damping, self.method.damping >= 0.0, "0 or more"),
+            ("method.tol", self.method.knobs.tol, self.method.knobs.tol >= 0.0, "0 or more"),
+            (
+                "method.beta_npo",
+                self.method.knobs.beta_npo,
+                self.method.knobs.beta_npo > 0.0,
+                "above 0",
+            ),
+        ];
+        for (key, value, good, wanted) in checks {
+            if !good || value.is_nan() {
+                return Err(Error::config(format!("{key}: wanted {wanted}, got {value}")));
+            }
+        }
+        let counts = [
+            ("data.forget_context", self.data.forget_context, 2),
+            ("data.retain_context", self.data.retain_context, 2),
+            ("run.micro_batch", self.run.micro_batch, 1),
+            ("run.forget_accum_steps", self.run.forget_accum_steps, 1),
+            ("run.kl_accum_steps", self.run.kl_accum_steps, 1),
+            ("run.pack_tokens", self.run.pack_tokens, 2),
+            ("run.keep_checkpoints", self.run.keep_checkpoints, 1),
+            ("eval.batch", self.eval.batch, 1),
+        ];
+        for (key, value, least) in counts {
+            if value < least {
+                return Err(Error::config(format!("{key}: wanted at least {least}, got {value}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Reads `a.b=c`; c is TOML, or a plain string where it is none.
+fn parse_set(set: &str) -> Result<Table> {
+    let (key, text) = set.split_once('=').ok_or_else(|| {
+        Error::config(format!("--set {set}: wanted key=value"))
+            .hint("for example --set optim.lr=5e-4")
+    })?;
+    let value = format!("v = {text}")
+        .parse::<Table>()
+        .ok()
+        .and_then(|mut table| table.remove("v"))
+        .unwrap_or_else(|| Value::String(text.to_owned()));
+    let mut parts: Vec<&str> = key.trim().split('.').collect();
+    let mut table = Table::new();
+    let last = parts.pop().unwrap_or_default();
+    table.insert(last.to_owned(), value);
+    for part in parts.into_iter().rev() {
+        table = Table::from_iter([(part.to_owned(), Value::Table(table))]);
+    }
+    check_keys(&table).map_err(|e| e.at(format!("--set {set}")))?;
+    Ok(table)
+}
+
+/// Returns all keys of a recipe, dotted.
+fn known_keys() -> Vec<String> {
+    let value = serde_json::to_value(Recipe::default()).unwrap_or_default();
+    let sections = value.as_object().into_iter().flatten();
+    sections
+        .flat_map(|(name, value)| match value.as_object() {
+            Some(inner) => inner.keys().map(|key| format!("{name}.{key}")).collect(),
+            None => vec![name.clone()],
+        })
+        .collect()
+}
+
+fn check_keys(table: &Table) -> Result<()> {
+    let known = known_keys();
+    for (name, value) in table {
+        let keys: Vec<String> = match value {
+            Value::Table(inner) => inner.keys().map(|key| format!("{name}.{key}")).collect(),
+            _ => vec![name.clone()],
+        };
+        for key in keys {
+            if !known.contains(&key) {
+                let error = Error::config(format!("unknown key `{key}`"));
+                return Err(match nearest(&key, known.iter().map(String::as_str)) {
+                    Some(near) => error.hint(format!("did you mean `{near}`?")),
+                    None => error,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Lays `over` on `table`, one level deep.
+fn merge(table: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (table.get_mut(&key), value) {
+            (Some(Value::Table(old)), Value::Table(new)) => old.extend(new),
+            // A whole number is a good fraction: `lr = 1`.
+            (_, value) => {
+                table.insert(key, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn set_overrides_preset_and_accepts_plain_words() {
+        let sets = ["optim.lr=1e-3", "method.loss=ll", "seed=7"].map(String::from);
+        let recipe = Recipe::assemble(Some("muse-books"), None, &sets).unwrap();
+        assert_eq!((recipe.optim.lr, recipe.method.loss.as_str(), recipe.seed), (1e-3, "ll", 7));
+        assert_eq!(recipe.method.forget_weight, 0.1);
+    }
+
+    #[test]
+    fn unknown_key_names_the_nearest() {
+        let error = Recipe::assemble(None, None, &["optim.momentun=0.9".into()]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "--set optim.momentun=0.9: unknown key `optim.momentun`\nhint: did you mean `optim.momentum`?"
+        );
+    }
+
+    #[test]
+    fn unknown_loss_names_the_nearest() {
+        let error = Recipe::assemble(None, None, &["method.loss=nlull".into()]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "method.loss: `nlull` is unknown\nhint: known are nll, ll, nlul, npo, mismatch; nearest is nlul"
+        );
+    }
+
+    #[test]
+    fn recipe_survives_its_own_toml() {
+        let recipe = Recipe::assemble(Some("muse-news"), None, &["optim.clip=inf".into()]).unwrap();
+        assert_eq!(Recipe::from_toml(&recipe.to_toml().unwrap()).unwrap(), recipe);
+    }
+}
