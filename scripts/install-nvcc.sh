@@ -56,5 +56,7 @@ chmod +x "$fresh"/nvidia/cu13/bin/* "$fresh"/nvidia/cu13/nvvm/bin/* 2>/dev/null 
 echo "${packages[*]}" >"$fresh/installed"
 rm -rf "$target"
 mv "$fresh" "$target"
+# build.rs cannot watch a folder that may not exist; a new time stamp makes cargo run it again.
+touch build.rs
 "$nvcc" --version | tail -n 2
 echo "nvcc is installed: $PWD/$nvcc"

@@ -1,1 +1,3 @@
 //! The machines that carry out the ops.
+
+pub mod gpu;
