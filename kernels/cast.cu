@@ -6,7 +6,7 @@
 // Shape: elementwise, eight elements a thread, 16-byte accesses; the last n mod 8 one by one.
 // Bytes an element, read + written: cast 4 + 2 or 2 + 4, split 4 + 4, join 4 + 4, resplit 4 + 4.
 // Roof: device memory; aims at 90 % of a copy's rate. bf16 stores of the casts round to nearest even.
-// Source: the project's own format (docs/building.md names the files that share it).
+// Source: the project's own format (src/ops/format.rs is its CPU side).
 #include "common.cuh"
 
 constexpr uint32_t kNearest = 0x8000u;
