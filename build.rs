@@ -97,6 +97,9 @@ fn working_nvcc(root: &Path, out: &Path) -> Result<(PathBuf, String), String> {
     fs::write(&trial, "#include <cuda_bf16.h>\nextern \"C\" __global__ void trial() {}\n")
         .map_err(|cause| format!("{}: cannot write: {cause}", trial.display()))?;
     if let Err(text) = compile(&nvcc, &trial, out) {
+        if text.contains("host compiler") || text.contains("g++") {
+            return Err(format!("{} finds no C++ compiler (g++) to drive", nvcc.display()));
+        }
         let line = text
             .lines()
             .map(str::trim)
