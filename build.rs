@@ -1,0 +1,239 @@
+//! Compiles kernels/*.cu into fatbins and writes the table that `src/backend/gpu/images.rs` includes.
+//!
+//! A machine without CUDA, or without a C++ compiler for nvcc to drive, gets an empty table and one warning: a
+//! build for the CPU needs neither. A kernel that a working nvcc refuses is a build error with nvcc's text.
+
+use std::env;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const TARGETS: [&str; 3] = [
+    "arch=compute_80,code=sm_80",
+    "arch=compute_90a,code=sm_90a",
+    "arch=compute_80,code=compute_80",
+];
+
+struct Compiled {
+    name: String,
+    kernels: Vec<String>,
+}
+
+fn main() {
+    // `.cuda` cannot be watched: a watched path that does not exist makes cargo rebuild every time. The script that
+    // fills it touches build.rs instead.
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=kernels");
+    for name in [
+        "NVCC",
+        "CUDA_HOME",
+        "CUDA_PATH",
+        "PATH",
+        "NVCC_CCBIN",
+        "NEPENTHE_NVCC",
+        "NEPENTHE_REQUIRE_NVCC",
+    ] {
+        println!("cargo:rerun-if-env-changed={name}");
+    }
+    let out = PathBuf::from(variable("OUT_DIR").unwrap_or_default());
+    let root = PathBuf::from(variable("CARGO_MANIFEST_DIR").unwrap_or_default());
+    let table = match working_nvcc(&root, &out) {
+        Ok((nvcc, version)) => {
+            let kernels = sources(&root.join("kernels")).and_then(|files| {
+                if files.is_empty() {
+                    return Err("kernels/: no .cu file".to_string());
+                }
+                compile_all(&nvcc, &files, &out)
+            });
+            match kernels {
+                Ok(kernels) => render(&kernels, &out, Some(&version), ""),
+                Err(text) => fail(&text),
+            }
+        }
+        Err(why) => {
+            if variable("NEPENTHE_REQUIRE_NVCC").is_some_and(|value| value != "0") {
+                fail(&format!("NEPENTHE_REQUIRE_NVCC is set, but {why}"));
+            }
+            println!("cargo:warning=building without GPU kernels: {why}");
+            render(&[], &out, None, &why)
+        }
+    };
+    if let Err(cause) = fs::write(out.join("images.rs"), table) {
+        fail(&format!("{}: cannot write: {cause}", out.join("images.rs").display()));
+    }
+}
+
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn fail(text: &str) -> ! {
+    eprintln!("{text}");
+    std::process::exit(1)
+}
+
+/// Returns an nvcc that compiles for every target here, and its version; else why there is none.
+fn working_nvcc(root: &Path, out: &Path) -> Result<(PathBuf, String), String> {
+    if variable("CARGO_FEATURE_CUDA").is_none() {
+        return Err("the feature cuda is off".to_string());
+    }
+    if variable("NEPENTHE_NVCC").is_some_and(|value| value == "off") {
+        return Err("NEPENTHE_NVCC is off".to_string());
+    }
+    let nvcc = find_nvcc(root)?;
+    let version = Command::new(&nvcc)
+        .arg("--version")
+        .output()
+        .map_err(|cause| format!("{}: cannot run: {cause}", nvcc.display()))?;
+    let text = String::from_utf8_lossy(&version.stdout).into_owned();
+    let version = text
+        .split_once(", V")
+        .and_then(|(_, rest)| rest.split_whitespace().next())
+        .ok_or_else(|| format!("{}: --version names no version", nvcc.display()))?
+        .to_string();
+    // nvcc drives a host compiler even for device code. One trial tells that apart from a broken kernel.
+    let trial = out.join("trial.cu");
+    fs::write(&trial, "#include <cuda_bf16.h>\nextern \"C\" __global__ void trial() {}\n")
+        .map_err(|cause| format!("{}: cannot write: {cause}", trial.display()))?;
+    if let Err(text) = compile(&nvcc, &trial, out) {
+        if text.contains("host compiler") || text.contains("g++") {
+            return Err(format!("{} finds no C++ compiler (g++) to drive", nvcc.display()));
+        }
+        let line = text
+            .lines()
+            .map(str::trim)
+            .find(|line| {
+                line.contains("error") || line.contains("fatal") || line.contains("not found")
+            })
+            .or_else(|| text.lines().nth(1))
+            .unwrap_or("no message");
+        return Err(format!("{} {version} cannot compile here: {line}", nvcc.display()));
+    }
+    println!("cargo:rerun-if-changed={}", nvcc.display());
+    Ok((nvcc, version))
+}
+
+fn find_nvcc(root: &Path) -> Result<PathBuf, String> {
+    let program = if cfg!(windows) { "nvcc.exe" } else { "nvcc" };
+    // A named compiler that is not there must not be replaced by another one in silence.
+    if let Some(named) = variable("NVCC") {
+        let path = PathBuf::from(&named);
+        let found = if path.components().count() > 1 {
+            path.is_file().then_some(path)
+        } else {
+            in_path(&named)
+        };
+        return found.ok_or_else(|| format!("NVCC names {named}, which does not exist"));
+    }
+    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(variable);
+    homes
+        .map(|home| PathBuf::from(home).join("bin").join(program))
+        .find(|path| path.is_file())
+        .or_else(|| in_path(program))
+        .or_else(|| {
+            let installed = root.join(".cuda/nvidia/cu13/bin").join(program);
+            installed.is_file().then_some(installed)
+        })
+        .ok_or_else(|| "no nvcc found; scripts/install-nvcc.sh installs one".to_string())
+}
+
+fn in_path(program: &str) -> Option<PathBuf> {
+    env::split_paths(&env::var_os("PATH")?).map(|dir| dir.join(program)).find(|path| path.is_file())
+}
+
+fn sources(folder: &Path) -> Result<Vec<PathBuf>, String> {
+    let entries = fs::read_dir(folder)
+        .map_err(|cause| format!("{}: cannot read: {cause}", folder.display()))?;
+    let mut files: Vec<PathBuf> = entries
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| path.extension().is_some_and(|ext| ext == "cu"))
+        .collect();
+    files.sort();
+    Ok(files)
+}
+
+/// Compiles `files` on as many threads as cargo grants; keeps their order.
+fn compile_all(nvcc: &Path, files: &[PathBuf], out: &Path) -> Result<Vec<Compiled>, String> {
+    let threads = variable("NUM_JOBS").and_then(|jobs| jobs.parse().ok()).unwrap_or(1usize).max(1);
+    let mut all = Vec::with_capacity(files.len());
+    for batch in files.chunks(threads) {
+        std::thread::scope(|scope| {
+            let running: Vec<_> =
+                batch.iter().map(|file| scope.spawn(move || compile(nvcc, file, out))).collect();
+            for handle in running {
+                all.push(handle.join().map_err(|_| "a compiler thread panicked".to_string())??);
+            }
+            Ok::<(), String>(())
+        })?;
+    }
+    Ok(all)
+}
+
+/// Compiles one file to OUT_DIR/NAME.fatbin, and keeps what ptxas says in OUT_DIR/NAME.log.
+fn compile(nvcc: &Path, file: &Path, out: &Path) -> Result<Compiled, String> {
+    let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let mut command = Command::new(nvcc);
+    command.args(["-std=c++17", "-O3", "-Xptxas", "-v", "--fatbin"]);
+    for target in TARGETS {
+        command.args(["-gencode", target]);
+    }
+    command.arg("-o").arg(out.join(format!("{name}.fatbin"))).arg(file);
+    let result =
+        command.output().map_err(|cause| format!("{}: cannot run: {cause}", nvcc.display()))?;
+    let text = [result.stdout.as_slice(), result.stderr.as_slice()].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    if !result.status.success() {
+        return Err(format!("{}: nvcc failed:\n{text}", file.display()));
+    }
+    // Times differ from run to run; without them equal sources give an equal log.
+    let log: String = text
+        .lines()
+        .filter(|line| !line.contains("Compile time"))
+        .flat_map(|l| [l, "\n"])
+        .collect();
+    let path = out.join(format!("{name}.log"));
+    fs::write(&path, &log).map_err(|cause| format!("{}: cannot write: {cause}", path.display()))?;
+    let mut kernels: Vec<String> = log
+        .lines()
+        .filter_map(|line| line.split_once("Compiling entry function '")?.1.split('\'').next())
+        .map(str::to_string)
+        .collect();
+    kernels.sort();
+    kernels.dedup();
+    Ok(Compiled { name, kernels })
+}
+
+fn render(images: &[Compiled], out: &Path, nvcc: Option<&str>, why: &str) -> String {
+    let mut text = String::from("// Written by build.rs.\n");
+    for image in images {
+        // cuModuleLoadData reads the header of an image in 8-byte words, which include_bytes alone does not align.
+        let _ = writeln!(
+            text,
+            "static {}: &Aligned<[u8]> = &Aligned(*include_bytes!({:?}));",
+            image.name.to_uppercase(),
+            out.join(format!("{}.fatbin", image.name)).display().to_string(),
+        );
+    }
+    let _ = writeln!(text, "/// The images of this build, in the order of their names.");
+    let _ = writeln!(text, "pub static IMAGES: &[Image] = &[");
+    for image in images {
+        let _ = writeln!(
+            text,
+            "    Image {{ name: {:?}, fatbin: &{}.0, kernels: &{:?}, log: include_str!({:?}) }},",
+            image.name,
+            image.name.to_uppercase(),
+            image.kernels,
+            out.join(format!("{}.log", image.name)).display().to_string(),
+        );
+    }
+    let _ = writeln!(text, "];");
+    let _ = writeln!(
+        text,
+        "/// The version of the nvcc that compiled the images, where there are any."
+    );
+    let _ = writeln!(text, "pub static NVCC_VERSION: Option<&str> = {nvcc:?};");
+    let _ = writeln!(text, "/// Why the table is empty; empty itself where it is not.");
+    let _ = writeln!(text, "pub static WHY_EMPTY: &str = {why:?};");
+    text
+}

@@ -1,0 +1,83 @@
+//! The compiled kernels that this binary carries, one fatbin for each file of kernels/.
+
+use sha2::{Digest, Sha256};
+
+/// One compiled file of kernels/: machine code for sm_80 and sm_90a, and PTX for what comes after.
+#[derive(Debug)]
+pub struct Image {
+    /// The file's name without its ending.
+    pub name: &'static str,
+    /// The fatbin, aligned to 16 bytes.
+    pub fatbin: &'static [u8],
+    /// The entry points, in the order of their names.
+    pub kernels: &'static [&'static str],
+    /// What ptxas said: registers, shared memory and spills of each kernel and architecture.
+    pub log: &'static str,
+}
+
+impl Image {
+    /// Returns the SHA-256 of the fatbin in lower-case hexadecimal digits.
+    pub fn sha256(&self) -> String {
+        Sha256::digest(self.fatbin).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Returns the lines of the log that report a stack frame or spilled registers of a kernel.
+    pub fn spills(&self) -> Vec<&'static str> {
+        self.log
+            .lines()
+            .map(str::trim)
+            .filter(|line| line.contains("bytes stack frame"))
+            .filter(|line| {
+                *line != "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
+            })
+            .collect()
+    }
+}
+
+/// Returns the image that holds the entry point `kernel`, if this build has it.
+pub fn find(kernel: &str) -> Option<&'static Image> {
+    IMAGES.iter().find(|image| image.kernels.contains(&kernel))
+}
+
+// The generated table uses it only where there are images.
+#[allow(dead_code)]
+#[repr(C, align(16))]
+struct Aligned<T: ?Sized>(T);
+
+include!(concat!(env!("OUT_DIR"), "/images.rs"));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_have_kernels_without_spills_or_a_reason_to_be_none() {
+        assert_eq!(IMAGES.is_empty(), !WHY_EMPTY.is_empty());
+        assert_eq!(IMAGES.is_empty(), NVCC_VERSION.is_none());
+        for image in IMAGES {
+            assert_eq!(image.fatbin.as_ptr() as usize % 16, 0);
+            assert_eq!(image.fatbin[..4], 0xBA55_ED50_u32.to_le_bytes(), "{}", image.name);
+            assert!(!image.kernels.is_empty(), "{}: no entry point", image.name);
+            assert!(image.spills().is_empty(), "{}: {:?}", image.name, image.spills());
+            for target in ["for 'sm_80'", "for 'sm_90a'"] {
+                let found = image.log.lines().filter(|line| line.contains(target)).count();
+                assert_eq!(found, image.kernels.len(), "{}: {target}", image.name);
+            }
+            assert_eq!(image.sha256().len(), 64);
+        }
+    }
+
+    #[test]
+    fn find_knows_the_update_when_there_are_images_and_nothing_else() {
+        assert_eq!(find("update_sgd_compact_bf16").is_some(), !IMAGES.is_empty());
+        assert!(find("no_such_kernel").is_none());
+    }
+
+    #[test]
+    fn spills_names_a_line_with_spill_stores() {
+        let log = "    8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads\n    \
+                   0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads";
+        let image = Image { name: "x", fatbin: &[], kernels: &[], log };
+        assert_eq!(image.spills().len(), 1);
+    }
+}
