@@ -1,7 +1,7 @@
 //! The parameters of a model on a backend: loading, reading back, gradients.
 
 use super::config::ModelConfig;
-use super::layout::{Layout, Train};
+use super::layout::{Block, Layout, Train};
 use super::rope;
 use crate::error::Result;
 use crate::io::safetensors::Weights;
@@ -71,19 +71,25 @@ impl<O: Ops> Model<O> {
                 rule: keep.rule,
                 seed: keep.seed,
             };
-            params.push(ops.param(&spec, &mut |out| {
-                let mut rest = out;
-                for part in &block.parts {
-                    let (here, after) = rest.split_at_mut(part.len());
-                    weights.read_f32(&part.name, here)?;
-                    rest = after;
-                }
-                Ok(())
-            })?);
+            params.push(ops.param(&spec, &mut |out| read_block(weights, block, out))?);
             grads.push(if block.trainable { Some(ops.grad(&spec)?) } else { None });
         }
         let rope = rope::table(&config.rope);
         Ok(Self { config, layout, rope, params, grads })
+    }
+
+    /// Gives the teacher the weights of another model of the same shape.
+    pub fn load_teacher(&mut self, ops: &O, weights: &Weights) -> Result<()> {
+        self.layout.check(weights)?;
+        let mut values = Vec::new();
+        for (block, param) in self.layout.blocks.iter().zip(&mut self.params) {
+            if block.trainable {
+                values.resize(block.len(), 0.0);
+                read_block(weights, block, &mut values)?;
+                ops.set_teacher(param, &values);
+            }
+        }
+        Ok(())
     }
 
     /// Visits every tensor of the blocks picked by `pick` with its fp32 values, as `read` gets them per block.
@@ -170,16 +176,16 @@ impl<O: Ops> Model<O> {
     }
 }
 
+/// Reads the tensors of a block, one behind the other.
+fn read_block(weights: &Weights, block: &Block, out: &mut [f32]) -> Result<()> {
+    let mut rest = out;
+    for part in &block.parts {
+        let (here, after) = rest.split_at_mut(part.len());
+        weights.read_f32(&part.name, here)?;
+        rest = after;
+    }
+    Ok(())
+}
+
 /// A weight as the ops of `O` read it.
 pub type View<'a, O> = <O as Compute>::Weight<'a>;
-
-/// Shows block `b` of `model` for `role`.
-pub fn view<'a, O: Ops>(
-    ops: &O,
-    model: &'a Model<O>,
-    b: usize,
-    role: Role,
-    scratch: &'a mut O::Act,
-) -> View<'a, O> {
-    State::view(ops, &model.params[b], role, scratch)
-}

@@ -121,6 +121,8 @@ pub trait State: Compute {
         spec: &ParamSpec,
         init: &mut dyn FnMut(&mut [f32]) -> Result<()>,
     ) -> Result<Self::Param>;
+    /// Gives the teacher of a trainable parameter weights of its own.
+    fn set_teacher(&self, param: &mut Self::Param, values: &[f32]);
     /// Allocates the gradient of a parameter.
     fn grad(&self, spec: &ParamSpec) -> Result<Self::Grad>;
     /// Marks a gradient as empty, so that its next write overwrites.

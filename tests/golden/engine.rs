@@ -1,0 +1,126 @@
+//! What the cases share: numbers from JSON, models and batches from recorded files, comparisons.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use nepenthe::backend::cpu::{Cpu, Real};
+use nepenthe::data::MicroBatch;
+use nepenthe::io::safetensors::Weights;
+use nepenthe::method::passes::Passes;
+use nepenthe::model::params::Keeping;
+use nepenthe::model::{Model, ModelConfig, Train};
+use nepenthe::ops::{StateMode, TeacherForm, UpdateRule};
+use serde_json::Value;
+
+/// A case's verdict: what was compared, or the first difference.
+pub type Check<T = ()> = Result<T, String>;
+
+/// Architectures that a later version brings; a case of any other one that cannot be loaded has failed.
+const LATER: [&str; 6] = ["gpt2", "gpt_neox", "opt", "phi", "gemma2", "gemma3_text"];
+
+/// Reads a JSON file.
+pub fn json(path: &Path) -> Check<Value> {
+    let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    serde_json::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+/// Follows `path` (keys joined by `/`, which no key of the manifest holds) to a number.
+pub fn number(value: &Value, path: &[&str]) -> Check<f64> {
+    let found = path.iter().try_fold(value, |v, key| v.get(key));
+    found.and_then(Value::as_f64).ok_or_else(|| format!("no number at {}", path.join(" / ")))
+}
+
+/// Tells whether the model folder is of an architecture that a later version brings.
+pub fn is_later(folder: &Path) -> Check<bool> {
+    let config = json(&folder.join("config.json"))?;
+    Ok(config["model_type"].as_str().is_some_and(|name| LATER.contains(&name)))
+}
+
+/// Returns the precision's name in tolerances and recorded tensors.
+pub fn precision<T: Real>() -> &'static str {
+    if size_of::<T>() == 4 { "f32" } else { "f64" }
+}
+
+/// How a model for a comparison is kept.
+pub fn keeping(train: Option<Train>, teacher: TeacherForm, rule: UpdateRule) -> Keeping {
+    Keeping { train, mode: StateMode::Exact, teacher, rule, seed: 1 }
+}
+
+/// Loads a recorded model with one of its configuration files.
+pub fn load<T: Real>(folder: &Path, config: &str, keep: &Keeping) -> Check<Model<Cpu<T>>> {
+    let text = std::fs::read_to_string(folder.join(config)).map_err(|e| e.to_string())?;
+    let config = ModelConfig::parse(&text).map_err(|e| e.to_string())?;
+    let weights = Weights::open(folder).map_err(|e| e.to_string())?;
+    Model::load(&Cpu::new(), config, &weights, keep).map_err(|e| e.to_string())
+}
+
+/// Allocates buffers that take `batches` in one pack.
+pub fn passes<T: Real>(
+    model: &Model<Cpu<T>>,
+    batches: &[MicroBatch],
+    training: bool,
+) -> Check<Passes<Cpu<T>>> {
+    let tokens = batches.iter().map(MicroBatch::tokens).sum::<usize>().max(2);
+    Passes::new(&Cpu::new(), model, tokens, training).map_err(|e| e.to_string())
+}
+
+/// Reads padded batches `PREFIXinput_ids` and `PREFIXattention_mask` of any number of leading axes, one behind the
+/// other; `masked` false takes padding for text.
+pub fn batches(file: &Weights, prefix: &str, masked: bool) -> Check<Vec<MicroBatch>> {
+    let error = |e: nepenthe::Error| e.to_string();
+    let name = format!("{prefix}input_ids");
+    let shape = file.info(&name).ok_or_else(|| format!("no {name}"))?.shape.clone();
+    let [.., rows, width] = shape[..] else { return Err(format!("{name}: shape {shape:?}")) };
+    let ids: Vec<u32> = file.read_i64(&name).map_err(error)?.iter().map(|&i| i as u32).collect();
+    let mask = file.read_i64(&format!("{prefix}attention_mask")).map_err(error)?;
+    let mask: Vec<u8> = mask.iter().map(|&m| if masked { m as u8 } else { 1 }).collect();
+    ids.chunks(rows * width)
+        .zip(mask.chunks(rows * width))
+        .map(|(ids, mask)| MicroBatch::from_padded(ids, mask, rows, width).map_err(error))
+        .collect()
+}
+
+/// Compares two numbers by relative and absolute tolerance.
+pub fn near(what: &str, got: f64, want: f64, relative: f64, absolute: f64) -> Check {
+    if (got - want).abs() <= relative * want.abs() + absolute {
+        return Ok(());
+    }
+    Err(format!("{what}: got {got:e}, recorded {want:e}, tolerance {relative:e} + {absolute:e}"))
+}
+
+/// Returns |a - b| / |b| in the L2 norm, 0 for 0/0.
+pub fn relative_l2(a: &[f32], b: &[f64]) -> f64 {
+    let diff: f64 = a.iter().zip(b).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
+    let norm: f64 = b.iter().map(|b| b * b).sum();
+    if diff == 0.0 { 0.0 } else { (diff / norm).sqrt() }
+}
+
+/// Compares every gradient of `model` with the recorded tensor `PREFIXname`, per tensor.
+pub fn compare_grads<T: Real>(
+    model: &Model<Cpu<T>>,
+    file: &Weights,
+    prefix: &str,
+    tolerance: f64,
+) -> Check<usize> {
+    let mut got = BTreeMap::new();
+    model
+        .visit_grads(&Cpu::new(), &mut |name, values| {
+            got.insert(name.to_owned(), values.to_vec());
+            Ok(())
+        })
+        .map_err(|e| e.to_string())?;
+    let mut count = 0;
+    for name in file.names().filter_map(|name| name.strip_prefix(prefix)) {
+        if prefix.is_empty() || file.info(&format!("{prefix}{name}")).is_some() {
+            let values = got.get(name).ok_or_else(|| format!("no gradient of {name}"))?;
+            let want = file.read_f64(&format!("{prefix}{name}")).map_err(|e| e.to_string())?;
+            let distance = relative_l2(values, &want);
+            // A recorded gradient of all zeros has no relative distance: zero must come out.
+            if distance.is_nan() || distance > tolerance {
+                return Err(format!("gradient of {name}: off by {distance:e}, allowed {tolerance:e}"));
+            }
+            count += 1;
+        }
+    }
+    if count == 0 { Err("no gradient recorded".into()) } else { Ok(count) }
+}

@@ -1,0 +1,130 @@
+//! Logits, NLL and gradients of recorded models.
+
+use std::path::Path;
+
+use nepenthe::backend::cpu::{Cpu, Real};
+use nepenthe::io::safetensors::Weights;
+use nepenthe::method::{self, Knobs};
+use nepenthe::model::Train;
+use nepenthe::model::layout::is_frozen;
+use nepenthe::ops::{Compute, HeadShape, Ops, PackData, Role, State, TeacherForm, UpdateRule};
+use serde_json::Value;
+
+use crate::engine::*;
+
+/// Runs a case of kind `forward` or `forward+gradient` in both precisions, with both configuration files.
+pub fn run(case: &Value, root: &Path) -> Check<String> {
+    let folder = root.join(case["id"].as_str().ok_or("no id")?);
+    freeze_rule(&folder)?;
+    for config in ["config.json", "config_legacy.json"] {
+        if folder.join(config).is_file() {
+            forward::<f32>(case, &folder, config)?;
+            forward::<f64>(case, &folder, config)?;
+        }
+    }
+    let mut grads = 0;
+    if folder.join("grad_nll.safetensors").is_file() {
+        gradient::<f32>(case, &folder)?;
+        grads = gradient::<f64>(case, &folder)?;
+    }
+    Ok(format!("logits in f32 and f64, {grads} gradients"))
+}
+
+/// The recorded freeze rule against ours.
+fn freeze_rule(folder: &Path) -> Check {
+    let path = folder.join("freeze_rule.json");
+    if !path.is_file() {
+        return Ok(());
+    }
+    let rule = json(&path)?;
+    let text = rule.to_string();
+    for name in Weights::open(folder).map_err(|e| e.to_string())?.names() {
+        let Some(trained) = find_bool(&rule, name) else {
+            return Err(format!("freeze rule does not name {name}: {}", &text[..text.len().min(200)]));
+        };
+        if trained == is_frozen(name) {
+            return Err(format!("{name}: the reference {} it", if trained { "trains" } else { "freezes" }));
+        }
+    }
+    Ok(())
+}
+
+/// Finds whether `name` is trained, in a map of booleans or of lists, at any depth.
+fn find_bool(value: &Value, name: &str) -> Option<bool> {
+    match value {
+        Value::Object(map) => map.iter().find_map(|(key, inner)| match inner {
+            Value::Bool(trained) if key == name => Some(*trained),
+            Value::Array(list) if list.iter().any(|v| v.as_str() == Some(name)) => {
+                Some(key.contains("train"))
+            }
+            inner => find_bool(inner, name),
+        }),
+        _ => None,
+    }
+}
+
+fn forward<T: Real>(case: &Value, folder: &Path, config: &str) -> Check
+where
+    Cpu<T>: Ops,
+    Cpu<T>: State + Compute<Act = Vec<T>>,
+{
+    let ops = Cpu::<T>::new();
+    let train = keeping(None, TeacherForm::None, UpdateRule::Sgd { momentum: 0.0 });
+    let mut model = load::<T>(folder, config, &train)?;
+    let file = Weights::open_file(&folder.join("logits.safetensors")).map_err(|e| e.to_string())?;
+    let unmasked = batches(&file, "", false)?;
+    let p = precision::<T>();
+    let arithmetic = format!("{p} arithmetic");
+    let key = "logits max abs difference to logits_f64";
+    let tolerance = number(case, &["tolerance", key, &arithmetic])?;
+    let want = file.read_f64("logits_f64").map_err(|e| e.to_string())?;
+    let v = model.config.vocab;
+    let mut passes = passes(&model, &unmasked, false)?;
+    let mut row = 0;
+    for b in 0..unmasked[0].rows() {
+        let ids = unmasked[0].row(b);
+        let mut data = PackData::default();
+        data.push(ids, |_| 0.0);
+        let mut pack = ops.pack(ids.len()).map_err(|e| e.to_string())?;
+        ops.load_pack(&mut pack, &data);
+        model.forward(&ops, &pack, ids.len(), Role::Evaluated, &mut passes.ws);
+        let shape = HeadShape { n: ids.len(), c: model.config.width, v };
+        let mut logits = vec![0.0; ids.len() * v];
+        let mut scratch = model.block_scratch(&ops, model.layout.head).map_err(|e| e.to_string())?;
+        let w = ops.view(&model.params[model.layout.head], Role::Evaluated, &mut scratch);
+        ops.head_logits(shape, &passes.ws.h, w, &mut logits);
+        // Logits reach the host in f32, whatever the arithmetic.
+        for (got, want) in logits.iter().zip(&want[row * v..]) {
+            let rounding = want.abs() * f64::from(f32::EPSILON);
+            near(&format!("{config}: logit in {p}"), f64::from(*got), *want, 0.0, tolerance + rounding)?;
+        }
+        row += ids.len();
+    }
+    let masked = batches(&file, "", true)?;
+    let nll = method::find(&method::FORGET, "loss", "nll").map_err(|e| e.to_string())?;
+    let sums = passes
+        .sweep(&ops, &mut model, None, nll, &Knobs::default(), &masked, None)
+        .map_err(|e| e.to_string())?;
+    let want = file.read_f64("nll_f64").map_err(|e| e.to_string())?[0];
+    near(&format!("{config}: nll in {p}"), sums.nll, want, 0.0, number(case, &["tolerance", "nll abs", p])?)
+}
+
+fn gradient<T: Real>(case: &Value, folder: &Path) -> Check<usize>
+where
+    Cpu<T>: Ops<Act = Vec<T>>,
+{
+    let ops = Cpu::<T>::new();
+    let rule = UpdateRule::Sgd { momentum: 0.0 };
+    let keep = keeping(Some(Train::All), TeacherForm::None, rule);
+    let mut model = load::<T>(folder, "config.json", &keep)?;
+    let file = Weights::open_file(&folder.join("logits.safetensors")).map_err(|e| e.to_string())?;
+    let batches = batches(&file, "", true)?;
+    let mut passes = passes(&model, &batches, true)?;
+    let nll = method::find(&method::FORGET, "loss", "nll").map_err(|e| e.to_string())?;
+    passes
+        .sweep(&ops, &mut model, None, nll, &Knobs::default(), &batches, Some(1.0))
+        .map_err(|e| e.to_string())?;
+    let grads = Weights::open_file(&folder.join("grad_nll.safetensors")).map_err(|e| e.to_string())?;
+    let key = "gradient, relative L2 per tensor";
+    compare_grads(&model, &grads, "", number(case, &["tolerance", key, precision::<T>()])?)
+}
