@@ -6,7 +6,7 @@ use super::rope;
 use crate::error::Result;
 use crate::io::safetensors::Weights;
 use crate::ops::{
-    Compute, Ops, ParamSpec, Role, RopeTable, State, StateMode, TeacherForm, UpdateRule,
+    Compute, Distances, Ops, ParamSpec, Role, RopeTable, StateMode, TeacherForm, UpdateRule,
 };
 
 /// How the parameters of a model are kept.
@@ -153,6 +153,27 @@ impl<O: Ops> Model<O> {
     ) -> Result<()> {
         let read = |b: usize, out: &mut [f32]| ops.read_moment(&self.params[b], name, out);
         self.visit(|b| self.layout.blocks[b].trainable, read, visit)
+    }
+
+    /// Measures L2 distances over all trainable parameters between student, teacher and the `initial` weights.
+    pub fn distances(&self, ops: &O, initial: &Weights) -> Result<Distances> {
+        let mut total = Distances::default();
+        let mut start = Vec::new();
+        for (block, param) in self.layout.blocks.iter().zip(&self.params) {
+            if block.trainable {
+                start.resize(block.len(), 0.0);
+                read_block(initial, block, &mut start)?;
+                let one = ops.distances(param, &start);
+                total.student_teacher += one.student_teacher;
+                total.student_initial += one.student_initial;
+                total.teacher_initial += one.teacher_initial;
+            }
+        }
+        Ok(Distances {
+            student_teacher: total.student_teacher.sqrt(),
+            student_initial: total.student_initial.sqrt(),
+            teacher_initial: total.teacher_initial.sqrt(),
+        })
     }
 
     /// Empties all gradients.

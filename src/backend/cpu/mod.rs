@@ -1,36 +1,37 @@
 //! Every op in Rust: the default without a GPU, and the oracle of every kernel.
+//!
+//! All ops are generic over the number type: f32 to work, f64 to check. Work is cut into tasks by shape alone
+//! and each output has one task, so results do not depend on the number of threads.
 
+mod attention;
+mod compute;
+mod gemm;
+mod grad;
+mod head;
+mod norm;
+mod params;
+mod pool;
 mod real;
+mod rows;
+mod update;
 
+pub use compute::{Cache, Pack};
+pub use grad::Grad;
+pub(crate) use grad::GradData;
+pub use params::Param;
 pub use real::Real;
 
+use pool::Pool;
+
 /// The CPU backend computing in `T`: f32 to work, f64 to check.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Cpu<T> {
-    marker: std::marker::PhantomData<T>,
+    pool: Pool<T>,
 }
 
-impl<T> Cpu<T> {
+impl<T: Real> Cpu<T> {
     /// Makes the backend.
     pub fn new() -> Self {
-        Self { marker: std::marker::PhantomData }
+        Self { pool: Pool::default() }
     }
-}
-
-/// A gradient: fp-wide in exact mode, bf16 in compact mode.
-#[derive(Debug, Clone)]
-pub struct Grad<T> {
-    /// The sums so far.
-    pub(crate) data: GradData<T>,
-    /// Whether the next write overwrites.
-    pub(crate) empty: bool,
-}
-
-/// The storage of a [`Grad`].
-#[derive(Debug, Clone)]
-pub(crate) enum GradData<T> {
-    /// One compute-type number per entry.
-    Wide(Vec<T>),
-    /// One bf16 per entry, rounded to nearest even after each accumulation, which itself is done wide.
-    Bf16(Vec<u16>),
 }

@@ -32,10 +32,40 @@ pub trait Real:
     fn to_f64(self) -> f64;
     /// Rounds to f32.
     fn to_f32(self) -> f32;
+    /// e^x, written so that loops over it become vector code; 0 below the smallest normal number.
+    fn exp(self) -> Self;
+    /// Square root.
+    fn sqrt(self) -> Self;
+    /// The larger of two numbers (either where one is NaN).
+    fn larger(self, other: Self) -> Self;
+    /// e^x - 1 - x without cancellation around 0.
+    fn exp_minus_linear(self) -> Self;
+    /// Returns `len` zeros, at most 2^14.
+    fn zeros(len: usize) -> &'static [Self];
 }
 
+/// e^x in single precision: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]; at most 2 ulp off.
+#[inline(always)]
+fn exp_f32(x: f32) -> f32 {
+    const MAGIC: f32 = 12_582_912.0;
+    let clamped = x.clamp(-87.0, 88.0);
+    // Adding and subtracting 1.5 * 2^23 rounds to the nearest whole number in any vector unit.
+    let n = clamped * std::f32::consts::LOG2_E + MAGIC - MAGIC;
+    let r = clamped - n * 0.693_359_4 - n * -2.121_944_4e-4;
+    let mut p = 1.987_569_1e-4;
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
+        p = p * r + c;
+    }
+    let y = p * r * r + r + 1.0;
+    let scale = f32::from_bits(((n as i32 + 127) as u32) << 23);
+    if x < -87.0 { 0.0 } else { y * scale }
+}
+
+/// Below this |x| the series of e^x - 1 - x is used.
+const SERIES: f64 = 0.25;
+
 macro_rules! real {
-    ($type:ty) => {
+    ($type:ty, $exp:path, $terms:literal) => {
         impl Real for $type {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -55,9 +85,62 @@ macro_rules! real {
             fn to_f32(self) -> f32 {
                 self as f32
             }
+            #[inline(always)]
+            fn exp(self) -> Self {
+                $exp(self)
+            }
+            #[inline(always)]
+            fn sqrt(self) -> Self {
+                <$type>::sqrt(self)
+            }
+            #[inline(always)]
+            fn larger(self, other: Self) -> Self {
+                if self > other { self } else { other }
+            }
+            #[inline(always)]
+            fn exp_minus_linear(self) -> Self {
+                // x^2/2 (1 + x/3 (1 + x/4 (...))), enough terms for either precision.
+                let mut tail = 1.0;
+                for n in (3..=$terms).rev() {
+                    tail = 1.0 + self / n as $type * tail;
+                }
+                let series = 0.5 * self * self * tail;
+                if self.abs() < SERIES as $type { series } else { $exp(self) - 1.0 - self }
+            }
+            fn zeros(len: usize) -> &'static [Self] {
+                static ZEROS: [$type; 1 << 14] = [0.0; 1 << 14];
+                &ZEROS[..len]
+            }
         }
     };
 }
 
-real!(f32);
-real!(f64);
+real!(f32, exp_f32, 8);
+real!(f64, f64::exp, 13);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_f32_is_within_two_ulp() {
+        for i in -86_000..88_000 {
+            let x = i as f32 * 1e-3;
+            let want = f64::from(x).exp();
+            let error = (f64::from(exp_f32(x)) - want).abs() / want;
+            assert!(error < 2.4e-7, "{x}: {error}");
+        }
+        assert_eq!(exp_f32(f32::NEG_INFINITY), 0.0);
+    }
+
+    #[test]
+    fn exp_minus_linear_keeps_small_arguments() {
+        for x in [1e-6f64, -1e-6, 1e-3, -0.24, 0.26, 2.0, -3.0] {
+            let terms = (2..30).map(|n| x.powi(n) / (1..=n).map(f64::from).product::<f64>());
+            let want: f64 = terms.collect::<Vec<_>>().iter().rev().sum();
+            assert!((x.exp_minus_linear() - want).abs() <= 1e-13 * want.abs(), "{x}");
+            let single = (x as f32).exp_minus_linear();
+            assert!((f64::from(single) - want).abs() <= 5e-6 * want.abs(), "{x} {single} {want}");
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! The catalogue's compute ops on the CPU.
+
+use super::gemm::{Matrix, parallel};
+use super::head::{MatchedRows, OneHot, Results, Sweep, accumulate, sweep};
+use super::rows::{each, simd};
+use super::{Cpu, Grad, Real, attention, norm};
+use crate::error::Result;
+use crate::ops::{
+    Compute, Direction, HeadGrads, HeadShape, Heads, Matched, PackData, RopeTable, RowStats,
+    TokenWeight,
+};
+
+/// A loaded pack: the host's own data.
+#[derive(Debug, Clone, Default)]
+pub struct Pack {
+    data: PackData,
+}
+
+/// Keys and values of one layer: `[slots, capacity, G, D]` each.
+#[derive(Debug, Clone)]
+pub struct Cache<T> {
+    keys: Vec<T>,
+    values: Vec<T>,
+    capacity: usize,
+}
+
+impl<T: Real> Cpu<T> {
+    fn results<'a>(stats: &'a mut RowStats<Vec<T>>, onehot: bool) -> Results<'a, T> {
+        let RowStats { nll, value, hit } = stats;
+        let (nll, hit) = if onehot { (Some(&mut nll[..]), Some(&mut hit[..])) } else { (None, None) };
+        Results { nll, value, hit }
+    }
+}
+
+impl<T: Real> Compute for Cpu<T> {
+    type Act = Vec<T>;
+    type Stat = Vec<T>;
+    type Pack = Pack;
+    type Weight<'a> = &'a [T];
+    type Grad = Grad<T>;
+    type Cache = Cache<T>;
+
+    fn act(&self, len: usize) -> Result<Vec<T>> {
+        Ok(vec![T::ZERO; len])
+    }
+
+    fn stat(&self, len: usize) -> Result<Vec<T>> {
+        Ok(vec![T::ZERO; len])
+    }
+
+    fn pack(&self, _tokens: usize) -> Result<Pack> {
+        Ok(Pack::default())
+    }
+
+    fn load_pack(&self, pack: &mut Pack, data: &PackData) {
+        pack.data.clone_from(data);
+    }
+
+    fn read_stat(&self, stat: &Vec<T>, out: &mut [f64]) {
+        out.iter_mut().zip(stat).for_each(|(o, s)| *o = s.to_f64());
+    }
+
+    fn write_stat(&self, values: &[f64], stat: &mut Vec<T>) {
+        stat.iter_mut().zip(values).for_each(|(s, v)| *s = T::from_f64(*v));
+    }
+
+    fn read_act(&self, act: &Vec<T>, out: &mut [f32]) {
+        out.iter_mut().zip(act).for_each(|(o, a)| *o = a.to_f32());
+    }
+
+    fn zero(&self, len: usize, act: &mut Vec<T>) {
+        act[..len].fill(T::ZERO);
+    }
+
+    fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn linear(
+        &self,
+        n: usize,
+        (o, i): (usize, usize),
+        x: &Vec<T>,
+        w: &[T],
+        bias: Option<&[T]>,
+        residual: Option<&Vec<T>>,
+        y: &mut Vec<T>,
+    ) {
+        let start = bias.is_some() || residual.is_some();
+        if start {
+            each(n, o, y, |r, row| {
+                match residual {
+                    Some(residual) => row.copy_from_slice(&residual[r * o..(r + 1) * o]),
+                    None => row.fill(T::ZERO),
+                }
+                if let Some(bias) = bias {
+                    row.iter_mut().zip(bias).for_each(|(y, b)| *y += *b);
+                }
+            });
+        }
+        parallel((n, o, i), Matrix::rows(x, i), Matrix::rows(w, i).t(), y, start);
+    }
+
+    fn linear_dgrad(
+        &self,
+        n: usize,
+        (o, i): (usize, usize),
+        dy: &Vec<T>,
+        w: &[T],
+        dx: &mut Vec<T>,
+    ) {
+        parallel((n, i, o), Matrix::rows(dy, o), Matrix::rows(w, i), dx, false);
+    }
+
+    fn linear_wgrad(
+        &self,
+        n: usize,
+        (o, i): (usize, usize),
+        dy: &Vec<T>,
+        x: &Vec<T>,
+        dw: &mut Grad<T>,
+    ) {
+        accumulate(&self.pool, (o, i, n), Matrix::rows(dy, o).t(), Matrix::rows(x, i), dw);
+    }
+
+    fn bias_grad(&self, n: usize, o: usize, dy: &Vec<T>, db: &mut Grad<T>) {
+        let mut sums = self.pool.lend(o);
+        sums.fill(T::ZERO);
+        simd(|| {
+            for row in dy[..n * o].chunks_exact(o) {
+                sums.iter_mut().zip(row).for_each(|(s, d)| *s += *d);
+            }
+        });
+        db.open();
+        db.add(0, &sums);
+    }
+
+    fn embed(&self, pack: &Pack, c: usize, table: &[T], x: &mut Vec<T>) {
+        let ids = &pack.data.ids;
+        each(ids.len(), c, x, |r, row| {
+            let id = ids[r] as usize;
+            row.copy_from_slice(&table[id * c..(id + 1) * c]);
+        });
+    }
+
+    fn embed_bwd(&self, pack: &Pack, c: usize, dx: &Vec<T>, dtable: &mut Grad<T>) {
+        dtable.open();
+        for (row, &id) in dx.chunks_exact(c).zip(&pack.data.ids) {
+            dtable.add(id as usize * c, row);
+        }
+    }
+
+    fn rmsnorm(
+        &self,
+        n: usize,
+        c: usize,
+        eps: f64,
+        x: &Vec<T>,
+        gain: &[T],
+        y: &mut Vec<T>,
+        rstd: &mut Vec<T>,
+    ) {
+        norm::rmsnorm((n, c), eps, x, gain, y, rstd);
+    }
+
+    fn rmsnorm_bwd(
+        &self,
+        n: usize,
+        c: usize,
+        dy: &Vec<T>,
+        x: &Vec<T>,
+        gain: &[T],
+        rstd: &Vec<T>,
+        dx: &mut Vec<T>,
+        dgain: Option<&mut Grad<T>>,
+    ) {
+        let mut sums = self.pool.lend(c);
+        norm::rmsnorm_bwd((n, c), dy, x, gain, rstd, dx, dgain.map(|g| (g, &mut sums[..])));
+    }
+
+    fn qk_norm(
+        &self,
+        n: usize,
+        heads: Heads,
+        eps: f64,
+        gains: [&[T]; 2],
+        raw: &Vec<T>,
+        qkv: &mut Vec<T>,
+        rstd: &mut Vec<T>,
+    ) {
+        norm::qk_norm(n, heads, eps, gains, raw, qkv, rstd);
+    }
+
+    fn qk_norm_bwd(
+        &self,
+        n: usize,
+        heads: Heads,
+        gains: [&[T]; 2],
+        raw: &Vec<T>,
+        rstd: &Vec<T>,
+        dqkv: &mut Vec<T>,
+        dgains: Option<[&mut Grad<T>; 2]>,
+    ) {
+        let mut sums = self.pool.lend(heads.d);
+        let dgains = dgains.map(|g| (g, &mut sums[..]));
+        norm::qk_norm_bwd(n, heads, gains, raw, rstd, dqkv, dgains);
+    }
+
+    fn rope(
+        &self,
+        pack: &Pack,
+        heads: Heads,
+        table: &RopeTable,
+        direction: Direction,
+        qkv: &mut Vec<T>,
+    ) {
+        let half = table.inv_freq.len();
+        let sign = if direction == Direction::Forward { 1.0 } else { -1.0 };
+        let positions = &pack.data.positions;
+        let longest = positions.iter().max().map_or(0, |p| *p as usize + 1);
+        // One row of cosines and one of sines per position in use: a decoding step needs only its own.
+        let dense = longest <= 2 * positions.len();
+        let count = if dense { longest } else { positions.len() };
+        let mut angles = self.pool.lend(count * 2 * half);
+        each(count, 2 * half, &mut angles, |r, row| {
+            let position = if dense { r as f64 } else { f64::from(positions[r]) };
+            for (i, frequency) in table.inv_freq.iter().enumerate() {
+                let angle = position * frequency;
+                row[i] = T::from_f64(angle.cos() * table.scale);
+                row[half + i] = T::from_f64(angle.sin() * table.scale * sign);
+            }
+        });
+        let angles: &[T] = &angles;
+        each(positions.len(), heads.qkv_width(), qkv, |r, row| {
+            let at = if dense { positions[r] as usize } else { r } * 2 * half;
+            let (cos, sin) = angles[at..at + 2 * half].split_at(half);
+            for head in row.chunks_exact_mut(heads.d).take(heads.h + heads.g) {
+                let (a, b) = head.split_at_mut(half);
+                for i in 0..half {
+                    (a[i], b[i]) = (a[i] * cos[i] - b[i] * sin[i], b[i] * cos[i] + a[i] * sin[i]);
+                }
+            }
+        });
+    }
+
+    fn attention(
+        &self,
+        pack: &Pack,
+        heads: Heads,
+        qkv: &Vec<T>,
+        out: &mut Vec<T>,
+        lse: &mut Vec<T>,
+    ) {
+        attention::forward(&self.pool, &pack.data.starts, heads, qkv, out, lse);
+    }
+
+    fn attention_bwd(
+        &self,
+        pack: &Pack,
+        heads: Heads,
+        qkv: &Vec<T>,
+        out: &Vec<T>,
+        lse: &Vec<T>,
+        dout: &Vec<T>,
+        dqkv: &mut Vec<T>,
+    ) {
+        attention::backward(&self.pool, &pack.data.starts, heads, qkv, out, lse, dout, dqkv);
+    }
+
+    fn swiglu(&self, n: usize, f: usize, gate_up: &Vec<T>, y: &mut Vec<T>) {
+        each(n, f, y, |r, y| {
+            let (gate, up) = gate_up[2 * r * f..2 * (r + 1) * f].split_at(f);
+            for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
+                *y = *g / (T::ONE + (-*g).exp()) * *u;
+            }
+        });
+    }
+
+    fn swiglu_bwd(&self, n: usize, f: usize, dy: &Vec<T>, gate_up: &mut Vec<T>) {
+        each(n, 2 * f, gate_up, |r, row| {
+            let (gate, up) = row.split_at_mut(f);
+            for ((g, u), d) in gate.iter_mut().zip(up).zip(&dy[r * f..(r + 1) * f]) {
+                let s = T::ONE / (T::ONE + (-*g).exp());
+                let silu = *g * s;
+                let dgate = *d * *u * (s + silu * (T::ONE - s));
+                *u = *d * silu;
+                *g = dgate;
+            }
+        });
+    }
+
+    fn head_onehot(
+        &self,
+        shape: HeadShape,
+        pack: &Pack,
+        h: &Vec<T>,
+        w: &[T],
+        weight: TokenWeight<'_, Vec<T>>,
+        stats: &mut RowStats<Vec<T>>,
+        grads: Option<HeadGrads<'_, Vec<T>, Grad<T>>>,
+    ) {
+        let (formula, weights) = match weight {
+            TokenWeight::Formula(formula) => (Some(formula), &[][..]),
+            TokenWeight::PerRow(weights) => (None, &weights[..]),
+        };
+        let loss = OneHot { targets: &pack.data.targets, coefs: &pack.data.coefs, formula, weights };
+        let job = Sweep { shape, first: vec![(h, w, T::ONE)], second: None, w, h };
+        let (dh, dw) = grads.map_or((None, None), |g| (Some(&mut g.dh[..]), g.dw));
+        sweep(&self.pool, &job, &loss, Self::results(stats, true), dh, dw);
+    }
+
+    fn head_matched(
+        &self,
+        shape: HeadShape,
+        pack: &Pack,
+        h: &Vec<T>,
+        h_ref: &Vec<T>,
+        w: &[T],
+        w_ref: Option<&[T]>,
+        target: Matched,
+        stats: &mut RowStats<Vec<T>>,
+        grads: Option<HeadGrads<'_, Vec<T>, Grad<T>>>,
+    ) {
+        let loss = MatchedRows { target, coefs: &pack.data.coefs };
+        let penalty = target != Matched::Uniform;
+        let shared = penalty && w_ref.is_none();
+        let mut diff = self.pool.lend(if shared { shape.n * shape.c } else { 0 });
+        if shared {
+            each(shape.n, shape.c, &mut diff, |r, row| {
+                let at = r * shape.c..(r + 1) * shape.c;
+                for ((d, a), b) in row.iter_mut().zip(&h[at.clone()]).zip(&h_ref[at]) {
+                    *d = *a - *b;
+                }
+            });
+        }
+        let first = match w_ref {
+            _ if !penalty => vec![(&h[..], w, T::ONE)],
+            None => vec![(&diff[..], w, T::ONE)],
+            Some(w_ref) => vec![(&h[..], w, T::ONE), (&h_ref[..], w_ref, -T::ONE)],
+        };
+        let second = penalty.then(|| (&h_ref[..], w_ref.unwrap_or(w)));
+        let job = Sweep { shape, first, second, w, h };
+        let (dh, dw) = grads.map_or((None, None), |g| (Some(&mut g.dh[..]), g.dw));
+        sweep(&self.pool, &job, &loss, Self::results(stats, false), dh, dw);
+    }
+
+    fn cache(&self, slots: usize, capacity: usize, heads: Heads) -> Result<Cache<T>> {
+        let len = slots * capacity * heads.g * heads.d;
+        Ok(Cache { keys: vec![T::ZERO; len], values: vec![T::ZERO; len], capacity })
+    }
+
+    fn cache_store(&self, pack: &Pack, heads: Heads, qkv: &Vec<T>, cache: &mut Cache<T>) {
+        let (width, gd) = (heads.qkv_width(), heads.g * heads.d);
+        let key = heads.h * heads.d;
+        for (ends, &slot) in pack.data.starts.windows(2).zip(&pack.data.slots) {
+            for row in ends[0] as usize..ends[1] as usize {
+                let position = pack.data.positions[row] as usize;
+                let to = (slot as usize * cache.capacity + position) * gd;
+                let from = &qkv[row * width + key..(row + 1) * width];
+                cache.keys[to..to + gd].copy_from_slice(&from[..gd]);
+                cache.values[to..to + gd].copy_from_slice(&from[gd..]);
+            }
+        }
+    }
+
+    fn decode_attention(
+        &self,
+        pack: &Pack,
+        heads: Heads,
+        qkv: &Vec<T>,
+        cache: &Cache<T>,
+        out: &mut Vec<T>,
+    ) {
+        let (gd, d) = (heads.g * heads.d, heads.d);
+        let slots = &pack.data.slots;
+        let at = |row: usize, g: usize| (slots[row] as usize * cache.capacity * gd + g * d, gd);
+        let cached = (&cache.keys[..], &cache.values[..]);
+        attention::decode(heads, qkv, &pack.data.positions, at, cached, &self.pool, out);
+    }
+
+    fn gather_rows(&self, c: usize, rows: &[u32], x: &Vec<T>, y: &mut Vec<T>) {
+        for (to, &row) in y.chunks_exact_mut(c).zip(rows) {
+            to.copy_from_slice(&x[row as usize * c..(row as usize + 1) * c]);
+        }
+    }
+
+    fn head_logits(&self, shape: HeadShape, h: &Vec<T>, w: &[T], logits: &mut [f32]) {
+        let HeadShape { n, c, v } = shape;
+        let mut wide = self.pool.lend(n * v);
+        parallel((n, v, c), Matrix::rows(h, c), Matrix::rows(w, c).t(), &mut wide, false);
+        logits.iter_mut().zip(wide.iter()).for_each(|(o, z)| *o = z.to_f32());
+    }
+}

@@ -1,0 +1,79 @@
+//! Gradient sinks: the first write of a step overwrites, later ones add.
+
+use super::Real;
+use crate::ops::format::{narrow_even, widen};
+
+/// A gradient: wide in exact mode, bf16 in compact mode.
+#[derive(Debug, Clone)]
+pub struct Grad<T> {
+    pub(crate) data: GradData<T>,
+    pub(crate) empty: bool,
+}
+
+/// The storage of a [`Grad`].
+#[derive(Debug, Clone)]
+pub(crate) enum GradData<T> {
+    /// One compute-type number per entry.
+    Wide(Vec<T>),
+    /// One bf16 per entry, rounded to nearest even after each accumulation, which itself is done wide.
+    Bf16(Vec<u16>),
+}
+
+impl<T: Real> Grad<T> {
+    /// Makes an empty gradient of `len` entries in the compute type.
+    pub fn wide(len: usize) -> Self {
+        Self { data: GradData::Wide(vec![T::ZERO; len]), empty: true }
+    }
+
+    /// Makes an empty gradient of `len` entries in bf16.
+    pub fn bf16(len: usize) -> Self {
+        Self { data: GradData::Bf16(vec![0; len]), empty: true }
+    }
+
+    /// Returns the number of entries.
+    pub fn len(&self) -> usize {
+        match &self.data {
+            GradData::Wide(data) => data.len(),
+            GradData::Bf16(data) => data.len(),
+        }
+    }
+
+    /// Tells whether it has no entries.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Copies the entries out; zeros where nothing was written yet.
+    pub fn read(&self, out: &mut [T]) {
+        match &self.data {
+            _ if self.empty => out.fill(T::ZERO),
+            GradData::Wide(data) => out.copy_from_slice(data),
+            GradData::Bf16(data) => {
+                out.iter_mut().zip(data).for_each(|(x, &b)| *x = T::from_f32(widen(b)));
+            }
+        }
+    }
+
+    /// Adds `values` from entry `start` on. The first write of a step must be announced by [`Grad::open`].
+    pub(super) fn add(&mut self, start: usize, values: &[T]) {
+        match &mut self.data {
+            GradData::Wide(data) => {
+                data[start..].iter_mut().zip(values).for_each(|(x, v)| *x += *v);
+            }
+            GradData::Bf16(data) => data[start..].iter_mut().zip(values).for_each(|(x, v)| {
+                *x = narrow_even((T::from_f32(widen(*x)) + *v).to_f32());
+            }),
+        }
+    }
+
+    /// Zeroes an empty gradient so that [`Grad::add`] may write to parts of it.
+    pub(super) fn open(&mut self) {
+        if self.empty {
+            match &mut self.data {
+                GradData::Wide(data) => data.fill(T::ZERO),
+                GradData::Bf16(data) => data.fill(0),
+            }
+            self.empty = false;
+        }
+    }
+}

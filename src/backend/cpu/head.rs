@@ -1,0 +1,330 @@
+//! The fused head: logits of a chunk of rows, their loss, and the way back, chunk by chunk.
+
+use rayon::prelude::*;
+
+use super::gemm::{Matrix, parallel, serial};
+use super::pool::Pool;
+use super::rows::{max, simd, sum, sum2};
+use super::{Grad, GradData, Real};
+use crate::ops::{HeadShape, Matched, TokenFormula};
+
+/// Numbers of a chunk's logits: 13 MB of f32, which a shared cache holds.
+const CHUNK: usize = 3_200_000;
+/// Vocabularies up to this size are swept one chunk a thread; larger ones with all threads on one product.
+const SMALL: usize = 8192;
+
+/// Rows of a chunk; depends on the vocabulary alone.
+fn chunk_rows(v: usize) -> usize {
+    if v <= SMALL { (SMALL * 32 / v).clamp(16, 256) } else { (CHUNK / v).max(16) }
+}
+
+/// What a row's loss came to.
+pub(super) struct RowResult {
+    pub nll: f64,
+    pub value: f64,
+    pub hit: bool,
+}
+
+/// The loss of a row: turns its logits (and those of the difference to the teacher) into the gradient.
+pub(super) trait RowLoss<T>: Sync {
+    /// Handles row `row`; `z` holds logits on entry and, with `grad`, the gradient on return. `extra` holds the
+    /// second set of logits where [`RowLoss::second`] asks for one.
+    fn row(&self, row: usize, z: &mut [T], extra: &mut [T], grad: bool) -> RowResult;
+}
+
+/// Buffers and matrices of a sweep.
+pub(super) struct Sweep<'a, T> {
+    pub shape: HeadShape,
+    /// The products that make the first logits: sum of pairs (rows [N, C], matrix [V, C]).
+    pub first: Vec<(&'a [T], &'a [T], T)>,
+    /// The product that makes the second logits, if any.
+    pub second: Option<(&'a [T], &'a [T])>,
+    /// The student's matrix, for the way back.
+    pub w: &'a [T],
+    /// The student's rows, for the matrix gradient.
+    pub h: &'a [T],
+}
+
+/// Where results of rows go.
+pub(super) struct Results<'a, T> {
+    pub nll: Option<&'a mut [T]>,
+    pub value: &'a mut [T],
+    pub hit: Option<&'a mut [T]>,
+}
+
+type Product<T> = fn((usize, usize, usize), Matrix<T>, Matrix<T>, &mut [T], bool);
+
+fn serial_dense<T: Real>(
+    shape: (usize, usize, usize),
+    a: Matrix<T>,
+    b: Matrix<T>,
+    c: &mut [T],
+    accumulate: bool,
+) {
+    serial(shape, a, b, c, shape.1, accumulate);
+}
+
+/// Sweeps all rows. `dh` gets the gradient at the rows, `dw` that of the matrix.
+pub(super) fn sweep<T: Real>(
+    pool: &Pool<T>,
+    job: &Sweep<'_, T>,
+    loss: &impl RowLoss<T>,
+    results: Results<'_, T>,
+    dh: Option<&mut [T]>,
+    mut dw: Option<&mut Grad<T>>,
+) {
+    let HeadShape { n, c, v } = job.shape;
+    let rows = chunk_rows(v);
+    let grad = dh.is_some();
+    let mut scratch_dh = pool.lend(if grad { 0 } else { n * c });
+    let dh = dh.unwrap_or(&mut scratch_dh);
+    let mut collected: Vec<RowResult> = Vec::with_capacity(n);
+    if v <= SMALL && dw.is_none() {
+        let parts: Vec<Vec<RowResult>> = dh[..n * c]
+            .par_chunks_mut(rows * c)
+            .enumerate()
+            .map(|(g, dh)| {
+                let m = dh.len() / c;
+                let mut z = pool.lend(m * v);
+                let mut extra = pool.lend(if job.second.is_some() { m * v } else { 0 });
+                logits(job, g * rows, m, &mut z, &mut extra, serial_dense);
+                let done = each_row(loss, g * rows, &mut z, &mut extra, v, grad);
+                if grad {
+                    let (z, w) = (Matrix::rows(&z, v), Matrix::rows(job.w, c));
+                    serial((m, c, v), z, w, dh, c, false);
+                }
+                done
+            })
+            .collect();
+        parts.into_iter().for_each(|part| collected.extend(part));
+    } else {
+        let mut z = pool.lend(rows.min(n) * v);
+        let mut extra = pool.lend(if job.second.is_some() { rows.min(n) * v } else { 0 });
+        for start in (0..n).step_by(rows) {
+            let m = rows.min(n - start);
+            logits(job, start, m, &mut z, &mut extra, parallel);
+            let step = m.div_ceil(16).max(1);
+            let second = if extra.is_empty() { 0 } else { v };
+            let parts: Vec<Vec<RowResult>> = z[..m * v]
+                .par_chunks_mut(step * v)
+                .zip(split(&mut extra, m, step, second))
+                .enumerate()
+                .map(|(g, (z, extra))| each_row(loss, start + g * step, z, extra, v, grad))
+                .collect();
+            parts.into_iter().for_each(|part| collected.extend(part));
+            if grad {
+                let dz = Matrix::rows(&z, v);
+                let rows = &mut dh[start * c..(start + m) * c];
+                parallel((m, c, v), dz, Matrix::rows(job.w, c), rows, false);
+                if let Some(dw) = dw.as_deref_mut() {
+                    let h = Matrix::rows(&job.h[start * c..], c);
+                    accumulate(pool, (v, c, m), dz.t(), h, dw);
+                }
+            }
+        }
+    }
+    for (row, result) in collected.iter().enumerate() {
+        results.value[row] = T::from_f64(result.value);
+    }
+    if let Some(nll) = results.nll {
+        nll.iter_mut().zip(&collected).for_each(|(x, r)| *x = T::from_f64(r.nll));
+    }
+    if let Some(hit) = results.hit {
+        hit.iter_mut().zip(&collected).for_each(|(x, r)| *x = T::from_f64(f64::from(r.hit)));
+    }
+}
+
+/// Cuts the second logits like the first; empty pieces where there are none.
+fn split<T: Real>(
+    extra: &mut [T],
+    rows: usize,
+    step: usize,
+    width: usize,
+) -> Vec<&mut [T]> {
+    let mut pieces = Vec::with_capacity(rows.div_ceil(step));
+    let mut rest = extra;
+    for start in (0..rows).step_by(step) {
+        let (here, after) = rest.split_at_mut(step.min(rows - start) * width);
+        pieces.push(here);
+        rest = after;
+    }
+    pieces
+}
+
+fn logits<T: Real>(
+    job: &Sweep<'_, T>,
+    start: usize,
+    m: usize,
+    z: &mut [T],
+    extra: &mut [T],
+    product: Product<T>,
+) {
+    let HeadShape { c, v, .. } = job.shape;
+    let rows = |h: &'_ [T]| Matrix::rows(&h[start * c..(start + m) * c], c);
+    let mut add = false;
+    for (h, w, sign) in &job.first {
+        if add && *sign != T::ONE {
+            // A difference of two products: the first is negated, the second added, and the whole negated back.
+            z[..m * v].iter_mut().for_each(|x| *x = -*x);
+            product((m, v, c), rows(h), Matrix::rows(w, c).t(), z, true);
+            z[..m * v].iter_mut().for_each(|x| *x = -*x);
+        } else {
+            product((m, v, c), rows(h), Matrix::rows(w, c).t(), z, add);
+        }
+        add = true;
+    }
+    if let Some((h, w)) = job.second {
+        product((m, v, c), rows(h), Matrix::rows(w, c).t(), extra, false);
+    }
+}
+
+fn each_row<T: Real>(
+    loss: &impl RowLoss<T>,
+    start: usize,
+    z: &mut [T],
+    extra: &mut [T],
+    v: usize,
+    grad: bool,
+) -> Vec<RowResult> {
+    simd(|| {
+        let count = z.len() / v;
+        let width = if extra.is_empty() { 0 } else { v };
+        (0..count)
+            .map(|r| {
+                let (z, extra) = (&mut z[r * v..(r + 1) * v], &mut extra[r * width..(r + 1) * width]);
+                loss.row(start + r, z, extra, grad)
+            })
+            .collect()
+    })
+}
+
+/// `dw += a b`, wide or through a wide scratch into bf16.
+pub(super) fn accumulate<T: Real>(
+    pool: &Pool<T>,
+    (m, n, k): (usize, usize, usize),
+    a: Matrix<T>,
+    b: Matrix<T>,
+    dw: &mut Grad<T>,
+) {
+    let first = dw.empty;
+    match &mut dw.data {
+        GradData::Wide(data) => parallel((m, n, k), a, b, data, !first),
+        GradData::Bf16(_) => {
+            let mut wide = pool.lend(m * n);
+            parallel((m, n, k), a, b, &mut wide, false);
+            dw.open();
+            dw.add(0, &wide);
+        }
+    }
+    dw.empty = false;
+}
+
+/// Weighted one-hot rows.
+pub(super) struct OneHot<'a, T> {
+    pub targets: &'a [u32],
+    pub coefs: &'a [f64],
+    pub formula: Option<TokenFormula>,
+    pub weights: &'a [T],
+}
+
+impl<T: Real> RowLoss<T> for OneHot<'_, T> {
+    #[inline(always)]
+    fn row(&self, row: usize, z: &mut [T], _: &mut [T], grad: bool) -> RowResult {
+        let y = self.targets[row] as usize;
+        let top = max(z);
+        let below = top - z[y];
+        let hit = z[y] == top && !z[..y].contains(&top);
+        z.iter_mut().for_each(|x| *x = (*x - top).exp());
+        // All but the target as its own sum: 1 - p is never a difference.
+        let e = z[y].to_f64();
+        let others = sum(&z[..y], |x| x) + sum(&z[y + 1..], |x| x);
+        let total = e + others;
+        let nll = if others < e { (others / e).ln_1p() } else { total.ln() + below.to_f64() };
+        let (p, q) = (e / total, others / total);
+        let weight = match self.formula {
+            Some(formula) => formula.weight(p, q),
+            None => self.weights[row].to_f64(),
+        };
+        if grad {
+            let k = self.coefs[row] * weight;
+            let scale = T::from_f64(k / total);
+            z.iter_mut().for_each(|x| *x *= scale);
+            z[y] = T::from_f64(-k * q);
+        }
+        RowResult { nll, value: weight * nll, hit }
+    }
+}
+
+/// Matched-distribution rows.
+pub(super) struct MatchedRows<'a> {
+    pub target: Matched,
+    pub coefs: &'a [f64],
+}
+
+impl<T: Real> RowLoss<T> for MatchedRows<'_> {
+    #[inline(always)]
+    fn row(&self, row: usize, z: &mut [T], extra: &mut [T], grad: bool) -> RowResult {
+        let coef = self.coefs[row];
+        if coef == 0.0 {
+            if grad {
+                z.fill(T::ZERO);
+            }
+            return RowResult { nll: 0.0, value: 0.0, hit: false };
+        }
+        let value = match self.target {
+            Matched::Uniform => uniform(z, coef),
+            Matched::Qkl => qkl(z, extra, coef),
+            Matched::Kl => kl(z, extra, coef),
+        };
+        RowResult { nll: 0.0, value, hit: false }
+    }
+}
+
+/// `KL(uniform, p)`; z becomes `coef (p - 1/V)`.
+#[inline(always)]
+fn uniform<T: Real>(z: &mut [T], coef: f64) -> f64 {
+    let v = z.len() as f64;
+    let top = max(z);
+    let mean = sum(z, |x| x - top) / v;
+    z.iter_mut().for_each(|x| *x = (*x - top).exp());
+    let total = sum(z, |x| x);
+    let (scale, floor) = (T::from_f64(coef / total), T::from_f64(coef / v));
+    z.iter_mut().for_each(|x| *x = *x * scale - floor);
+    total.ln() - mean - v.ln()
+}
+
+/// Turns teacher logits into probabilities and returns `E_q D`.
+#[inline(always)]
+fn teacher<T: Real>(d: &[T], q: &mut [T]) -> T {
+    let top = max(q);
+    q.iter_mut().for_each(|x| *x = (*x - top).exp());
+    let inverse = T::from_f64(1.0 / sum(q, |x| x));
+    q.iter_mut().for_each(|x| *x *= inverse);
+    T::from_f64(sum2(q, d, |q, d| q * d))
+}
+
+/// `Var_q(D)`; d becomes `coef q (D - E_q D)`.
+#[inline(always)]
+fn qkl<T: Real>(d: &mut [T], q: &mut [T], coef: f64) -> f64 {
+    let mean = teacher(d, q);
+    let value = sum2(q, d, |q, d| q * (d - mean) * (d - mean));
+    let coef = T::from_f64(coef);
+    d.iter_mut().zip(q).for_each(|(d, q)| *d = coef * *q * (*d - mean));
+    value
+}
+
+/// `KL(q, p)`; d becomes `coef (p - q)`.
+///
+/// With D' = D - E_q D and E = E_q(e^D' - 1 - D'), p/q = e^D'/(1 + E) and KL = log(1 + E): nothing cancels, and D = 0
+/// gives exactly 0.
+#[inline(always)]
+fn kl<T: Real>(d: &mut [T], q: &mut [T], coef: f64) -> f64 {
+    let mean = teacher(d, q);
+    let excess = sum2(q, d, |q, d| q * (d - mean).exp_minus_linear());
+    let (e, scale) = (T::from_f64(excess), T::from_f64(coef / (1.0 + excess)));
+    for (d, q) in d.iter_mut().zip(q) {
+        let centred = *d - mean;
+        *d = scale * *q * (centred.exp_minus_linear() + centred - e);
+    }
+    excess.ln_1p()
+}

@@ -1,0 +1,545 @@
+//! Passes over parameters: update, view, scan. Each touches memory once, in chunks of fixed size.
+//!
+//! Chunks are cut by length alone and joined in a fixed tree, so results do not depend on the threads.
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::{Grad, GradData, Real};
+use crate::ops::format::{drift_exponent, join, narrow, noise, split, widen};
+use crate::ops::{GradScan, UpdateRule, UpdateScalars};
+
+/// Elements per chunk; a power of two, so that a chunk never straddles 2^32.
+pub(super) const CHUNK: usize = 1 << 14;
+
+/// A number of a gradient.
+pub(super) trait Element: Copy + Send + Sync {
+    /// Converts to the type of the computation.
+    fn wide<T: Real>(self) -> T;
+}
+
+impl<T: Real> Element for T {
+    #[inline(always)]
+    fn wide<U: Real>(self) -> U {
+        U::from_f64(self.to_f64())
+    }
+}
+
+impl Element for u16 {
+    #[inline(always)]
+    fn wide<U: Real>(self) -> U {
+        U::from_f32(widen(self))
+    }
+}
+
+/// What can be cut in two at an index; a slice that is absent (empty) stays so.
+pub(super) trait Part: Sized + Send {
+    /// Cuts at `mid`.
+    fn cut(self, mid: usize) -> (Self, Self);
+}
+
+impl<X: Sync> Part for &[X] {
+    fn cut(self, mid: usize) -> (Self, Self) {
+        self.split_at(mid.min(self.len()))
+    }
+}
+
+impl<X: Send> Part for &mut [X] {
+    fn cut(self, mid: usize) -> (Self, Self) {
+        let mid = mid.min(self.len());
+        self.split_at_mut(mid)
+    }
+}
+
+macro_rules! tuple_part {
+    ($($part:ident)+) => {
+        impl<$($part: Part),+> Part for ($($part,)+) {
+            #[allow(non_snake_case)]
+            fn cut(self, mid: usize) -> (Self, Self) {
+                let ($($part,)+) = self;
+                $(let $part = $part.cut(mid);)+
+                (($($part.0,)+), ($($part.1,)+))
+            }
+        }
+    };
+}
+tuple_part!(A B);
+tuple_part!(A B C);
+tuple_part!(A B C D);
+tuple_part!(A B C D E);
+
+impl Part for () {
+    fn cut(self, _: usize) -> (Self, Self) {
+        ((), ())
+    }
+}
+
+/// The numbers of a gradient, or of a part of it.
+#[derive(Clone, Copy)]
+pub(super) enum Numbers<'a, T> {
+    Zeros,
+    Wide(&'a [T]),
+    Bf16(&'a [u16]),
+}
+
+impl<T: Real> Part for Numbers<'_, T> {
+    fn cut(self, mid: usize) -> (Self, Self) {
+        match self {
+            Self::Zeros => (Self::Zeros, Self::Zeros),
+            Self::Wide(x) => {
+                let (a, b) = x.cut(mid);
+                (Self::Wide(a), Self::Wide(b))
+            }
+            Self::Bf16(x) => {
+                let (a, b) = x.cut(mid);
+                (Self::Bf16(a), Self::Bf16(b))
+            }
+        }
+    }
+}
+
+impl<'a, T> From<&'a Grad<T>> for Numbers<'a, T> {
+    fn from(grad: &'a Grad<T>) -> Self {
+        match &grad.data {
+            _ if grad.empty => Self::Zeros,
+            GradData::Wide(x) => Self::Wide(x),
+            GradData::Bf16(x) => Self::Bf16(x),
+        }
+    }
+}
+
+/// Calls `leaf(part, offset, len)` for each chunk in parallel and joins the results in a fixed tree.
+pub(super) fn fold<P: Part, R: Send>(
+    part: P,
+    offset: usize,
+    len: usize,
+    leaf: &(impl Fn(P, usize, usize) -> R + Sync),
+    merge: &(impl Fn(R, R) -> R + Sync),
+) -> R {
+    if len <= CHUNK {
+        return leaf(part, offset, len);
+    }
+    let mid = len.div_ceil(CHUNK) / 2 * CHUNK;
+    let (a, b) = part.cut(mid);
+    let (x, y) = rayon::join(
+        || fold(a, offset, mid, leaf, merge),
+        || fold(b, offset + mid, len - mid, leaf, merge),
+    );
+    merge(x, y)
+}
+
+/// Rounds to the nearest fp16, ties to even, for |x| < 65520; branch-free, so that it vectorises.
+#[inline(always)]
+pub(super) fn to_f16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let magnitude = bits & 0x7fff_ffff;
+    // 0.5 has an ulp of 2^-24, the step of fp16 subnormals: the addition rounds to it.
+    let small = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
+    let large = magnitude.wrapping_add(0xc800_0fff).wrapping_add(magnitude >> 13 & 1) >> 13;
+    let rounded = if magnitude < 0x3880_0000 { small } else { large };
+    (rounded | bits >> 16 & 0x8000) as u16
+}
+
+/// Widens a finite fp16.
+#[inline(always)]
+pub(super) fn from_f16(h: u16) -> f32 {
+    let sign = u32::from(h & 0x8000) << 16;
+    let shifted = u32::from(h & 0x7fff) << 13;
+    // A subnormal gets the exponent of 2^-14 and an implicit one, which is then taken off.
+    let small = (f32::from_bits(shifted + (113 << 23)) - f32::from_bits(113 << 23)).to_bits();
+    let large = shifted + (112 << 23);
+    f32::from_bits(sign | if shifted < 1 << 23 { small } else { large })
+}
+
+/// Draws the rounding bits of the second moment from the noise, independent of both its halves.
+#[inline(always)]
+fn remix(noise: u32) -> u32 {
+    let x = (noise ^ noise >> 15).wrapping_mul(0x2C1B_3C6D);
+    (x ^ x >> 12).wrapping_mul(0x297A_2D39) >> 16
+}
+
+/// Bounds |m / (1 - b1^t)| / sqrt(v / (1 - b2^t)) of Adam after `t` steps, for any gradients.
+///
+/// With m = (1-b1) sum b1^(t-i) g_i and v = (1-b2) sum b2^(t-i) g_i^2, write b1^j = (b1/sqrt(b2))^j sqrt(b2)^j;
+/// Cauchy-Schwarz gives m^2 <= (1-b1)^2/(1-b2) S v with S = sum over j < t of (b1^2/b2)^j. One at t = 1.
+pub(super) fn adam_bound((b1, b2): (f64, f64), t: f64) -> f64 {
+    let ratio = b1 * b1 / b2;
+    let sum = if (ratio - 1.0).abs() < 1e-9 { t } else { (1.0 - ratio.powf(t)) / (1.0 - ratio) };
+    let bound = (1.0 - b1) * (sum * (1.0 - b2.powf(t)) / (1.0 - b2)).sqrt() / (1.0 - b1.powf(t));
+    // b2 far below b1^2 has no useful bound; NaN comes from b2 = 0.
+    if bound < ADAM_CEILING { bound } else { ADAM_CEILING }
+}
+
+const ADAM_CEILING: f64 = 1e4;
+
+/// AdamW's numbers of one step.
+#[derive(Clone, Copy)]
+struct Adam<T> {
+    one_minus_b1: T,
+    b2: T,
+    one_minus_b2: T,
+    /// sqrt(1 - b2^t).
+    root_correction: T,
+    eps: T,
+    /// lr / (1 - b1^t).
+    step_size: T,
+    /// lr weight_decay.
+    decay: T,
+    /// 1 - lr weight_decay.
+    keep: T,
+}
+
+impl<T: Real> Adam<T> {
+    fn new(betas: (f64, f64), eps: f64, weight_decay: f64, scalars: &UpdateScalars) -> Self {
+        let (b1, b2) = betas;
+        let t = scalars.step as f64 + 1.0;
+        Self {
+            one_minus_b1: T::from_f64(1.0 - b1),
+            b2: T::from_f64(b2),
+            one_minus_b2: T::from_f64(1.0 - b2),
+            root_correction: T::from_f64((1.0 - b2.powf(t)).sqrt()),
+            eps: T::from_f64(eps),
+            step_size: T::from_f64(scalars.lr / (1.0 - b1.powf(t))),
+            decay: T::from_f64(scalars.lr * weight_decay),
+            keep: T::from_f64(1.0 - scalars.lr * weight_decay),
+        }
+    }
+}
+
+/// The rule with this step's numbers.
+#[derive(Clone, Copy)]
+enum Rule<T> {
+    Sgd { momentum: T, lr: T },
+    AdamW(Adam<T>),
+}
+
+impl<T: Real> Rule<T> {
+    fn new(rule: &UpdateRule, scalars: &UpdateScalars) -> Self {
+        match *rule {
+            UpdateRule::Sgd { momentum } => {
+                Self::Sgd { momentum: T::from_f64(momentum), lr: T::from_f64(scalars.lr) }
+            }
+            UpdateRule::AdamW { betas, eps, weight_decay } => {
+                Self::AdamW(Adam::new(betas, eps, weight_decay, scalars))
+            }
+        }
+    }
+}
+
+/// What is common to both rules and modes.
+#[derive(Clone, Copy)]
+struct Pull<T> {
+    clip: T,
+    /// damping c.
+    damping: T,
+    /// teacher_rate c.
+    rate: T,
+    /// 1 - teacher_rate c.
+    keep: T,
+}
+
+impl<T: Real> Pull<T> {
+    fn new(scalars: &UpdateScalars) -> Self {
+        let rate = scalars.teacher_rate * scalars.clip;
+        Self {
+            clip: T::from_f64(scalars.clip),
+            damping: T::from_f64(scalars.damping * scalars.clip),
+            rate: T::from_f64(rate),
+            keep: T::from_f64(1.0 - rate),
+        }
+    }
+}
+
+const NONE: u8 = 0;
+const FULL: u8 = 1;
+const DRIFT: u8 = 2;
+
+/// The buffers of an exact parameter: theta, teacher or drift, first moment, second moment; absent ones empty.
+pub(super) type ExactBuffers<'a, T> = (&'a mut [T], &'a mut [T], &'a mut [T], &'a mut [T]);
+
+struct ExactPass<'a, T, G, const TEACHER: u8> {
+    buffers: ExactBuffers<'a, T>,
+    grad: &'a [G],
+    rule: Rule<T>,
+    pull: Pull<T>,
+}
+
+impl<T: Real, G: Element, const TEACHER: u8> WithSimd for ExactPass<'_, T, G, TEACHER> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let (theta, teacher, m, v) = self.buffers;
+        let n = theta.len();
+        let (grad, m, pull) = (&self.grad[..n], &mut m[..n], self.pull);
+        let teacher = if TEACHER == NONE { &mut [] } else { &mut teacher[..n] };
+        // The order of operations is torch's.
+        let force = |grad: G, theta: T, teacher: T| {
+            let g = grad.wide::<T>() * pull.clip;
+            match TEACHER {
+                FULL => g + pull.damping * (theta - teacher),
+                DRIFT => g + pull.damping * teacher,
+                _ => g,
+            }
+        };
+        let follow = |theta: T, step: T, teacher: T| match TEACHER {
+            FULL => teacher * pull.keep + pull.rate * theta,
+            _ => pull.keep * (teacher + step),
+        };
+        match self.rule {
+            Rule::Sgd { momentum, lr } => {
+                for i in 0..n {
+                    let reference = if TEACHER == NONE { T::ZERO } else { teacher[i] };
+                    let u = momentum * m[i] + force(grad[i], theta[i], reference);
+                    let step = -lr * u;
+                    m[i] = u;
+                    theta[i] += step;
+                    if TEACHER != NONE {
+                        teacher[i] = follow(theta[i], step, reference);
+                    }
+                }
+            }
+            Rule::AdamW(adam) => {
+                let v = &mut v[..n];
+                for i in 0..n {
+                    let reference = if TEACHER == NONE { T::ZERO } else { teacher[i] };
+                    let g = force(grad[i], theta[i], reference);
+                    m[i] += adam.one_minus_b1 * (g - m[i]);
+                    v[i] = adam.b2 * v[i] + adam.one_minus_b2 * g * g;
+                    // The f64 root of an f32, rounded to f32, is the correctly rounded root.
+                    let root = T::from_f64(v[i].to_f64().sqrt());
+                    let move_by = adam.step_size * (m[i] / (root / adam.root_correction + adam.eps));
+                    let step = -(move_by + adam.decay * theta[i]);
+                    theta[i] = theta[i] * adam.keep - move_by;
+                    if TEACHER != NONE {
+                        teacher[i] = follow(theta[i], step, reference);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Updates an exact parameter; `full` tells whether the teacher buffer (if not empty) holds weights or drift.
+pub(super) fn update_exact<T: Real>(
+    buffers: ExactBuffers<'_, T>,
+    full: bool,
+    grad: Numbers<'_, T>,
+    rule: &UpdateRule,
+    scalars: &UpdateScalars,
+) {
+    let (rule, pull) = (Rule::new(rule, scalars), Pull::new(scalars));
+    // A teacher that neither pulls nor moves need not be read.
+    let idle = full && scalars.damping == 0.0 && scalars.teacher_rate == 0.0;
+    let form = match (buffers.1.is_empty() || idle, full) {
+        (true, _) => NONE,
+        (false, true) => FULL,
+        (false, false) => DRIFT,
+    };
+    fn run<T: Real, G: Element>(
+        form: u8,
+        buffers: ExactBuffers<'_, T>,
+        grad: &[G],
+        rule: Rule<T>,
+        pull: Pull<T>,
+    ) {
+        let arch = Arch::new();
+        match form {
+            FULL => arch.dispatch(ExactPass::<_, _, FULL> { buffers, grad, rule, pull }),
+            DRIFT => arch.dispatch(ExactPass::<_, _, DRIFT> { buffers, grad, rule, pull }),
+            _ => arch.dispatch(ExactPass::<_, _, NONE> { buffers, grad, rule, pull }),
+        }
+    }
+    let len = buffers.0.len();
+    fold(
+        (buffers, grad),
+        0,
+        len,
+        &|(buffers, grad), _, _| match grad {
+            Numbers::Zeros => run(form, buffers, T::zeros(CHUNK), rule, pull),
+            Numbers::Wide(grad) => run(form, buffers, grad, rule, pull),
+            Numbers::Bf16(grad) => run(form, buffers, grad, rule, pull),
+        },
+        &|(), ()| (),
+    );
+}
+
+/// The buffers of a compact parameter: hi, lo, drift, first moment, second moment; absent ones empty.
+pub(super) type CompactBuffers<'a> =
+    (&'a mut [u16], &'a mut [u16], &'a mut [u16], &'a mut [u16], &'a mut [u16]);
+
+/// The few numbers of a compact parameter.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Scale {
+    /// The drift is stored times 2^exponent.
+    pub exponent: i32,
+    /// max |d|.
+    pub max_drift: f64,
+    /// max |u| of the first moment as stored.
+    pub max_moment: f64,
+    /// max |theta|.
+    pub max_theta: f64,
+}
+
+/// Exponents stay where 2^k and 2^-k are normal fp32 numbers.
+pub(super) const EXPONENT_LIMIT: i32 = 120;
+
+impl Scale {
+    /// Bounds |s| of the coming step: for AdamW the clamp of the moments' part, and the whole.
+    fn step_bound(
+        &self,
+        rule: &UpdateRule,
+        scan: &GradScan,
+        scalars: &UpdateScalars,
+    ) -> (f64, f64) {
+        let lr = scalars.lr.abs();
+        match *rule {
+            UpdateRule::Sgd { momentum } => {
+                let pull = (scalars.damping * self.max_drift).abs();
+                let force = scalars.clip.abs() * (scan.max_abs + pull);
+                (f64::INFINITY, lr * (momentum.abs() * self.max_moment + force))
+            }
+            UpdateRule::AdamW { betas, weight_decay, .. } => {
+                // Twice the bound of exact moments: rounding of the stored ones never reaches it in practice, and
+                // the clamp in the pass makes it hold even where the second moment underflows.
+                let moments = 2.0 * lr * adam_bound(betas, scalars.step as f64 + 1.0);
+                (moments, moments + lr * weight_decay.abs() * self.max_theta)
+            }
+        }
+    }
+}
+
+/// What all chunks of a compact pass share, and where the chunk begins.
+#[derive(Clone, Copy)]
+struct Compact {
+    offset: usize,
+    seed: u64,
+    counter: u64,
+    rule: Rule<f32>,
+    pull: Pull<f32>,
+    /// 2^-k of the drift as it is and 2^k of the drift as it will be.
+    scales: (f32, f32),
+    /// Largest part of an AdamW step that its moments make.
+    clamp: f32,
+}
+
+struct CompactPass<'a, G, const DRIFTS: bool> {
+    buffers: CompactBuffers<'a>,
+    grad: &'a [G],
+    with: Compact,
+}
+
+/// Maxima of stored bits: drift, first moment, theta.
+type Seen = (u16, u16, u32);
+
+impl<G: Element, const DRIFTS: bool> WithSimd for CompactPass<'_, G, DRIFTS> {
+    type Output = Seen;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Seen {
+        let (hi, lo, drift, m, v) = self.buffers;
+        let n = hi.len();
+        let (lo, m, grad) = (&mut lo[..n], &mut m[..n], &self.grad[..n]);
+        let drift = if DRIFTS { &mut drift[..n] } else { &mut [] };
+        let Compact { offset, seed, counter, rule, pull, scales, clamp } = self.with;
+        let high = (offset as u64) & !0xffff_ffff;
+        let low = offset as u32;
+        let (mut max_drift, mut max_moment, mut max_theta) = (0u16, 0u16, 0u32);
+        macro_rules! pass {
+            (|$i:ident, $theta:ident, $g:ident, $random:ident| $step:block) => {
+                for $i in 0..n {
+                    let index = high | u64::from(low.wrapping_add($i as u32));
+                    let old = noise(seed, counter, index) & 0xffff;
+                    let $random = noise(seed, counter + 1, index);
+                    let $theta = join(hi[$i], lo[$i], old);
+                    let d = if DRIFTS { from_f16(drift[$i]) * scales.0 } else { 0.0 };
+                    let $g = grad[$i].wide::<f32>() * pull.clip + pull.damping * d;
+                    let step: f32 = $step;
+                    let theta = $theta + step;
+                    (hi[$i], lo[$i]) = split(theta, $random & 0xffff);
+                    max_theta = max_theta.max(theta.to_bits() & 0x7fff_ffff);
+                    max_moment = max_moment.max(m[$i] & 0x7fff);
+                    if DRIFTS {
+                        let stored = to_f16(pull.keep * (d + step) * scales.1);
+                        drift[$i] = stored;
+                        max_drift = max_drift.max(stored & 0x7fff);
+                    }
+                }
+            };
+        }
+        match rule {
+            Rule::Sgd { momentum, lr } => pass!(|i, _theta, g, random| {
+                let u = momentum * widen(m[i]) + g;
+                m[i] = narrow(u, random >> 16);
+                -lr * u
+            }),
+            Rule::AdamW(adam) => {
+                let v = &mut v[..n];
+                pass!(|i, theta, g, random| {
+                    let first = widen(m[i]);
+                    let first = first + adam.one_minus_b1 * (g - first);
+                    let second = adam.b2 * widen(v[i]) + adam.one_minus_b2 * g * g;
+                    m[i] = narrow(first, random >> 16);
+                    v[i] = narrow(second, remix(random));
+                    // Kept off zero so that 0 / 0 is 0 with eps = 0.
+                    let scale = (second.sqrt() / adam.root_correction + adam.eps).max(f32::MIN_POSITIVE);
+                    let move_by = (adam.step_size * (first / scale)).max(-clamp).min(clamp);
+                    -(move_by + adam.decay * theta)
+                });
+            }
+        }
+        (max_drift, max_moment, max_theta)
+    }
+}
+
+/// Updates a compact parameter and its scale; `counter` is the number of updates before this one.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn update_compact<T: Real>(
+    buffers: CompactBuffers<'_>,
+    scale: &mut Scale,
+    (seed, counter): (u64, u64),
+    grad: Numbers<'_, T>,
+    scan: &GradScan,
+    rule: &UpdateRule,
+    scalars: &UpdateScalars,
+) {
+    let keep = 1.0 - scalars.teacher_rate * scalars.clip;
+    let (clamp, step) = scale.step_bound(rule, scan, scalars);
+    let exponent = drift_exponent(keep.abs() * (scale.max_drift + step))
+        .clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT);
+    let scales = (2f32.powi(-scale.exponent), 2f32.powi(exponent));
+    let (step_rule, pull) = (Rule::new(rule, scalars), Pull::new(scalars));
+    let clamp = clamp as f32;
+    let run = Compact { offset: 0, seed, counter, rule: step_rule, pull, scales, clamp };
+    let len = buffers.0.len();
+    let (drift, moment, theta) = fold(
+        (buffers, grad),
+        0,
+        len,
+        &|(buffers, grad), offset, _| {
+            let run = Compact { offset, ..run };
+            match grad {
+                Numbers::Zeros => run.pass(buffers, T::zeros(CHUNK)),
+                Numbers::Wide(grad) => run.pass(buffers, grad),
+                Numbers::Bf16(grad) => run.pass(buffers, grad),
+            }
+        },
+        &|a: Seen, b: Seen| (a.0.max(b.0), a.1.max(b.1), a.2.max(b.2)),
+    );
+    *scale = Scale {
+        exponent,
+        max_drift: f64::from(from_f16(drift)) * 2f64.powi(-exponent),
+        max_moment: f64::from(widen(moment)),
+        max_theta: f64::from(f32::from_bits(theta)),
+    };
+}
+
+impl Compact {
+    fn pass<G: Element>(self, buffers: CompactBuffers<'_>, grad: &[G]) -> Seen {
+        let arch = Arch::new();
+        if buffers.2.is_empty() {
+            arch.dispatch(CompactPass::<_, false> { buffers, grad, with: self })
+        } else {
+            arch.dispatch(CompactPass::<_, true> { buffers, grad, with: self })
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Walks the manifest of recorded reference runs and runs every case that this version can.
+//!
+//! The folder is the one named by NEPENTHE_GOLDEN, else the copy in the repository. No case is known by name: its
+//! kind says what is done with it, its tolerance how near it must come.
+
+mod engine;
+mod generation;
+mod losses;
+mod metrics;
+mod models;
+mod tokenizers;
+mod trajectories;
+
+use std::path::{Path, PathBuf};
+
+use engine::{Check, is_later, json};
+use serde_json::Value;
+
+enum Verdict {
+    Run(String),
+    Pending(String),
+}
+
+/// Finds the model folder a case stands on, if it stands on one.
+fn model_of(case: &Value, root: &Path) -> Option<PathBuf> {
+    let id = Path::new(case["id"].as_str()?);
+    let folder = match case["kind"].as_str()? {
+        "forward" | "forward+gradient" => root.join(id),
+        "loss+gradient" => root.join("models").join(id.parent()?.file_name()?),
+        "trajectory" => root.join("models").join(case["model"].as_str()?),
+        _ => return None,
+    };
+    Some(folder)
+}
+
+fn run(case: &Value, root: &Path) -> Check<Verdict> {
+    if let Some(folder) = model_of(case, root)
+        && is_later(&folder)?
+    {
+        return Ok(Verdict::Pending("an architecture of a later version".into()));
+    }
+    let id = case["id"].as_str().ok_or("no id")?;
+    let done = match case["kind"].as_str() {
+        Some("forward" | "forward+gradient") => models::run(case, root),
+        Some("loss+gradient") => losses::run(case, root),
+        Some("trajectory") => trajectories::run(case, root),
+        Some("tokenizer") => tokenizers::run(case, root),
+        Some("metric") => {
+            let file = root.join(id).with_extension("json");
+            match file.file_stem().and_then(|s| s.to_str()) {
+                Some("greedy_generation") => generation::greedy(&file, root),
+                Some("nll_and_acc") => generation::nll_and_acc(&file, root),
+                Some("clean_up_tokenization") => tokenizers::clean_up(&file),
+                _ => metrics::run(&file, root).unwrap_or_else(|| Err("unknown metric".into())),
+            }
+        }
+        kind => Err(format!("unknown kind {kind:?}")),
+    };
+    done.map(Verdict::Run)
+}
+
+#[test]
+fn every_case_of_the_manifest_meets_its_tolerance() {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data");
+    let root = std::env::var_os("NEPENTHE_GOLDEN").map_or(own, PathBuf::from);
+    let manifest = json(&root.join("manifest.json")).expect("a manifest");
+    let cases = manifest["cases"].as_array().expect("a list of cases");
+    let (mut ran, mut pending, mut failed) = (0, 0, Vec::new());
+    for case in cases {
+        let id = case["id"].as_str().unwrap_or("?");
+        match run(case, &root) {
+            Ok(Verdict::Run(what)) => {
+                println!("run      {id}: {what}");
+                ran += 1;
+            }
+            Ok(Verdict::Pending(why)) => {
+                println!("pending  {id}: {why}");
+                pending += 1;
+            }
+            Err(why) => {
+                println!("FAILED   {id}: {why}");
+                failed.push(id.to_owned());
+            }
+        }
+    }
+    println!("golden: {ran} run, {pending} pending, {} failed", failed.len());
+    assert!(failed.is_empty(), "failed: {failed:#?}");
+    assert!(ran > 0, "no case was run");
+}
