@@ -1,0 +1,335 @@
+//! A tokenised corpus: rows of ids, made once, kept in a memory-mapped cache file.
+
+use std::collections::hash_map::DefaultHasher;
+use std::fs::File;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytemuck::Zeroable;
+use rayon::prelude::*;
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::cache::{ContentHash, Header, Stored, VERSION, Writer, halves, whole};
+use super::chunk::{Chunking, Cutter, Rows};
+use super::source::{self, Document, Format, Report};
+use super::tokenizer::Tokenizer;
+use crate::error::{Error, Result};
+
+/// How a source becomes rows, and where they are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CorpusOptions {
+    /// The longest row, in tokens, special tokens included; `input_ids` in the source are never cut.
+    pub context: usize,
+    /// What happens to longer documents.
+    pub chunking: Chunking,
+    /// The folder of cache files; `None` means [`default_cache_dir`].
+    pub cache_dir: Option<PathBuf>,
+}
+
+impl Default for CorpusOptions {
+    fn default() -> Self {
+        Self { context: 1024, chunking: Chunking::default(), cache_dir: None }
+    }
+}
+
+/// Returns `nepenthe` in the user's cache folder (XDG_CACHE_HOME, else HOME/.cache, else the temporary folder).
+pub fn default_cache_dir() -> PathBuf {
+    let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    set("XDG_CACHE_HOME")
+        .or_else(|| set("HOME").map(|home| home.join(".cache")))
+        .unwrap_or_else(std::env::temp_dir)
+        .join("nepenthe")
+}
+
+/// Rows of token ids, in memory or mapped from a cache file.
+#[derive(Debug)]
+pub struct Corpus {
+    rows: Storage,
+    hash: u128,
+    longest: usize,
+    report: Report,
+}
+
+#[derive(Debug)]
+enum Storage {
+    Owned { ids: Vec<u32>, offsets: Vec<u64> },
+    Mapped(Stored),
+}
+
+impl Corpus {
+    /// Opens the tokenised rows of the file `source`, from the cache where it holds them, else by tokenising.
+    ///
+    /// The cache is keyed by the hashes of source and tokenizer, context, chunking and format version. The
+    /// source is hashed again only where its size or time differ from those recorded. A broken cache file is
+    /// rebuilt; [`Report::note`] says why. Tokenising holds at most a few thousand documents in memory.
+    ///
+    /// Errors: `Kind::Data` for a broken source, `Kind::Config` for a context without room for text, `Kind::Io`
+    /// for a cache folder that cannot be written.
+    pub fn open(source: &Path, tokenizer: &Tokenizer, options: &CorpusOptions) -> Result<Self> {
+        let (format, file) = source::open(source)?;
+        let cutter = Cutter::new(
+            tokenizer.prefix(),
+            tokenizer.suffix(),
+            tokenizer.side(),
+            options.context,
+            options.chunking,
+        )?;
+        let job = Job { source, format, tokenizer, options, cutter };
+        let path = job.cache_path();
+        let stamp = Stamp::of(source, &file)?;
+        let note = match Stored::open(&path) {
+            Ok(Ok(stored)) => {
+                if job.is_current(&stored, &stamp, &path)? {
+                    let report = stored.header().report();
+                    return Ok(Self::mapped(stored, report));
+                }
+                Some("the source changed since the cache was made".to_owned())
+            }
+            Ok(Err(why)) => Some(why),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+            Err(e) => Some(e.to_string()),
+        };
+        let note = note.map(|why| format!("corpus cache rebuilt ({}): {why}", path.display()));
+        let (stored, report) = job.build(file, &stamp, &path)?;
+        Ok(Self::mapped(stored, Report { note, ..report }))
+    }
+
+    /// Keeps `docs` in memory as they are.
+    pub fn from_docs(docs: Vec<Vec<u32>>) -> Self {
+        let mut hash = ContentHash::default();
+        let mut offsets = vec![0];
+        let mut ids = Vec::with_capacity(docs.iter().map(Vec::len).sum());
+        for doc in &docs {
+            hash.add(doc);
+            ids.extend_from_slice(doc);
+            offsets.push(ids.len() as u64);
+        }
+        let single_token = docs.iter().filter(|doc| doc.len() == 1).count() as u64;
+        Self {
+            hash: hash.finish(),
+            longest: docs.iter().map(Vec::len).max().unwrap_or(0),
+            report: Report { records: docs.len() as u64, single_token, ..Report::default() },
+            rows: Storage::Owned { ids, offsets },
+        }
+    }
+
+    fn mapped(stored: Stored, report: Report) -> Self {
+        let (hash, longest) = (stored.content_hash(), stored.longest());
+        Self { rows: Storage::Mapped(stored), hash, longest, report }
+    }
+
+    fn parts(&self) -> (&[u32], &[u64]) {
+        match &self.rows {
+            Storage::Owned { ids, offsets } => (ids, offsets),
+            Storage::Mapped(stored) => (stored.ids(), stored.offsets()),
+        }
+    }
+
+    /// Returns the number of rows.
+    pub fn len(&self) -> usize {
+        self.parts().1.len() - 1
+    }
+
+    /// Returns whether there are no rows; never true for a corpus that was opened.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns the ids of row `i`; panics if `i` is not below [`Corpus::len`], as slices do.
+    pub fn doc(&self, i: usize) -> &[u32] {
+        let (ids, offsets) = self.parts();
+        &ids[offsets[i] as usize..offsets[i + 1] as usize]
+    }
+
+    /// Returns the number of tokens in all rows.
+    pub fn tokens(&self) -> usize {
+        self.parts().0.len()
+    }
+
+    /// Returns the number of tokens in the longest row.
+    pub fn longest(&self) -> usize {
+        self.longest
+    }
+
+    /// Returns the xxh3-128 hash of the rows, the same in memory and mapped.
+    pub fn hash(&self) -> u128 {
+        self.hash
+    }
+
+    /// Reads every id and compares with [`Corpus::hash`]: the check that opening leaves out for speed.
+    ///
+    /// Errors: `Kind::Data` if the cached ids are not those that were written.
+    pub fn verify(&self) -> Result<()> {
+        let mut hash = ContentHash::default();
+        (0..self.len()).for_each(|i| hash.add(self.doc(i)));
+        let got = hash.finish();
+        if got == self.hash {
+            return Ok(());
+        }
+        Err(Error::data(format!("cached ids have hash {got:032x}, wanted {:032x}", self.hash))
+            .hint("delete the corpus cache and start again"))
+    }
+
+    /// Returns what was read and what was odd about it.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+}
+
+/// Size and time of a source: while they stay, its hash is taken to stay.
+struct Stamp {
+    bytes: u64,
+    time: u64,
+}
+
+impl Stamp {
+    fn of(path: &Path, file: &File) -> Result<Self> {
+        let metadata = file.metadata().map_err(|e| Error::io("read the size", path, &e))?;
+        // A file written within the resolution of its time can change again without it changing.
+        let settled = |time: &SystemTime| {
+            SystemTime::now().duration_since(*time).is_ok_and(|age| age > Duration::from_secs(2))
+        };
+        let time = metadata.modified().ok().filter(settled);
+        let time = time.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let time = time.and_then(|time| u64::try_from(time.as_nanos()).ok()).unwrap_or(0);
+        Ok(Self { bytes: metadata.len(), time })
+    }
+}
+
+/// Everything that decides what a corpus holds.
+struct Job<'a> {
+    source: &'a Path,
+    format: Format,
+    tokenizer: &'a Tokenizer,
+    options: &'a CorpusOptions,
+    cutter: Cutter<'a>,
+}
+
+impl Job<'_> {
+    /// Names the cache by the source's place, so that finding it needs no hash of the source.
+    fn cache_path(&self) -> PathBuf {
+        let place = self.source.canonicalize().unwrap_or_else(|_| self.source.to_owned());
+        let mut hasher = DefaultHasher::new();
+        place.hash(&mut hasher);
+        let name = self.key(u128::from(hasher.finish()));
+        let stem = self.source.file_stem().unwrap_or_default().to_string_lossy();
+        let stem: String = stem
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' })
+            .take(40)
+            .collect();
+        let folder = self.options.cache_dir.clone().unwrap_or_else(default_cache_dir);
+        folder.join(format!("{stem}-{name:032x}.corpus"))
+    }
+
+    fn key(&self, source: u128) -> u128 {
+        let words = [source, self.tokenizer.hash(), self.options.context as u128];
+        let chunking = match self.options.chunking {
+            Chunking::Truncate => 0,
+            Chunking::Chunk => 1,
+            Chunking::ChunkFull => 2,
+        };
+        let words = [words[0], words[1], words[2], chunking, self.format as u128, VERSION.into()];
+        xxh3_128(&words.map(u128::to_le_bytes).concat())
+    }
+
+    fn is_current(&self, stored: &Stored, stamp: &Stamp, path: &Path) -> Result<bool> {
+        let header = stored.header();
+        if header.source_bytes != stamp.bytes {
+            return Ok(false);
+        }
+        if stamp.time != 0 && header.source_time == stamp.time {
+            return Ok(header.key == halves(self.key(whole(header.source_hash))));
+        }
+        let hash = File::open(self.source)
+            .and_then(source::hash)
+            .map_err(|e| Error::io("read", self.source, &e))?;
+        let current = header.key == halves(self.key(hash));
+        if current && stamp.time != 0 {
+            // A read-only cache stays usable; it only costs the hash each time.
+            let _ = stored.refresh(path, stamp.time);
+        }
+        Ok(current)
+    }
+
+    fn build(&self, file: File, stamp: &Stamp, path: &Path) -> Result<(Stored, Report)> {
+        const BATCH_DOCUMENTS: usize = 4096;
+        const BATCH_BYTES: usize = 16 << 20;
+        let mut writer = Writer::create(path)?;
+        let mut counts = Report::default();
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        let name = self.source.display().to_string();
+        let vocab_size = self.tokenizer.vocab_size();
+        let summary = source::read(self.format, &name, file, vocab_size, &mut |document| {
+            bytes += match &document {
+                Document::Text(text) => text.len(),
+                Document::Ids(ids) => 4 * ids.len(),
+            };
+            batch.push(document);
+            if batch.len() >= BATCH_DOCUMENTS || bytes >= BATCH_BYTES {
+                bytes = 0;
+                self.write(&mut batch, &mut writer, &mut counts)?;
+            }
+            Ok(())
+        })?;
+        self.write(&mut batch, &mut writer, &mut counts)?;
+        if writer.rows() == 0 {
+            let e = if counts.dropped_short > 0 {
+                Error::data(format!(
+                    "{name}: no document fills a row of {} tokens",
+                    self.options.context
+                ))
+                .hint("choose a smaller context or keep short rows")
+            } else {
+                Error::data(format!("{name}: no document has a token"))
+                    .hint("fill the documents with text")
+            };
+            return Err(e);
+        }
+        let report = Report {
+            without_tokens: counts.without_tokens,
+            single_token: counts.single_token,
+            truncated: counts.truncated,
+            dropped_short: counts.dropped_short,
+            ..summary.report
+        };
+        let mut header = Header::zeroed();
+        header.key = halves(self.key(summary.hash));
+        header.source_hash = halves(summary.hash);
+        header.source_bytes = summary.bytes;
+        header.source_time = if summary.bytes == stamp.bytes { stamp.time } else { 0 };
+        header.set_report(&report);
+        Ok((writer.finish(header, path)?, report))
+    }
+
+    /// Tokenises `batch` on all threads, writes its rows in order and leaves it empty.
+    fn write(
+        &self,
+        batch: &mut Vec<Document>,
+        writer: &mut Writer,
+        counts: &mut Report,
+    ) -> Result<()> {
+        let rows = |document: &Document| match document {
+            Document::Ids(ids) => Ok(Rows { rows: vec![ids.clone()], ..Rows::default() }),
+            Document::Text(text) => Ok(self.cutter.cut(&self.tokenizer.encode_plain(text)?)),
+        };
+        let rows: Vec<Rows> = batch.par_iter().map(rows).collect::<Result<_>>()?;
+        for document in rows {
+            counts.truncated += u64::from(document.truncated);
+            counts.dropped_short += u64::from(document.dropped);
+            for row in document.rows {
+                match row.len() {
+                    0 => counts.without_tokens += 1,
+                    len => {
+                        counts.single_token += u64::from(len == 1);
+                        writer.add(&row)?;
+                    }
+                }
+            }
+        }
+        batch.clear();
+        Ok(())
+    }
+}
