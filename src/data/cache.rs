@@ -1,6 +1,6 @@
 //! The file of a tokenised corpus: written once as a stream, then memory-mapped.
 //!
-//! Layout, native byte order: header (216 bytes) | token ids u32\[tokens\] | padding to 8 bytes |
+//! Layout, native byte order: header (208 bytes) | token ids u32\[tokens\] | padding to 8 bytes |
 //! offsets u64\[rows + 1\]. The header's checksum covers header and offsets, its content hash the ids. Offsets
 //! stand last because they are known last; they are all that is held in memory while writing, 8 bytes a row.
 

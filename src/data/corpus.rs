@@ -1,8 +1,6 @@
 //! A tokenised corpus: rows of ids, made once, kept in a memory-mapped cache file.
 
-use std::collections::hash_map::DefaultHasher;
 use std::fs::File;
-use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -210,9 +208,7 @@ impl Job<'_> {
     /// Names the cache by the source's place, so that finding it needs no hash of the source.
     fn cache_path(&self) -> PathBuf {
         let place = self.source.canonicalize().unwrap_or_else(|_| self.source.to_owned());
-        let mut hasher = DefaultHasher::new();
-        place.hash(&mut hasher);
-        let name = self.key(u128::from(hasher.finish()));
+        let name = self.key(xxh3_128(place.as_os_str().as_encoded_bytes()));
         let stem = self.source.file_stem().unwrap_or_default().to_string_lossy();
         let stem: String = stem
             .chars()
@@ -224,13 +220,19 @@ impl Job<'_> {
     }
 
     fn key(&self, source: u128) -> u128 {
-        let words = [source, self.tokenizer.hash(), self.options.context as u128];
         let chunking = match self.options.chunking {
             Chunking::Truncate => 0,
             Chunking::Chunk => 1,
             Chunking::ChunkFull => 2,
         };
-        let words = [words[0], words[1], words[2], chunking, self.format as u128, VERSION.into()];
+        let words = [
+            source,
+            self.tokenizer.hash(),
+            self.options.context as u128,
+            chunking,
+            self.format as u128,
+            VERSION.into(),
+        ];
         xxh3_128(&words.map(u128::to_le_bytes).concat())
     }
 
@@ -331,5 +333,177 @@ impl Job<'_> {
         }
         batch.clear();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::tokenizer::tests::{CONFIG, tokenizer};
+
+    struct Folder {
+        dir: tempfile::TempDir,
+        tokenizer: Tokenizer,
+    }
+
+    impl Folder {
+        fn new() -> Self {
+            Self { dir: tempfile::tempdir().unwrap(), tokenizer: tokenizer(CONFIG).unwrap() }
+        }
+
+        fn source(&self, text: &str) -> PathBuf {
+            let path = self.dir.path().join("alice.jsonl");
+            std::fs::write(&path, text).unwrap();
+            path
+        }
+
+        fn open(&self, context: usize, chunking: Chunking) -> Result<Corpus> {
+            let cache_dir = Some(self.dir.path().join("cache"));
+            let options = CorpusOptions { context, chunking, cache_dir };
+            Corpus::open(&self.dir.path().join("alice.jsonl"), &self.tokenizer, &options)
+        }
+
+        fn caches(&self) -> Vec<PathBuf> {
+            let entries = std::fs::read_dir(self.dir.path().join("cache")).unwrap();
+            entries.map(|entry| entry.unwrap().path()).collect()
+        }
+    }
+
+    fn rows(corpus: &Corpus) -> Vec<Vec<u32>> {
+        (0..corpus.len()).map(|i| corpus.doc(i).to_vec()).collect()
+    }
+
+    const THREE: &str = "{\"text\": \"a b c d\"}\n{\"text\": \"\"}\n{\"text\": \"e\"}\n";
+
+    #[test]
+    fn second_open_reads_the_cache_and_equals_the_first() {
+        let folder = Folder::new();
+        folder.source(THREE);
+        let first = folder.open(4, Chunking::Truncate).unwrap();
+        assert_eq!(rows(&first), [vec![0, 3, 4, 5], vec![0], vec![0, 7]]);
+        assert_eq!((first.tokens(), first.longest(), first.is_empty()), (7, 4, false));
+        assert_eq!(
+            first.report().oddities(),
+            [
+                "1 documents with empty text",
+                "1 rows of a single token, which predict nothing",
+                "1 documents truncated to the context"
+            ]
+        );
+        let second = folder.open(4, Chunking::Truncate).unwrap();
+        assert!(!first.report().from_cache && second.report().from_cache);
+        assert_eq!(second.report(), &Report { from_cache: true, ..first.report().clone() });
+        assert_eq!(rows(&second), rows(&first));
+        assert_eq!(second.hash(), first.hash());
+        assert_eq!(Corpus::from_docs(rows(&first)).hash(), first.hash());
+        second.verify().unwrap();
+    }
+
+    #[test]
+    fn other_options_have_their_own_cache() {
+        let folder = Folder::new();
+        folder.source(THREE);
+        folder.open(4, Chunking::Truncate).unwrap();
+        let chunks = folder.open(4, Chunking::Chunk).unwrap();
+        assert!(!chunks.report().from_cache);
+        assert_eq!(rows(&chunks), [vec![0, 3, 4, 5], vec![0, 6], vec![0], vec![0, 7]]);
+        let full = folder.open(4, Chunking::ChunkFull).unwrap();
+        assert_eq!(rows(&full), [[0, 3, 4, 5]]);
+        assert_eq!(full.report().dropped_short, 3);
+        assert_eq!(folder.caches().len(), 3);
+    }
+
+    #[test]
+    fn changed_source_is_tokenised_again_even_at_the_same_size() {
+        let folder = Folder::new();
+        folder.source(THREE);
+        folder.open(4, Chunking::Truncate).unwrap();
+        folder.source(&THREE.replace('e', "f").replace("tfxt", "text"));
+        let changed = folder.open(4, Chunking::Truncate).unwrap();
+        assert_eq!(changed.doc(2), [0, 8]);
+        let note = changed.report().note.clone().unwrap();
+        assert!(note.ends_with("the source changed since the cache was made"), "{note}");
+        assert_eq!(folder.caches().len(), 1);
+    }
+
+    #[test]
+    fn settled_source_is_recognised_by_its_time_and_hashed_after_a_touch() {
+        let folder = Folder::new();
+        let source = folder.source(THREE);
+        let touch = |seconds| {
+            let time = SystemTime::now() - Duration::from_secs(seconds);
+            File::options().write(true).open(&source).unwrap().set_modified(time).unwrap();
+        };
+        touch(100);
+        folder.open(4, Chunking::Truncate).unwrap();
+        let stored_time =
+            || Stored::open(&folder.caches()[0]).unwrap().unwrap().header().source_time;
+        let before = stored_time();
+        assert_ne!(before, 0);
+        touch(50);
+        assert!(folder.open(4, Chunking::Truncate).unwrap().report().from_cache);
+        assert!(stored_time() > before);
+        assert!(folder.open(4, Chunking::Truncate).unwrap().report().from_cache);
+    }
+
+    #[test]
+    fn broken_cache_is_rebuilt_with_a_note() {
+        let folder = Folder::new();
+        folder.source(THREE);
+        let good = rows(&folder.open(4, Chunking::Truncate).unwrap());
+        let path = folder.caches().remove(0);
+        let bytes = std::fs::read(&path).unwrap();
+        let mut flipped = bytes.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        for (broken, why) in [
+            (&bytes[..bytes.len() - 1], "271 bytes do not fit 3 rows of 7 tokens"),
+            (&bytes[..10], "10 bytes are no header"),
+            (b"", "0 bytes are no header"),
+            (&flipped, "its checksum does not match"),
+        ] {
+            std::fs::write(&path, broken).unwrap();
+            let corpus = folder.open(4, Chunking::Truncate).unwrap();
+            let note = corpus.report().note.clone().unwrap();
+            assert_eq!(note, format!("corpus cache rebuilt ({}): {why}", path.display()));
+            assert_eq!(rows(&corpus), good);
+        }
+        assert!(folder.open(4, Chunking::Truncate).unwrap().report().from_cache);
+    }
+
+    #[test]
+    fn verify_finds_changed_ids() {
+        let folder = Folder::new();
+        folder.source(THREE);
+        folder.open(4, Chunking::Truncate).unwrap();
+        let path = folder.caches().remove(0);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[size_of::<Header>()] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let corpus = folder.open(4, Chunking::Truncate).unwrap();
+        assert!(corpus.verify().unwrap_err().message().starts_with("cached ids have hash "));
+    }
+
+    #[test]
+    fn ids_are_used_as_they_are() {
+        let folder = Folder::new();
+        folder.source("{\"input_ids\": [5, 6, 7, 8]}\n{\"input_ids\": []}\n");
+        let corpus = folder.open(2, Chunking::Truncate).unwrap();
+        assert_eq!(rows(&corpus), [[5, 6, 7, 8]]);
+        assert_eq!(corpus.report().without_tokens, 1);
+    }
+
+    #[test]
+    fn order_of_rows_survives_parallel_batches_and_failed_builds_leave_nothing() {
+        let folder = Folder::new();
+        let letters: String = (0..10_000)
+            .map(|i| format!("{{\"text\": \"{}\"}}\n", (b'a' + (i % 26) as u8) as char))
+            .collect();
+        folder.source(&format!("{letters}oops"));
+        folder.open(4, Chunking::Truncate).unwrap_err();
+        assert!(folder.caches().is_empty());
+        folder.source(&letters);
+        let corpus = folder.open(4, Chunking::Truncate).unwrap();
+        assert_eq!(corpus.len(), 10_000);
+        assert!((0..10_000).all(|i| corpus.doc(i) == [0, 3 + (i % 26) as u32]));
     }
 }
