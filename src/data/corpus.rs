@@ -52,7 +52,7 @@ pub struct Corpus {
 #[derive(Debug)]
 enum Storage {
     Owned { ids: Vec<u32>, offsets: Vec<u64> },
-    Mapped(Stored),
+    Mapped(Box<Stored>),
 }
 
 impl Corpus {
@@ -114,7 +114,7 @@ impl Corpus {
 
     fn mapped(stored: Stored, report: Report) -> Self {
         let (hash, longest) = (stored.content_hash(), stored.longest());
-        Self { rows: Storage::Mapped(stored), hash, longest, report }
+        Self { rows: Storage::Mapped(Box::new(stored)), hash, longest, report }
     }
 
     fn parts(&self) -> (&[u32], &[u64]) {

@@ -278,7 +278,8 @@ fn json_lines(input: &mut impl BufRead, records: &mut Records<'_>) -> Result<()>
             records.report.blank_lines += 1;
             continue;
         }
-        let text = std::str::from_utf8(&line)
+        // Without its end, a string that was never closed is reported where it stops.
+        let text = std::str::from_utf8(line.trim_ascii_end())
             .map_err(|e| records.place(not_utf8(e.valid_up_to() + 1), number))?;
         let value: Value = serde_json::from_str(text).map_err(|e| {
             let hint = "every line of a .jsonl file is one whole JSON object";
