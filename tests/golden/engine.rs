@@ -117,7 +117,9 @@ pub fn compare_grads<T: Real>(
             let distance = relative_l2(values, &want);
             // A recorded gradient of all zeros has no relative distance: zero must come out.
             if distance.is_nan() || distance > tolerance {
-                return Err(format!("gradient of {name}: off by {distance:e}, allowed {tolerance:e}"));
+                return Err(format!(
+                    "gradient of {name}: off by {distance:e}, allowed {tolerance:e}"
+                ));
             }
             count += 1;
         }

@@ -47,7 +47,9 @@ pub fn greedy(file: &Path, root: &Path) -> Check<String> {
         let padded: Vec<Vec<u32>> = lists(&batched["input_ids"])?
             .iter()
             .zip(&masks)
-            .map(|(row, mask)| row.iter().zip(mask).filter(|(_, m)| **m == 1).map(|(id, _)| *id).collect())
+            .map(|(row, mask)| {
+                row.iter().zip(mask).filter(|(_, m)| **m == 1).map(|(id, _)| *id).collect()
+            })
             .collect();
         let end = &record["with_end_token"];
         let eos = number(end, &["eos_token_id"])? as u32;
@@ -66,7 +68,11 @@ pub fn greedy(file: &Path, root: &Path) -> Check<String> {
             ("one at a time", run(&prompts, &[], 1)?, want),
             ("in one batch", run(&padded, &[], padded.len())?, lists(&batched["new_ids"])?),
             ("with end token", run(&prompts, &[eos], 1)?, lists(&end["new_ids_single"])?),
-            ("batch with end token", run(&prompts, &[eos], 5)?, strip(lists(&end["new_ids_batch"])?)),
+            (
+                "batch with end token",
+                run(&prompts, &[eos], 5)?,
+                strip(lists(&end["new_ids_batch"])?),
+            ),
         ];
         for (what, got, want) in checks {
             if got != want {

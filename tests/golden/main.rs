@@ -12,6 +12,7 @@ mod tokenizers;
 mod trajectories;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use engine::{Check, is_later, json};
 use serde_json::Value;
@@ -59,12 +60,18 @@ fn run(case: &Value, root: &Path) -> Check<Verdict> {
     done.map(Verdict::Run)
 }
 
-#[test]
-fn every_case_of_the_manifest_meets_its_tolerance() {
+fn main() -> ExitCode {
+    // With a harness of its own the counts are printed whether or not all went well.
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data");
     let root = std::env::var_os("NEPENTHE_GOLDEN").map_or(own, PathBuf::from);
-    let manifest = json(&root.join("manifest.json")).expect("a manifest");
-    let cases = manifest["cases"].as_array().expect("a list of cases");
+    let manifest = match json(&root.join("manifest.json")) {
+        Ok(manifest) => manifest,
+        Err(why) => {
+            eprintln!("golden: {why}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let cases = manifest["cases"].as_array().map_or(&[][..], Vec::as_slice);
     let (mut ran, mut pending, mut failed) = (0, 0, Vec::new());
     for case in cases {
         let id = case["id"].as_str().unwrap_or("?");
@@ -84,6 +91,6 @@ fn every_case_of_the_manifest_meets_its_tolerance() {
         }
     }
     println!("golden: {ran} run, {pending} pending, {} failed", failed.len());
-    assert!(failed.is_empty(), "failed: {failed:#?}");
-    assert!(ran > 0, "no case was run");
+    println!("{ran} passed, {} failed", failed.len());
+    if failed.is_empty() && ran > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

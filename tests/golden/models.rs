@@ -37,30 +37,15 @@ fn freeze_rule(folder: &Path) -> Check {
         return Ok(());
     }
     let rule = json(&path)?;
-    let text = rule.to_string();
-    for name in Weights::open(folder).map_err(|e| e.to_string())?.names() {
-        let Some(trained) = find_bool(&rule, name) else {
-            return Err(format!("freeze rule does not name {name}: {}", &text[..text.len().min(200)]));
-        };
+    for record in rule["parameters"].as_array().ok_or("freeze rule: no list of parameters")? {
+        let name = record["name"].as_str().ok_or("freeze rule: no name")?;
+        let trained = record["trainable"].as_bool().ok_or("freeze rule: no flag")?;
         if trained == is_frozen(name) {
-            return Err(format!("{name}: the reference {} it", if trained { "trains" } else { "freezes" }));
+            let does = if trained { "trains" } else { "freezes" };
+            return Err(format!("{name}: the reference {does} it"));
         }
     }
     Ok(())
-}
-
-/// Finds whether `name` is trained, in a map of booleans or of lists, at any depth.
-fn find_bool(value: &Value, name: &str) -> Option<bool> {
-    match value {
-        Value::Object(map) => map.iter().find_map(|(key, inner)| match inner {
-            Value::Bool(trained) if key == name => Some(*trained),
-            Value::Array(list) if list.iter().any(|v| v.as_str() == Some(name)) => {
-                Some(key.contains("train"))
-            }
-            inner => find_bool(inner, name),
-        }),
-        _ => None,
-    }
 }
 
 fn forward<T: Real>(case: &Value, folder: &Path, config: &str) -> Check
@@ -90,13 +75,20 @@ where
         model.forward(&ops, &pack, ids.len(), Role::Evaluated, &mut passes.ws);
         let shape = HeadShape { n: ids.len(), c: model.config.width, v };
         let mut logits = vec![0.0; ids.len() * v];
-        let mut scratch = model.block_scratch(&ops, model.layout.head).map_err(|e| e.to_string())?;
+        let mut scratch =
+            model.block_scratch(&ops, model.layout.head).map_err(|e| e.to_string())?;
         let w = ops.view(&model.params[model.layout.head], Role::Evaluated, &mut scratch);
         ops.head_logits(shape, &passes.ws.h, w, &mut logits);
         // Logits reach the host in f32, whatever the arithmetic.
         for (got, want) in logits.iter().zip(&want[row * v..]) {
             let rounding = want.abs() * f64::from(f32::EPSILON);
-            near(&format!("{config}: logit in {p}"), f64::from(*got), *want, 0.0, tolerance + rounding)?;
+            near(
+                &format!("{config}: logit in {p}"),
+                f64::from(*got),
+                *want,
+                0.0,
+                tolerance + rounding,
+            )?;
         }
         row += ids.len();
     }
@@ -106,7 +98,13 @@ where
         .sweep(&ops, &mut model, None, nll, &Knobs::default(), &masked, None)
         .map_err(|e| e.to_string())?;
     let want = file.read_f64("nll_f64").map_err(|e| e.to_string())?[0];
-    near(&format!("{config}: nll in {p}"), sums.nll, want, 0.0, number(case, &["tolerance", "nll abs", p])?)
+    near(
+        &format!("{config}: nll in {p}"),
+        sums.nll,
+        want,
+        0.0,
+        number(case, &["tolerance", "nll abs", p])?,
+    )
 }
 
 fn gradient<T: Real>(case: &Value, folder: &Path) -> Check<usize>
@@ -124,7 +122,8 @@ where
     passes
         .sweep(&ops, &mut model, None, nll, &Knobs::default(), &batches, Some(1.0))
         .map_err(|e| e.to_string())?;
-    let grads = Weights::open_file(&folder.join("grad_nll.safetensors")).map_err(|e| e.to_string())?;
+    let grads =
+        Weights::open_file(&folder.join("grad_nll.safetensors")).map_err(|e| e.to_string())?;
     let key = "gradient, relative L2 per tensor";
     compare_grads(&model, &grads, "", number(case, &["tolerance", key, precision::<T>()])?)
 }

@@ -45,5 +45,9 @@ pub fn clean_up(file: &Path) -> Check<String> {
 }
 
 fn same<T: PartialEq + std::fmt::Debug>(text: &str, what: &str, got: T, want: T) -> Check {
-    if got == want { Ok(()) } else { Err(format!("{text:?}: {what}: got {got:?}, recorded {want:?}")) }
+    if got == want {
+        Ok(())
+    } else {
+        Err(format!("{text:?}: {what}: got {got:?}, recorded {want:?}"))
+    }
 }

@@ -111,8 +111,8 @@ where
     let [eval_forget, eval_penalty] = evals;
     let (eval_forget, eval_penalty) = (eval_forget?, eval_penalty?);
     let (a, k) = (arg("forget_accum_steps")? as usize, arg("kl_accum_steps")? as usize);
-    let longest: Vec<MicroBatch> = [&forget[..a], &penalty[..k], &eval_forget[1][..1], &eval_penalty[1][..1]]
-        .concat();
+    let longest: Vec<MicroBatch> =
+        [&forget[..a], &penalty[..k], &eval_forget[1][..1], &eval_penalty[1][..1]].concat();
     let passes = passes(&model, &longest, true)?;
     let mut run = MeanTeacher::new(model, base, passes, method, settings);
     let recorded = json(&folder.join("trajectory.json"))?;
@@ -123,15 +123,23 @@ where
     for (s, want) in steps.iter().enumerate() {
         let (f, r) = (&forget[s * a..(s + 1) * a], &penalty[s * k..(s + 1) * k]);
         let report = run.step(&ops, f, r).map_err(text)?;
-        for (key, got) in
-            [("loss_tr", report.loss_tr), ("loss_kl", report.loss_kl), ("grad_norm", report.grad_norm)]
-        {
+        for (key, got) in [
+            ("loss_tr", report.loss_tr),
+            ("loss_kl", report.loss_kl),
+            ("grad_norm", report.grad_norm),
+        ] {
             let absolute = if key == "loss_kl" { tolerance.kl_absolute } else { 0.0 };
             let what = format!("{p} step {s}: {key}");
             near(&what, got, number(want, &[key])?, tolerance.relative[key], absolute)?;
         }
         let c = number(want, &["clip_coef"])?;
-        near(&format!("{p} step {s}: clip_coef"), report.clip_coef, c, tolerance.relative["grad_norm"], 0.0)?;
+        near(
+            &format!("{p} step {s}: clip_coef"),
+            report.clip_coef,
+            c,
+            tolerance.relative["grad_norm"],
+            0.0,
+        )?;
         near(&format!("{p} step {s}: lr"), report.lr, number(want, &["lr"])?, 1e-12, 0.0)?;
         let change = tolerance.change.unwrap_or(1e-6);
         compare_distances(&ops, &run.model, &initial, want, change, &format!("{p} step {s}"))?;
@@ -143,8 +151,32 @@ where
             evaluation += 1;
         }
     }
-    let finals = Weights::open_file(&folder.join("final_f64_rounded.safetensors")).map_err(text)?;
-    compare_final(&ops, &run.model, &finals, &initial, &tolerance).map_err(|e| format!("{p}: {e}"))?;
+    let open = |name: &str| Weights::open_file(&folder.join(name)).map_err(text);
+    let finals = open("final_f64_rounded.safetensors")?;
+    let recorded = group_errors(&finals, &initial, &|key| {
+        open("final_f32.safetensors")?.read_f64(key).map_err(text)
+    })?;
+    let got = final_state(&ops, &run.model)?;
+    let ours = group_errors(&finals, &initial, &|key| {
+        let values = got.get(key).ok_or_else(|| format!("no {key}"))?;
+        Ok(values.iter().map(|x| f64::from(*x)).collect())
+    })?;
+    for (group, [whole, moved]) in ours {
+        // Only the student has a tolerance in the manifest; what else there is may be off by three times as much as
+        // the reference's own f32 run is from its f64 run.
+        let [whole_there, moved_there] = recorded[&group].map(|error| 3.0 * error);
+        let f32_change = tolerance.change.unwrap_or(f64::INFINITY);
+        let [whole_allowed, moved_allowed] = match group.as_str() {
+            "student" => [tolerance.student, f32_change],
+            _ if p == "f64" => [1e-6, f64::INFINITY],
+            _ => [whole_there, moved_there],
+        };
+        if whole > whole_allowed || moved > moved_allowed {
+            return Err(format!(
+                "{p} {form:?}: final {group}: off by {whole:e} and its change by {moved:e}, allowed {whole_allowed:e} and {moved_allowed:e}"
+            ));
+        }
+    }
     Ok(steps.len())
 }
 
@@ -192,25 +224,26 @@ where
         sums.map_err(|e| e.to_string())
     };
     let background = sweep(&penalty[1])?;
-    near("eval_loss_pt", background.nll, number(want, &["eval_loss_pt"])?, tolerance.max(1e-5), 0.0)?;
+    near(
+        "eval_loss_pt",
+        background.nll,
+        number(want, &["eval_loss_pt"])?,
+        tolerance.max(1e-5),
+        0.0,
+    )?;
     let sums = sweep(&forget[0])?;
     near("eval_loss", sums.nll, number(want, &["eval_loss"])?, tolerance, 0.0)?;
     // The recorded accuracy is an f32 division.
     near("eval_acc", sums.accuracy, number(want, &["eval_acc"])?, 1e-6, 0.0)
 }
 
-fn compare_final<T: Real>(
-    ops: &Cpu<T>,
-    model: &Model<Cpu<T>>,
-    finals: &Weights,
-    initial: &Weights,
-    tolerance: &Tolerance,
-) -> Check
+/// Every tensor of student, teacher and optimizer state, keyed as recorded.
+fn final_state<T: Real>(ops: &Cpu<T>, model: &Model<Cpu<T>>) -> Check<BTreeMap<String, Vec<f32>>>
 where
     Cpu<T>: Ops,
 {
     let text = |e: nepenthe::Error| e.to_string();
-    let mut got: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+    let mut got = BTreeMap::new();
     for (group, role) in [("student", Role::Evaluated), ("teacher", Role::Teacher)] {
         model
             .visit_weights(ops, role, &mut |name, values| {
@@ -227,37 +260,31 @@ where
             })
             .map_err(text)?;
     }
-    // Relative distances over all tensors of a group together, as the tolerances were measured.
-    let mut sums: BTreeMap<&str, [f64; 3]> = BTreeMap::new();
+    Ok(got)
+}
+
+/// Relative L2 error of each group (student, teacher, a moment) over all its tensors together: of the values, and of
+/// their change since the start.
+fn group_errors(
+    finals: &Weights,
+    initial: &Weights,
+    read: &dyn Fn(&str) -> Check<Vec<f64>>,
+) -> Check<BTreeMap<String, [f64; 2]>> {
+    let mut sums: BTreeMap<String, [f64; 3]> = BTreeMap::new();
     for key in finals.names() {
         let (group, name) = key.split_once('.').ok_or_else(|| format!("{key}: no group"))?;
-        let values = got.get(key).ok_or_else(|| format!("no {key}"))?;
-        let want = finals.read_f64(key).map_err(text)?;
+        let want = finals.read_f64(key).map_err(|e| e.to_string())?;
         let start = match group {
-            "student" | "teacher" => initial.read_f64(name).map_err(text)?,
+            "student" | "teacher" => initial.read_f64(name).map_err(|e| e.to_string())?,
             _ => vec![0.0; want.len()],
         };
-        let sum = sums.entry(group).or_default();
-        for ((got, want), start) in values.iter().zip(&want).zip(&start) {
-            sum[0] += (f64::from(*got) - want).powi(2);
+        let sum = sums.entry(group.to_owned()).or_default();
+        for ((got, want), start) in read(key)?.iter().zip(&want).zip(&start) {
+            sum[0] += (got - want).powi(2);
             sum[1] += want * want;
             sum[2] += (want - start).powi(2);
         }
     }
-    for (group, [difference, size, motion]) in sums {
-        let (whole, moved) = ((difference / size).sqrt(), (difference / motion).sqrt());
-        // Moments have no tolerance of their own: they are held to that of the weights' motion.
-        let allowed = match (group, tolerance.change) {
-            ("student" | "teacher", _) => tolerance.student,
-            (_, Some(change)) => change,
-            (_, None) => 1e-6,
-        };
-        if whole > allowed {
-            return Err(format!("final {group}: off by {whole:e}, allowed {allowed:e}"));
-        }
-        if let Some(change) = tolerance.change.filter(|change| moved > *change) {
-            return Err(format!("final {group}: change off by {moved:e}, allowed {change:e}"));
-        }
-    }
-    Ok(())
+    let relative = |[off, size, moved]: [f64; 3]| [(off / size).sqrt(), (off / moved).sqrt()];
+    Ok(sums.into_iter().map(|(group, sum)| (group, relative(sum))).collect())
 }

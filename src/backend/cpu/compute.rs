@@ -27,7 +27,8 @@ pub struct Cache<T> {
 impl<T: Real> Cpu<T> {
     fn results<'a>(stats: &'a mut RowStats<Vec<T>>, onehot: bool) -> Results<'a, T> {
         let RowStats { nll, value, hit } = stats;
-        let (nll, hit) = if onehot { (Some(&mut nll[..]), Some(&mut hit[..])) } else { (None, None) };
+        let (nll, hit) =
+            if onehot { (Some(&mut nll[..]), Some(&mut hit[..])) } else { (None, None) };
         Results { nll, value, hit }
     }
 }
@@ -303,7 +304,8 @@ impl<T: Real> Compute for Cpu<T> {
             TokenWeight::Formula(formula) => (Some(formula), &[][..]),
             TokenWeight::PerRow(weights) => (None, &weights[..]),
         };
-        let loss = OneHot { targets: &pack.data.targets, coefs: &pack.data.coefs, formula, weights };
+        let loss =
+            OneHot { targets: &pack.data.targets, coefs: &pack.data.coefs, formula, weights };
         let job = Sweep { shape, first: vec![(h, w, T::ONE)], second: None, w, h };
         let (dh, dw) = grads.map_or((None, None), |g| (Some(&mut g.dh[..]), g.dw));
         sweep(&self.pool, &job, &loss, Self::results(stats, true), dh, dw);

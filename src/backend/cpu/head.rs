@@ -135,12 +135,7 @@ pub(super) fn sweep<T: Real>(
 }
 
 /// Cuts the second logits like the first; empty pieces where there are none.
-fn split<T: Real>(
-    extra: &mut [T],
-    rows: usize,
-    step: usize,
-    width: usize,
-) -> Vec<&mut [T]> {
+fn split<T: Real>(extra: &mut [T], rows: usize, step: usize, width: usize) -> Vec<&mut [T]> {
     let mut pieces = Vec::with_capacity(rows.div_ceil(step));
     let mut rest = extra;
     for start in (0..rows).step_by(step) {
@@ -191,7 +186,8 @@ fn each_row<T: Real>(
         let width = if extra.is_empty() { 0 } else { v };
         (0..count)
             .map(|r| {
-                let (z, extra) = (&mut z[r * v..(r + 1) * v], &mut extra[r * width..(r + 1) * width]);
+                let (z, extra) =
+                    (&mut z[r * v..(r + 1) * v], &mut extra[r * width..(r + 1) * width]);
                 loss.row(start + r, z, extra, grad)
             })
             .collect()

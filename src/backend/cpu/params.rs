@@ -158,8 +158,7 @@ impl Compact {
         let unscale = 2f32.powi(-self.scale.exponent);
         let planes = (&self.hi[..], &self.lo[..], &self.drift[..]);
         let leaf = |(planes, out), offset, _| {
-            Arch::new()
-                .dispatch(ShowPass { planes, out, show, offset, seed, counter, unscale });
+            Arch::new().dispatch(ShowPass { planes, out, show, offset, seed, counter, unscale });
         };
         fold((planes, out), 0, self.hi.len(), &leaf, &|(), ()| ());
     }
@@ -206,9 +205,8 @@ impl<G: Element, T: Real> WithSimd for ScanPass<'_, G, T> {
 }
 
 fn scan<T: Real, G: Element>(numbers: &[G]) -> GradScan {
-    let leaf = |part: &[G], _, _| {
-        Arch::new().dispatch(ScanPass::<_, T>(part, std::marker::PhantomData))
-    };
+    let leaf =
+        |part: &[G], _, _| Arch::new().dispatch(ScanPass::<_, T>(part, std::marker::PhantomData));
     let merge = |a: GradScan, b: GradScan| GradScan {
         sum_sq: a.sum_sq + b.sum_sq,
         max_abs: a.max_abs.max(b.max_abs),
@@ -322,8 +320,7 @@ impl<T: Real> State for Cpu<T> {
                 let pairs = exact.teacher.iter_mut().zip(&exact.theta).zip(values);
                 for ((teacher, theta), value) in pairs {
                     let value = T::from_f32(*value);
-                    *teacher =
-                        if exact.form == TeacherForm::Full { value } else { *theta - value };
+                    *teacher = if exact.form == TeacherForm::Full { value } else { *theta - value };
                 }
             }
             Store::Compact(compact) => {

@@ -307,7 +307,8 @@ impl<T: Real, G: Element, const TEACHER: u8> WithSimd for ExactPass<'_, T, G, TE
                     v[i] = adam.b2 * v[i] + adam.one_minus_b2 * g * g;
                     // The f64 root of an f32, rounded to f32, is the correctly rounded root.
                     let root = T::from_f64(v[i].to_f64().sqrt());
-                    let move_by = adam.step_size * (m[i] / (root / adam.root_correction + adam.eps));
+                    let move_by =
+                        adam.step_size * (m[i] / (root / adam.root_correction + adam.eps));
                     let step = -(move_by + adam.decay * theta[i]);
                     theta[i] = theta[i] * adam.keep - move_by;
                     if TEACHER != NONE {
@@ -481,7 +482,8 @@ impl<G: Element, const DRIFTS: bool> WithSimd for CompactPass<'_, G, DRIFTS> {
                     m[i] = narrow(first, random >> 16);
                     v[i] = narrow(second, remix(random));
                     // Kept off zero so that 0 / 0 is 0 with eps = 0.
-                    let scale = (second.sqrt() / adam.root_correction + adam.eps).max(f32::MIN_POSITIVE);
+                    let scale =
+                        (second.sqrt() / adam.root_correction + adam.eps).max(f32::MIN_POSITIVE);
                     let move_by = (adam.step_size * (first / scale)).max(-clamp).min(clamp);
                     -(move_by + adam.decay * theta)
                 });
