@@ -143,7 +143,10 @@ mod tests {
         let prompt = knowmem_prompt(&[example], "where?");
         assert_eq!(prompt, "Question: who?\nAnswer: Alice\n\nQuestion: where?\nAnswer: ");
         let scored = knowmem_score(&Scorer::new(), "the Hatter", "the Hatter\n\nQuestion: x");
-        assert_eq!((scored.response.as_str(), headline(&[scored.clone()])), ("the Hatter", 100.0));
+        assert_eq!(
+            (scored.response.as_str(), headline(std::slice::from_ref(&scored))),
+            ("the Hatter", 100.0)
+        );
     }
 
     #[test]

@@ -277,6 +277,7 @@ impl<O: Ops> Model<O> {
     ///
     /// With `backward` the gradient is sent down through the whole model into [`Model::grads`]; the forward pass
     /// must then have been the student's on a training workspace.
+    #[allow(clippy::too_many_arguments)]
     pub fn head(
         &mut self,
         ops: &O,
