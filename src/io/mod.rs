@@ -1,1 +1,3 @@
 //! Files: safetensors, model folders, GGUF, checkpoints.
+
+pub mod safetensors;
