@@ -651,3 +651,60 @@ fn halves_to_le(values: &[f32], bytes: &mut [u8], convert: impl Fn(&[f32], &mut 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dtype_table_is_in_declaration_order() {
+        for (i, row) in DTYPES.iter().enumerate() {
+            assert_eq!(row.0 as usize, i);
+            assert_eq!(Dtype::from_file(row.1), Some(row.0));
+            assert_eq!(row.0.name(), format!("{:?}", row.1));
+            assert_eq!(row.0.size() * 8, row.1.bitsize());
+        }
+    }
+
+    #[test]
+    fn index_parser_never_panics_on_garbled_text() {
+        use proptest::prelude::*;
+        let good = br#"{"metadata":{"total_size":8},"weight_map":{"a":"m-1.safetensors"}}"#;
+        assert!(parse_index(good).is_ok());
+        proptest!(|(at in 0..good.len(), byte: u8, cut in 0..good.len(), noise: Vec<u8>)| {
+            let mut text = good.to_vec();
+            text[at] = byte;
+            let _ = parse_index(&text);
+            let _ = parse_index(&text[..cut]);
+            let _ = parse_index(&noise);
+        });
+    }
+
+    #[test]
+    fn header_parser_never_panics_and_never_leaves_the_file() {
+        use proptest::prelude::*;
+        let text = br#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"U8","shape":[],"data_offsets":[8,9]}}"#;
+        let mut good = (text.len() as u64).to_le_bytes().to_vec();
+        good.extend_from_slice(text);
+        good.extend_from_slice(&[0; 9]);
+        assert_eq!(parse_header(&good).unwrap().tensors.len(), 2);
+        let check = |file: &[u8]| {
+            if let Ok(header) = parse_header(file) {
+                assert!(header.tensors.iter().all(|(_, t)| t.offset + t.bytes <= file.len()));
+            }
+        };
+        let config = ProptestConfig { cases: 2000, ..ProptestConfig::default() };
+        proptest!(config, |(at in 0..good.len(), byte: u8, digit in b'0'..=b'9', cut in 0..good.len(), noise: Vec<u8>)| {
+            let mut file = good.clone();
+            file[at] = byte;
+            check(&file);
+            file[at] = digit;
+            check(&file);
+            check(&file[..cut]);
+            check(&noise);
+            let mut framed = (noise.len() as u64).to_le_bytes().to_vec();
+            framed.extend_from_slice(&noise);
+            check(&framed);
+        });
+    }
+}
