@@ -1,3 +1,5 @@
 //! Files: safetensors, model folders, GGUF, checkpoints.
 
+pub mod atomic;
+pub mod checkpoint;
 pub mod safetensors;
