@@ -1,5 +1,10 @@
 //! Micro-batches: documents packed without padding, with the sizes the reference's padded batches would have.
 
+<<<<<<< HEAD
+=======
+use super::corpus::Corpus;
+use super::sampler::Sampler;
+>>>>>>> w-c
 use crate::error::{Error, Result};
 
 /// B documents of a micro-batch, packed one after the other.
@@ -113,3 +118,112 @@ pub(super) fn real_length(mask: &[u8]) -> Result<usize> {
         .hint("set the tokenizer's padding_side to \"right\"")),
     }
 }
+<<<<<<< HEAD
+=======
+
+/// Draws the `accum` micro-batches of `step`, `micro_batch` documents each.
+///
+/// The rows of a step depend on `accum * micro_batch` alone: splitting it otherwise gives the same rows.
+///
+/// Errors: `Kind::Config` if `accum` or `micro_batch` is 0; `Kind::Data` if `sampler` is not one over `corpus`.
+pub fn draw(
+    corpus: &Corpus,
+    sampler: &Sampler,
+    step: u64,
+    accum: usize,
+    micro_batch: usize,
+) -> Result<Vec<MicroBatch>> {
+    let rows = accum.checked_mul(micro_batch).filter(|&rows| rows > 0).ok_or_else(|| {
+        Error::config(format!(
+            "a step of {accum} micro-batches of {micro_batch} documents, wanted at least 1 of each"
+        ))
+    })?;
+    if sampler.documents() != corpus.len() {
+        return Err(Error::data(format!(
+            "sampler draws from {} documents, the corpus has {}",
+            sampler.documents(),
+            corpus.len()
+        )));
+    }
+    let rows = sampler.rows(step, rows);
+    Ok(rows
+        .chunks(micro_batch)
+        .map(|chunk| MicroBatch::new(chunk.iter().map(|&i| corpus.doc(i))))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::sampler::Order;
+
+    #[test]
+    fn packed_rows_give_the_padded_normalisers() {
+        let batch = MicroBatch::new([&[1, 2, 3][..], &[4], &[5, 6]]);
+        assert_eq!((batch.rows(), batch.width(), batch.tokens()), (3, 3, 6));
+        assert_eq!((batch.target_tokens(), batch.padded_positions()), (3, 9));
+        assert_eq!(batch.row(2), [5, 6]);
+        assert_eq!(batch.offsets(), [0, 3, 4, 6]);
+        assert_eq!(batch.ids(), [1, 2, 3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn padded_batch_loses_right_padding_and_keeps_its_width() {
+        let batch =
+            MicroBatch::from_padded(&[7, 8, 1, 1, 9, 1, 1, 1], &[1, 1, 0, 0, 0, 0, 0, 0], 2, 4)
+                .unwrap();
+        assert_eq!((batch.row(0), batch.row(1)), (&[7, 8][..], &[][..]));
+        assert_eq!((batch.target_tokens(), batch.padded_positions()), (1, 8));
+    }
+
+    #[test]
+    fn padded_batch_with_other_padding_is_refused() {
+        let message = |mask: &[u8], rows, width| {
+            MicroBatch::from_padded(&[0; 4], mask, rows, width).unwrap_err().message().to_owned()
+        };
+        assert_eq!(
+            message(&[1, 1, 0, 1], 2, 2),
+            "padded batch: row 1: mask is 0 at 0 but 1 again at 1, wanted padding at the right end only"
+        );
+        assert_eq!(
+            message(&[1, 2, 1, 1], 1, 4),
+            "padded batch: row 0: mask[1] is 2, wanted 0 or 1"
+        );
+        assert_eq!(
+            message(&[1; 4], usize::MAX, 4),
+            format!("padded batch: 4 ids and 4 mask values, wanted {} x 4 of each", usize::MAX)
+        );
+    }
+
+    #[test]
+    fn draw_gives_the_same_rows_for_every_split() {
+        let corpus = Corpus::from_docs((0..50).map(|i| vec![i, i + 1]).collect());
+        let flat = |batches: Vec<MicroBatch>| -> Vec<u32> {
+            batches.iter().flat_map(|b| b.ids().to_vec()).collect()
+        };
+        for order in [Order::Replacement, Order::Epochs] {
+            let sampler = Sampler::new(order, 9, "forget", 50).unwrap();
+            let whole = flat(draw(&corpus, &sampler, 3, 1, 24).unwrap());
+            for (accum, micro_batch) in [(24, 1), (2, 12), (6, 4)] {
+                let batches = draw(&corpus, &sampler, 3, accum, micro_batch).unwrap();
+                assert_eq!(batches.len(), accum);
+                assert_eq!(flat(batches), whole);
+            }
+        }
+    }
+
+    #[test]
+    fn draw_refuses_empty_steps_and_foreign_samplers() {
+        let corpus = Corpus::from_docs(vec![vec![1]]);
+        let sampler = Sampler::new(Order::Epochs, 9, "forget", 2).unwrap();
+        assert_eq!(
+            draw(&corpus, &sampler, 0, 0, 4).unwrap_err().message(),
+            "a step of 0 micro-batches of 4 documents, wanted at least 1 of each"
+        );
+        assert_eq!(
+            draw(&corpus, &sampler, 0, 1, 4).unwrap_err().message(),
+            "sampler draws from 2 documents, the corpus has 1"
+        );
+    }
+}
+>>>>>>> w-c

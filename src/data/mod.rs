@@ -1,4 +1,21 @@
 //! Corpora: reading, tokenising, caching, sampling.
+//!
+//! A source file ([`source`]) becomes documents, a [`Tokenizer`] turns them into ids, [`chunk`] cuts them to
+//! the context, a [`Corpus`] keeps them in a memory-mapped cache, a [`Sampler`] picks rows by step number,
+//! and [`draw`] packs those into [`MicroBatch`]es.
 
 pub mod batch;
-pub use batch::MicroBatch;
+mod cache;
+pub mod chunk;
+pub mod corpus;
+mod record;
+pub mod sampler;
+pub mod source;
+pub mod tokenizer;
+
+pub use batch::{MicroBatch, draw};
+pub use chunk::Chunking;
+pub use corpus::{Corpus, CorpusOptions};
+pub use sampler::{Order, Sampler};
+pub use source::{Document, Report};
+pub use tokenizer::{Tokenizer, clean_up_tokenization};

@@ -1,0 +1,162 @@
+//! One JSON record: which keys it has, and the document they make.
+
+use std::fmt;
+
+use serde_json::Value;
+
+use super::source::Document;
+use crate::error::{Error, Result};
+
+/// Which keys a record has; one file must not mix them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shape {
+    Text,
+    Question,
+    Ids,
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Text => "\"text\"",
+            Self::Question => "\"question\" and \"answer\"",
+            Self::Ids => "\"input_ids\"",
+        })
+    }
+}
+
+/// Makes the document of one record; `vocab_size` bounds its ids.
+pub(super) fn document(value: Value, vocab_size: usize) -> Result<(Shape, Document)> {
+    let mut map = match value {
+        Value::String(text) => return Ok((Shape::Text, Document::Text(text))),
+        Value::Object(map) => map,
+        other => {
+            return Err(Error::data(format!(
+                "the record is {}, wanted a string or an object",
+                kind(&other)
+            )));
+        }
+    };
+    let (text, ids) = (map.contains_key("text"), map.contains_key("input_ids"));
+    let (question, answer) = (map.contains_key("question"), map.contains_key("answer"));
+    let shapes = [(text, Shape::Text), (question && answer, Shape::Question), (ids, Shape::Ids)];
+    let mut present = shapes.into_iter().filter_map(|(there, shape)| there.then_some(shape));
+    match (present.next(), present.next()) {
+        (Some(a), Some(b)) => {
+            Err(Error::data(format!("record has both {a} and {b}, wanted one of them"))
+                .hint("keep the key to train on and remove or rename the other"))
+        }
+        (None, _) if question => {
+            Err(Error::data("record has \"question\" but no \"answer\", wanted both"))
+        }
+        (None, _) if answer => {
+            Err(Error::data("record has \"answer\" but no \"question\", wanted both"))
+        }
+        (None, _) => Err(missing_keys(&map)),
+        (Some(Shape::Text), _) => Ok((Shape::Text, Document::Text(string(&mut map, "text")?))),
+        (Some(Shape::Question), _) => {
+            let (question, answer) = (string(&mut map, "question")?, string(&mut map, "answer")?);
+            Ok((Shape::Question, Document::Text(format!("Question: {question}\nAnswer: {answer}"))))
+        }
+        (Some(Shape::Ids), _) => {
+            let ids = input_ids(map.get("input_ids"), vocab_size)?;
+            if let Some(mask) = map.get("attention_mask") {
+                check_mask(mask, ids.len())?;
+            }
+            Ok((Shape::Ids, Document::Ids(ids)))
+        }
+    }
+}
+
+fn missing_keys(map: &serde_json::Map<String, Value>) -> Error {
+    const WANTED: [&str; 4] = ["text", "question", "answer", "input_ids"];
+    let mut keys: Vec<String> =
+        map.keys().take(5).map(|key| format!("{:?}", shortened(key))).collect();
+    if map.len() > keys.len() {
+        keys.push(format!("{} more", map.len() - keys.len()));
+    }
+    let got = if keys.is_empty() { "no keys".into() } else { format!("keys {}", keys.join(", ")) };
+    let e = Error::data(format!(
+        "record has {got}, wanted \"text\", or \"question\" and \"answer\", or \"input_ids\""
+    ));
+    let near = map.keys().find_map(|key| {
+        crate::error::nearest(&key.to_lowercase(), WANTED).map(|wanted| (key, wanted))
+    });
+    match near {
+        Some((key, wanted)) => e.hint(format!("rename {:?} to {wanted:?}", shortened(key))),
+        None => e.hint("rename the key that holds the document to \"text\""),
+    }
+}
+
+fn shortened(key: &str) -> String {
+    const LONGEST: usize = 40;
+    match key.char_indices().nth(LONGEST) {
+        Some((at, _)) => format!("{}...", &key[..at]),
+        None => key.to_owned(),
+    }
+}
+
+fn string(map: &mut serde_json::Map<String, Value>, key: &str) -> Result<String> {
+    match map.get_mut(key).map(Value::take) {
+        Some(Value::String(text)) => Ok(text),
+        other => {
+            let got = other.as_ref().map_or("missing", kind);
+            Err(Error::data(format!("\"{key}\" is {got}, wanted a string")))
+        }
+    }
+}
+
+fn input_ids(value: Option<&Value>, vocab_size: usize) -> Result<Vec<u32>> {
+    let Some(Value::Array(list)) = value else {
+        let got = value.map_or("missing", kind);
+        return Err(Error::data(format!("\"input_ids\" is {got}, wanted a list of ids")));
+    };
+    let id = |(i, value): (usize, &Value)| {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        match id {
+            Some(id) if (id as usize) < vocab_size => Ok(id),
+            _ => {
+                let got = if value.is_number() { value.to_string() } else { kind(value).into() };
+                Err(Error::data(format!(
+                    "\"input_ids\"[{i}] is {got}, wanted an id from 0 to {}",
+                    vocab_size.saturating_sub(1)
+                ))
+                .hint("the ids must come from the tokenizer of this model"))
+            }
+        }
+    };
+    list.iter().enumerate().map(id).collect()
+}
+
+/// Refuses masked ids: training on padding as if it were text would go unnoticed.
+fn check_mask(mask: &Value, ids: usize) -> Result<()> {
+    let Value::Array(mask) = mask else {
+        return Err(Error::data(format!("\"attention_mask\" is {}, wanted a list", kind(mask))));
+    };
+    if mask.len() != ids {
+        return Err(Error::data(format!(
+            "\"attention_mask\" has {} values, wanted {ids} as \"input_ids\"",
+            mask.len()
+        )));
+    }
+    match mask.iter().position(|value| value.as_u64() != Some(1)) {
+        None => Ok(()),
+        Some(at) => Err(Error::data(format!(
+            "\"attention_mask\"[{at}] is {}, wanted 1 throughout",
+            shortened(&mask[at].to_string())
+        ))
+        .hint("write the ids without padding")),
+    }
+}
+
+/// Names the JSON type of `value` with its article.
+pub(super) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}

@@ -1,0 +1,511 @@
+//! Source files of documents: .jsonl, .json, .txt, read as a stream.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `.jsonl` | one object per line: `{"text"}`, `{"question", "answer"}` or `{"input_ids"}` |
+//! | `.json` | one list of strings, or of such objects |
+//! | `.txt` | one document: the whole file |
+//!
+//! A question and its answer become the text `Question: {question}\nAnswer: {answer}`, the form in which MUSE asks.
+//! `input_ids` are used as they are: no special tokens, no truncation. Other keys of an object are ignored.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::rc::Rc;
+
+use serde::de::{Deserializer as _, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use xxhash_rust::xxh3::Xxh3;
+
+use super::record::{Shape, document, kind};
+use crate::error::{Error, Result};
+
+/// One document before tokenisation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Document {
+    /// Text to be tokenised.
+    Text(String),
+    /// Ids to be used as they are.
+    Ids(Vec<u32>),
+}
+
+/// What was read and what was odd about it, in counts; all zero but `records` is the normal case.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Report {
+    /// Documents in the source.
+    pub records: u64,
+    /// Blank lines between records, skipped.
+    pub blank_lines: u64,
+    /// Documents whose text is empty; they keep only their special tokens.
+    pub empty_texts: u64,
+    /// Documents without any token, skipped.
+    pub without_tokens: u64,
+    /// Rows of one token; nothing can be predicted in them, but they are drawn like others.
+    pub single_token: u64,
+    /// Documents that lost tokens to truncation.
+    pub truncated: u64,
+    /// Documents that lost a row shorter than the context.
+    pub dropped_short: u64,
+    /// Carriage returns before line ends in a .txt document; they are part of the text.
+    pub carriage_returns: u64,
+    /// Byte order marks, skipped.
+    pub byte_order_marks: u64,
+    /// Whether the rows came from the cache.
+    #[serde(skip)]
+    pub from_cache: bool,
+    /// Why a cache that existed was not used.
+    #[serde(skip)]
+    pub note: Option<String>,
+}
+
+impl Report {
+    /// Returns one line per oddity, for the log.
+    pub fn oddities(&self) -> Vec<String> {
+        let counted = [
+            (self.blank_lines, "blank lines skipped"),
+            (self.empty_texts, "documents with empty text"),
+            (self.without_tokens, "documents without any token skipped"),
+            (self.single_token, "rows of a single token, which predict nothing"),
+            (self.truncated, "documents truncated to the context"),
+            (self.dropped_short, "documents whose last row was short and dropped"),
+            (self.carriage_returns, "carriage returns kept in the text"),
+            (self.byte_order_marks, "byte order mark skipped"),
+        ];
+        let counted = counted.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}"));
+        counted.chain(self.note.clone()).collect()
+    }
+}
+
+/// The format of a source file, known by its extension.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// One JSON object per line.
+    JsonLines,
+    /// One JSON list.
+    JsonList,
+    /// One document of plain text.
+    Text,
+}
+
+impl Format {
+    /// Returns the format of `path` by its extension, in either case.
+    ///
+    /// Errors: `Kind::Data` for any extension but jsonl, json and txt.
+    pub fn of(path: &Path) -> Result<Self> {
+        let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
+        match extension.as_deref() {
+            Some("jsonl") => Ok(Self::JsonLines),
+            Some("json") => Ok(Self::JsonList),
+            Some("txt") => Ok(Self::Text),
+            Some(other) => Err(Error::data(format!(
+                "{}: unknown extension {other:?}, wanted .jsonl, .json or .txt",
+                path.display()
+            ))
+            .hint("convert the file to .jsonl, one {\"text\": ...} per line")),
+            None => Err(Error::data(format!(
+                "{}: no extension, wanted .jsonl, .json or .txt",
+                path.display()
+            ))
+            .hint("rename the file to say what it holds")),
+        }
+    }
+}
+
+/// What a whole read saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// Records and oddities, as far as they show before tokenisation.
+    pub report: Report,
+    /// The xxh3-128 hash of the file's bytes.
+    pub hash: u128,
+    /// The file's length in bytes.
+    pub bytes: u64,
+}
+
+/// Opens a source file for [`read`], with the errors a user can act on.
+///
+/// Errors: `Kind::Data` for a missing file, a folder, or an unknown extension.
+pub fn open(path: &Path) -> Result<(Format, File)> {
+    let name = path.display();
+    let metadata = std::fs::metadata(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => Error::data(format!("{name}: no such file"))
+            .hint("paths in a recipe are relative to the working directory"),
+        _ => Error::data(format!("{name}: cannot read: {e}")),
+    })?;
+    if metadata.is_dir() {
+        return Err(Error::data(format!(
+            "{name}: is a folder, wanted a .jsonl, .json or .txt file"
+        ))
+        .hint(
+            "a datasets folder becomes one file by load_from_disk(folder).to_json(\"data.jsonl\")",
+        ));
+    }
+    let format = Format::of(path)?;
+    let file = File::open(path).map_err(|e| Error::data(format!("{name}: cannot read: {e}")))?;
+    Ok((format, file))
+}
+
+/// Reads every document of `reader` in order and gives it to `sink`; never holds more than one in memory.
+///
+/// `name` stands in messages as the file. `vocab_size` bounds `input_ids`.
+///
+/// Errors: `Kind::Data` with file and line for anything malformed, and whatever `sink` returns.
+pub fn read(
+    format: Format,
+    name: &str,
+    reader: impl Read,
+    vocab_size: usize,
+    sink: &mut dyn FnMut(Document) -> Result<()>,
+) -> Result<Summary> {
+    let tally = Rc::new(RefCell::new((Xxh3::new(), 0u64)));
+    let hashing = Hashing { inner: reader, tally: Rc::clone(&tally) };
+    let mut input = BufReader::with_capacity(1 << 18, hashing);
+    let mut records = Records { name, vocab_size, sink, first: None, report: Report::default() };
+    let failed = |e| Error::data(format!("{name}: cannot read: {e}"));
+    if skip_byte_order_mark(&mut input).map_err(failed)? {
+        records.report.byte_order_marks = 1;
+    }
+    match format {
+        Format::JsonLines => json_lines(&mut input, &mut records)?,
+        Format::JsonList => json_list(&mut input, &mut records)?,
+        Format::Text => plain_text(&mut input, &mut records)?,
+    }
+    let (hash, bytes) = {
+        let tally = tally.borrow();
+        (tally.0.digest128(), tally.1)
+    };
+    if records.report.records == 0 {
+        let what = if bytes == 0 { "the file is empty" } else { "no documents in the file" };
+        return Err(Error::data(format!("{name}: {what}, wanted at least one document"))
+            .hint("check that the export that wrote it finished"));
+    }
+    Ok(Summary { report: records.report, hash, bytes })
+}
+
+/// Hashes a whole file: the hash of [`Summary`] without the parsing.
+pub fn hash(mut reader: impl Read) -> std::io::Result<u128> {
+    let mut hash = Xxh3::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => return Ok(hash.digest128()),
+            Ok(n) => hash.update(&buffer[..n]),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Hashes and counts what is read through it, so that the hash is that of the very bytes that were parsed.
+struct Hashing<R> {
+    inner: R,
+    tally: Rc<RefCell<(Xxh3, u64)>>,
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        let mut tally = self.tally.borrow_mut();
+        tally.0.update(&buffer[..n]);
+        tally.1 += n as u64;
+        Ok(n)
+    }
+}
+
+fn skip_byte_order_mark(input: &mut impl BufRead) -> std::io::Result<bool> {
+    const MARK: &[u8] = b"\xEF\xBB\xBF";
+    // A short first read hides the mark only for exotic readers; files fill the buffer.
+    let found = input.fill_buf()?.starts_with(MARK);
+    if found {
+        input.consume(MARK.len());
+    }
+    Ok(found)
+}
+
+struct Records<'a> {
+    name: &'a str,
+    vocab_size: usize,
+    sink: &'a mut dyn FnMut(Document) -> Result<()>,
+    first: Option<(Shape, u64)>,
+    report: Report,
+}
+
+impl Records<'_> {
+    fn add_value(&mut self, value: Value, line: u64) -> Result<()> {
+        let (shape, document) =
+            document(value, self.vocab_size).map_err(|e| self.place(e, line))?;
+        match self.first {
+            None => self.first = Some((shape, line)),
+            Some((first, at)) if first != shape => {
+                let e = Error::data(format!("record has {shape}, wanted {first} as in line {at}"))
+                    .hint("keep one kind of record per file");
+                return Err(self.place(e, line));
+            }
+            Some(_) => {}
+        }
+        self.add(document)
+    }
+
+    fn add(&mut self, document: Document) -> Result<()> {
+        self.report.records += 1;
+        if matches!(&document, Document::Text(text) if text.is_empty()) {
+            self.report.empty_texts += 1;
+        }
+        (self.sink)(document)
+    }
+
+    fn place(&self, e: Error, line: u64) -> Error {
+        e.at(format_args!("{}:{line}", self.name))
+    }
+}
+
+fn json_lines(input: &mut impl BufRead, records: &mut Records<'_>) -> Result<()> {
+    let mut line = Vec::new();
+    for number in 1u64.. {
+        line.clear();
+        let read = input
+            .read_until(b'\n', &mut line)
+            .map_err(|e| records.place(Error::data(format!("cannot read: {e}")), number))?;
+        if read == 0 {
+            break;
+        }
+        if line.iter().all(u8::is_ascii_whitespace) {
+            records.report.blank_lines += 1;
+            continue;
+        }
+        // Without its end, a string that was never closed is reported where it stops.
+        let text = std::str::from_utf8(line.trim_ascii_end())
+            .map_err(|e| records.place(not_utf8(e.valid_up_to() + 1), number))?;
+        let value: Value = serde_json::from_str(text).map_err(|e| {
+            let hint = "every line of a .jsonl file is one whole JSON object";
+            records.place(not_json(&e).hint(hint), number)
+        })?;
+        if !value.is_object() {
+            let e = Error::data(format!("the line is {}, wanted an object", kind(&value)))
+                .hint("write {\"text\": ...}; a file that is one JSON list is named .json");
+            return Err(records.place(e, number));
+        }
+        records.add_value(value, number)?;
+    }
+    Ok(())
+}
+
+fn json_list(input: &mut impl BufRead, records: &mut Records<'_>) -> Result<()> {
+    let line = Cell::new(1);
+    let mut input = Lines { inner: input, line: &line };
+    match first_byte(&mut input)
+        .map_err(|e| records.place(Error::data(format!("cannot read: {e}")), line.get()))?
+    {
+        None => return Ok(()),
+        Some(b'{') => {
+            let e = Error::data("the file is an object, wanted a list of strings or objects")
+                .hint("a file with one object per line is named .jsonl");
+            return Err(records.place(e, line.get()));
+        }
+        Some(_) => {}
+    }
+    let mut failure = None;
+    let mut json = serde_json::Deserializer::from_reader(&mut input);
+    let elements = Elements { records: &mut *records, line: &line, failure: &mut failure };
+    let outcome = json.deserialize_seq(elements).and_then(|()| json.end());
+    match (failure, outcome) {
+        (Some(e), _) => Err(e),
+        (None, Ok(())) => Ok(()),
+        (None, Err(e)) if e.is_data() => {
+            let e = Error::data("the file is not a list, wanted a list of strings or objects");
+            Err(records.place(e, line.get()))
+        }
+        (None, Err(e)) => Err(records.place(not_json(&e), line.get())),
+    }
+}
+
+fn plain_text(input: &mut impl BufRead, records: &mut Records<'_>) -> Result<()> {
+    let mut bytes = Vec::new();
+    input
+        .read_to_end(&mut bytes)
+        .map_err(|e| Error::data(format!("{}: cannot read: {e}", records.name)))?;
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let good = &e.as_bytes()[..e.utf8_error().valid_up_to()];
+        let line = good.iter().filter(|&&b| b == b'\n').count() as u64 + 1;
+        let start = good.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
+        records.place(not_utf8(good.len() - start + 1), line)
+    })?;
+    records.report.carriage_returns = text.matches("\r\n").count() as u64;
+    records.add(Document::Text(text))
+}
+
+/// Counts the lines that were read; serde_json reads byte by byte, so the count is that of the current byte.
+struct Lines<'a, R> {
+    inner: &'a mut R,
+    line: &'a Cell<u64>,
+}
+
+impl<R: BufRead> Read for Lines<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        let newlines = buffer[..n].iter().filter(|&&b| b == b'\n').count();
+        self.line.set(self.line.get() + newlines as u64);
+        Ok(n)
+    }
+}
+
+/// Skips white space and returns the byte after it without reading it.
+fn first_byte<R: BufRead>(input: &mut Lines<'_, R>) -> std::io::Result<Option<u8>> {
+    loop {
+        let byte = match input.inner.fill_buf() {
+            Ok(buffer) => buffer.first().copied(),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(e),
+        };
+        match byte {
+            Some(byte) if byte.is_ascii_whitespace() => input.read_exact(&mut [0])?,
+            other => return Ok(other),
+        }
+    }
+}
+
+/// Hands the elements of a JSON list on one by one, so that the list is never in memory.
+struct Elements<'a, 'b> {
+    records: &'a mut Records<'b>,
+    line: &'a Cell<u64>,
+    failure: &'a mut Option<Error>,
+}
+
+impl<'de> Visitor<'de> for Elements<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<(), A::Error> {
+        let value = std::marker::PhantomData::<Value>;
+        while let Some(value) = list.next_element_seed(value)? {
+            let line = self.line.get();
+            if let Err(e) = self.records.add_value(value, line) {
+                // serde carries strings only; the real error goes round it.
+                *self.failure = Some(e);
+                return Err(serde::de::Error::custom("stopped"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn not_utf8(column: usize) -> Error {
+    Error::data(format!("byte {column} of the line is not valid UTF-8"))
+        .hint("convert the file to UTF-8, for example with iconv -t utf-8")
+}
+
+fn not_json(e: &serde_json::Error) -> Error {
+    let text = e.to_string();
+    // The line that serde_json names counts from where it began, which is not always the file's start.
+    let what = text.split(" at line ").next().unwrap_or_default();
+    Error::data(format!("not valid JSON at column {}: {what}", e.column()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read_all(format: Format, bytes: &[u8]) -> Result<(Vec<Document>, Summary)> {
+        let mut documents = Vec::new();
+        let summary = read(format, "x", bytes, 10, &mut |document| {
+            documents.push(document);
+            Ok(())
+        })?;
+        assert_eq!(summary.report.records, documents.len() as u64);
+        assert_eq!(summary.bytes, bytes.len() as u64);
+        assert_eq!(summary.hash, hash(bytes).unwrap());
+        Ok((documents, summary))
+    }
+
+    fn texts(texts: &[&str]) -> Vec<Document> {
+        texts.iter().map(|text| Document::Text((*text).to_owned())).collect()
+    }
+
+    #[test]
+    fn json_lines_survive_marks_blank_lines_and_carriage_returns() {
+        let bytes = b"\xEF\xBB\xBF{\"text\": \"a\"}\r\n\r\n{\"text\": \"\", \"n\": 1}\n{\"text\":\"\xC3\xA4\"}";
+        let (documents, summary) = read_all(Format::JsonLines, bytes).unwrap();
+        assert_eq!(documents, texts(&["a", "", "ä"]));
+        assert_eq!(
+            summary.report.oddities(),
+            ["1 blank lines skipped", "1 documents with empty text", "1 byte order mark skipped"]
+        );
+    }
+
+    #[test]
+    fn questions_and_ids_become_documents() {
+        let (documents, _) =
+            read_all(Format::JsonLines, b"{\"question\": \"Who?\", \"answer\": \"Alice\"}")
+                .unwrap();
+        assert_eq!(documents, texts(&["Question: Who?\nAnswer: Alice"]));
+        let (documents, _) =
+            read_all(Format::JsonLines, b"{\"input_ids\": [0, 9], \"attention_mask\": [1, 1]}")
+                .unwrap();
+        assert_eq!(documents, [Document::Ids(vec![0, 9])]);
+    }
+
+    #[test]
+    fn json_lists_hold_strings_and_objects() {
+        let (documents, _) =
+            read_all(Format::JsonList, b"\n [\"a\", {\"text\": \"b\"},\n\"\\ud83d\\ude00\"]\n ")
+                .unwrap();
+        assert_eq!(documents, texts(&["a", "b", "😀"]));
+    }
+
+    #[test]
+    fn text_file_is_one_document() {
+        let (documents, summary) = read_all(Format::Text, b"a\r\n\r\nb\n").unwrap();
+        assert_eq!(documents, texts(&["a\r\n\r\nb\n"]));
+        assert_eq!(summary.report.oddities(), ["2 carriage returns kept in the text"]);
+    }
+
+    #[test]
+    fn error_of_the_sink_comes_back_unchanged() {
+        for (format, bytes) in [(Format::JsonList, &b"[\"a\"]"[..]), (Format::Text, b"a")] {
+            let e = read(format, "x", bytes, 1, &mut |_| Err(Error::model("full"))).unwrap_err();
+            assert_eq!((e.kind(), e.message()), (crate::Kind::Model, "full"));
+        }
+    }
+
+    #[test]
+    fn deep_nesting_is_an_error() {
+        let deep = "[".repeat(100_000);
+        assert!(read_all(Format::JsonList, deep.as_bytes()).is_err());
+        assert!(read_all(Format::JsonLines, deep.as_bytes()).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            for format in [Format::JsonLines, Format::JsonList, Format::Text] {
+                let _ = read_all(format, &bytes);
+            }
+        }
+
+        #[test]
+        fn near_json_is_read_or_refused(
+            parts in prop::collection::vec(prop::sample::select(vec![
+                "{", "}", "[", "]", ",", ":", "\n", "\r\n", "\"text\"", "\"input_ids\"", "\"question\"",
+                "\"answer\"", "\"attention_mask\"", "1", "-1", "1e9", "null", "\"\\ud800\"", "\u{feff}", "{\"text\":\"a\"}",
+                "\"a", " ", "{\"input_ids\":[1]}",
+            ]), 0..12)
+        ) {
+            let text = parts.concat();
+            for format in [Format::JsonLines, Format::JsonList, Format::Text] {
+                let _ = read_all(format, text.as_bytes());
+            }
+        }
+    }
+}
