@@ -1,10 +1,7 @@
 //! Micro-batches: documents packed without padding, with the sizes the reference's padded batches would have.
 
-<<<<<<< HEAD
-=======
 use super::corpus::Corpus;
 use super::sampler::Sampler;
->>>>>>> w-c
 use crate::error::{Error, Result};
 
 /// B documents of a micro-batch, packed one after the other.
@@ -118,8 +115,6 @@ pub(super) fn real_length(mask: &[u8]) -> Result<usize> {
         .hint("set the tokenizer's padding_side to \"right\"")),
     }
 }
-<<<<<<< HEAD
-=======
 
 /// Draws the `accum` micro-batches of `step`, `micro_batch` documents each.
 ///
@@ -226,4 +221,3 @@ mod tests {
         );
     }
 }
->>>>>>> w-c
