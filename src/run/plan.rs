@@ -175,7 +175,10 @@ impl Plan {
         }
         let needed = self.bytes(self.context) as f64 / GIB;
         let shorter = if self.max_tokens >= 2 {
-            format!("contexts of at most {} tokens (data.forget_context, data.retain_context)", self.max_tokens)
+            format!(
+                "contexts of at most {} tokens (data.forget_context, data.retain_context)",
+                self.max_tokens
+            )
         } else {
             "a smaller model".to_owned()
         };
