@@ -1,5 +1,5 @@
 //! The command line: hands over to [`nepenthe::cli`].
 
 fn main() {
-    std::process::exit(0)
+    std::process::exit(nepenthe::cli::main())
 }

@@ -1,0 +1,114 @@
+//! Model folders as the commands open them: everything is checked before anything large is allocated.
+
+use std::path::{Path, PathBuf};
+
+use crate::data::Tokenizer;
+use crate::error::{Error, Kind, Result};
+use crate::io::safetensors::Weights;
+use crate::model::{Layout, ModelConfig, Train};
+
+/// A model folder whose configuration and weights fit each other.
+pub(super) struct Folder {
+    pub(super) dir: PathBuf,
+    pub(super) config: ModelConfig,
+    pub(super) weights: Weights,
+}
+
+/// Reads config.json of the folder `dir`.
+pub(super) fn config(dir: &Path) -> Result<ModelConfig> {
+    let wrong = |what: &str| {
+        Error::model(format!("{}: {what}", dir.display()))
+            .hint("--model takes a Hugging Face model folder: config.json, weights, tokenizer.json")
+    };
+    if !dir.exists() {
+        return Err(wrong("no such folder"));
+    }
+    if !dir.is_dir() {
+        return Err(if dir.extension().is_some_and(|e| e == "gguf") {
+            Error::model(format!("{}: is a file, wanted a model folder", dir.display()))
+                .hint("`nepenthe import-gguf FILE.gguf FOLDER` makes a folder of it")
+        } else {
+            wrong("is a file, wanted a model folder")
+        });
+    }
+    let path = dir.join("config.json");
+    if !path.is_file() {
+        return Err(wrong("config.json is missing"));
+    }
+    let text = std::fs::read_to_string(&path)
+        .map_err(|e| Error::model(format!("{}: cannot read: {e}", path.display())))?;
+    ModelConfig::parse(&text).map_err(|e| e.at(dir.display()))
+}
+
+impl Folder {
+    /// Opens the folder `dir` and checks name, shape and dtype of every tensor.
+    pub(super) fn open(dir: &Path) -> Result<Self> {
+        let config = config(dir)?;
+        let weights = Weights::open(dir).map_err(|e| match e.kind() {
+            // A file that the folder should have is the folder's fault, not the file system's.
+            Kind::Io => Error::model(e.message())
+                .hint("the folder is incomplete; copy or download the missing file"),
+            _ => e,
+        })?;
+        Layout::new(&config, Train::Body).check(&weights).map_err(|e| e.at(dir.display()))?;
+        Ok(Self { dir: dir.to_owned(), config, weights })
+    }
+
+    /// Opens its tokenizer and checks that the model has a row for every id.
+    pub(super) fn tokenizer(&self) -> Result<Tokenizer> {
+        let tokenizer = Tokenizer::open(&self.dir)?;
+        if tokenizer.vocab_size() > self.config.vocab {
+            return Err(Error::model(format!(
+                "{}: tokenizer.json has ids up to {}, vocab_size is {}",
+                self.dir.display(),
+                tokenizer.vocab_size() - 1,
+                self.config.vocab
+            ))
+            .hint("the tokenizer is of another model"));
+        }
+        Ok(tokenizer)
+    }
+
+    /// Returns the ids that end a generation: those of generation_config.json, else the tokenizer's.
+    pub(super) fn end_tokens(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+        let path = self.dir.join("generation_config.json");
+        let listed = match std::fs::read_to_string(&path) {
+            Ok(text) => {
+                let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| {
+                    Error::model(format!("{}: not valid JSON: {e}", path.display()))
+                })?;
+                let value = json.get("eos_token_id").cloned().unwrap_or_default();
+                match value.as_array() {
+                    Some(list) => list.iter().filter_map(|id| id.as_u64()).collect(),
+                    None => value.as_u64().into_iter().collect(),
+                }
+            }
+            Err(_) => Vec::new(),
+        };
+        Ok(match listed.is_empty() {
+            true => tokenizer.eos().into_iter().collect(),
+            false => listed.into_iter().map(|id| id as u32).collect(),
+        })
+    }
+}
+
+/// Fails where `out` holds something already and the run is not to be resumed.
+pub(super) fn check_out(out: &Path, resume: bool) -> Result<()> {
+    if !out.exists() || resume {
+        return Ok(());
+    }
+    let mut entries = std::fs::read_dir(out).map_err(|_| {
+        Error::config(format!("--out {}: is no folder", out.display()))
+            .hint("name a folder that does not exist yet")
+    })?;
+    match entries.next() {
+        None => Ok(()),
+        Some(_) => Err(Error::config(format!("--out {}: exists and is not empty", out.display()))
+            .hint("add --resume to go on with the run in it, or name another folder")),
+    }
+}
+
+/// Fails where `path` is not a readable file; `flag` names it.
+pub(super) fn check_data(flag: &str, path: &Path) -> Result<()> {
+    crate::data::source::open(path).map(drop).map_err(|e| e.at(flag))
+}

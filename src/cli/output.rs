@@ -1,0 +1,89 @@
+//! Where results and errors go.
+
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// stdout, for people or for programs.
+#[derive(Debug)]
+pub(super) struct Output {
+    json: bool,
+}
+
+impl Output {
+    pub(super) fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    /// Prints the one result of a command: `value` under `--json`, else `text`.
+    pub(super) fn result(&self, value: &Value, text: impl FnOnce() -> String) -> Result<()> {
+        let mut line = if self.json { value.to_string() } else { text() };
+        if !line.ends_with('\n') {
+            line.push('\n');
+        }
+        let mut stdout = std::io::stdout().lock();
+        match stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush()) {
+            // Whoever read this has seen enough.
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+            Err(e) => Err(Error::io("write", Path::new("stdout"), &e)),
+            Ok(()) => Ok(()),
+        }
+    }
+}
+
+/// Prints an error and its hint to stderr.
+pub(super) fn complain(error: &Error) {
+    note(&format!("error: {error}"));
+}
+
+/// Prints a line of progress to stderr.
+pub(super) fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Lays `rows` out in columns: the first left, the others right aligned.
+pub(super) fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| {
+        rows.iter().filter_map(|row| row.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().zip(&widths).enumerate().map(|(c, (cell, &width))| match c {
+            0 => format!("{cell:<width$}"),
+            _ => format!("{cell:>width$}"),
+        });
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Writes a number of bytes with a binary unit.
+pub(super) fn bytes(n: u64) -> String {
+    const UNITS: [(&str, u32); 3] = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    match UNITS.iter().find(|(_, shift)| n >> shift > 0) {
+        Some((unit, shift)) => format!("{:.2} {unit}", n as f64 / (1u64 << shift) as f64),
+        None => format!("{n} B"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_picks_the_unit() {
+        assert_eq!([bytes(12), bytes(1536), bytes(80 << 30)], ["12 B", "1.50 KiB", "80.00 GiB"]);
+    }
+
+    #[test]
+    fn table_aligns_numbers_right() {
+        let rows = [vec!["a".into(), "1".into()], vec!["bcd".into(), "10".into()]];
+        assert_eq!(table(&rows), "a     1\nbcd  10\n");
+    }
+}

@@ -1,0 +1,170 @@
+//! `plan`.
+
+use std::path::PathBuf;
+
+use clap::builder::PossibleValuesParser;
+use serde_json::json;
+
+use super::doctor::host_memory;
+use super::engine::Device;
+use super::folder;
+use super::output::{Output, bytes, table};
+use crate::backend::gpu::driver;
+use crate::error::{Error, Result};
+use crate::ops::StateMode;
+use crate::run::Recipe;
+use crate::run::plan::{MODELS, Plan, Target, model};
+
+/// Options of `plan`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The model folder; only its config.json is read
+    #[arg(long, value_name = "DIR", required_unless_present = "params_preset")]
+    model: Option<PathBuf>,
+    /// A model whose shape is known
+    #[arg(long, value_name = "NAME", conflicts_with = "model",
+        value_parser = PossibleValuesParser::new(MODELS.map(|(name, _)| name)))]
+    params_preset: Option<String>,
+    /// What is to compute
+    #[arg(long, value_enum, default_value = "cuda")]
+    device: Device,
+    /// Its memory: 80GiB, 139GiB, 24000MiB, or auto for what is free on this machine now
+    #[arg(
+        long,
+        visible_alias = "memory",
+        value_name = "SIZE",
+        default_value = "80GiB",
+        default_value_if("device", "cpu", Some("auto"))
+    )]
+    gpu_memory: String,
+    /// Longest forget document, in tokens
+    #[arg(long, value_name = "N")]
+    forget_tokens: Option<usize>,
+    /// Longest retain document, in tokens
+    #[arg(long, value_name = "N")]
+    retain_tokens: Option<usize>,
+    /// Settings to start from
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
+    /// A recipe, laid on the preset
+    #[arg(long, value_name = "FILE.toml")]
+    config: Option<PathBuf>,
+    /// One setting, laid on preset and recipe, as in --set model.state=exact; can be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
+    let mut sets = args.set.clone();
+    let contexts = [("forget", args.forget_tokens), ("retain", args.retain_tokens)];
+    sets.extend(
+        contexts.into_iter().filter_map(|(set, n)| Some(format!("data.{set}_context={}", n?))),
+    );
+    let recipe = Recipe::assemble(args.preset.as_deref(), args.config.as_deref(), &sets)?;
+    let (name, config) = match (&args.model, &args.params_preset) {
+        (Some(dir), _) => (dir.display().to_string(), folder::config(dir)?),
+        (None, Some(name)) => (name.clone(), model(name)?),
+        (None, None) => return Err(Error::config("--model: is not set")),
+    };
+    let target = match args.device {
+        Device::Cpu => Target::Cpu,
+        Device::Cuda => Target::Cuda,
+    };
+    let memory = memory(&args.gpu_memory, target)?;
+    let plans = [StateMode::Exact, StateMode::Compact]
+        .map(|mode| Plan::new(&config, &recipe, mode, target, memory));
+    let used = match recipe.state_mode(plans[0].trainable as usize) {
+        StateMode::Exact => &plans[0],
+        StateMode::Compact => &plans[1],
+    };
+    let value = json!({
+        "model": name, "device": target, "memory_bytes": memory, "state": used.mode,
+        "fits": used.fits, "modes": plans,
+    });
+    out.result(&value, || text(&name, &plans, used))?;
+    used.require()
+}
+
+fn text(name: &str, plans: &[Plan], used: &Plan) -> String {
+    let mut rows =
+        vec![std::iter::once("").chain(plans.iter().map(|p| p.mode)).map(str::to_owned).collect()];
+    let mut row = |label: &str, cell: &dyn Fn(&Plan) -> String| {
+        rows.push(
+            std::iter::once(label.to_owned()).chain(plans.iter().map(cell)).collect::<Vec<_>>(),
+        );
+    };
+    for (i, category) in used.resident.iter().enumerate() {
+        row(category.name, &|p| p.resident.get(i).map_or(String::new(), |c| bytes(c.bytes)));
+    }
+    row("resident", &|p| bytes(p.resident_bytes));
+    row("per token", &|p| bytes(p.bytes_per_token));
+    row("largest micro-batch, tokens", &|p| p.max_tokens.to_string());
+    row("forget documents in it", &|p| p.forget_documents.to_string());
+    row("retain documents in it", &|p| p.retain_documents.to_string());
+    format!(
+        "{name}: {} parameters, {} train; memory {}; the recipe uses state {}\n\n{}",
+        used.parameters,
+        used.trainable,
+        bytes(used.memory_bytes),
+        used.mode,
+        table(&rows)
+    )
+}
+
+/// Reads a size, or looks at this machine for `auto`.
+fn memory(text: &str, target: Target) -> Result<u64> {
+    if text != "auto" {
+        return size(text);
+    }
+    if target == Target::Cpu {
+        let (_, available) = host_memory();
+        return available.ok_or_else(|| {
+            Error::config("--gpu-memory auto: this system does not say what memory is free")
+                .hint("name a size, as in --gpu-memory 16GiB")
+        });
+    }
+    let probe = driver::probe();
+    if let Some(problem) = probe.problem {
+        let error = Error::from(problem).at("--gpu-memory auto");
+        return Err(error.hint("name a size, as in --gpu-memory 80GiB"));
+    }
+    let device = probe.devices.iter().find(|d| d.supported()).ok_or_else(|| {
+        Error::new(
+            crate::Kind::Device,
+            "--gpu-memory auto: no device of compute capability 8.0 or more",
+        )
+        .hint("name a size, as in --gpu-memory 80GiB")
+    })?;
+    Ok(device.free_bytes.unwrap_or(device.total_bytes))
+}
+
+fn size(text: &str) -> Result<u64> {
+    const UNITS: [(&str, f64); 5] =
+        [("GiB", 1073741824.0), ("MiB", 1048576.0), ("GB", 1e9), ("MB", 1e6), ("", 1.0)];
+    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor = UNITS.iter().find(|(known, _)| known.eq_ignore_ascii_case(unit.trim()));
+    match (number.trim().parse::<f64>(), factor) {
+        (Ok(number), Some((_, factor))) if number > 0.0 && number.is_finite() => {
+            Ok((number * factor) as u64)
+        }
+        _ => Err(Error::config(format!("--gpu-memory: `{text}` is no size"))
+            .hint("as in 80GiB, 24000MiB, 40GB, a number of bytes, or auto")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn size_reads_units_and_refuses_the_rest() {
+        assert_eq!(size("80GiB").unwrap(), 80 << 30);
+        assert_eq!(size("1.5 mib").unwrap(), 3 << 19);
+        assert!(size("2e3").is_err());
+        assert_eq!(size("4096").unwrap(), 4096);
+        for bad in ["", "GiB", "-1GiB", "0", "3TB", "80 Gibi"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! `score`.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::engine::{self, DeviceArgs, Job};
+use super::folder::Folder;
+use super::generate::{documents, ids, warn_length};
+use super::output::{Output, table};
+use crate::data::Document;
+use crate::error::{Error, Result};
+use crate::method::passes::Passes;
+use crate::model::Model;
+use crate::model::params::Keeping;
+use crate::ops::Ops;
+
+/// Options of `score`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The model folder
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// The text to score; can be repeated
+    #[arg(long, value_name = "TEXT", required_unless_present = "data")]
+    text: Vec<String>,
+    /// A .jsonl, .json or .txt file to score; documents are not cut
+    #[arg(long, value_name = "FILE", conflicts_with = "text")]
+    data: Option<PathBuf>,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
+    args.device.check()?;
+    let folder = Folder::open(&args.model)?;
+    let tokenizer = folder.tokenizer()?;
+    let texts = match &args.data {
+        Some(path) => documents(path, folder.config.vocab)?,
+        None => args.text.iter().cloned().map(Document::Text).collect(),
+    };
+    let rows = ids(&texts, &tokenizer, false)?;
+    if let Some(i) = rows.iter().position(Vec::is_empty) {
+        return Err(Error::data(format!("document {i}: has no tokens, nothing to score")));
+    }
+    warn_length(&folder.config, rows.iter().map(Vec::len).max().unwrap_or(0));
+    let scores = engine::compute(&args.device, Scoring { folder, rows: &rows })?;
+    let mut items = Vec::with_capacity(rows.len());
+    let mut lines = vec![["token", "id", "log p (nats)"].map(str::to_owned).to_vec()];
+    for (ids, logprobs) in rows.iter().zip(&scores) {
+        let mut tokens = Vec::with_capacity(ids.len());
+        for (t, &id) in ids.iter().enumerate() {
+            let token = tokenizer.decode(&[id], false)?;
+            // The first token has nothing before it to be predicted from.
+            let score = t.checked_sub(1).and_then(|t| logprobs.get(t));
+            let score = score.map_or("-".to_owned(), |score| format!("{score:.4}"));
+            lines.push(vec![format!("{token:?}"), id.to_string(), score]);
+            tokens.push(token);
+        }
+        let sum: f64 = logprobs.iter().sum();
+        let padded: Vec<Option<f64>> =
+            std::iter::once(None).chain(logprobs.iter().copied().map(Some)).collect();
+        items.push(json!({"tokens": tokens, "ids": ids, "logprobs": padded, "sum": sum}));
+        lines.push(vec!["sum".into(), String::new(), format!("{sum:.4}")]);
+    }
+    out.result(&json!(items), || table(&lines))
+}
+
+struct Scoring<'a> {
+    folder: Folder,
+    rows: &'a [Vec<u32>],
+}
+
+impl Job for Scoring<'_> {
+    type Out = Vec<Vec<f64>>;
+
+    fn run<O: Ops>(self, ops: &O) -> Result<Self::Out> {
+        let Folder { config, weights, .. } = self.folder;
+        let mut model = Model::load(ops, config, &weights, &Keeping::inference())?;
+        let longest = self.rows.iter().map(Vec::len).max().unwrap_or(1);
+        let mut passes = Passes::new(ops, &model, longest.max(512), false)?;
+        let rows: Vec<&[u32]> = self.rows.iter().map(Vec::as_slice).collect();
+        passes.score(ops, &mut model, &rows)
+    }
+}

@@ -1,0 +1,109 @@
+//! `unlearn`.
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::engine::{self, DeviceArgs, Training};
+use super::folder::{Folder, check_data, check_out};
+use super::output::Output;
+use crate::error::{Error, Result};
+use crate::run::Recipe;
+
+/// Options of `unlearn`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The model folder to start from
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// The text to be forgotten: .jsonl, .json or .txt
+    #[arg(long, value_name = "FILE")]
+    forget: Option<PathBuf>,
+    /// The text to be kept: .jsonl, .json or .txt
+    #[arg(long, value_name = "FILE")]
+    retain: Option<PathBuf>,
+    #[command(flatten)]
+    run: RunArgs,
+    /// Settings to start from: muse-news, muse-books, muse-news-kl, npo-kl, finetune
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
+}
+
+/// Options of every training run.
+#[derive(Debug, clap::Args)]
+pub(super) struct RunArgs {
+    /// The folder that the run writes: model, metrics, checkpoints, report
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// A recipe, laid on the preset
+    #[arg(long, value_name = "FILE.toml")]
+    config: Option<PathBuf>,
+    /// One setting, laid on preset and recipe, as in --set optim.lr=5e-4; can be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Go on with the run in --out from its last checkpoint
+    #[arg(long)]
+    resume: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
+    let mut recipe = args.run.recipe(args.preset.as_deref())?;
+    lay(&mut recipe.model.path, &args.model);
+    lay(&mut recipe.data.forget, &args.forget);
+    lay(&mut recipe.data.retain, &args.retain);
+    wanted("--model", "model.path", &recipe.model.path)?;
+    wanted("--forget", "data.forget", &recipe.data.forget)?;
+    if recipe.method.penalty != "none" {
+        wanted("--retain", "data.retain", &recipe.data.retain)?;
+    }
+    args.run.start(recipe, out)
+}
+
+/// Puts the path of a flag over that of the recipe.
+pub(super) fn lay(setting: &mut PathBuf, flag: &Option<PathBuf>) {
+    if let Some(path) = flag {
+        setting.clone_from(path);
+    }
+}
+
+/// Fails where neither flag nor recipe names a path.
+pub(super) fn wanted(flag: &str, key: &str, path: &std::path::Path) -> Result<()> {
+    if path.as_os_str().is_empty() {
+        return Err(Error::config(format!("{key}: is not set"))
+            .hint(format!("give {flag}, or {key} in a recipe")));
+    }
+    Ok(())
+}
+
+impl RunArgs {
+    /// Assembles the recipe.
+    pub(super) fn recipe(&self, preset: Option<&str>) -> Result<Recipe> {
+        Recipe::assemble(preset, self.config.as_deref(), &self.set)
+    }
+
+    /// Checks all that can be checked cheaply, runs, and prints the summary.
+    pub(super) fn start(&self, recipe: Recipe, out: &Output) -> Result<()> {
+        self.device.check()?;
+        check_out(&self.out, self.resume)?;
+        check_data("data.forget", &recipe.data.forget)?;
+        if recipe.method.penalty != "none" {
+            check_data("data.retain", &recipe.data.retain)?;
+        }
+        Folder::open(&recipe.model.path)?;
+        let job = Training { recipe, out: self.out.clone(), resume: self.resume };
+        let summary = engine::compute(&self.device, job)?;
+        out.result(&summary, || lines(&summary))
+    }
+}
+
+/// Writes the entries of a summary, one a line.
+fn lines(summary: &Value) -> String {
+    let entries = summary.as_object().into_iter().flatten();
+    let line = |(key, value): (&String, &Value)| match value.as_str() {
+        Some(text) => format!("{key}: {text}\n"),
+        None => format!("{key}: {value}\n"),
+    };
+    entries.map(line).collect()
+}

@@ -1,0 +1,353 @@
+//! The command line as a user meets it: exit codes, messages, JSON.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use assert_cmd::Command;
+use nepenthe::io::safetensors::{Dtype, Entry, write_file};
+use nepenthe::model::{Layout, ModelConfig, Train};
+use tempfile::TempDir;
+
+const CONFIG: &str = r#"{"model_type":"llama","hidden_act":"silu","hidden_size":8,
+    "num_attention_heads":2,"num_hidden_layers":1,"vocab_size":16,"intermediate_size":12}"#;
+
+/// Runs the binary; returns exit code, stdout and stderr.
+fn nepenthe(args: &[&str]) -> (i32, String, String) {
+    let output = Command::cargo_bin("nepenthe").unwrap().args(args).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+fn entries() -> Vec<Entry> {
+    let layout = Layout::new(&ModelConfig::parse(CONFIG).unwrap(), Train::Body);
+    let parts = layout.blocks.into_iter().flat_map(|block| block.parts);
+    parts.map(|p| Entry { name: p.name, dtype: Dtype::F32, shape: p.shape }).collect()
+}
+
+fn write(path: &Path, entries: &[Entry]) {
+    write_file(path, entries, &BTreeMap::new(), &mut |entry, out| {
+        out.write_all(&vec![0; entry.bytes()]).unwrap();
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// Makes a model folder that passes every check but has no tokenizer.
+fn folder() -> TempDir {
+    let dir = TempDir::new().unwrap();
+    std::fs::write(dir.path().join("config.json"), CONFIG).unwrap();
+    write(&dir.path().join("model.safetensors"), &entries());
+    dir
+}
+
+type Break = Box<dyn Fn(&Path)>;
+
+fn config(from: &'static str, to: &'static str) -> Break {
+    Box::new(move |dir| {
+        assert!(CONFIG.contains(from));
+        std::fs::write(dir.join("config.json"), CONFIG.replace(from, to)).unwrap();
+    })
+}
+
+fn tensors(change: impl Fn(&mut Vec<Entry>) + 'static) -> Break {
+    Box::new(move |dir| {
+        let mut all = entries();
+        change(&mut all);
+        write(&dir.join("model.safetensors"), &all);
+    })
+}
+
+fn shards(index: &'static str) -> Break {
+    Box::new(move |dir| {
+        std::fs::rename(dir.join("model.safetensors"), dir.join("a.safetensors")).unwrap();
+        let mut map: BTreeMap<String, &str> =
+            entries().into_iter().map(|e| (e.name, "a.safetensors")).collect();
+        map.insert("model.norm.weight".into(), index);
+        let text = serde_json::json!({"weight_map": map}).to_string();
+        std::fs::write(dir.join("model.safetensors.index.json"), text).unwrap();
+    })
+}
+
+/// What is broken, how, and the message with DIR for the folder.
+fn broken() -> Vec<(&'static str, Break, &'static str)> {
+    let weights = |bytes: fn(Vec<u8>) -> Vec<u8>| -> Break {
+        Box::new(move |dir| {
+            let path = dir.join("model.safetensors");
+            std::fs::write(&path, bytes(std::fs::read(&path).unwrap())).unwrap();
+        })
+    };
+    let remove = |name: &'static str| -> Break {
+        Box::new(move |dir| std::fs::remove_file(dir.join(name)).unwrap())
+    };
+    vec![
+        (
+            "missing folder",
+            Box::new(|dir| std::fs::remove_dir_all(dir).unwrap()),
+            "DIR: no such folder",
+        ),
+        (
+            "a file",
+            Box::new(|dir| {
+                std::fs::remove_dir_all(dir).unwrap();
+                std::fs::write(dir, "x").unwrap();
+            }),
+            "DIR: is a file, wanted a model folder",
+        ),
+        ("no config", remove("config.json"), "DIR: config.json is missing"),
+        (
+            "config not JSON",
+            Box::new(|dir| std::fs::write(dir.join("config.json"), "{").unwrap()),
+            "DIR: config.json: not valid JSON: EOF while parsing an object at line 1 column 1",
+        ),
+        (
+            "missing hidden_size",
+            config("hidden_size", "hiden_size"),
+            "DIR: config.json: hidden_size is missing",
+        ),
+        (
+            "unknown architecture",
+            config("\"llama\"", "\"mamba\""),
+            "DIR: config.json: model_type: architecture `mamba` is not supported",
+        ),
+        (
+            "bad heads",
+            config("\"num_attention_heads\":2", "\"num_attention_heads\":3"),
+            "DIR: config.json: hidden_size 8 is no multiple of num_attention_heads 3, and head_dim is missing",
+        ),
+        (
+            "no weights",
+            remove("model.safetensors"),
+            "DIR/model.safetensors: cannot open weights: No such file or directory (os error 2)",
+        ),
+        (
+            "truncated weights",
+            weights(|mut bytes| {
+                bytes.truncate(bytes.len() - 4);
+                bytes
+            }),
+            "DIR/model.safetensors: no safetensors file: ",
+        ),
+        (
+            "garbage header",
+            weights(|mut bytes| {
+                bytes[8..40].fill(b'#');
+                bytes
+            }),
+            "DIR/model.safetensors: no safetensors file: ",
+        ),
+        (
+            "missing tensor",
+            tensors(|all| all.retain(|e| e.name != "model.norm.weight")),
+            "DIR: model.norm.weight: missing from the weights, wanted shape [8] by config.json",
+        ),
+        (
+            "wrong shape",
+            tensors(|all| all[0].shape = vec![16, 9]),
+            "DIR: model.embed_tokens.weight: shape [16, 9] in file, [16, 8] from config.json",
+        ),
+        (
+            "wrong dtype",
+            tensors(|all| all[0].dtype = Dtype::I64),
+            "DIR: model.embed_tokens.weight: dtype I64 in file, wanted F32, F16 or BF16",
+        ),
+        (
+            "extra tensor",
+            tensors(|all| {
+                let (dtype, shape) = (Dtype::F32, vec![2]);
+                all.push(Entry { name: "model.extra".into(), dtype, shape });
+            }),
+            "DIR: model.extra: in the weights but not in the architecture of config.json (1 such)",
+        ),
+        (
+            "missing shard",
+            shards("b.safetensors"),
+            "DIR/b.safetensors: cannot open weights: No such file or directory (os error 2)",
+        ),
+        (
+            "shard outside the folder",
+            shards("../a.safetensors"),
+            "DIR/model.safetensors.index.json: model.norm.weight: `../a.safetensors` is no plain file name",
+        ),
+        (
+            "tensor in another shard than the index says",
+            Box::new(|dir| {
+                shards("b.safetensors")(dir);
+                let (dtype, shape) = (Dtype::F32, vec![2]);
+                write(&dir.join("b.safetensors"), &[Entry { name: "x".into(), dtype, shape }]);
+            }),
+            "DIR/model.safetensors.index.json: model.norm.weight: not in b.safetensors as the index says, but in a.safetensors",
+        ),
+    ]
+}
+
+#[test]
+fn broken_model_folders_exit_4_with_exact_messages() {
+    for (what, damage, wanted) in broken() {
+        let parent = TempDir::new().unwrap();
+        let dir = parent.path().join("model");
+        std::fs::rename(folder().keep(), &dir).unwrap();
+        damage(&dir);
+        let path = dir.display().to_string();
+        let (code, stdout, stderr) = nepenthe(&["score", "--model", &path, "--text", "x"]);
+        let first = stderr.lines().next().unwrap_or_default();
+        let wanted = format!("error: {}", wanted.replace("DIR", &path));
+        // Where the sentence ends in another library's words, only its beginning is ours.
+        let same =
+            if wanted.ends_with(": ") { first.starts_with(&wanted) } else { first == wanted };
+        assert!(same, "{what}:\n got {first}\nwant {wanted}");
+        assert_eq!((code, stdout.as_str()), (4, ""), "{what}: {stderr}");
+    }
+}
+
+#[test]
+fn folder_without_tokenizer_exits_4() {
+    let dir = folder();
+    let path = dir.path().display().to_string();
+    let (code, _, stderr) = nepenthe(&["score", "--model", &path, "--text", "x"]);
+    assert_eq!(code, 4, "{stderr}");
+    assert!(stderr.contains("tokenizer.json: cannot read the tokenizer"), "{stderr}");
+}
+
+const UNLEARN: [&str; 9] =
+    ["unlearn", "--model", "m", "--forget", "f.txt", "--retain", "r.txt", "--out", "nepenthe-none"];
+
+#[test]
+fn configuration_errors_exit_2_and_name_the_nearest() {
+    let cases: [(&[&str], &str); 5] = [
+        (&["--preset", "muse-new"], "error: --preset muse-new: unknown"),
+        (&["--set", "optim.momentun=1"], "hint: did you mean `optim.momentum`?"),
+        (&["--set", "method.loss=nlull"], "nearest is nlul"),
+        (&["--preste", "muse-news"], "'--preset'"),
+        (&["--device", "cudo"], "'cuda'"),
+    ];
+    for (more, wanted) in cases {
+        let (code, stdout, stderr) = nepenthe(&[&UNLEARN, more].concat());
+        assert_eq!((code, stdout.as_str()), (2, ""), "{more:?}: {stderr}");
+        assert!(stderr.contains(wanted), "{more:?}: {stderr}");
+    }
+    let (code, _, stderr) = nepenthe(&["unlern"]);
+    assert!(code == 2 && stderr.contains("'unlearn'"), "{stderr}");
+}
+
+#[test]
+fn out_that_is_not_empty_exits_2_without_resume() {
+    let dir = folder();
+    let out = dir.path().display().to_string();
+    let mut args = UNLEARN;
+    args[8] = &out;
+    let (code, _, stderr) = nepenthe(&args);
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("exists and is not empty\nhint: add --resume"), "{stderr}");
+}
+
+#[test]
+fn missing_data_exits_3() {
+    let dir = folder();
+    let model = dir.path().display().to_string();
+    let mut args = UNLEARN;
+    (args[2], args[4]) = (&model, "no-such-file.jsonl");
+    let (code, _, stderr) = nepenthe(&args);
+    assert_eq!(code, 3, "{stderr}");
+    assert!(
+        stderr.starts_with("error: data.forget: no-such-file.jsonl: no such file\nhint: "),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn missing_setting_exits_2() {
+    let (code, _, stderr) = nepenthe(&["unlearn", "--out", "nepenthe-none", "--model", "m"]);
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.starts_with("error: data.forget: is not set\nhint: give --forget"), "{stderr}");
+}
+
+#[test]
+fn plan_that_does_not_fit_exits_5_after_its_table() {
+    let args = ["--json", "plan", "--params-preset", "llama-2-7b", "--gpu-memory", "24GiB"];
+    let (code, stdout, stderr) = nepenthe(&args);
+    assert_eq!(code, 5, "{stderr}");
+    let value: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(value["fits"], false);
+    assert!(stderr.starts_with("error: plan: state compact: one document of 1024 tokens needs "));
+    assert!(stderr.contains("\nhint: ways out: "), "{stderr}");
+}
+
+#[test]
+fn plan_prints_one_json_value_and_reads_a_folder() {
+    let dir = folder();
+    let model = dir.path().display().to_string();
+    for which in [["--params-preset", "llama-2-7b"], ["--model", &model]] {
+        let (code, stdout, stderr) = nepenthe(&[&["plan", "--json"][..], &which].concat());
+        assert_eq!(code, 0, "{stderr}");
+        let value: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!(value["modes"].as_array().unwrap().len(), 2);
+        assert_eq!(value["fits"], true);
+    }
+}
+
+#[test]
+fn plan_with_unknown_model_name_exits_2_with_the_nearest() {
+    let (code, _, stderr) = nepenthe(&["plan", "--params-preset", "llama-2-7"]);
+    assert!(code == 2 && stderr.contains("'llama-2-7b'"), "{stderr}");
+}
+
+#[test]
+fn device_cuda_exits_6_before_anything_is_read() {
+    for args in [
+        &["score", "--model", "m", "--text", "x", "--device", "cuda"][..],
+        &["generate", "--model", "m", "--prompt", "x", "--device", "cuda"],
+        &["eval", "--model", "m", "--nll", "x.txt", "--device", "cuda"],
+        &[&UNLEARN[..], &["--device", "cuda"]].concat(),
+    ] {
+        let (code, stdout, stderr) = nepenthe(args);
+        assert_eq!((code, stdout.as_str()), (6, ""), "{stderr}");
+        assert!(stderr.starts_with("error: device cuda: "), "{stderr}");
+        assert!(stderr.contains("\nhint: "), "{stderr}");
+    }
+}
+
+#[test]
+fn doctor_prints_one_json_value_and_a_page_for_people() {
+    let (code, stdout, _) = nepenthe(&["doctor", "--json"]);
+    let value: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((code, stdout.lines().count()), (0, 1));
+    for key in ["build", "cpu", "memory", "driver", "possible"] {
+        assert!(value[key].is_object(), "{key}");
+    }
+    let (code, stdout, _) = nepenthe(&["doctor"]);
+    assert!(code == 0 && stdout.starts_with("version   "), "{stdout}");
+}
+
+#[test]
+fn every_command_has_help_and_no_command_shows_it() {
+    let commands = [
+        "demo",
+        "unlearn",
+        "finetune",
+        "eval",
+        "generate",
+        "score",
+        "import-gguf",
+        "plan",
+        "doctor",
+    ];
+    for command in commands {
+        let (code, stdout, stderr) = nepenthe(&[command, "--help"]);
+        assert_eq!((code, stderr.as_str()), (0, ""), "{command}");
+        assert!(stdout.contains("Usage:") && stdout.contains("--json"), "{command}: {stdout}");
+    }
+    let (code, stdout, stderr) = nepenthe(&[]);
+    assert!(code == 2 && stdout.is_empty());
+    assert!(commands.iter().all(|command| stderr.contains(command)), "{stderr}");
+    assert_eq!(nepenthe(&["--version"]).0, 0);
+}
+
+#[test]
+fn wrong_sampling_settings_exit_2() {
+    for (flag, value) in [("--temperature", "-1"), ("--top-p", "0"), ("--temperature", "nan")] {
+        let setting = format!("{flag}={value}");
+        let (code, _, stderr) = nepenthe(&["generate", "--model", "m", "--prompt", "x", &setting]);
+        assert!(code == 2 && stderr.starts_with(&format!("error: {flag}: wanted ")), "{stderr}");
+    }
+}
