@@ -1,14 +1,15 @@
 //! The one place that picks the backend and hands over to the layers that compute.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::ValueEnum;
 use serde_json::Value;
 
+use crate::backend::cpu::Cpu;
 use crate::backend::gpu;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::ops::Ops;
-use crate::run::Recipe;
+use crate::run::{Recipe, train};
 
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -46,10 +47,9 @@ pub(super) trait Job {
 }
 
 /// Does `job` on the backend of `device`.
-pub(super) fn compute<J: Job>(device: &DeviceArgs, _job: J) -> Result<J::Out> {
+pub(super) fn compute<J: Job>(device: &DeviceArgs, job: J) -> Result<J::Out> {
     device.check()?;
-    // To be completed with the CPU ops: `job.run(&crate::backend::cpu::Cpu::<f32>::new())`.
-    Err(absent("device cpu: the op catalogue is not in this build"))
+    job.run(&Cpu::<f32>::new())
 }
 
 /// A training run: what `unlearn` and `finetune` have in common.
@@ -63,24 +63,7 @@ pub(super) struct Training {
 impl Job for Training {
     type Out = Value;
 
-    fn run<O: Ops>(self, _ops: &O) -> Result<Value> {
-        // To be completed: `run::train::run(ops, &self.recipe, &self.out, &options)`.
-        Err(absent("training is not in this build"))
+    fn run<O: Ops>(self, ops: &O) -> Result<Value> {
+        train::run(ops, &self.recipe, &self.out, self.resume)
     }
-}
-
-/// Turns the GGUF file `file` into the model folder `out`; returns what was written.
-pub(super) fn import_gguf(_file: &Path, _out: &Path) -> Result<Value> {
-    // To be completed: `io::gguf::import(file, out)`.
-    Err(absent("import-gguf is not in this build"))
-}
-
-/// Runs the demo; returns the object of `demo --json`, and `sample_before` and `sample_after` where it has them.
-pub(super) fn demo(_seed: u64, _out: Option<&Path>) -> Result<Value> {
-    // To be completed: `run::demo::run(ops, seed, out)`.
-    Err(absent("demo is not in this build"))
-}
-
-fn absent(what: &str) -> Error {
-    Error::new(Kind::Device, what)
 }

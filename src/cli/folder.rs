@@ -24,12 +24,7 @@ pub(super) fn config(dir: &Path) -> Result<ModelConfig> {
         return Err(wrong("no such folder"));
     }
     if !dir.is_dir() {
-        return Err(if dir.extension().is_some_and(|e| e == "gguf") {
-            Error::model(format!("{}: is a file, wanted a model folder", dir.display()))
-                .hint("`nepenthe import-gguf FILE.gguf FOLDER` makes a folder of it")
-        } else {
-            wrong("is a file, wanted a model folder")
-        });
+        return Err(wrong("is a file, wanted a model folder"));
     }
     let path = dir.join("config.json");
     if !path.is_file() {

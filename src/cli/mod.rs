@@ -3,14 +3,12 @@
 //! stdout carries results (one JSON value under `--json`), stderr progress and errors. The exit code is 0, that of
 //! the error's [`crate::Kind`], or 2 for a command line that does not parse.
 
-mod demo;
 mod doctor;
 mod engine;
 mod eval;
 mod finetune;
 mod folder;
 mod generate;
-mod import_gguf;
 mod output;
 mod plan;
 mod score;
@@ -37,8 +35,6 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 2 configuration or command line, 3
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Unlearn an embedded model that memorised a book, and show before and after
-    Demo(demo::Args),
     /// Make a model forget a forget set and keep a retain set
     Unlearn(unlearn::Args),
     /// Train a model on a data set in the plain way
@@ -49,8 +45,6 @@ enum Command {
     Generate(generate::Args),
     /// Print the log-probability of every token
     Score(score::Args),
-    /// Turn a GGUF file of a Llama-architecture model into a model folder
-    ImportGguf(import_gguf::Args),
     /// Count the bytes of a run before it, and what fits
     Plan(plan::Args),
     /// Show what this build and this machine can do
@@ -79,13 +73,11 @@ pub fn main() -> i32 {
 
 fn run(command: &Command, out: &Output) -> Result<(), Error> {
     match command {
-        Command::Demo(args) => demo::run(args, out),
         Command::Unlearn(args) => unlearn::run(args, out),
         Command::Finetune(args) => finetune::run(args, out),
         Command::Eval(args) => eval::run(args, out),
         Command::Generate(args) => generate::run(args, out),
         Command::Score(args) => score::run(args, out),
-        Command::ImportGguf(args) => import_gguf::run(args, out),
         Command::Plan(args) => plan::run(args, out),
         Command::Doctor(args) => doctor::run(args, out),
     }

@@ -5,7 +5,7 @@ use toml::Table;
 use crate::error::{Error, Result, nearest};
 
 /// Name and TOML of every preset. Source: the log headers of mt-unlearn (News and Books runs, `mt_nlul_qkl.yaml`,
-/// `adamw_npo_kl.yaml`); steps are the longest run of each, to be ended by `eval.stop_metric`.
+/// `adamw_npo_kl.yaml`); steps are the longest run of each.
 pub const PRESETS: [(&str, &str); 5] = [
     (
         "muse-news",

@@ -28,8 +28,6 @@ pub struct Recipe {
     pub optim: OptimConfig,
     /// Steps, batches, checkpoints.
     pub run: RunSection,
-    /// Evaluation inside the run.
-    pub eval: EvalSection,
 }
 
 /// `[model]`.
@@ -111,34 +109,6 @@ pub struct RunSection {
     pub keep_checkpoints: usize,
     /// Steps in a row whose gradient may be not finite before the run stops.
     pub max_skipped: u64,
-}
-
-/// `[eval]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct EvalSection {
-    /// Steps between evaluations; 0 for the ends only.
-    pub every: u64,
-    /// Verbatim-memory prompts on forget text ({"prompt","gt"} list).
-    pub verbmem_forget: PathBuf,
-    /// Verbatim-memory prompts on retain text.
-    pub verbmem_retain: PathBuf,
-    /// Forget text whose NLL is measured; the forget set where empty.
-    pub nll_forget: PathBuf,
-    /// Retain text whose NLL is measured; the retain set where empty.
-    pub nll_retain: PathBuf,
-    /// Text never trained on.
-    pub nll_holdout: PathBuf,
-    /// Documents per NLL set at most.
-    pub documents: usize,
-    /// Tokens generated per verbatim prompt.
-    pub max_new_tokens: usize,
-    /// Prompts generated at once.
-    pub batch: usize,
-    /// The metric that decides when to stop and which model is best; none where empty.
-    pub stop_metric: String,
-    /// The run stops when the metric falls below this.
-    pub stop_val: f64,
 }
 
 macro_rules! key {
@@ -229,24 +199,6 @@ impl Default for RunSection {
             checkpoint_every: 100,
             keep_checkpoints: 2,
             max_skipped: 3,
-        }
-    }
-}
-
-impl Default for EvalSection {
-    fn default() -> Self {
-        Self {
-            every: 100,
-            verbmem_forget: PathBuf::new(),
-            verbmem_retain: PathBuf::new(),
-            nll_forget: PathBuf::new(),
-            nll_retain: PathBuf::new(),
-            nll_holdout: PathBuf::new(),
-            documents: 100,
-            max_new_tokens: 128,
-            batch: 16,
-            stop_metric: String::new(),
-            stop_val: 0.0,
         }
     }
 }
@@ -389,7 +341,6 @@ impl Recipe {
             ("run.kl_accum_steps", self.run.kl_accum_steps, 1),
             ("run.pack_tokens", self.run.pack_tokens, 2),
             ("run.keep_checkpoints", self.run.keep_checkpoints, 1),
-            ("eval.batch", self.eval.batch, 1),
         ];
         for (key, value, least) in counts {
             if value < least {

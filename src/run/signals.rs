@@ -1,0 +1,36 @@
+//! SIGTERM and SIGINT: the first ends the run after the step in hand, the second at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use signal_hook::consts::TERM_SIGNALS;
+use signal_hook::flag;
+
+use crate::error::{Error, Kind, Result};
+
+/// Tells whether the run was asked to stop.
+#[derive(Debug, Clone, Default)]
+pub struct StopFlag {
+    asked: Arc<AtomicBool>,
+}
+
+impl StopFlag {
+    /// Starts listening.
+    pub fn listen() -> Result<Self> {
+        let stop = Self::default();
+        for &signal in TERM_SIGNALS {
+            let failed = |e| Error::new(Kind::Io, format!("cannot listen to signal {signal}: {e}"));
+            // In this order: the handler that ends the process acts only once the flag is already up.
+            let code = Kind::Interrupted.exit_code();
+            flag::register_conditional_shutdown(signal, code, stop.asked.clone())
+                .map_err(failed)?;
+            flag::register(signal, stop.asked.clone()).map_err(failed)?;
+        }
+        Ok(stop)
+    }
+
+    /// Returns true once a signal came.
+    pub fn asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+}
