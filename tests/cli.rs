@@ -321,17 +321,7 @@ fn doctor_prints_one_json_value_and_a_page_for_people() {
 
 #[test]
 fn every_command_has_help_and_no_command_shows_it() {
-    let commands = [
-        "demo",
-        "unlearn",
-        "finetune",
-        "eval",
-        "generate",
-        "score",
-        "import-gguf",
-        "plan",
-        "doctor",
-    ];
+    let commands = ["unlearn", "finetune", "eval", "generate", "score", "plan", "doctor"];
     for command in commands {
         let (code, stdout, stderr) = nepenthe(&[command, "--help"]);
         assert_eq!((code, stderr.as_str()), (0, ""), "{command}");

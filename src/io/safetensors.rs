@@ -148,7 +148,8 @@ impl Weights {
         }
         for (name, file) in map {
             let found = weights.tensors.get(name).map(|t| weights.shards[t.shard].file.as_str());
-            if found != file.as_str() {
+            let file = file.as_str().unwrap_or_default();
+            if found != Some(file) {
                 return Err(wrong(format!(
                     "{name}: not in {file} as the index says{}",
                     found.map(|f| format!(", but in {f}")).unwrap_or_default()

@@ -289,7 +289,7 @@ impl Log {
             let mut line = String::new();
             while reader.read_line(&mut line).map_err(io)? > 0 {
                 let value: Value = serde_json::from_str(&line).unwrap_or_default();
-                if !value["global_step"].as_u64().is_some_and(|s| s < step) {
+                if value["global_step"].as_u64().is_none_or(|s| s >= step) {
                     break;
                 }
                 kept += line.len() as u64;
