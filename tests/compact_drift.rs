@@ -1,5 +1,7 @@
 //! What the compact state loses against the exact one over forty steps of a recorded trajectory.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 
 use nepenthe::backend::cpu::Cpu;

@@ -1,5 +1,7 @@
 //! A run that is stopped and resumed ends in the same bytes as one that was not.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;

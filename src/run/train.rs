@@ -1,14 +1,14 @@
 //! The loop of a run: draw, step, log, checkpoint, and the model folder at the end.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::export::write_model;
+use super::page;
 use super::recipe::{OrderKey, Recipe};
 use super::signals::StopFlag;
 use crate::data::{Chunking, Corpus, CorpusOptions, MicroBatch, Order, Sampler, Tokenizer, draw};
@@ -21,6 +21,7 @@ use crate::method::{MeanTeacher, StepReport};
 use crate::model::params::Keeping;
 use crate::model::{Layout, Model, ModelConfig};
 use crate::ops::Ops;
+use crate::report::progress::{Progress, StepLine};
 
 /// A corpus with the order its documents are drawn in.
 struct Stream {
@@ -38,8 +39,8 @@ impl Stream {
 
 /// Runs `recipe` and writes everything into `out`; with `resume` from its newest complete checkpoint.
 ///
-/// `out` then holds config.resolved.toml, metrics.jsonl (a line a step, the reference's names), checkpoints/ and
-/// model/. Returns a summary.
+/// `out` then holds config.resolved.toml, metrics.jsonl (a line a step, the reference's names), checkpoints/, model/
+/// and report.html. Returns a summary.
 ///
 /// Errors: those of reading model and data; [`Kind::Numeric`] after `run.max_skipped` gradients in a row that are not
 /// finite; [`Kind::Interrupted`] after a signal, with a checkpoint written.
@@ -89,7 +90,7 @@ pub fn run<O: Ops>(ops: &O, recipe: &Recipe, out: &Path, resume: bool) -> Result
     }
     write_file_atomic(&out.join("config.resolved.toml"), recipe.to_toml()?.as_bytes())?;
     let mut log = Log::open(&out.join("metrics.jsonl"), state.step)?;
-    let bar = progress(recipe.run.steps, state.step);
+    let mut bar = Progress::new(recipe.run.steps).resume_at(state.step);
     let (mut seconds, mut skipped, mut last) = (0.0, 0, None);
     while state.step < recipe.run.steps {
         let step = state.step;
@@ -99,15 +100,13 @@ pub fn run<O: Ops>(ops: &O, recipe: &Recipe, out: &Path, resume: bool) -> Result
         let took = start.elapsed().as_secs_f64();
         seconds += took;
         log.write(&report, took)?;
-        bar.set_position(state.step);
-        bar.set_message(format!(
-            "loss {:.4} penalty {:.2e} norm {:.3} clip {:.3} {:.0} tok/s",
-            report.loss_tr,
-            report.loss_kl,
-            report.grad_norm,
-            report.clip_coef,
-            report.tokens as f64 / took
-        ));
+        bar.step(StepLine {
+            loss: report.loss_tr,
+            penalty: report.loss_kl,
+            norm: report.grad_norm,
+            clip: report.clip_coef,
+            tokens: report.tokens as u64,
+        });
         skipped = if report.skipped { skipped + 1 } else { 0 };
         if skipped > recipe.run.max_skipped {
             return Err(state.nonfinite(step));
@@ -120,7 +119,7 @@ pub fn run<O: Ops>(ops: &O, recipe: &Recipe, out: &Path, resume: bool) -> Result
             save(ops, &state, &checkpoints, &identity, recipe.run.keep_checkpoints)?;
         }
         if stop.asked() && state.step < recipe.run.steps {
-            bar.abandon();
+            bar.finish();
             return Err(Error::new(
                 Kind::Interrupted,
                 format!("interrupted after step {step}; the checkpoint is complete"),
@@ -128,7 +127,7 @@ pub fn run<O: Ops>(ops: &O, recipe: &Recipe, out: &Path, resume: bool) -> Result
             .hint("the same command with --resume goes on"));
         }
     }
-    bar.finish_and_clear();
+    bar.finish();
     let distances = state.model.distances(ops, &weights)?;
     let mut summary = json!({
         "steps": state.step,
@@ -152,6 +151,7 @@ pub fn run<O: Ops>(ops: &O, recipe: &Recipe, out: &Path, resume: bool) -> Result
     });
     let folder = out.join("model");
     write_model(ops, &state.model, source, &folder, &record)?;
+    page::write(out, recipe, &method, &summary)?;
     summary["model"] = json!(folder.display().to_string());
     Ok(summary)
 }
@@ -312,15 +312,4 @@ impl Log {
     fn sync(&self) -> Result<()> {
         self.file.sync_data().map_err(|e| Error::io("flush", &self.path, &e))
     }
-}
-
-/// A progress bar on stderr; hidden where that is no terminal.
-fn progress(steps: u64, done: u64) -> ProgressBar {
-    let target = match std::io::stderr().is_terminal() {
-        true => ProgressDrawTarget::stderr(),
-        false => ProgressDrawTarget::hidden(),
-    };
-    let bar = ProgressBar::with_draw_target(Some(steps), target).with_position(done);
-    let style = ProgressStyle::with_template("{bar:20} {pos}/{len} {msg} eta {eta}");
-    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
