@@ -173,9 +173,8 @@ mod tests {
         assert_eq!(page.matches("<td></td>").count(), 2);
     }
 
-    /// Run with `--ignored` and NEPENTHE_REPORT=FILE to look at a page.
+    /// NEPENTHE_REPORT=FILE writes the page, to be looked at.
     #[test]
-    #[ignore = "writes a page to look at"]
     fn page_of_a_run_is_written() {
         let curve = |f: fn(f64) -> f64| (0..120).map(move |i| (f64::from(i), f(f64::from(i))));
         let loss = |i: f64| 0.4 + 4.2 / (1.0 + (-(i - 60.0) / 9.0).exp()) + 0.15 * (i * 1.7).sin();

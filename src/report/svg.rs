@@ -297,6 +297,8 @@ impl Axis {
             .map(|i| low + f64::from(i) * every)
             .take_while(|t| *t <= high)
             .map(|t| 10f64.powf(t))
+            // The decades at both ends of the doubles round to infinity and to 0.
+            .filter(|t| t.is_finite() && *t > 0.0)
             .collect();
         Some(Self { low, high, from, to, log: true, step: every, ticks })
     }
