@@ -175,7 +175,7 @@ impl<O: Ops> Model<O> {
 
     /// Runs the pack through the model; the final hidden rows land in `ws.h`, or in `ws.h_ref` for the teacher.
     ///
-    /// A training workspace keeps what [`Model::backward`] needs when the role is the student.
+    /// A training workspace keeps what the backward pass needs when the role is the student.
     pub fn forward(&self, ops: &O, pack: &O::Pack, n: usize, role: Role, ws: &mut Workspace<O>) {
         self.run(ops, pack, n, role, ws, Attend::Pack);
     }

@@ -61,19 +61,19 @@ impl Block {
 /// Block numbers of one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerBlocks {
-    /// Gain of the norm before attention, [C].
+    /// Gain of the norm before attention, C numbers.
     pub norm1: usize,
     /// Query, key and value matrices, [(H + 2G) D, C].
     pub qkv: usize,
     /// Their biases.
     pub qkv_bias: Option<usize>,
-    /// Gains of query and key norms, [D] each.
+    /// Gains of query and key norms, D numbers each.
     pub qk_norm: Option<[usize; 2]>,
     /// Output matrix, [C, H D].
     pub out: usize,
     /// Its bias.
     pub out_bias: Option<usize>,
-    /// Gain of the norm before the MLP, [C].
+    /// Gain of the norm before the MLP, C numbers.
     pub norm2: usize,
     /// Gate and up matrices, [2F, C].
     pub gate_up: usize,
@@ -94,7 +94,7 @@ pub struct Layout {
     pub embed: usize,
     /// Blocks of each layer.
     pub layers: Vec<LayerBlocks>,
-    /// Number of the final norm's gain, [C].
+    /// Number of the final norm's gain, C numbers.
     pub norm: usize,
     /// Number of the head block, [V, C]; equal to `embed` where tied.
     pub head: usize,
