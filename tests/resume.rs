@@ -46,6 +46,7 @@ fn command(dir: &Path, out: &str, steps: u64, more: &[&str]) -> Command {
         "run.kl_accum_steps=1".into(),
         "optim.lr=0.05".into(),
         "run.checkpoint_every=1".into(),
+        "eval.documents=0".into(),
     ];
     sets.iter().for_each(|set| {
         command.args(["--set", set]);

@@ -29,6 +29,14 @@ pub(super) struct DeviceArgs {
 }
 
 impl DeviceArgs {
+    /// Returns the name of the backend.
+    pub(super) fn name(&self) -> &'static str {
+        match self.device {
+            Device::Cpu => "cpu",
+            Device::Cuda => "cuda",
+        }
+    }
+
     /// Fails where this version cannot use the device, before anything is read.
     pub(super) fn check(&self) -> Result<()> {
         match self.device {

@@ -2,24 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::engine::{self, DeviceArgs, Job};
-use super::folder::Folder;
 use super::output::{Output, note, table};
-use crate::data::{Corpus, CorpusOptions, Tokenizer};
-use crate::error::{Error, Result};
+use crate::data::{CorpusOptions, Tokenizer};
+use crate::error::Result;
 use crate::eval::muse;
-use crate::eval::rouge::{Aggregate, Scorer};
 use crate::method::passes::Passes;
 use crate::model::Model;
-use crate::model::generate::{Choice, Request, generate};
+use crate::model::generate::{Choice, Request};
 use crate::model::params::Keeping;
 use crate::ops::Ops;
-
-/// Documents scored between two lines of progress.
-const DOCUMENTS: usize = 64;
+use crate::run::Folder;
+use crate::run::evaluate::{Likelihood, Memory};
 
 /// Options of `eval`.
 #[derive(Debug, clap::Args)]
@@ -46,34 +42,19 @@ pub(super) struct Args {
     device: DeviceArgs,
 }
 
-/// One verbatim-memory item.
-#[derive(Debug, Deserialize)]
-struct Item {
-    prompt: String,
-    gt: String,
-}
-
 pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     args.device.check()?;
     let folder = Folder::open(&args.model)?;
     let tokenizer = folder.tokenizer()?;
     let options = CorpusOptions { context: args.context, ..CorpusOptions::default() };
-    let mut corpora = Vec::with_capacity(args.nll.len());
+    let mut likelihoods = Vec::with_capacity(args.nll.len());
     for path in &args.nll {
-        let corpus = Corpus::open(path, &tokenizer, &options)?;
-        let largest = (0..corpus.len()).flat_map(|i| corpus.doc(i)).max().copied().unwrap_or(0);
-        if largest as usize >= folder.config.vocab {
-            return Err(Error::data(format!(
-                "{}: id {largest}, vocab_size is {}",
-                path.display(),
-                folder.config.vocab
-            )));
-        }
-        corpora.push((path.as_path(), corpus));
+        let corpus = folder.corpus(path, &tokenizer, &options)?;
+        likelihoods.push((path.as_path(), Likelihood::new(corpus, usize::MAX)));
     }
     let mut memories = Vec::with_capacity(args.verbmem.len());
     for path in &args.verbmem {
-        memories.push((path.as_path(), items(path)?));
+        memories.push((path.as_path(), Memory::open(path, &tokenizer, args.max_new_tokens)?));
     }
     let request = Request {
         max_new_tokens: args.max_new_tokens,
@@ -81,25 +62,13 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
         choice: Choice::Greedy,
         batch: args.batch,
     };
-    let job = Evaluation { folder, tokenizer, corpora: &corpora, memories: &memories, request };
+    let job =
+        Evaluation { folder, tokenizer, likelihoods: &likelihoods, memories: &memories, request };
     let (nll, verbmem) = engine::compute(&args.device, job)?;
     let value = json!({
         "model": args.model.display().to_string(), "nll": nll, "verbmem": verbmem,
     });
     out.result(&value, || text(&nll, &verbmem))
-}
-
-fn items(path: &Path) -> Result<Vec<Item>> {
-    let wrong = |what: String| {
-        Error::data(format!("{}: {what}", path.display()))
-            .hint("wanted a .json list of objects with \"prompt\" and \"gt\"")
-    };
-    let text = std::fs::read_to_string(path).map_err(|e| wrong(format!("cannot read: {e}")))?;
-    let items: Vec<Item> = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
-    match items.is_empty() {
-        true => Err(wrong("holds no prompts".into())),
-        false => Ok(items),
-    }
 }
 
 fn text(nll: &[Value], verbmem: &[Value]) -> String {
@@ -137,8 +106,8 @@ fn text(nll: &[Value], verbmem: &[Value]) -> String {
 struct Evaluation<'a> {
     folder: Folder,
     tokenizer: Tokenizer,
-    corpora: &'a [(&'a Path, Corpus)],
-    memories: &'a [(&'a Path, Vec<Item>)],
+    likelihoods: &'a [(&'a Path, Likelihood)],
+    memories: &'a [(&'a Path, Memory)],
     request: Request,
 }
 
@@ -148,83 +117,34 @@ impl Job for Evaluation<'_> {
     fn run<O: Ops>(self, ops: &O) -> Result<Self::Out> {
         let Folder { config, weights, .. } = self.folder;
         let mut model = Model::load(ops, config, &weights, &Keeping::inference())?;
-        let mut nll = Vec::with_capacity(self.corpora.len());
-        for (path, corpus) in self.corpora {
-            nll.push(likelihood(ops, &mut model, path, corpus)?);
+        let longest = self.likelihoods.iter().map(|(_, one)| one.longest()).max().unwrap_or(1);
+        let mut passes = Passes::new(ops, &model, longest.max(1024), false)?;
+        let mut nll = Vec::with_capacity(self.likelihoods.len());
+        for (path, one) in self.likelihoods {
+            note(&format!("{}: scoring", path.display()));
+            let result = one.measure(ops, &mut model, &mut passes);
+            let result = result.map_err(|e| e.at(path.display()))?;
+            let mut value = json!({"file": path.display().to_string()});
+            extend(&mut value, json!(result));
+            nll.push(value);
         }
         let mut verbmem = Vec::with_capacity(self.memories.len());
-        for (path, items) in self.memories {
-            verbmem.push(memory(ops, &mut model, &self.tokenizer, &self.request, path, items)?);
+        for (path, one) in self.memories {
+            note(&format!("{}: generating for {} prompts", path.display(), one.len()));
+            let result = one.measure(ops, &mut model, &self.tokenizer, &self.request);
+            let (all, items) = result.map_err(|e| e.at(path.display()))?;
+            verbmem.push(json!({
+                "file": path.display().to_string(), "prompts": items.len(),
+                "rouge_l_f1": all.mean_rouge_l, "rouge_l_recall": all.mean_rouge_l_recall,
+                "items": items,
+            }));
         }
         Ok((nll, verbmem))
     }
 }
 
-/// Measures the mean NLL over all predicted tokens of a corpus, nats.
-fn likelihood<O: Ops>(
-    ops: &O,
-    model: &mut Model<O>,
-    path: &Path,
-    corpus: &Corpus,
-) -> Result<Value> {
-    let mut passes = Passes::new(ops, model, corpus.longest().max(1024), false)?;
-    let rows: Vec<usize> = (0..corpus.len()).collect();
-    let (mut sum, mut tokens, mut done) = (0.0, 0usize, 0);
-    for group in rows.chunks(DOCUMENTS) {
-        let documents: Vec<&[u32]> = group.iter().map(|&i| corpus.doc(i)).collect();
-        for scores in passes.score(ops, model, &documents)? {
-            sum -= scores.iter().sum::<f64>();
-            tokens += scores.len();
-        }
-        done += group.len();
-        note(&format!("{}: {done} of {} documents", path.display(), corpus.len()));
+fn extend(value: &mut Value, more: Value) {
+    if let (Some(value), Value::Object(more)) = (value.as_object_mut(), more) {
+        value.extend(more);
     }
-    if tokens == 0 {
-        return Err(Error::data(format!(
-            "{}: no document has two tokens, nothing to predict",
-            path.display()
-        )));
-    }
-    let nll = sum / tokens as f64;
-    Ok(json!({
-        "file": path.display().to_string(), "documents": corpus.len(), "tokens": tokens,
-        "nll": nll, "perplexity": nll.exp(),
-    }))
-}
-
-/// Continues every prompt greedily and compares with the true continuation.
-fn memory<O: Ops>(
-    ops: &O,
-    model: &mut Model<O>,
-    tokenizer: &Tokenizer,
-    request: &Request,
-    path: &Path,
-    items: &[Item],
-) -> Result<Value> {
-    let texts: Vec<&str> = items.iter().map(|item| item.prompt.as_str()).collect();
-    let prompts = tokenizer.encode_batch(&texts)?;
-    note(&format!("{}: generating for {} prompts", path.display(), prompts.len()));
-    let outputs = generate(ops, model, &prompts, request).map_err(|e| e.at(path.display()))?;
-    let scorer = Scorer::new();
-    let mut rouges = Vec::with_capacity(items.len());
-    let mut responses = Vec::with_capacity(items.len());
-    for (item, ids) in items.iter().zip(&outputs) {
-        let truth = muse::verbmem_truth(
-            &item.gt,
-            request.max_new_tokens,
-            |text| tokenizer.encode(text),
-            |ids| tokenizer.decode(ids, true),
-        )?;
-        let scored = muse::verbmem_score(&scorer, &truth, &tokenizer.decode(ids, true)?);
-        rouges.push(scored.rouge);
-        responses.push(json!({
-            "prompt": item.prompt, "gt": truth, "response": scored.response,
-            "rouge_l_f1": scored.rouge.rouge_l.f1,
-        }));
-    }
-    let all = Aggregate::of(&rouges);
-    Ok(json!({
-        "file": path.display().to_string(), "prompts": items.len(), "rouge_l_f1": all.mean_rouge_l,
-        "rouge_l_recall": all.mean_rouge_l_recall, "items": responses,
-    }))
 }

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::engine::{self, DeviceArgs, Job};
-use super::folder::Folder;
 use super::output::{Output, note};
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
@@ -13,6 +12,7 @@ use crate::model::generate::{Choice, Request, generate};
 use crate::model::params::Keeping;
 use crate::model::{Model, ModelConfig};
 use crate::ops::Ops;
+use crate::run::Folder;
 
 /// Options of `generate`.
 #[derive(Debug, clap::Args)]

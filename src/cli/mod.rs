@@ -3,11 +3,12 @@
 //! stdout carries results (one JSON value under `--json`), stderr progress and errors. The exit code is 0, that of
 //! the error's [`crate::Kind`], or 2 for a command line that does not parse.
 
+mod checks;
+mod demo;
 mod doctor;
 mod engine;
 mod eval;
 mod finetune;
-mod folder;
 mod generate;
 mod output;
 mod plan;
@@ -35,6 +36,8 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 2 configuration or command line, 3
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make a small embedded model forget a book, and show what it knew and knows
+    Demo(demo::Args),
     /// Make a model forget a forget set and keep a retain set
     Unlearn(unlearn::Args),
     /// Train a model on a data set in the plain way
@@ -73,6 +76,7 @@ pub fn main() -> i32 {
 
 fn run(command: &Command, out: &Output) -> Result<(), Error> {
     match command {
+        Command::Demo(args) => demo::run(args, out),
         Command::Unlearn(args) => unlearn::run(args, out),
         Command::Finetune(args) => finetune::run(args, out),
         Command::Eval(args) => eval::run(args, out),

@@ -7,13 +7,12 @@ use serde_json::json;
 
 use super::doctor::host_memory;
 use super::engine::Device;
-use super::folder;
 use super::output::{Output, bytes, table};
 use crate::backend::gpu::driver;
 use crate::error::{Error, Result};
 use crate::ops::StateMode;
-use crate::run::Recipe;
 use crate::run::plan::{MODELS, Plan, Target, model};
+use crate::run::{Recipe, folder};
 
 /// Options of `plan`.
 #[derive(Debug, clap::Args)]

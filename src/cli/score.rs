@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::engine::{self, DeviceArgs, Job};
-use super::folder::Folder;
 use super::generate::{documents, ids, warn_length};
 use super::output::{Output, table};
 use crate::data::Document;
@@ -14,6 +13,7 @@ use crate::method::passes::Passes;
 use crate::model::Model;
 use crate::model::params::Keeping;
 use crate::ops::Ops;
+use crate::run::Folder;
 
 /// Options of `score`.
 #[derive(Debug, clap::Args)]

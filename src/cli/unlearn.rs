@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
+use super::checks::{check_data, check_out};
 use super::engine::{self, DeviceArgs, Training};
-use super::folder::{Folder, check_data, check_out};
-use super::output::Output;
+use super::output::{Output, table};
 use crate::error::{Error, Result};
-use crate::run::Recipe;
+use crate::run::{Folder, Recipe, page};
 
 /// Options of `unlearn`.
 #[derive(Debug, clap::Args)]
@@ -24,7 +24,7 @@ pub(super) struct Args {
     retain: Option<PathBuf>,
     #[command(flatten)]
     run: RunArgs,
-    /// Settings to start from: muse-news, muse-books, muse-news-kl, npo-kl, finetune
+    /// Settings to start from: muse-news, muse-books, muse-news-kl, npo-kl, finetune, demo
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
 }
@@ -98,12 +98,17 @@ impl RunArgs {
     }
 }
 
-/// Writes the entries of a summary, one a line.
+/// Writes the figures of a summary as a table, then its other entries, one a line.
 fn lines(summary: &Value) -> String {
+    let mut text = table(&page::rows(summary));
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    let tabled = ["before", "after", "retrain", "samples", "last"];
     let entries = summary.as_object().into_iter().flatten();
-    let line = |(key, value): (&String, &Value)| match value.as_str() {
-        Some(text) => format!("{key}: {text}\n"),
-        None => format!("{key}: {value}\n"),
-    };
-    entries.map(line).collect()
+    for (key, value) in entries.filter(|(key, _)| !tabled.contains(&key.as_str())) {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        text.push_str(&format!("{key}: {value}\n"));
+    }
+    text
 }

@@ -1,11 +1,17 @@
 //! A run from recipe to model folder: plan, loop, checkpoint, resume, signals.
 
+pub mod demo;
+pub mod evaluate;
 pub mod export;
+pub mod folder;
 pub mod page;
 pub mod plan;
 pub mod presets;
 pub mod recipe;
+pub mod resume;
 pub mod signals;
 pub mod train;
+pub mod watch;
 
+pub use folder::Folder;
 pub use recipe::Recipe;

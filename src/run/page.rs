@@ -2,21 +2,96 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::evaluate::{FIGURES, Measured, Sample};
 use super::recipe::Recipe;
-use crate::error::{Error, Result};
+use super::watch::Watch;
+use crate::error::Result;
 use crate::io::atomic::write_file_atomic;
 use crate::method::Method;
 use crate::report::html::Page;
 use crate::report::svg::Chart;
 
-/// Writes report.html into the run folder from its metrics.jsonl and its summary.
-pub fn write(out: &Path, recipe: &Recipe, method: &Method, summary: &Value) -> Result<()> {
-    let path = out.join("metrics.jsonl");
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, &e))?;
-    let lines: Vec<Value> =
-        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+/// What was logged and measured in a run and around it.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The lines of metrics.jsonl.
+    pub lines: Vec<Value>,
+    /// The evaluations inside the run; the first is of the untouched model.
+    pub watch: Watch,
+    /// The written model.
+    pub after: Option<Measured>,
+    /// The model that never saw the forget set.
+    pub retrain: Option<Measured>,
+}
+
+impl Outcome {
+    /// Returns the first prompts with their continuations before, after and by the retrained model.
+    pub fn samples(&self) -> Value {
+        let (Some(before), Some(after)) = (self.watch.entries.first(), &self.after) else {
+            return json!([]);
+        };
+        let pairs = before.measured.samples.iter().zip(&after.samples).enumerate();
+        let sample = |(i, (old, new)): (usize, (&Sample, &Sample))| {
+            let mut value = json!({
+                "prompt": old.prompt, "gt": old.gt, "before": old.response, "after": new.response,
+            });
+            if let Some(retrain) = self.retrain.as_ref().and_then(|one| one.samples.get(i)) {
+                value["retrain"] = json!(retrain.response);
+            }
+            value
+        };
+        pairs.map(sample).collect()
+    }
+}
+
+/// What a figure is called in front of people.
+pub fn label(figure: &str) -> &str {
+    match figure {
+        "verbmem_forget" => "verbatim memory of the forget set (ROUGE-L F1)",
+        "verbmem_retain" => "verbatim memory of the retain set (ROUGE-L F1)",
+        "nll_forget" => "NLL of the forget set (nats per token)",
+        "nll_retain" => "NLL of the retain set (nats per token)",
+        "nll_holdout" => "NLL of held-out text (nats per token)",
+        other => other,
+    }
+}
+
+/// Lays the figures of a summary out: a heading row, then a row a figure with its value before, after and retrained.
+pub fn rows(summary: &Value) -> Vec<Vec<String>> {
+    let columns: Vec<(&str, &str)> =
+        [("before", "before"), ("after", "after"), ("retrain", "retrained without it")]
+            .into_iter()
+            .filter(|(key, _)| summary[*key].is_object())
+            .collect();
+    if columns.is_empty() {
+        return Vec::new();
+    }
+    let head = std::iter::once(String::new());
+    let head = head.chain(columns.iter().map(|(_, name)| (*name).to_owned())).collect();
+    let row = |figure: &&str| {
+        let value = |key: &str| summary[key][*figure].as_f64();
+        columns.iter().any(|(key, _)| value(key).is_some()).then(|| {
+            let cell = |(key, _): &(&str, &str)| {
+                value(key).map_or_else(|| "-".to_owned(), |v| format!("{v:.3}"))
+            };
+            let name = std::iter::once(label(figure).to_owned());
+            name.chain(columns.iter().map(cell)).collect()
+        })
+    };
+    std::iter::once(head).chain(FIGURES.iter().filter_map(row)).collect()
+}
+
+/// Writes report.html into the run folder.
+pub fn write(
+    out: &Path,
+    recipe: &Recipe,
+    method: &Method,
+    summary: &Value,
+    outcome: &Outcome,
+) -> Result<()> {
+    let lines = &outcome.lines;
     let curve = |key: &str| -> Vec<(f64, f64)> {
         lines
             .iter()
@@ -30,26 +105,88 @@ pub fn write(out: &Path, recipe: &Recipe, method: &Method, summary: &Value) -> R
         Some(value) => format!("{value:.6}"),
         None => "-".to_owned(),
     };
-    let clipped = curve("clip_coef").iter().filter(|(_, c)| *c < 1.0).count();
     let penalty = method.penalty.map_or("none", |penalty| penalty.formula());
-    let page = Page::new("nepenthe: report of a run")
-        .facts(&[
-            ("steps", summary["steps"].to_string()),
-            ("seconds in steps", number("seconds")),
-            ("seed", recipe.seed.to_string()),
-            ("student's distance from start (L2)", number("student_from_start")),
-            ("teacher's distance from start (L2)", number("teacher_from_start")),
-            ("student's distance from teacher (L2)", number("student_from_teacher")),
-            ("steps with clipping active", format!("{clipped} of {}", lines.len())),
-        ])
+    let mut page = Page::new("nepenthe: report of a run");
+    if let [head, body @ ..] = rows(summary).as_slice() {
+        page = page.heading("Before and after").table(head, body).paragraph(
+            "The figures after are those of the written model folder, loaded again. Documents and prompts are those \
+             named under [eval] of the recipe below, else taken from the training corpora.",
+        );
+    }
+    page = samples(page, summary);
+    page = page.heading("The run").facts(&[
+        ("steps", summary["steps"].to_string()),
+        ("stopped by its metric", summary["stopped_early"].to_string()),
+        ("seconds in steps", number("seconds")),
+        ("seed", recipe.seed.to_string()),
+        ("student's distance from start (L2)", number("student_from_start")),
+        ("teacher's distance from start (L2)", number("teacher_from_start")),
+        ("student's distance from teacher (L2)", number("student_from_teacher")),
+        ("steps with clipping active", format!("{} of {}", summary["clipped_steps"], lines.len())),
+    ]);
+    page = page
         .heading("What was minimised")
         .formula(&format!("forget loss {}: {}", method.loss.name(), method.loss.formula()))
         .formula(&format!("penalty {}: {penalty}", recipe.method.penalty))
-        .heading("Curves")
-        .chart(&chart("Forget documents", "NLL, nats per token", "loss_tr"))
+        .heading("Curves");
+    page = evaluations(page, outcome);
+    let page = page
+        .chart(&chart("Forget documents of each step", "NLL, nats per token", "loss_tr"))
         .chart(&chart("Penalty before its weight", "nats per position", "loss_kl"))
         .chart(&chart("Gradient norm before clipping", "L2 norm", "grad_norm").log_y())
         .chart(&chart("Clip factor", "factor", "clip_coef"))
         .folded("Recipe", &recipe.to_toml()?);
     write_file_atomic(&out.join("report.html"), page.finish().as_bytes())
+}
+
+/// Adds the continuations of the same prompts before and after.
+fn samples(page: Page, summary: &Value) -> Page {
+    let mut page = page;
+    for (i, sample) in summary["samples"].as_array().into_iter().flatten().enumerate() {
+        if i == 0 {
+            page = page.heading("Continuations of forget documents");
+        }
+        let texts: Vec<(&str, &str)> = [
+            ("before", "before"),
+            ("after", "after"),
+            ("retrained without it", "retrain"),
+            ("true text", "gt"),
+        ]
+        .into_iter()
+        .filter_map(|(name, key)| Some((name, sample[key].as_str()?)))
+        .collect();
+        page = page.samples(sample["prompt"].as_str().unwrap_or_default(), &texts);
+    }
+    page
+}
+
+/// Adds the curves of the evaluations inside the run, where there is more than the first.
+fn evaluations(page: Page, outcome: &Outcome) -> Page {
+    let entries = &outcome.watch.entries;
+    if entries.len() < 2 {
+        return page;
+    }
+    let mut page = page;
+    for (kind, title, unit) in
+        [("verbmem", "Verbatim memory", "ROUGE-L F1"), ("nll", "NLL", "nats per token")]
+    {
+        let names: Vec<&str> = FIGURES.into_iter().filter(|name| name.starts_with(kind)).collect();
+        let mut chart = Chart::new(title, "step", unit);
+        for name in &names {
+            let point = |entry: &super::watch::Entry| {
+                Some((entry.step as f64, *entry.measured.figures.get(*name)?))
+            };
+            let points: Vec<(f64, f64)> = entries.iter().filter_map(point).collect();
+            if !points.is_empty() {
+                chart = chart.series(*name, points);
+            }
+        }
+        if let Some(stop) =
+            outcome.watch.stop.as_ref().filter(|s| names.contains(&s.metric.as_str()))
+        {
+            chart = chart.mark_y(stop.bound, "stop");
+        }
+        page = page.chart(&chart);
+    }
+    page
 }

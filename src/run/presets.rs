@@ -1,12 +1,12 @@
-//! The paper's settings, by name.
+//! Settings by name: the paper's, plain training, and the demo's.
 
 use toml::Table;
 
 use crate::error::{Error, Result, nearest};
 
-/// Name and TOML of every preset. Source: the log headers of mt-unlearn (News and Books runs, `mt_nlul_qkl.yaml`,
+/// Name and TOML of every preset. Source of the first four: the log headers of mt-unlearn (News and Books runs, `mt_nlul_qkl.yaml`,
 /// `adamw_npo_kl.yaml`); steps are the longest run of each.
-pub const PRESETS: [(&str, &str); 5] = [
+pub const PRESETS: [(&str, &str); 6] = [
     (
         "muse-news",
         r#"
@@ -128,6 +128,36 @@ pub const PRESETS: [(&str, &str); 5] = [
         micro_batch = 8
         forget_accum_steps = 1
         steps = 200
+        "#,
+    ),
+    // Ours, found on seed 1 of the embedded demo: docs/demo.md says how.
+    (
+        "demo",
+        r#"
+        [method]
+        loss = "nlul"
+        penalty = "qkl"
+        forget_weight = 0.05
+        retain_weight = 5.0
+        teacher_rate = 0.03
+        damping = 0.025
+        [optim]
+        optimizer = "sgd"
+        lr = 0.02
+        momentum = 0.9
+        clip = 1.0
+        [run]
+        micro_batch = 4
+        forget_accum_steps = 1
+        kl_accum_steps = 3
+        steps = 200
+        checkpoint_every = 0
+        [eval]
+        every = 5
+        max_new_tokens = 96
+        batch = 40
+        stop_metric = "verbmem_forget"
+        stop_val = 0.2
         "#,
     ),
 ];

@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use super::evaluate::FIGURES;
 use super::presets;
+use super::watch::Stop;
 use crate::error::{Error, Result, nearest};
+use crate::eval::muse;
 use crate::method::{self, Knobs, Method, Settings};
 use crate::model::Train;
 use crate::ops::{StateMode, TeacherForm};
@@ -28,6 +31,8 @@ pub struct Recipe {
     pub optim: OptimConfig,
     /// Steps, batches, checkpoints.
     pub run: RunSection,
+    /// What is measured, and when to stop.
+    pub eval: EvalSection,
 }
 
 /// `[model]`.
@@ -109,6 +114,41 @@ pub struct RunSection {
     pub keep_checkpoints: usize,
     /// Steps in a row whose gradient may be not finite before the run stops.
     pub max_skipped: u64,
+}
+
+/// `[eval]`.
+///
+/// Figures are `verbmem_forget`, `verbmem_retain` (ROUGE-L F1 of greedy continuations, 0 to 1), `nll_forget`,
+/// `nll_retain` and `nll_holdout` (nats per token).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EvalSection {
+    /// Steps between evaluations; 0 for before and after the run only.
+    pub every: u64,
+    /// Documents taken from a training corpus where no file is named below; 0 measures named files only.
+    pub documents: usize,
+    /// Documents of `nll_forget`, all of them; the forget set where empty.
+    pub forget: PathBuf,
+    /// Documents of `nll_retain`; the retain set where empty.
+    pub retain: PathBuf,
+    /// Documents of `nll_holdout`.
+    pub holdout: PathBuf,
+    /// Prompts of `verbmem_forget`, a .json list of {prompt, gt}; halves of documents where empty.
+    pub verbmem_forget: PathBuf,
+    /// Prompts of `verbmem_retain`.
+    pub verbmem_retain: PathBuf,
+    /// Longest document measured, tokens.
+    pub context: usize,
+    /// Tokens generated for each prompt.
+    pub max_new_tokens: usize,
+    /// Prompts generated at once.
+    pub batch: usize,
+    /// A model that never saw the forget set, measured once beside the run.
+    pub retrain: PathBuf,
+    /// The figure that ends the run: below `stop_val` for verbatim memory, above it for an NLL.
+    pub stop_metric: String,
+    /// Its bound.
+    pub stop_val: f64,
 }
 
 macro_rules! key {
@@ -203,6 +243,33 @@ impl Default for RunSection {
     }
 }
 
+impl Default for EvalSection {
+    fn default() -> Self {
+        Self {
+            every: 0,
+            documents: 32,
+            forget: PathBuf::new(),
+            retain: PathBuf::new(),
+            holdout: PathBuf::new(),
+            verbmem_forget: PathBuf::new(),
+            verbmem_retain: PathBuf::new(),
+            context: 1024,
+            max_new_tokens: muse::VERBMEM_NEW_TOKENS,
+            batch: 16,
+            retrain: PathBuf::new(),
+            stop_metric: String::new(),
+            stop_val: 0.0,
+        }
+    }
+}
+
+impl DataSection {
+    /// Returns the folder of cached corpora, if one is named.
+    pub fn cache_dir(&self) -> Option<PathBuf> {
+        (!self.cache.as_os_str().is_empty()).then(|| self.cache.clone())
+    }
+}
+
 impl Recipe {
     /// Puts together preset, recipe file and `key=value` settings, later ones winning, and checks the result.
     pub fn assemble(preset: Option<&str>, file: Option<&Path>, sets: &[String]) -> Result<Self> {
@@ -294,8 +361,16 @@ impl Recipe {
         }
     }
 
+    /// Returns when the run stops before its last step, if it may.
+    pub fn stop(&self) -> Option<Stop> {
+        let EvalSection { stop_metric, stop_val, .. } = &self.eval;
+        let stop = || Stop { metric: stop_metric.clone(), bound: *stop_val };
+        (!stop_metric.is_empty()).then(stop)
+    }
+
     fn check(&self) -> Result<()> {
         self.method()?;
+        self.check_stop()?;
         if self.optim.lr > 1.0 {
             return Err(Error::config(format!("optim.lr: {:e} is above 1", self.optim.lr))
                 .hint(format!("did you mean {:e}?", self.optim.lr.recip())));
@@ -341,11 +416,34 @@ impl Recipe {
             ("run.kl_accum_steps", self.run.kl_accum_steps, 1),
             ("run.pack_tokens", self.run.pack_tokens, 2),
             ("run.keep_checkpoints", self.run.keep_checkpoints, 1),
+            ("eval.context", self.eval.context, 2),
+            ("eval.max_new_tokens", self.eval.max_new_tokens, 1),
+            ("eval.batch", self.eval.batch, 1),
         ];
         for (key, value, least) in counts {
             if value < least {
                 return Err(Error::config(format!("{key}: wanted at least {least}, got {value}")));
             }
+        }
+        Ok(())
+    }
+
+    fn check_stop(&self) -> Result<()> {
+        let Some(Stop { metric, bound }) = self.stop() else { return Ok(()) };
+        if !FIGURES.contains(&metric.as_str()) {
+            let error = Error::config(format!("eval.stop_metric: `{metric}` is unknown"));
+            let near =
+                nearest(&metric, FIGURES).map_or(String::new(), |n| format!("; nearest is {n}"));
+            return Err(error.hint(format!("known are {}{near}", FIGURES.join(", "))));
+        }
+        if self.eval.every == 0 {
+            return Err(Error::config(
+                "eval.stop_metric: eval.every is 0, so nothing would be measured",
+            )
+            .hint("set eval.every to the steps between evaluations"));
+        }
+        if !bound.is_finite() {
+            return Err(Error::config(format!("eval.stop_val: wanted a number, got {bound}")));
         }
         Ok(())
     }

@@ -1,25 +1,26 @@
-//! The loop of a run: draw, step, log, checkpoint, and the model folder at the end.
+//! The loop of a run: draw, step, log, evaluate, checkpoint, and the model folder at the end.
 
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use super::evaluate::{Measured, Suite};
 use super::export::write_model;
-use super::page;
+use super::folder::Folder;
+use super::page::{self, Outcome};
 use super::recipe::{OrderKey, Recipe};
+use super::resume::{self, Log};
 use super::signals::StopFlag;
+use super::watch::Watch;
 use crate::data::{Chunking, Corpus, CorpusOptions, MicroBatch, Order, Sampler, Tokenizer, draw};
 use crate::error::{Error, Kind, Result};
 use crate::io::atomic::write_file_atomic;
-use crate::io::checkpoint::{Checkpoint, Writer};
-use crate::io::safetensors::Weights;
+use crate::io::checkpoint::Checkpoint;
 use crate::method::passes::Passes;
-use crate::method::{MeanTeacher, StepReport};
+use crate::method::{MeanTeacher, Method, StepReport};
 use crate::model::params::Keeping;
-use crate::model::{Layout, Model, ModelConfig};
+use crate::model::{Layout, Model};
 use crate::ops::Ops;
 use crate::report::progress::{Progress, StepLine};
 
@@ -39,105 +40,247 @@ impl Stream {
 
 /// Runs `recipe` and writes everything into `out`; with `resume` from its newest complete checkpoint.
 ///
-/// `out` then holds config.resolved.toml, metrics.jsonl (a line a step, the reference's names), checkpoints/, model/
-/// and report.html. Returns a summary.
+/// `out` then holds config.resolved.toml, metrics.jsonl (a line a step, the reference's names), evaluations.jsonl,
+/// checkpoints/, model/, best/ (where a stop metric is set and was reached from above) and report.html. Returns a
+/// summary; its `after` figures are those of the written folder, loaded again.
 ///
 /// Errors: those of reading model and data; [`Kind::Numeric`] after `run.max_skipped` gradients in a row that are not
 /// finite; [`Kind::Interrupted`] after a signal, with a checkpoint written.
 pub fn run<O: Ops>(ops: &O, recipe: &Recipe, out: &Path, resume: bool) -> Result<Value> {
-    let stop = StopFlag::listen()?;
-    let source = &recipe.model.path;
-    let tokenizer = Tokenizer::open(source)?;
-    let config = read_config(source)?;
-    let weights = Weights::open(source)?;
-    if tokenizer.vocab_size() > config.vocab {
-        return Err(Error::model(format!(
-            "{}: tokenizer.json has ids up to {}, vocab_size is {}",
-            source.display(),
-            tokenizer.vocab_size() - 1,
-            config.vocab
-        )));
-    }
-    let method = recipe.method()?;
-    let forget = stream(recipe, &tokenizer, &config, true)?;
-    let retain = match method.penalty {
-        Some(_) => Some(stream(recipe, &tokenizer, &config, false)?),
-        None => None,
-    };
-    let trainable = Layout::new(&config, recipe.train()).trainable();
-    let mode = recipe.state_mode(trainable);
-    let keep = Keeping {
-        train: Some(recipe.train()),
-        mode,
-        teacher: recipe.teacher(mode),
-        rule: recipe.optim.rule(),
-        seed: recipe.seed,
-    };
-    let model = Model::load(ops, config, &weights, &keep)?;
-    let longest = retain.iter().chain([&forget]).map(|s| s.corpus.longest()).max().unwrap_or(0);
-    let passes = Passes::new(ops, &model, recipe.run.pack_tokens.max(longest), true)?;
-    let base = match recipe.method.loss.as_str() {
-        "npo" => Some(base_model(ops, recipe)?),
-        _ => None,
-    };
-    let mut state = MeanTeacher::new(model, base, passes, method, recipe.settings());
+    let mut run = Run::prepare(ops, recipe, out, resume)?;
+    run.steps(ops)?;
+    run.finish(ops)
+}
 
-    std::fs::create_dir_all(out).map_err(|e| Error::io("make folder", out, &e))?;
-    let identity = identity(recipe, &forget, retain.as_ref())?;
-    let checkpoints = out.join("checkpoints");
-    if resume && let Some(checkpoint) = Checkpoint::latest(&checkpoints)? {
-        restore(ops, &mut state, &checkpoint, &identity)?;
+/// A run between its first and its last step.
+struct Run<'a, O: Ops> {
+    recipe: &'a Recipe,
+    out: &'a Path,
+    folder: Folder,
+    method: Method,
+    forget: Stream,
+    retain: Option<Stream>,
+    state: MeanTeacher<O>,
+    suite: Suite,
+    watch: Watch,
+    identity: Value,
+    interrupt: StopFlag,
+    /// Seconds spent in steps by this process.
+    seconds: f64,
+    last: Option<StepReport>,
+    /// The step of the newest checkpoint.
+    saved: Option<u64>,
+    best: Option<u64>,
+    stopped: bool,
+}
+
+impl<'a, O: Ops> Run<'a, O> {
+    fn prepare(ops: &O, recipe: &'a Recipe, out: &'a Path, resume: bool) -> Result<Self> {
+        let interrupt = StopFlag::listen()?;
+        let folder = Folder::open(&recipe.model.path)?;
+        let tokenizer = folder.tokenizer()?;
+        let method = recipe.method()?;
+        let forget = stream(recipe, &folder, &tokenizer, true)?;
+        let retain = match method.penalty {
+            Some(_) => Some(stream(recipe, &folder, &tokenizer, false)?),
+            None => None,
+        };
+        let suite = Suite::open(recipe, &folder, tokenizer)?;
+        let trainable = Layout::new(&folder.config, recipe.train()).trainable();
+        let mode = recipe.state_mode(trainable);
+        let keep = Keeping {
+            train: Some(recipe.train()),
+            mode,
+            teacher: recipe.teacher(mode),
+            rule: recipe.optim.rule(),
+            seed: recipe.seed,
+        };
+        let model = Model::load(ops, folder.config.clone(), &folder.weights, &keep)?;
+        let longest = retain.iter().chain([&forget]).map(|s| s.corpus.longest());
+        let longest = longest.chain([suite.longest()]).max().unwrap_or(0);
+        let passes = Passes::new(ops, &model, recipe.run.pack_tokens.max(longest), true)?;
+        let base = match recipe.method.loss.as_str() {
+            "npo" => Some(base_model(ops, recipe)?),
+            _ => None,
+        };
+        let mut state = MeanTeacher::new(model, base, passes, method, recipe.settings());
+        std::fs::create_dir_all(out).map_err(|e| Error::io("make folder", out, &e))?;
+        let retained = retain.as_ref().map(|stream| &stream.corpus);
+        let identity = resume::identity(recipe, &forget.corpus, retained)?;
+        let mut watch =
+            Watch { every: recipe.eval.every, stop: recipe.stop(), entries: Vec::new() };
+        let mut saved = None;
+        if resume && let Some(checkpoint) = Checkpoint::latest(&out.join("checkpoints"))? {
+            watch.entries = resume::restore(ops, &mut state, &checkpoint, &identity)?;
+            // An evaluation of this very step may have ended the run: it is made, and judged, again.
+            watch.entries.pop_if(|last| last.step == state.step);
+            saved = Some(state.step);
+        }
+        write_file_atomic(&out.join("config.resolved.toml"), recipe.to_toml()?.as_bytes())?;
+        Ok(Self {
+            recipe,
+            out,
+            folder,
+            method,
+            forget,
+            retain,
+            state,
+            suite,
+            watch,
+            identity,
+            interrupt,
+            seconds: 0.0,
+            last: None,
+            saved,
+            best: None,
+            stopped: false,
+        })
     }
-    write_file_atomic(&out.join("config.resolved.toml"), recipe.to_toml()?.as_bytes())?;
-    let mut log = Log::open(&out.join("metrics.jsonl"), state.step)?;
-    let mut bar = Progress::new(recipe.run.steps).resume_at(state.step);
-    let (mut seconds, mut skipped, mut last) = (0.0, 0, None);
-    while state.step < recipe.run.steps {
-        let step = state.step;
-        let start = Instant::now();
-        let retained = retain.as_ref().map_or(Ok(Vec::new()), |stream| stream.draw(step))?;
-        let report = state.step(ops, &forget.draw(step)?, &retained)?;
-        let took = start.elapsed().as_secs_f64();
-        seconds += took;
-        log.write(&report, took)?;
-        bar.step(StepLine {
-            loss: report.loss_tr,
-            penalty: report.loss_kl,
-            norm: report.grad_norm,
-            clip: report.clip_coef,
-            tokens: report.tokens as u64,
+
+    fn steps(&mut self, ops: &O) -> Result<()> {
+        let settings = &self.recipe.run;
+        let mut log = Log::open(&self.out.join("metrics.jsonl"), self.state.step)?;
+        let mut bar = Progress::new(settings.steps).resume_at(self.state.step);
+        let mut skipped = 0;
+        loop {
+            if self.watch.due(self.state.step) && self.suite.names().next().is_some() {
+                self.evaluate(ops, &bar)?;
+            }
+            if self.stopped || self.state.step >= settings.steps {
+                break;
+            }
+            let step = self.state.step;
+            let start = Instant::now();
+            let retained = self.retain.as_ref().map_or(Ok(Vec::new()), |from| from.draw(step))?;
+            let report = self.state.step(ops, &self.forget.draw(step)?, &retained)?;
+            let took = start.elapsed().as_secs_f64();
+            self.seconds += took;
+            log.write(&report, took)?;
+            bar.step(StepLine {
+                loss: report.loss_tr,
+                penalty: report.loss_kl,
+                norm: report.grad_norm,
+                clip: report.clip_coef,
+                tokens: report.tokens as u64,
+            });
+            skipped = if report.skipped { skipped + 1 } else { 0 };
+            if skipped > settings.max_skipped {
+                return Err(self.state.nonfinite(step));
+            }
+            self.last = Some(report);
+            let every = settings.checkpoint_every;
+            let due = every > 0 && self.state.step.is_multiple_of(every);
+            let interrupted = self.interrupt.asked() && self.state.step < settings.steps;
+            if due || interrupted {
+                log.sync()?;
+                self.save(ops)?;
+            }
+            if interrupted {
+                bar.finish();
+                return Err(Error::new(
+                    Kind::Interrupted,
+                    format!("interrupted after step {step}; the checkpoint is complete"),
+                )
+                .hint("the same command with --resume goes on"));
+            }
+        }
+        bar.finish();
+        log.sync()?;
+        if self.saved != Some(self.state.step) {
+            self.save(ops)?;
+        }
+        Ok(())
+    }
+
+    fn save(&mut self, ops: &O) -> Result<()> {
+        let (root, keep) = (self.out.join("checkpoints"), self.recipe.run.keep_checkpoints);
+        resume::save(ops, &self.state, &self.watch.entries, &root, &self.identity, keep)?;
+        self.saved = Some(self.state.step);
+        Ok(())
+    }
+
+    /// Measures the student, keeps it where it is the best so far, and stops the run where the recipe says so.
+    fn evaluate(&mut self, ops: &O, bar: &Progress) -> Result<()> {
+        let MeanTeacher { model, passes, step, .. } = &mut self.state;
+        let measured = self.suite.measure(ops, model, passes)?;
+        let figures: Vec<String> =
+            measured.figures.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+        bar.println(&format!("after {step} steps: {}", figures.join(", ")));
+        let step = *step;
+        let verdict = self.watch.record(step, measured);
+        let lines = self.watch.entries.iter().map(|entry| {
+            let mut line = json!({"global_step": entry.step});
+            merge(&mut line, entry.measured.json());
+            format!("{line}\n")
         });
-        skipped = if report.skipped { skipped + 1 } else { 0 };
-        if skipped > recipe.run.max_skipped {
-            return Err(state.nonfinite(step));
+        let lines: String = lines.collect();
+        write_file_atomic(&self.out.join("evaluations.jsonl"), lines.as_bytes())?;
+        if verdict.best {
+            let summary = json!({"steps": step, "after": self.watch.entries.last().map(|e| e.measured.json())});
+            let record = self.record(&summary);
+            write_model(ops, &self.state.model, &self.folder.dir, &self.out.join("best"), &record)?;
+            self.best = Some(step);
         }
-        last = Some(report);
-        let every = recipe.run.checkpoint_every;
-        let due = every > 0 && state.step.is_multiple_of(every);
-        if due || stop.asked() || state.step == recipe.run.steps {
-            log.sync()?;
-            save(ops, &state, &checkpoints, &identity, recipe.run.keep_checkpoints)?;
-        }
-        if stop.asked() && state.step < recipe.run.steps {
-            bar.finish();
-            return Err(Error::new(
-                Kind::Interrupted,
-                format!("interrupted after step {step}; the checkpoint is complete"),
-            )
-            .hint("the same command with --resume goes on"));
-        }
+        self.stopped = verdict.stop;
+        Ok(())
     }
-    bar.finish();
-    let distances = state.model.distances(ops, &weights)?;
-    let mut summary = json!({
-        "steps": state.step,
-        "seconds": seconds,
-        "last": last,
-        "student_from_start": distances.student_initial,
-        "teacher_from_start": distances.teacher_initial,
-        "student_from_teacher": distances.student_teacher,
-    });
-    let record = json!({
+
+    /// Writes model and report; measures the written folder.
+    fn finish(self, ops: &O) -> Result<Value> {
+        let distances = self.state.model.distances(ops, &self.folder.weights)?;
+        let lines = resume::read_log(&self.out.join("metrics.jsonl"))?;
+        let clipped =
+            lines.iter().filter(|line| line["clip_coef"].as_f64().is_some_and(|c| c < 1.0));
+        let mut summary = json!({
+            "steps": self.state.step,
+            "clipped_steps": clipped.count(),
+            "stopped_early": self.stopped,
+            "best_step": self.best,
+            "seconds": self.seconds,
+            "last": self.last,
+            "student_from_start": distances.student_initial,
+            "teacher_from_start": distances.teacher_initial,
+            "student_from_teacher": distances.student_teacher,
+        });
+        let target = self.out.join("model");
+        write_model(ops, &self.state.model, &self.folder.dir, &target, &self.record(&summary))?;
+        let Self { recipe, out, method, suite, watch, state, identity, .. } = self;
+        // The trained state goes before the written folder comes: two models never need to fit.
+        drop(state);
+        let mut outcome = Outcome { lines, watch, after: None, retrain: None };
+        if let Some(before) = outcome.watch.entries.first().map(|entry| entry.measured.json()) {
+            let after = measure_folder(ops, &suite, &target)?;
+            merge(&mut summary, json!({"before": before, "after": after.json()}));
+            outcome.after = Some(after);
+            if !recipe.eval.retrain.as_os_str().is_empty() {
+                let retrain = measure_folder(ops, &suite, &recipe.eval.retrain)?;
+                summary["retrain"] = retrain.json();
+                outcome.retrain = Some(retrain);
+            }
+        }
+        let record = record(recipe, &method, &identity, &summary);
+        write_file_atomic(&target.join("unlearning.json"), format!("{record:#}\n").as_bytes())?;
+        summary["samples"] = outcome.samples();
+        page::write(out, recipe, &method, &summary, &outcome)?;
+        summary["model"] = json!(target.display().to_string());
+        Ok(summary)
+    }
+
+    fn record(&self, summary: &Value) -> Value {
+        record(self.recipe, &self.method, &self.identity, summary)
+    }
+}
+
+/// Puts the entries of the object `more` into the object `into`.
+fn merge(into: &mut Value, more: Value) {
+    if let (Some(into), Value::Object(more)) = (into.as_object_mut(), more) {
+        into.extend(more);
+    }
+}
+
+/// What unlearning.json says.
+fn record(recipe: &Recipe, method: &Method, identity: &Value, summary: &Value) -> Value {
+    json!({
         "program": "nepenthe",
         "version": env!("CARGO_PKG_VERSION"),
         "seed": recipe.seed,
@@ -148,33 +291,26 @@ pub fn run<O: Ops>(ops: &O, recipe: &Recipe, out: &Path, resume: bool) -> Result
         "recipe": recipe,
         "identity": identity,
         "metrics": summary,
-    });
-    let folder = out.join("model");
-    write_model(ops, &state.model, source, &folder, &record)?;
-    page::write(out, recipe, &method, &summary)?;
-    summary["model"] = json!(folder.display().to_string());
-    Ok(summary)
+    })
 }
 
-fn read_config(folder: &Path) -> Result<ModelConfig> {
-    let path = folder.join("config.json");
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, &e))?;
-    ModelConfig::parse(&text)
+/// Loads a model folder and measures it.
+fn measure_folder<O: Ops>(ops: &O, suite: &Suite, folder: &Path) -> Result<Measured> {
+    let folder = Folder::open(folder)?;
+    let mut model = Model::load(ops, folder.config, &folder.weights, &Keeping::inference())?;
+    let mut passes = Passes::new(ops, &model, suite.longest().max(1), false)?;
+    suite.measure(ops, &mut model, &mut passes)
 }
 
 /// Loads the model that the loss compares with.
 fn base_model<O: Ops>(ops: &O, recipe: &Recipe) -> Result<Model<O>> {
     let own = recipe.model.base.as_os_str().is_empty();
-    let folder = if own { &recipe.model.path } else { &recipe.model.base };
-    Model::load(ops, read_config(folder)?, &Weights::open(folder)?, &Keeping::inference())
+    let folder: &PathBuf = if own { &recipe.model.path } else { &recipe.model.base };
+    let folder = Folder::open(folder)?;
+    Model::load(ops, folder.config, &folder.weights, &Keeping::inference())
 }
 
-fn stream(
-    recipe: &Recipe,
-    tokenizer: &Tokenizer,
-    config: &ModelConfig,
-    forget: bool,
-) -> Result<Stream> {
+fn stream(recipe: &Recipe, folder: &Folder, tokenizer: &Tokenizer, forget: bool) -> Result<Stream> {
     let data = &recipe.data;
     let (path, context, chunk, accum, name) = if forget {
         let accum = recipe.run.forget_accum_steps;
@@ -186,130 +322,13 @@ fn stream(
     let options = CorpusOptions {
         context,
         chunking: if chunk { Chunking::Chunk } else { Chunking::Truncate },
-        cache_dir: (!data.cache.as_os_str().is_empty()).then(|| data.cache.clone()),
+        cache_dir: data.cache_dir(),
     };
-    let corpus = Corpus::open(path, tokenizer, &options)?;
-    if let Some(id) = (0..corpus.len()).flat_map(|i| corpus.doc(i)).max()
-        && *id as usize >= config.vocab
-    {
-        return Err(Error::data(format!(
-            "{}: token id {id}, the model's vocab_size is {}",
-            path.display(),
-            config.vocab
-        )));
-    }
+    let corpus = folder.corpus(path, tokenizer, &options)?;
     let order = match data.order {
         OrderKey::Replacement => Order::Replacement,
         OrderKey::Epochs => Order::Epochs,
     };
     let sampler = Sampler::new(order, recipe.seed, name, corpus.len())?;
     Ok(Stream { corpus, sampler, accum, micro_batch: recipe.run.micro_batch })
-}
-
-/// What a checkpoint must share with the run that resumes from it: all of the recipe but its length and its logging,
-/// and the data.
-fn identity(recipe: &Recipe, forget: &Stream, retain: Option<&Stream>) -> Result<Value> {
-    let mut recipe =
-        serde_json::to_value(recipe).map_err(|e| Error::config(format!("recipe: {e}")))?;
-    if let Some(run) = recipe["run"].as_object_mut() {
-        for key in ["steps", "checkpoint_every", "keep_checkpoints"] {
-            run.remove(key);
-        }
-    }
-    let hash = |stream: &Stream| format!("{:032x}", stream.corpus.hash());
-    Ok(json!({"recipe": recipe, "forget": hash(forget), "retain": retain.map(hash)}))
-}
-
-fn save<O: Ops>(
-    ops: &O,
-    state: &MeanTeacher<O>,
-    root: &Path,
-    identity: &Value,
-    keep: usize,
-) -> Result<PathBuf> {
-    let mut writer = Writer::create(root, state.step)?;
-    for (b, block) in state.model.layout.blocks.iter().enumerate().filter(|(_, b)| b.trainable) {
-        ops.save_param(&state.model.params[b], &mut |name, bytes| {
-            writer.blob(&format!("{}.{name}", block.name), bytes)
-        })?;
-    }
-    writer.finish(json!({"step": state.step, "identity": identity}), keep)
-}
-
-fn restore<O: Ops>(
-    ops: &O,
-    state: &mut MeanTeacher<O>,
-    checkpoint: &Checkpoint,
-    identity: &Value,
-) -> Result<()> {
-    let stored = &checkpoint.meta()["identity"];
-    if stored != identity {
-        let differs = identity.as_object().into_iter().flatten().find(|(k, v)| stored[*k] != **v);
-        let what = differs.map_or("settings", |(key, _)| key.as_str());
-        return Err(Error::config(format!(
-            "{}: is of another run: its {what} differs",
-            checkpoint.dir().display()
-        ))
-        .hint("resume with the model, data and recipe of the first start, or name another --out"));
-    }
-    let Model { layout, params, .. } = &mut state.model;
-    for (block, param) in layout.blocks.iter().zip(params).filter(|(block, _)| block.trainable) {
-        ops.load_param(param, &mut |name, bytes| {
-            let blob = checkpoint.blob(&format!("{}.{name}", block.name))?;
-            if blob.len() != bytes.len() {
-                return Err(Error::model(format!(
-                    "{}: {}.{name}: {} bytes, wanted {}",
-                    checkpoint.dir().display(),
-                    block.name,
-                    blob.len(),
-                    bytes.len()
-                )));
-            }
-            bytes.copy_from_slice(blob);
-            Ok(())
-        })?;
-    }
-    state.step = checkpoint.step();
-    Ok(())
-}
-
-/// metrics.jsonl, a line a step.
-struct Log {
-    path: PathBuf,
-    file: File,
-}
-
-impl Log {
-    /// Opens the log and cuts off the lines from `step` on, which a resumed run writes again.
-    fn open(path: &Path, step: u64) -> Result<Self> {
-        let io = |e: std::io::Error| Error::io("open log", path, &e);
-        let mut kept = 0;
-        if step > 0 && path.is_file() {
-            let mut reader = BufReader::new(File::open(path).map_err(io)?);
-            let mut line = String::new();
-            while reader.read_line(&mut line).map_err(io)? > 0 {
-                let value: Value = serde_json::from_str(&line).unwrap_or_default();
-                if value["global_step"].as_u64().is_none_or(|s| s >= step) {
-                    break;
-                }
-                kept += line.len() as u64;
-                line.clear();
-            }
-        }
-        let mut options = OpenOptions::new();
-        let file = options.create(true).append(true).open(path).map_err(io)?;
-        file.set_len(kept).map_err(io)?;
-        Ok(Self { path: path.to_owned(), file })
-    }
-
-    fn write(&mut self, report: &StepReport, seconds: f64) -> Result<()> {
-        let mut value = json!(report);
-        value["tokens_per_s"] = json!(report.tokens as f64 / seconds);
-        let line = format!("{value}\n");
-        self.file.write_all(line.as_bytes()).map_err(|e| Error::io("write", &self.path, &e))
-    }
-
-    fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(|e| Error::io("flush", &self.path, &e))
-    }
 }

@@ -1,21 +1,24 @@
-//! Model folders as the commands open them: everything is checked before anything large is allocated.
+//! Model folders as runs and commands open them: everything is checked before anything large is allocated.
 
 use std::path::{Path, PathBuf};
 
-use crate::data::Tokenizer;
+use crate::data::{Corpus, CorpusOptions, Tokenizer};
 use crate::error::{Error, Kind, Result};
 use crate::io::safetensors::Weights;
 use crate::model::{Layout, ModelConfig, Train};
 
 /// A model folder whose configuration and weights fit each other.
-pub(super) struct Folder {
-    pub(super) dir: PathBuf,
-    pub(super) config: ModelConfig,
-    pub(super) weights: Weights,
+pub struct Folder {
+    /// Where it lies.
+    pub dir: PathBuf,
+    /// config.json.
+    pub config: ModelConfig,
+    /// The mapped weights.
+    pub weights: Weights,
 }
 
 /// Reads config.json of the folder `dir`.
-pub(super) fn config(dir: &Path) -> Result<ModelConfig> {
+pub fn config(dir: &Path) -> Result<ModelConfig> {
     let wrong = |what: &str| {
         Error::model(format!("{}: {what}", dir.display()))
             .hint("--model takes a Hugging Face model folder: config.json, weights, tokenizer.json")
@@ -37,7 +40,7 @@ pub(super) fn config(dir: &Path) -> Result<ModelConfig> {
 
 impl Folder {
     /// Opens the folder `dir` and checks name, shape and dtype of every tensor.
-    pub(super) fn open(dir: &Path) -> Result<Self> {
+    pub fn open(dir: &Path) -> Result<Self> {
         let config = config(dir)?;
         let weights = Weights::open(dir).map_err(|e| match e.kind() {
             // A file that the folder should have is the folder's fault, not the file system's.
@@ -50,7 +53,7 @@ impl Folder {
     }
 
     /// Opens its tokenizer and checks that the model has a row for every id.
-    pub(super) fn tokenizer(&self) -> Result<Tokenizer> {
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
         let tokenizer = Tokenizer::open(&self.dir)?;
         if tokenizer.vocab_size() > self.config.vocab {
             return Err(Error::model(format!(
@@ -64,8 +67,27 @@ impl Folder {
         Ok(tokenizer)
     }
 
+    /// Opens a corpus and checks that the model has a row for every id in it.
+    pub fn corpus(
+        &self,
+        path: &Path,
+        tokenizer: &Tokenizer,
+        options: &CorpusOptions,
+    ) -> Result<Corpus> {
+        let corpus = Corpus::open(path, tokenizer, options)?;
+        let largest = (0..corpus.len()).flat_map(|i| corpus.doc(i)).max().copied().unwrap_or(0);
+        if largest as usize >= self.config.vocab {
+            return Err(Error::data(format!(
+                "{}: token id {largest}, the model's vocab_size is {}",
+                path.display(),
+                self.config.vocab
+            )));
+        }
+        Ok(corpus)
+    }
+
     /// Returns the ids that end a generation: those of generation_config.json, else the tokenizer's.
-    pub(super) fn end_tokens(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    pub fn end_tokens(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         let path = self.dir.join("generation_config.json");
         let listed = match std::fs::read_to_string(&path) {
             Ok(text) => {
@@ -85,25 +107,4 @@ impl Folder {
             false => listed.into_iter().map(|id| id as u32).collect(),
         })
     }
-}
-
-/// Fails where `out` holds something already and the run is not to be resumed.
-pub(super) fn check_out(out: &Path, resume: bool) -> Result<()> {
-    if !out.exists() || resume {
-        return Ok(());
-    }
-    let mut entries = std::fs::read_dir(out).map_err(|_| {
-        Error::config(format!("--out {}: is no folder", out.display()))
-            .hint("name a folder that does not exist yet")
-    })?;
-    match entries.next() {
-        None => Ok(()),
-        Some(_) => Err(Error::config(format!("--out {}: exists and is not empty", out.display()))
-            .hint("add --resume to go on with the run in it, or name another folder")),
-    }
-}
-
-/// Fails where `path` is not a readable file; `flag` names it.
-pub(super) fn check_data(flag: &str, path: &Path) -> Result<()> {
-    crate::data::source::open(path).map(drop).map_err(|e| e.at(flag))
 }

@@ -1,0 +1,109 @@
+//! `demo`.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::checks::check_out;
+use super::engine::{self, DeviceArgs, Training};
+use super::output::{Output, note, table};
+use crate::error::Result;
+use crate::run::{demo, page};
+
+/// The run folder where none is named; a number is added while it is taken.
+const OUT: &str = "nepenthe-demo";
+
+/// Options of `demo`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The folder that the run writes; nepenthe-demo, or the first free nepenthe-demo-N, where not given
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Root seed of sampling and rounding
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// One setting, laid on the preset `demo`, as in --set optim.lr=0.01; can be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
+    args.device.check()?;
+    let dir = args.out.clone().unwrap_or_else(|| free(Path::new(OUT)));
+    check_out(&dir, false)?;
+    let recipe = demo::unpack(&dir.join("input"), args.seed, &args.set)?;
+    note(&format!(
+        "a Llama of 1.1 million parameters recites 40 passages of Alice's Adventures in Wonderland; \
+         it is to forget them and keep the rest\nrun folder: {}",
+        dir.display()
+    ));
+    let backend = args.device.name();
+    let job = Training { recipe, out: dir.clone(), resume: false };
+    let summary = engine::compute(&args.device, job)?;
+    let value = json!({
+        "before": summary["before"], "after": summary["after"], "retrain": summary["retrain"],
+        "steps": summary["steps"], "seconds": summary["seconds"], "backend": backend,
+        "run_dir": dir.display().to_string(),
+    });
+    out.result(&value, || text(&summary, &dir))
+}
+
+/// Returns `base`, or the first of base-2, base-3, ... that does not exist.
+fn free(base: &Path) -> PathBuf {
+    let numbered = (2..).map(|n| PathBuf::from(format!("{}-{n}", base.display())));
+    std::iter::once(base.to_owned())
+        .chain(numbered)
+        .find(|path| !path.exists())
+        .unwrap_or_else(|| base.to_owned())
+}
+
+fn text(summary: &Value, dir: &Path) -> String {
+    let mut text = table(&page::rows(summary));
+    let number = |key: &str| summary[key].as_f64().unwrap_or(f64::NAN);
+    if let Some(sample) = summary["samples"].get(0) {
+        for (name, key) in [
+            ("prompt", "prompt"),
+            ("true text", "gt"),
+            ("before", "before"),
+            ("after", "after"),
+            ("retrained without it", "retrain"),
+        ] {
+            let shown = sample[key].as_str().unwrap_or_default();
+            let shown: Vec<&str> = shown.split_whitespace().collect();
+            let _ = write!(text, "\n{name}: {}", shown.join(" "));
+        }
+        text.push('\n');
+    }
+    let _ = write!(
+        text,
+        "\n{} steps in {:.1} s; clipping active in {} of them\n\
+         distance from start (L2): student {:.3}, teacher {:.3}; between them {:.3}\n\
+         model: {}\nreport: {}\n",
+        summary["steps"],
+        number("seconds"),
+        summary["clipped_steps"],
+        number("student_from_start"),
+        number("teacher_from_start"),
+        number("student_from_teacher"),
+        dir.join("model").display(),
+        dir.join("report.html").display(),
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_counts_up_from_a_name_that_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("demo");
+        assert_eq!(free(&base), base);
+        std::fs::create_dir(&base).unwrap();
+        assert_eq!(free(&base), dir.path().join("demo-2"));
+    }
+}
