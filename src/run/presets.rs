@@ -157,7 +157,7 @@ pub const PRESETS: [(&str, &str); 6] = [
         max_new_tokens = 96
         batch = 40
         stop_metric = "verbmem_forget"
-        stop_val = 0.2
+        stop_val = 0.22
         "#,
     ),
 ];
