@@ -61,14 +61,9 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     let mut corpora = Vec::with_capacity(args.nll.len());
     for path in &args.nll {
         let corpus = Corpus::open(path, &tokenizer, &options)?;
-        let largest = (0..corpus.len()).flat_map(|i| corpus.doc(i)).max().copied().unwrap_or(0);
-        if largest as usize >= folder.config.vocab {
-            return Err(Error::data(format!(
-                "{}: id {largest}, vocab_size is {}",
-                path.display(),
-                folder.config.vocab
-            )));
-        }
+        corpus.check_ids(path, folder.config.vocab)?;
+        // Every document is about to be read and computed with, so this costs next to nothing.
+        corpus.verify().map_err(|e| e.at(path.display()))?;
         corpora.push((path.as_path(), corpus));
     }
     let mut memories = Vec::with_capacity(args.verbmem.len());
