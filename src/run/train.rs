@@ -7,13 +7,13 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::export::write_model;
+use super::export::{check_target, write_model};
 use super::page;
 use super::recipe::{OrderKey, Recipe};
 use super::signals::StopFlag;
 use crate::data::{Chunking, Corpus, CorpusOptions, MicroBatch, Order, Sampler, Tokenizer, draw};
 use crate::error::{Error, Kind, Result};
-use crate::io::atomic::write_file_atomic;
+use crate::io::atomic::{recover_all, write_file_atomic};
 use crate::io::checkpoint::{Checkpoint, Writer};
 use crate::io::safetensors::Weights;
 use crate::method::passes::Passes;
@@ -47,6 +47,9 @@ impl Stream {
 pub fn run<O: Ops>(ops: &O, recipe: &Recipe, out: &Path, resume: bool) -> Result<Value> {
     let stop = StopFlag::listen()?;
     let source = &recipe.model.path;
+    let folder = out.join("model");
+    // Before the first step, not after the last one.
+    check_target(source, &folder)?;
     let tokenizer = Tokenizer::open(source)?;
     let config = read_config(source)?;
     let weights = Weights::open(source)?;
@@ -83,6 +86,7 @@ pub fn run<O: Ops>(ops: &O, recipe: &Recipe, out: &Path, resume: bool) -> Result
     let mut state = MeanTeacher::new(model, base, passes, method, recipe.settings());
 
     std::fs::create_dir_all(out).map_err(|e| Error::io("make folder", out, &e))?;
+    recover_all(out)?;
     let identity = identity(recipe, &forget, retain.as_ref())?;
     let checkpoints = out.join("checkpoints");
     if resume && let Some(checkpoint) = Checkpoint::latest(&checkpoints)? {
@@ -149,7 +153,6 @@ pub fn run<O: Ops>(ops: &O, recipe: &Recipe, out: &Path, resume: bool) -> Result
         "identity": identity,
         "metrics": summary,
     });
-    let folder = out.join("model");
     write_model(ops, &state.model, source, &folder, &record)?;
     page::write(out, recipe, &method, &summary)?;
     summary["model"] = json!(folder.display().to_string());
@@ -189,15 +192,7 @@ fn stream(
         cache_dir: (!data.cache.as_os_str().is_empty()).then(|| data.cache.clone()),
     };
     let corpus = Corpus::open(path, tokenizer, &options)?;
-    if let Some(id) = (0..corpus.len()).flat_map(|i| corpus.doc(i)).max()
-        && *id as usize >= config.vocab
-    {
-        return Err(Error::data(format!(
-            "{}: token id {id}, the model's vocab_size is {}",
-            path.display(),
-            config.vocab
-        )));
-    }
+    corpus.check_ids(path, config.vocab)?;
     let order = match data.order {
         OrderKey::Replacement => Order::Replacement,
         OrderKey::Epochs => Order::Epochs,
