@@ -386,8 +386,8 @@ mod tests {
             "config.json: head_dim: wanted at most 65536, got 1048576"
         );
         assert_eq!(
-            message("hidden_size\":64", "hidden_size\":2147483646,\"head_dim\":64"),
-            "config.json: a matrix of 1099511626752 numbers, wanted at most 1099511627776"
+            message("hidden_size\":64", "hidden_size\":2147483646,\"head_dim\":65536"),
+            "config.json: a matrix of 844424929345536 numbers, wanted at most 1099511627776"
         );
     }
 
