@@ -47,7 +47,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// Makes an error of `kind` that says `message`.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hint: None }
+        Self { kind, message: one_line(message.into()), hint: None }
     }
 
     /// Makes a [`Kind::Config`] error.
@@ -78,7 +78,7 @@ impl Error {
 
     /// Puts `place` and a colon before the message.
     pub fn at(mut self, place: impl fmt::Display) -> Self {
-        self.message = format!("{place}: {}", self.message);
+        self.message = one_line(format!("{place}: {}", self.message));
         self
     }
 
@@ -108,6 +108,38 @@ impl fmt::Display for Error {
     }
 }
 
+/// Keeps what a file says from breaking the line or filling the screen: control characters are escaped, the middle of
+/// what is very long is left out.
+fn one_line(text: String) -> String {
+    const LONGEST: usize = 4000;
+    let breaks = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
+    if text.len() <= LONGEST && !text.contains(breaks) {
+        return text;
+    }
+    let (mut head, mut tail) = (text.len(), text.len());
+    if text.len() > LONGEST {
+        (head, tail) = (LONGEST / 2, text.len() - LONGEST / 2);
+        while !text.is_char_boundary(head) {
+            head -= 1;
+        }
+        while !text.is_char_boundary(tail) {
+            tail += 1;
+        }
+    }
+    let mut line = String::with_capacity(LONGEST + 64);
+    let add = |line: &mut String, part: &str| {
+        for c in part.chars() {
+            if breaks(c) { line.extend(c.escape_debug()) } else { line.push(c) }
+        }
+    };
+    add(&mut line, &text[..head]);
+    if tail > head {
+        line.push_str(&format!(" ... {} bytes ... ", tail - head));
+    }
+    add(&mut line, &text[tail..]);
+    line
+}
+
 /// Returns the candidate nearest to `word`, if one is near enough to be meant.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     candidates
@@ -116,4 +148,19 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
         .filter(|(score, _)| *score > 0.7)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, c)| c)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_when_it_quotes_a_file_stays_one_short_line() {
+        let e = Error::model("name `a\nb\u{1b}[31m\u{2028}`: ä").at("x\ty");
+        assert_eq!(e.message(), r"x\ty: name `a\nb\u{1b}[31m\u{2028}`: ä");
+        let long = Error::data("ä".repeat(1 << 20)).at("file");
+        assert!(long.message().len() < 4100, "{}", long.message().len());
+        assert!(long.message().starts_with("file: ää") && long.message().ends_with("ää"));
+        assert!(long.message().contains(" bytes ... "));
+    }
 }

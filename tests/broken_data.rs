@@ -278,3 +278,54 @@ fn large_corpus_comes_from_the_cache_the_second_time() {
     second.verify().unwrap();
     assert_eq!(second.doc(199_999), first.doc(199_999));
 }
+
+/// Seconds, and the most memory in MiB, of opening a corpus in a process of its own; set to the folder to work in.
+const CHILD: &str = "NEPENTHE_CORPUS_TEST_DIR";
+
+/// Writes and tokenises a million documents; run with `--ignored --nocapture`.
+#[test]
+#[ignore = "takes tens of seconds"]
+fn million_documents_start_in_seconds_the_second_time() {
+    let name = "million_documents_start_in_seconds_the_second_time";
+    if let Some(dir) = std::env::var_os(CHILD) {
+        let dir = Path::new(&dir);
+        let tokenizer = tokenizer(dir, true);
+        let options =
+            CorpusOptions { cache_dir: Some(dir.join("cache")), ..CorpusOptions::default() };
+        let start = std::time::Instant::now();
+        let corpus = Corpus::open(&dir.join("many.jsonl"), &tokenizer, &options).unwrap();
+        corpus.check_ids(dir, 29).unwrap();
+        let seconds = start.elapsed().as_secs_f64();
+        assert_eq!(corpus.len(), 1_000_000);
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let most = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or("?").trim();
+        println!("{} {seconds:.3} s, most memory {most}", corpus.report().from_cache);
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let letter = |i: usize| char::from(b'a' + (i * i % 26) as u8);
+    let lines: String = (0..1_000_000usize)
+        .map(|i| {
+            let words: Vec<String> = (0..40).map(|w| letter(i + w).to_string()).collect();
+            format!("{{\"text\": \"{}\"}}\n", words.join(" "))
+        })
+        .collect();
+    std::fs::write(dir.path().join("many.jsonl"), lines).unwrap();
+    // Else the time of the source cannot vouch for it, and it is hashed again.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    for wanted in ["false", "true", "true"] {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([name, "--exact", "--ignored", "--nocapture"])
+            .env(CHILD, dir.path())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{text}");
+        let line = text.lines().find(|l| l.contains(" s, most")).unwrap();
+        println!("from the cache: {line}");
+        let line = line.split_once("true ").or(line.split_once("false ")).unwrap().1;
+        assert!(text.contains(&format!("{wanted} {line}")), "{text}");
+        let seconds: f64 = line.split(' ').next().unwrap().parse().unwrap();
+        assert!(wanted == "false" || seconds < 5.0, "{seconds} s");
+    }
+}

@@ -50,6 +50,8 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     let mut likelihoods = Vec::with_capacity(args.nll.len());
     for path in &args.nll {
         let corpus = folder.corpus(path, &tokenizer, &options)?;
+        // Every document is about to be read and computed with, so this costs next to nothing.
+        corpus.verify().map_err(|e| e.at(path.display()))?;
         likelihoods.push((path.as_path(), Likelihood::new(corpus, usize::MAX)));
     }
     let mut memories = Vec::with_capacity(args.verbmem.len());

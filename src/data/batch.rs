@@ -120,7 +120,8 @@ pub(super) fn real_length(mask: &[u8]) -> Result<usize> {
 ///
 /// The rows of a step depend on `accum * micro_batch` alone: splitting it otherwise gives the same rows.
 ///
-/// Errors: `Kind::Config` if `accum` or `micro_batch` is 0; `Kind::Data` if `sampler` is not one over `corpus`.
+/// Errors: `Kind::Config` if `accum` or `micro_batch` is 0; `Kind::Data` if `sampler` is not one over `corpus`,
+/// or a row of a damaged cache has an id that was never written.
 pub fn draw(
     corpus: &Corpus,
     sampler: &Sampler,
@@ -141,10 +142,13 @@ pub fn draw(
         )));
     }
     let rows = sampler.rows(step, rows);
-    Ok(rows
-        .chunks(micro_batch)
-        .map(|chunk| MicroBatch::new(chunk.iter().map(|&i| corpus.doc(i))))
-        .collect())
+    rows.chunks(micro_batch)
+        .map(|chunk| {
+            let docs: Vec<&[u32]> =
+                chunk.iter().map(|&i| corpus.checked_doc(i)).collect::<Result<_>>()?;
+            Ok(MicroBatch::new(docs))
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -4,11 +4,13 @@
 //! offsets u64\[rows + 1\]. The header's checksum covers header and offsets, its content hash the ids. Offsets
 //! stand last because they are known last; they are all that is held in memory while writing, 8 bytes a row.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytemuck::{Pod, Zeroable};
 use memmap2::Mmap;
@@ -18,7 +20,7 @@ use super::source::Report;
 use crate::error::{Error, Result};
 
 /// Changes whenever the layout or the meaning of the ids does; part of every key.
-pub(super) const VERSION: u64 = 1;
+pub(super) const VERSION: u64 = 2;
 const MAGIC: [u8; 8] = *b"nepcorp\0";
 const HEADER: usize = size_of::<Header>();
 
@@ -39,7 +41,9 @@ pub(super) struct Header {
     rows: u64,
     tokens: u64,
     longest: u64,
-    counts: [u64; 12],
+    /// The largest id plus one; 0 without tokens.
+    bound: u64,
+    counts: [u64; 11],
 }
 
 pub(super) fn halves(hash: u128) -> [u64; 2] {
@@ -80,7 +84,6 @@ impl Header {
             report.dropped_short,
             report.carriage_returns,
             report.byte_order_marks,
-            0,
             0,
             0,
         ];
@@ -174,6 +177,10 @@ impl Stored {
         self.header.longest as usize
     }
 
+    pub fn bound(&self) -> u64 {
+        self.header.bound
+    }
+
     pub fn ids(&self) -> &[u32] {
         // The map begins on a page and the header is a multiple of 8 bytes, so both casts are aligned.
         bytemuck::cast_slice(&self.map[self.ids.clone()])
@@ -203,32 +210,65 @@ fn layout(rows: u64, tokens: u64) -> Option<(Range<usize>, Range<usize>)> {
 }
 
 /// Writes a cache file beside its final name; dropped unfinished, it leaves nothing behind.
+///
+/// The file stays locked while it is written, so that [`clear_stale`] can tell one in use from one left by a kill. Ids
+/// of processes would not do: machines and containers that share the folder have each their own.
 pub(super) struct Writer {
     file: BufWriter<File>,
     temporary: PathBuf,
     offsets: Vec<u64>,
     content: ContentHash,
     longest: usize,
+    bound: u64,
+}
+
+/// An unfinished file younger than this is left alone: its writer may not have locked it yet.
+const STALE_AFTER: Duration = Duration::from_secs(60);
+
+/// Removes the unfinished files in `folder` that nobody writes any more; what cannot be removed stays.
+fn clear_stale(folder: &Path) {
+    for item in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = item.path();
+        let stem = path.file_stem().map(Path::new).and_then(Path::extension);
+        if path.extension() != Some(OsStr::new("tmp")) || stem != Some(OsStr::new("corpus")) {
+            continue;
+        }
+        let old = item.metadata().is_ok_and(|m| {
+            let age = m.modified().ok().and_then(|time| time.elapsed().ok());
+            m.is_file() && age.is_some_and(|age| age > STALE_AFTER)
+        });
+        // Where locks are not supported, nothing is known and nothing is removed.
+        if old && File::options().write(true).open(&path).is_ok_and(|f| f.try_lock().is_ok()) {
+            let _ = std::fs::remove_file(&path);
+        }
+    }
 }
 
 impl Writer {
     pub fn create(path: &Path) -> Result<Self> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let unique = COUNT.fetch_add(1, Ordering::Relaxed);
-        let temporary = path.with_extension(format!("{}-{unique}.tmp", std::process::id()));
+        let started = std::time::UNIX_EPOCH.elapsed().map_or(0, |t| t.as_nanos());
+        let (id, name) = (std::process::id(), path.file_stem().unwrap_or_default());
+        let name = name.to_string_lossy();
+        let temporary = path.with_file_name(format!("{name}-{id}-{unique}-{started:x}.corpus.tmp"));
         let failed = |e| {
             Error::io("write the corpus cache", &temporary, &e)
                 .hint("choose another folder by data.cache_dir")
         };
         let folder = path.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder).map_err(failed)?;
-        let file = File::create(&temporary).map_err(failed)?;
+        clear_stale(folder);
+        let file = File::create_new(&temporary).map_err(failed)?;
+        // Only a later clearing looks at the lock; where there are none, leftovers stay.
+        let _ = file.try_lock();
         let mut writer = Self {
             file: BufWriter::with_capacity(1 << 20, file),
             temporary: temporary.clone(),
             offsets: vec![0],
             content: ContentHash::default(),
             longest: 0,
+            bound: 0,
         };
         writer.file.write_all(&[0; HEADER]).map_err(failed)?;
         Ok(writer)
@@ -237,6 +277,7 @@ impl Writer {
     pub fn add(&mut self, row: &[u32]) -> Result<()> {
         self.content.add(row);
         self.longest = self.longest.max(row.len());
+        self.bound = row.iter().fold(self.bound, |bound, id| bound.max(u64::from(*id) + 1));
         let end = self.offsets.last().copied().unwrap_or(0) + row.len() as u64;
         self.offsets.push(end);
         self.file
@@ -256,6 +297,7 @@ impl Writer {
         header.rows = self.rows() as u64;
         header.tokens = self.offsets.last().copied().unwrap_or(0);
         header.longest = self.longest as u64;
+        header.bound = self.bound;
         let offsets: &[u8] = bytemuck::cast_slice(&self.offsets);
         header.checksum = header.sum(offsets);
         let padding = [0; 4];
@@ -319,10 +361,38 @@ mod tests {
         let stored = Stored::open(&path).unwrap().unwrap();
         assert_eq!(stored.ids(), [1, 2, 3, 4, 5]);
         assert_eq!(stored.offsets(), [0, 3, 3, 5]);
-        assert_eq!(stored.longest(), 3);
+        assert_eq!((stored.longest(), stored.bound()), (3, 6));
         stored.refresh(&path, 77).unwrap();
         assert_eq!(Stored::open(&path).unwrap().unwrap().header().source_time, 77);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn files_left_by_a_kill_are_removed_and_those_in_use_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = |name: &str| dir.path().join(name);
+        let in_use = Writer::create(&place("used.corpus")).unwrap();
+        let leftover = |name: &str, seconds| {
+            let file = File::create(place(name)).unwrap();
+            file.set_modified(std::time::SystemTime::now() - Duration::from_secs(seconds)).unwrap();
+        };
+        leftover("old-7-0-1f.corpus.tmp", 3600);
+        leftover("young-7-0-1f.corpus.tmp", 1);
+        leftover("other.tmp", 3600);
+        leftover("whole.corpus", 3600);
+        let used = in_use.temporary.clone();
+        File::options()
+            .write(true)
+            .open(&used)
+            .unwrap()
+            .set_modified(std::time::UNIX_EPOCH)
+            .unwrap();
+        drop(Writer::create(&place("next.corpus")).unwrap());
+        let there = |name: &str| place(name).exists();
+        assert!(!there("old-7-0-1f.corpus.tmp") && there("young-7-0-1f.corpus.tmp"));
+        assert!(there("other.tmp") && there("whole.corpus") && used.exists());
+        drop(in_use);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub struct Corpus {
     rows: Storage,
     hash: u128,
     longest: usize,
+    /// The largest id plus one; 0 without tokens.
+    bound: u64,
     report: Report,
 }
 
@@ -107,14 +109,15 @@ impl Corpus {
         Self {
             hash: hash.finish(),
             longest: docs.iter().map(Vec::len).max().unwrap_or(0),
+            bound: ids.iter().max().map_or(0, |id| u64::from(*id) + 1),
             report: Report { records: docs.len() as u64, single_token, ..Report::default() },
             rows: Storage::Owned { ids, offsets },
         }
     }
 
     fn mapped(stored: Stored, report: Report) -> Self {
-        let (hash, longest) = (stored.content_hash(), stored.longest());
-        Self { rows: Storage::Mapped(Box::new(stored)), hash, longest, report }
+        let (hash, longest, bound) = (stored.content_hash(), stored.longest(), stored.bound());
+        Self { rows: Storage::Mapped(Box::new(stored)), hash, longest, bound, report }
     }
 
     fn parts(&self) -> (&[u32], &[u64]) {
@@ -148,6 +151,39 @@ impl Corpus {
     /// Returns the number of tokens in the longest row.
     pub fn longest(&self) -> usize {
         self.longest
+    }
+
+    /// Returns the largest id of all rows, `None` without tokens; known without reading them.
+    pub fn largest_id(&self) -> Option<u32> {
+        self.bound.checked_sub(1).and_then(|id| u32::try_from(id).ok())
+    }
+
+    /// Refuses a corpus with an id that a model of `vocab` tokens has no row for; `source` names it.
+    ///
+    /// Errors: `Kind::Data`.
+    pub fn check_ids(&self, source: &Path, vocab: usize) -> Result<()> {
+        match self.largest_id() {
+            Some(id) if id as usize >= vocab => Err(Error::data(format!(
+                "{}: token id {id}, the model's vocab_size is {vocab}",
+                source.display()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the ids of row `i` as [`Corpus::doc`] does, once they are seen to be within [`Corpus::largest_id`].
+    ///
+    /// Errors: `Kind::Data` if they are not: the cache was damaged after it was written.
+    pub fn checked_doc(&self, i: usize) -> Result<&[u32]> {
+        let doc = self.doc(i);
+        match doc.iter().find(|id| u64::from(**id) >= self.bound) {
+            None => Ok(doc),
+            Some(id) => Err(Error::data(format!(
+                "cached row {i} has id {id}, the largest written was {}",
+                self.bound.saturating_sub(1)
+            ))
+            .hint("delete the corpus cache and start again")),
+        }
     }
 
     /// Returns the xxh3-128 hash of the rows, the same in memory and mapped.
@@ -208,7 +244,9 @@ impl Job<'_> {
     /// Names the cache by the source's place, so that finding it needs no hash of the source.
     fn cache_path(&self) -> PathBuf {
         let place = self.source.canonicalize().unwrap_or_else(|_| self.source.to_owned());
-        let name = self.key(xxh3_128(place.as_os_str().as_encoded_bytes()));
+        // Not by the version: another one's file is then found, and replaced instead of left behind.
+        const NAMING: u64 = 1;
+        let name = self.key(xxh3_128(place.as_os_str().as_encoded_bytes()), NAMING);
         let stem = self.source.file_stem().unwrap_or_default().to_string_lossy();
         let stem: String = stem
             .chars()
@@ -219,7 +257,7 @@ impl Job<'_> {
         folder.join(format!("{stem}-{name:032x}.corpus"))
     }
 
-    fn key(&self, source: u128) -> u128 {
+    fn key(&self, source: u128, version: u64) -> u128 {
         let chunking = match self.options.chunking {
             Chunking::Truncate => 0,
             Chunking::Chunk => 1,
@@ -231,7 +269,7 @@ impl Job<'_> {
             self.options.context as u128,
             chunking,
             self.format as u128,
-            VERSION.into(),
+            version.into(),
         ];
         xxh3_128(&words.map(u128::to_le_bytes).concat())
     }
@@ -242,12 +280,12 @@ impl Job<'_> {
             return Ok(false);
         }
         if stamp.time != 0 && header.source_time == stamp.time {
-            return Ok(header.key == halves(self.key(whole(header.source_hash))));
+            return Ok(header.key == halves(self.key(whole(header.source_hash), VERSION)));
         }
         let hash = File::open(self.source)
             .and_then(source::hash)
             .map_err(|e| Error::io("read", self.source, &e))?;
-        let current = header.key == halves(self.key(hash));
+        let current = header.key == halves(self.key(hash, VERSION));
         if current && stamp.time != 0 {
             // A read-only cache stays usable; it only costs the hash each time.
             let _ = stored.refresh(path, stamp.time);
@@ -298,7 +336,7 @@ impl Job<'_> {
             ..summary.report
         };
         let mut header = Header::zeroed();
-        header.key = halves(self.key(summary.hash));
+        header.key = halves(self.key(summary.hash, VERSION));
         header.source_hash = halves(summary.hash);
         header.source_bytes = summary.bytes;
         header.source_time = if summary.bytes == stamp.bytes { stamp.time } else { 0 };
@@ -382,6 +420,12 @@ mod tests {
         let first = folder.open(4, Chunking::Truncate).unwrap();
         assert_eq!(rows(&first), [vec![0, 3, 4, 5], vec![0], vec![0, 7]]);
         assert_eq!((first.tokens(), first.longest(), first.is_empty()), (7, 4, false));
+        assert_eq!(first.largest_id(), Some(7));
+        first.check_ids(Path::new("a"), 8).unwrap();
+        assert_eq!(
+            first.check_ids(Path::new("a"), 7).unwrap_err().message(),
+            "a: token id 7, the model's vocab_size is 7"
+        );
         assert_eq!(
             first.report().oddities(),
             [
@@ -395,7 +439,9 @@ mod tests {
         assert_eq!(second.report(), &Report { from_cache: true, ..first.report().clone() });
         assert_eq!(rows(&second), rows(&first));
         assert_eq!(second.hash(), first.hash());
-        assert_eq!(Corpus::from_docs(rows(&first)).hash(), first.hash());
+        let owned = Corpus::from_docs(rows(&first));
+        assert_eq!((owned.hash(), owned.largest_id()), (first.hash(), first.largest_id()));
+        assert_eq!(Corpus::from_docs(Vec::new()).largest_id(), None);
         second.verify().unwrap();
     }
 
@@ -455,11 +501,14 @@ mod tests {
         let bytes = std::fs::read(&path).unwrap();
         let mut flipped = bytes.clone();
         *flipped.last_mut().unwrap() ^= 1;
+        let mut older = bytes.clone();
+        older[8] = 1;
         for (broken, why) in [
             (&bytes[..bytes.len() - 1], "271 bytes do not fit 3 rows of 7 tokens"),
             (&bytes[..10], "10 bytes are no header"),
             (b"", "0 bytes are no header"),
             (&flipped, "its checksum does not match"),
+            (&older, "version 1 in file, 2 wanted"),
         ] {
             std::fs::write(&path, broken).unwrap();
             let corpus = folder.open(4, Chunking::Truncate).unwrap();
@@ -481,6 +530,15 @@ mod tests {
         std::fs::write(&path, bytes).unwrap();
         let corpus = folder.open(4, Chunking::Truncate).unwrap();
         assert!(corpus.verify().unwrap_err().message().starts_with("cached ids have hash "));
+        corpus.checked_doc(0).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[size_of::<Header>() + 3] = 1;
+        std::fs::write(&path, bytes).unwrap();
+        let corpus = folder.open(4, Chunking::Truncate).unwrap();
+        assert_eq!(
+            corpus.checked_doc(0).unwrap_err().message(),
+            "cached row 0 has id 16777217, the largest written was 7"
+        );
     }
 
     #[test]

@@ -7,6 +7,8 @@
 //! | `.txt` | one document: the whole file |
 //!
 //! A question and its answer become the text `Question: {question}\nAnswer: {answer}`, the form in which MUSE asks.
+//! A record longer than [`LONGEST_RECORD`] or a text longer than [`LONGEST_TEXT`] is refused, so that a file of another
+//! kind cannot fill the memory.
 //! `input_ids` are used as they are: no special tokens, no truncation. Other keys of an object are ignored.
 
 use std::cell::{Cell, RefCell};
@@ -23,6 +25,11 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::record::{Shape, document, kind};
 use crate::error::{Error, Result};
+
+/// The longest record of a .jsonl or .json file, in bytes: far above a book, far below what fills a memory.
+pub const LONGEST_RECORD: usize = 16 << 20;
+/// The longest .txt file, in bytes.
+pub const LONGEST_TEXT: usize = 256 << 20;
 
 /// One document before tokenisation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -268,11 +275,20 @@ fn json_lines(input: &mut impl BufRead, records: &mut Records<'_>) -> Result<()>
     let mut line = Vec::new();
     for number in 1u64.. {
         line.clear();
-        let read = input
+        let read = (&mut *input)
+            .take(LONGEST_RECORD as u64 + 1)
             .read_until(b'\n', &mut line)
             .map_err(|e| records.place(Error::data(format!("cannot read: {e}")), number))?;
         if read == 0 {
             break;
+        }
+        if read > LONGEST_RECORD {
+            let e = Error::data(format!(
+                "the line is longer than {} MiB, wanted one document per line",
+                LONGEST_RECORD >> 20
+            ));
+            let hint = "split the document into several, or name the file .txt if it is one text";
+            return Err(records.place(e.hint(hint), number));
         }
         if line.iter().all(u8::is_ascii_whitespace) {
             records.report.blank_lines += 1;
@@ -297,7 +313,8 @@ fn json_lines(input: &mut impl BufRead, records: &mut Records<'_>) -> Result<()>
 
 fn json_list(input: &mut impl BufRead, records: &mut Records<'_>) -> Result<()> {
     let line = Cell::new(1);
-    let mut input = Lines { inner: input, line: &line };
+    let left = Cell::new(LONGEST_RECORD);
+    let mut input = Lines { inner: input, line: &line, left: &left };
     match first_byte(&mut input)
         .map_err(|e| records.place(Error::data(format!("cannot read: {e}")), line.get()))?
     {
@@ -311,11 +328,19 @@ fn json_list(input: &mut impl BufRead, records: &mut Records<'_>) -> Result<()> 
     }
     let mut failure = None;
     let mut json = serde_json::Deserializer::from_reader(&mut input);
-    let elements = Elements { records: &mut *records, line: &line, failure: &mut failure };
+    let elements =
+        Elements { records: &mut *records, line: &line, left: &left, failure: &mut failure };
     let outcome = json.deserialize_seq(elements).and_then(|()| json.end());
     match (failure, outcome) {
         (Some(e), _) => Err(e),
         (None, Ok(())) => Ok(()),
+        (None, Err(e)) if e.is_io() && left.get() == 0 => {
+            let e = Error::data(format!(
+                "one document is longer than {} MiB, wanted a list of documents",
+                LONGEST_RECORD >> 20
+            ));
+            Err(records.place(e.hint("split the document into several"), line.get()))
+        }
         (None, Err(e)) if e.is_data() => {
             let e = Error::data("the file is not a list, wanted a list of strings or objects");
             Err(records.place(e, line.get()))
@@ -326,9 +351,18 @@ fn json_list(input: &mut impl BufRead, records: &mut Records<'_>) -> Result<()> 
 
 fn plain_text(input: &mut impl BufRead, records: &mut Records<'_>) -> Result<()> {
     let mut bytes = Vec::new();
-    input
+    (&mut *input)
+        .take(LONGEST_TEXT as u64 + 1)
         .read_to_end(&mut bytes)
         .map_err(|e| Error::data(format!("{}: cannot read: {e}", records.name)))?;
+    if bytes.len() > LONGEST_TEXT {
+        return Err(Error::data(format!(
+            "{}: longer than {} MiB, but a .txt file is one document",
+            records.name,
+            LONGEST_TEXT >> 20
+        ))
+        .hint("write a .jsonl file with one {\"text\": ...} per document"));
+    }
     if bytes.is_empty() {
         return Ok(());
     }
@@ -346,11 +380,18 @@ fn plain_text(input: &mut impl BufRead, records: &mut Records<'_>) -> Result<()>
 struct Lines<'a, R> {
     inner: &'a mut R,
     line: &'a Cell<u64>,
+    /// Bytes that the current record may still have.
+    left: &'a Cell<usize>,
 }
 
 impl<R: BufRead> Read for Lines<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.inner.read(buffer)?;
+        let allowed = buffer.len().min(self.left.get());
+        if allowed == 0 && !buffer.is_empty() {
+            return Err(std::io::Error::other("the record is too long"));
+        }
+        let n = self.inner.read(&mut buffer[..allowed])?;
+        self.left.set(self.left.get() - n);
         let newlines = buffer[..n].iter().filter(|&&b| b == b'\n').count();
         self.line.set(self.line.get() + newlines as u64);
         Ok(n)
@@ -376,6 +417,7 @@ fn first_byte<R: BufRead>(input: &mut Lines<'_, R>) -> std::io::Result<Option<u8
 struct Elements<'a, 'b> {
     records: &'a mut Records<'b>,
     line: &'a Cell<u64>,
+    left: &'a Cell<usize>,
     failure: &'a mut Option<Error>,
 }
 
@@ -390,6 +432,7 @@ impl<'de> Visitor<'de> for Elements<'_, '_> {
         let value = std::marker::PhantomData::<Value>;
         while let Some(value) = list.next_element_seed(value)? {
             let line = self.line.get();
+            self.left.set(LONGEST_RECORD);
             if let Err(e) = self.records.add_value(value, line) {
                 // serde carries strings only; the real error goes round it.
                 *self.failure = Some(e);
@@ -484,6 +527,33 @@ mod tests {
         let deep = "[".repeat(100_000);
         assert!(read_all(Format::JsonList, deep.as_bytes()).is_err());
         assert!(read_all(Format::JsonLines, deep.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn record_without_an_end_is_refused_before_it_fills_the_memory() {
+        let endless = |start: &'static [u8]| start.chain(std::io::repeat(b'a'));
+        let refused = |format, start| {
+            let reader = BufReader::new(endless(start)).take(1 << 40);
+            read(format, "x", reader, 1, &mut |_| Ok(())).unwrap_err().message().to_owned()
+        };
+        assert_eq!(
+            refused(Format::JsonLines, b"{\"text\": \"a\"}\n{\"text\": \""),
+            "x:2: the line is longer than 16 MiB, wanted one document per line"
+        );
+        assert_eq!(
+            refused(Format::JsonList, b"[\"a\",\n\n\""),
+            "x:3: one document is longer than 16 MiB, wanted a list of documents"
+        );
+        assert_eq!(
+            refused(Format::Text, b""),
+            "x: longer than 256 MiB, but a .txt file is one document"
+        );
+        let long = format!("{{\"text\": \"{}\"}}\n", "a".repeat(LONGEST_RECORD - 13));
+        assert_eq!(long.len(), LONGEST_RECORD);
+        read(Format::JsonLines, "x", long.repeat(2).as_bytes(), 1, &mut |_| Ok(())).unwrap();
+        let list = format!("[{}\"b\"]", "\"a\",".repeat(6_000_000));
+        assert!(list.len() > LONGEST_RECORD);
+        read(Format::JsonList, "x", list.as_bytes(), 1, &mut |_| Ok(())).unwrap();
     }
 
     proptest! {

@@ -1,6 +1,6 @@
 //! Safetensors files, mapped into memory for reading and streamed for writing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 use rayon::prelude::*;
-use safetensors::SafeTensors;
+use safetensors::tensor::Metadata;
 
 use crate::error::{Error, Result};
 
@@ -120,28 +120,36 @@ impl Weights {
     pub fn open(dir: &Path) -> Result<Self> {
         let index = dir.join(INDEX);
         if !index.is_file() {
-            return Self::open_file(&dir.join(SINGLE));
+            let single = dir.join(SINGLE);
+            return match other_weights(dir) {
+                Some(e) if !single.exists() => Err(e),
+                _ => Self::open_file(&single),
+            };
         }
         let wrong = |what: String| Error::model(format!("{}: {what}", index.display()));
-        let text = std::fs::read_to_string(&index).map_err(|e| Error::io("read", &index, &e))?;
+        let text = std::fs::read(&index).map_err(|e| Error::io("read", &index, &e))?;
         let json: serde_json::Value =
-            serde_json::from_str(&text).map_err(|e| wrong(format!("not valid JSON: {e}")))?;
+            serde_json::from_slice(&text).map_err(|e| wrong(format!("not valid JSON: {e}")))?;
         let map = json
             .get("weight_map")
             .and_then(|map| map.as_object())
             .ok_or_else(|| wrong("weight_map is missing or no object".into()))?;
-        let mut files: Vec<&str> = Vec::new();
+        if map.is_empty() {
+            return Err(wrong("weight_map is empty".into()));
+        }
+        let mut files = BTreeSet::new();
         for (name, file) in map {
-            let file = file.as_str().unwrap_or_default();
-            let plain = Path::new(file).file_name().is_some_and(|f| f == file);
+            let file = file
+                .as_str()
+                .ok_or_else(|| wrong(format!("{name}: wanted a file name, got {file}")))?;
+            // A shard is written under the same name by export, so it must stay inside the folder on every system.
+            let plain = Path::new(file).file_name().is_some_and(|f| f == file)
+                && !file.contains(['\\', ':', '\0']);
             if !plain {
                 return Err(wrong(format!("{name}: `{file}` is no plain file name")));
             }
-            if !files.contains(&file) {
-                files.push(file);
-            }
+            files.insert(file);
         }
-        files.sort_unstable();
         let mut weights = Self { shards: Vec::new(), tensors: BTreeMap::new() };
         for file in files {
             weights.add(&dir.join(file))?;
@@ -177,9 +185,7 @@ impl Weights {
             Error::model(format!("{}: {what}", path.display()))
                 .hint("the file is damaged or incomplete; download it again")
         };
-        let (header, metadata) = SafeTensors::read_metadata(&map)
-            .map_err(|e| wrong(format!("no safetensors file: {e}")))?;
-        let data = header + 8;
+        let (data, metadata) = parse_header(&map).map_err(|e| e.at(path.display()))?;
         let shard = self.shards.len();
         let mut found: Vec<(usize, String)> = Vec::new();
         for (name, info) in metadata.tensors() {
@@ -291,6 +297,61 @@ impl Weights {
     }
 }
 
+/// Names weights of another kind that a folder without safetensors holds, and what to do about them.
+fn other_weights(dir: &Path) -> Option<Error> {
+    let there = |name: &str| dir.join(name).exists();
+    let place = dir.display();
+    if there("pytorch_model.bin") || there("pytorch_model.bin.index.json") {
+        return Some(
+            Error::model(format!("{place}: weights only as pytorch_model.bin, wanted {SINGLE}"))
+                .hint("convert them: AutoModelForCausalLM.from_pretrained(...).save_pretrained(..., safe_serialization=True)"),
+        );
+    }
+    there("adapter_model.safetensors").then(|| {
+        Error::model(format!("{place}: an adapter, wanted a whole model with {SINGLE}")).hint(
+            "merge it into its base model first: peft's merge_and_unload(), then save_pretrained(...)",
+        )
+    })
+}
+
+/// Parses and checks the header of a whole file given as bytes; returns where the tensors begin, and the header.
+fn parse_header(file: &[u8]) -> Result<(usize, Metadata)> {
+    // The limit of the reference implementation.
+    const LONGEST: u64 = 100_000_000;
+    if file.starts_with(b"version https://git-lfs") {
+        return Err(Error::model("a Git LFS pointer, not the tensors it stands for")
+            .hint("run git lfs pull in the folder"));
+    }
+    let wrong = |what: String| {
+        Error::model(format!("no safetensors file: {what}"))
+            .hint("the file is damaged or incomplete; download it again")
+    };
+    let Some((length, rest)) = file.split_first_chunk::<8>() else {
+        return Err(wrong(format!("{} bytes, a header needs at least 8", file.len())));
+    };
+    let length = u64::from_le_bytes(*length);
+    if length > LONGEST {
+        return Err(wrong(format!("header of {length} bytes, at most {LONGEST} allowed")));
+    }
+    let Some((header, data)) = rest.split_at_checked(length as usize) else {
+        return Err(wrong(format!(
+            "header of {length} bytes, but only {} bytes follow",
+            rest.len()
+        )));
+    };
+    // The crate checks shape times dtype against the offsets, gaps and overlaps included.
+    let metadata: Metadata =
+        serde_json::from_slice(header).map_err(|e| wrong(format!("broken header: {e}")))?;
+    if metadata.data_len() != data.len() {
+        return Err(wrong(format!(
+            "the header describes {} bytes of tensors, the file has {}",
+            metadata.data_len(),
+            data.len()
+        )));
+    }
+    Ok((8 + header.len(), metadata))
+}
+
 /// A tensor to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -303,15 +364,18 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Returns its size in bytes.
+    /// Returns its size in bytes; the largest `usize` where that overflows.
     pub fn bytes(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.dtype.size()
+        self.shape.iter().fold(self.dtype.size(), |n, d| n.saturating_mul(*d))
     }
 }
 
 /// Writes a safetensors file in the order of `entries`, tensor by tensor, and flushes it to disk.
 ///
-/// `fill` writes the bytes of each entry; writing more or fewer than the entry has is an error.
+/// `fill` writes the bytes of each entry.
+///
+/// Errors: [`crate::Kind::Model`] for a name that is given twice or reserved, sizes that overflow, or `fill` writing
+/// more or fewer bytes than the entry has; [`crate::Kind::Io`] if the disk refuses; and whatever `fill` returns.
 pub fn write_file(
     path: &Path,
     entries: &[Entry],
@@ -322,9 +386,18 @@ pub fn write_file(
     if !metadata.is_empty() {
         header.insert("__metadata__".into(), serde_json::json!(metadata));
     }
-    let mut offset = 0;
+    let mut seen = HashSet::from(["__metadata__"]);
+    let mut offset = 0usize;
     for entry in entries {
-        let end = offset + entry.bytes();
+        let wrong =
+            |what: &str| Error::model(format!("{}: {}: {what}", path.display(), entry.name));
+        if !seen.insert(&entry.name) {
+            return Err(wrong("the name is given twice or reserved"));
+        }
+        let end = offset
+            .checked_add(entry.bytes())
+            .filter(|end| *end < usize::MAX)
+            .ok_or_else(|| wrong("the size of the file overflows"))?;
         let value = serde_json::json!({
             "dtype": entry.dtype.to_string(), "shape": entry.shape, "data_offsets": [offset, end],
         });

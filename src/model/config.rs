@@ -8,6 +8,10 @@ use crate::ops::Heads;
 /// The `model_type`s this version computes.
 pub const ARCHITECTURES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
 
+const MOST_LAYERS: usize = 4096;
+const LARGEST_MATRIX: u128 = 1 << 40;
+const WIDEST_HEAD: usize = 1 << 16;
+
 /// The settings of a decoder that its computation depends on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
@@ -129,21 +133,40 @@ impl ModelConfig {
                 "config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
             )));
         }
+        let (vocab, ffn) = (json.size("vocab_size")?, json.size("intermediate_size")?);
+        // So that no size computed from these can overflow, and a wrong file cannot ask for memory by a number alone.
+        if layers > MOST_LAYERS {
+            return Err(Error::model(format!(
+                "config.json: num_hidden_layers: wanted at most {MOST_LAYERS}, got {layers}"
+            )));
+        }
+        if head_width > WIDEST_HEAD {
+            return Err(Error::model(format!(
+                "config.json: head_dim: wanted at most {WIDEST_HEAD}, got {head_width}"
+            )));
+        }
+        let heads_wide = (heads as u128 + 2 * kv_heads as u128) * head_width as u128;
+        let largest = (vocab as u128).max(2 * ffn as u128).max(heads_wide) * width as u128;
+        if largest > LARGEST_MATRIX {
+            return Err(Error::model(format!(
+                "config.json: a matrix of {largest} numbers, wanted at most {LARGEST_MATRIX}"
+            )));
+        }
         Ok(Self {
-            vocab: json.size("vocab_size")?,
+            vocab,
             width,
             layers,
             heads,
             kv_heads,
             head_width,
-            ffn: json.size("intermediate_size")?,
+            ffn,
             eps: json.number("rms_norm_eps", Some(1e-6))?,
             tied: json.flag("tie_word_embeddings", false)?,
             qkv_bias: qwen2 || attention_bias,
             out_bias: !qwen2 && attention_bias,
             mlp_bias: json.flag("mlp_bias", false)?,
             qk_norm: architecture == "qwen3",
-            rope: rope(&json, head_width)?,
+            rope: finite(rope(&json, head_width)?)?,
             windows: windows(&json, layers)?,
             max_positions: json.optional_size("max_position_embeddings")?.unwrap_or(2048),
             architecture,
@@ -158,6 +181,35 @@ impl ModelConfig {
             d: self.head_width,
             window: self.windows.get(layer).copied().flatten(),
         }
+    }
+}
+
+fn finite(rope: RopeConfig) -> Result<RopeConfig> {
+    match super::rope::table(&rope).inv_freq.iter().all(|f| f.is_finite()) {
+        true => Ok(rope),
+        false => Err(Error::model(format!(
+            "config.json: rope_theta {} and {:?} make rotary frequencies that are not finite",
+            rope.theta, rope.scaling
+        ))),
+    }
+}
+
+/// Reads the ids that end a generation from generation_config.json; empty if it names none.
+///
+/// Errors: [`crate::Kind::Model`] for JSON that is no object, or ids that are not.
+pub fn end_tokens(text: &str) -> Result<Vec<u32>> {
+    let wrong = |what: String| Error::model(format!("generation_config.json: {what}"));
+    let root: serde_json::Map<String, Value> =
+        serde_json::from_str(text).map_err(|e| wrong(format!("not a JSON object: {e}")))?;
+    let id = |value: &Value| {
+        value.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
+            wrong(format!("eos_token_id: {value} is no token id, wanted an integer or a list"))
+        })
+    };
+    match root.get("eos_token_id") {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(ids)) => ids.iter().map(id).collect(),
+        Some(one) => Ok(vec![id(one)?]),
     }
 }
 
@@ -239,6 +291,11 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn wrong(key: &str, wanted: &str, got: &Value) -> Error {
+        let mut got = got.to_string();
+        if let Some((at, _)) = got.char_indices().nth(100) {
+            got.truncate(at);
+            got.push_str("...");
+        }
         Error::model(format!("config.json: {key}: wanted {wanted}, got {got}"))
     }
 
@@ -312,6 +369,38 @@ mod tests {
             "config.json: model_type: architecture `lama` is not supported\n\
              hint: known are llama, mistral, qwen2, qwen3; nearest is llama"
         );
+    }
+
+    #[test]
+    fn parse_refuses_sizes_that_no_machine_holds() {
+        let message = |from: &str, to: &str| {
+            let text = LLAMA.replace(from, to);
+            ModelConfig::parse(&text).unwrap_err().message().to_owned()
+        };
+        assert_eq!(
+            message("num_hidden_layers\":2", "num_hidden_layers\":2000000000"),
+            "config.json: num_hidden_layers: wanted at most 4096, got 2000000000"
+        );
+        assert_eq!(
+            message("hidden_size\":64", "hidden_size\":131072,\"head_dim\":1048576"),
+            "config.json: head_dim: wanted at most 65536, got 1048576"
+        );
+        assert_eq!(
+            message("hidden_size\":64", "hidden_size\":2147483646,\"head_dim\":65536"),
+            "config.json: a matrix of 844424929345536 numbers, wanted at most 1099511627776"
+        );
+    }
+
+    #[test]
+    fn end_tokens_when_integer_list_or_absent_are_read() {
+        assert_eq!(end_tokens(r#"{"eos_token_id": 2}"#).unwrap(), [2]);
+        assert_eq!(end_tokens(r#"{"eos_token_id": [1, 128009]}"#).unwrap(), [1, 128_009]);
+        assert!(end_tokens(r#"{"eos_token_id": null}"#).unwrap().is_empty());
+        assert!(end_tokens("{}").unwrap().is_empty());
+        for bad in ["-1", "[1, \"2\"]", "4294967296", "1.5", "{}"] {
+            let error = end_tokens(&format!("{{\"eos_token_id\": {bad}}}")).unwrap_err();
+            assert!(error.message().contains("is no token id"), "{bad}: {error}");
+        }
     }
 
     proptest! {

@@ -152,7 +152,8 @@ pub trait State: Compute {
         scan: &GradScan,
         scalars: &UpdateScalars,
     );
-    /// Copies student or teacher to the host in fp32, exactly as stored (compact: both planes joined).
+    /// Copies student or teacher to the host in fp32, exactly as stored (compact: both planes joined, but
+    /// [`Role::Evaluated`] rounded as [`State::view`] shows it).
     fn read_param(&self, param: &Self::Param, role: Role, out: &mut [f32]);
     /// Measures how far student and teacher are from each other and from `initial`.
     fn distances(&self, param: &Self::Param, initial: &[f32]) -> Distances;

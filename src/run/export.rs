@@ -1,6 +1,6 @@
 //! Writing a trained model the way its source was written.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::Value;
@@ -11,8 +11,11 @@ use crate::io::safetensors::{Entry, INDEX, Weights, write_f32_as, write_file};
 use crate::model::Model;
 use crate::ops::{Ops, Role};
 
-/// Files of a model folder that are copied byte for byte where they exist.
-const COMPANIONS: [&str; 13] = [
+/// The file that says how a model was unlearned; it marks the folders that were written here.
+pub const RECORD: &str = "unlearning.json";
+
+/// Files of a model folder that are copied byte for byte where they exist, beside licences.
+const COMPANIONS: [&str; 11] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -24,14 +27,71 @@ const COMPANIONS: [&str; 13] = [
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
-    "LICENSE",
-    "LICENSE.txt",
 ];
+
+/// Refuses a folder `out` that a model must not replace: a file, a folder of something else, the source itself.
+///
+/// Replacing removes what was there, so only what was written here before, or is empty, may be replaced.
+///
+/// Errors: [`crate::Kind::Config`]; [`crate::Kind::Io`] if the folder cannot be listed.
+pub fn check_target(source: &Path, out: &Path) -> Result<()> {
+    let place = out.display();
+    let refused = |what: &str| {
+        Err(Error::config(format!("{place}: {what}")).hint("give the name of a new folder"))
+    };
+    let Ok(found) = out.symlink_metadata() else { return Ok(()) };
+    if found.is_symlink() {
+        return refused("is a link, wanted a folder to write the model to");
+    }
+    if !found.is_dir() {
+        return refused("is a file, wanted a folder to write the model to");
+    }
+    if source.canonicalize().is_ok_and(|from| out.canonicalize().is_ok_and(|to| from == to)) {
+        return refused("is the model to start from, so it is not replaced");
+    }
+    let mut items = std::fs::read_dir(out).map_err(|e| Error::io("list", out, &e))?;
+    if out.join(RECORD).is_file() || items.next().is_none() {
+        return Ok(());
+    }
+    refused(&format!("the folder has files but no {RECORD}, so it is not replaced"))
+}
+
+/// Returns the names of the files that are copied with the model, sorted.
+fn companions(source: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for item in std::fs::read_dir(source).map_err(|e| Error::io("list", source, &e))? {
+        let item = item.map_err(|e| Error::io("list", source, &e))?;
+        let name = item.file_name().to_string_lossy().into_owned();
+        let wanted = COMPANIONS.contains(&name.as_str()) || name.starts_with("LICENSE");
+        // Follows links, since the cache of huggingface_hub consists of them.
+        if wanted && item.path().is_file() {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Returns the index of `source` with another total size; whatever else it says is kept.
+fn index(source: &Path, total: usize) -> Result<Value> {
+    let path = source.join(INDEX);
+    let text = std::fs::read(&path).map_err(|e| Error::io("read", &path, &e))?;
+    let mut index: Value = serde_json::from_slice(&text)
+        .map_err(|e| Error::model(format!("{}: not valid JSON: {e}", path.display())))?;
+    if !index["metadata"].is_object() {
+        index["metadata"] = serde_json::json!({});
+    }
+    index["metadata"]["total_size"] = total.into();
+    Ok(index)
+}
 
 /// Writes the student as the model folder `out`, with the names, dtypes and shard map of `source`.
 ///
 /// Frozen tensors, and those the model has no use for, are copied from the source byte for byte; `record` goes into
-/// `unlearning.json`. The folder appears whole or not at all.
+/// `unlearning.json`. The folder appears whole or not at all, in the place of an older one that was written here.
+///
+/// Errors: those of [`check_target`] and of reading `source`; [`crate::Kind::Io`] if the file system refuses, and then
+/// the older folder stays.
 pub fn write_model<O: Ops>(
     ops: &O,
     model: &Model<O>,
@@ -39,7 +99,9 @@ pub fn write_model<O: Ops>(
     out: &Path,
     record: &Value,
 ) -> Result<()> {
+    check_target(source, out)?;
     let weights = Weights::open(source)?;
+    let companions = companions(source)?;
     let mut places: HashMap<&str, (usize, usize, usize)> = HashMap::new();
     for (b, block) in model.layout.blocks.iter().enumerate().filter(|(_, block)| block.trainable) {
         let mut start = 0;
@@ -51,7 +113,6 @@ pub fn write_model<O: Ops>(
     atomic::replace_dir(out, |dir| {
         let mut values: Vec<f32> = Vec::new();
         let mut loaded = usize::MAX;
-        let mut map = BTreeMap::new();
         let mut total = 0;
         for (file, names, metadata) in weights.shards() {
             let entries = names
@@ -59,14 +120,16 @@ pub fn write_model<O: Ops>(
                 .map(|name| {
                     let info = weights.info(name);
                     let info = info.ok_or_else(|| Error::model(format!("{name}: missing")))?;
-                    map.insert(name.clone(), file.to_owned());
                     let (dtype, shape) = (info.dtype, info.shape.clone());
                     Ok(Entry { name: name.clone(), dtype, shape })
                 })
                 .collect::<Result<Vec<_>>>()?;
             total += entries.iter().map(Entry::bytes).sum::<usize>();
             let path = dir.join(file);
-            write_file(&path, &entries, metadata, &mut |entry, to| {
+            let mut metadata = metadata.clone();
+            // transformers refuses files that do not say which framework's layout they have.
+            metadata.entry("format".into()).or_insert_with(|| "pt".into());
+            write_file(&path, &entries, &metadata, &mut |entry, to| {
                 let io = |e: std::io::Error| Error::io("write", &path, &e);
                 let Some(&(b, start, end)) = places.get(entry.name.as_str()) else {
                     return to.write_all(weights.bytes(&entry.name)?).map_err(io);
@@ -80,17 +143,15 @@ pub fn write_model<O: Ops>(
             })?;
         }
         if source.join(INDEX).is_file() {
-            let index = serde_json::json!({"metadata": {"total_size": total}, "weight_map": map});
-            write(&dir.join(INDEX), pretty(&index).as_bytes())?;
+            write(&dir.join(INDEX), pretty(&index(source, total)?).as_bytes())?;
         }
-        for name in COMPANIONS {
+        for name in &companions {
             let from = source.join(name);
-            if from.is_file() {
-                let bytes = std::fs::read(&from).map_err(|e| Error::io("read", &from, &e))?;
-                write(&dir.join(name), &bytes)?;
-            }
+            // Through bytes and not fs::copy, which would carry over a read-only mode.
+            let bytes = std::fs::read(&from).map_err(|e| Error::io("read", &from, &e))?;
+            write(&dir.join(name), &bytes)?;
         }
-        write(&dir.join("unlearning.json"), pretty(record).as_bytes())
+        write(&dir.join(RECORD), pretty(record).as_bytes())
     })
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::data::{Corpus, CorpusOptions, Tokenizer};
 use crate::error::{Error, Kind, Result};
 use crate::io::safetensors::Weights;
+use crate::model::config::end_tokens;
 use crate::model::{Layout, ModelConfig, Train};
 
 /// A model folder whose configuration and weights fit each other.
@@ -75,14 +76,7 @@ impl Folder {
         options: &CorpusOptions,
     ) -> Result<Corpus> {
         let corpus = Corpus::open(path, tokenizer, options)?;
-        let largest = (0..corpus.len()).flat_map(|i| corpus.doc(i)).max().copied().unwrap_or(0);
-        if largest as usize >= self.config.vocab {
-            return Err(Error::data(format!(
-                "{}: token id {largest}, the model's vocab_size is {}",
-                path.display(),
-                self.config.vocab
-            )));
-        }
+        corpus.check_ids(path, self.config.vocab)?;
         Ok(corpus)
     }
 
@@ -90,21 +84,13 @@ impl Folder {
     pub fn end_tokens(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         let path = self.dir.join("generation_config.json");
         let listed = match std::fs::read_to_string(&path) {
-            Ok(text) => {
-                let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| {
-                    Error::model(format!("{}: not valid JSON: {e}", path.display()))
-                })?;
-                let value = json.get("eos_token_id").cloned().unwrap_or_default();
-                match value.as_array() {
-                    Some(list) => list.iter().filter_map(|id| id.as_u64()).collect(),
-                    None => value.as_u64().into_iter().collect(),
-                }
-            }
-            Err(_) => Vec::new(),
+            Ok(text) => end_tokens(&text).map_err(|e| e.at(self.dir.display()))?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(Error::model(format!("{}: cannot read: {e}", path.display()))),
         };
         Ok(match listed.is_empty() {
             true => tokenizer.eos().into_iter().collect(),
-            false => listed.into_iter().map(|id| id as u32).collect(),
+            false => listed,
         })
     }
 }

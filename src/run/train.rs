@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::evaluate::{Measured, Suite};
-use super::export::write_model;
+use super::export::{check_target, write_model};
 use super::folder::Folder;
 use super::page::{self, Outcome};
 use super::recipe::{OrderKey, Recipe};
@@ -15,7 +15,7 @@ use super::signals::StopFlag;
 use super::watch::Watch;
 use crate::data::{Chunking, Corpus, CorpusOptions, MicroBatch, Order, Sampler, Tokenizer, draw};
 use crate::error::{Error, Kind, Result};
-use crate::io::atomic::write_file_atomic;
+use crate::io::atomic::{recover_all, write_file_atomic};
 use crate::io::checkpoint::Checkpoint;
 use crate::method::passes::Passes;
 use crate::method::{MeanTeacher, Method, StepReport};
@@ -23,6 +23,11 @@ use crate::model::params::Keeping;
 use crate::model::{Layout, Model};
 use crate::ops::Ops;
 use crate::report::progress::{Progress, StepLine};
+
+/// The folder of the last model in a run folder.
+const MODEL: &str = "model";
+/// The folder of the best model, where there is one.
+const BEST: &str = "best";
 
 /// A corpus with the order its documents are drawn in.
 struct Stream {
@@ -77,6 +82,10 @@ struct Run<'a, O: Ops> {
 impl<'a, O: Ops> Run<'a, O> {
     fn prepare(ops: &O, recipe: &'a Recipe, out: &'a Path, resume: bool) -> Result<Self> {
         let interrupt = StopFlag::listen()?;
+        // Before the first step, not after the last one.
+        for name in [MODEL, BEST] {
+            check_target(&recipe.model.path, &out.join(name))?;
+        }
         let folder = Folder::open(&recipe.model.path)?;
         let tokenizer = folder.tokenizer()?;
         let method = recipe.method()?;
@@ -105,6 +114,7 @@ impl<'a, O: Ops> Run<'a, O> {
         };
         let mut state = MeanTeacher::new(model, base, passes, method, recipe.settings());
         std::fs::create_dir_all(out).map_err(|e| Error::io("make folder", out, &e))?;
+        recover_all(out)?;
         let retained = retain.as_ref().map(|stream| &stream.corpus);
         let identity = resume::identity(recipe, &forget.corpus, retained)?;
         let mut watch =
@@ -218,7 +228,7 @@ impl<'a, O: Ops> Run<'a, O> {
         if verdict.best {
             let summary = json!({"steps": step, "after": self.watch.entries.last().map(|e| e.measured.json())});
             let record = self.record(&summary);
-            write_model(ops, &self.state.model, &self.folder.dir, &self.out.join("best"), &record)?;
+            write_model(ops, &self.state.model, &self.folder.dir, &self.out.join(BEST), &record)?;
             self.best = Some(step);
         }
         self.stopped = verdict.stop;
@@ -242,7 +252,7 @@ impl<'a, O: Ops> Run<'a, O> {
             "teacher_from_start": distances.teacher_initial,
             "student_from_teacher": distances.student_teacher,
         });
-        let target = self.out.join("model");
+        let target = self.out.join(MODEL);
         write_model(ops, &self.state.model, &self.folder.dir, &target, &self.record(&summary))?;
         let Self { recipe, out, method, suite, watch, state, identity, .. } = self;
         // The trained state goes before the written folder comes: two models never need to fit.

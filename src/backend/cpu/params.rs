@@ -454,7 +454,9 @@ impl<T: Real> State for Cpu<T> {
             (Store::Compact(compact), role) => {
                 let show = match role {
                     Role::Teacher => Show::JoinedTeacher,
-                    Role::Student | Role::Evaluated => Show::Joined,
+                    Role::Student => Show::Joined,
+                    // As evaluation views it, so that a saved model has the figures it was saved with.
+                    Role::Evaluated => Show::Nearest,
                 };
                 compact.show((param.seed, param.counter), show, out);
             }
