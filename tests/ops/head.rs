@@ -52,6 +52,11 @@ fn pack_data(n: usize, v: usize, mask: Mask, random: &mut Random) -> PackData {
     }
 }
 
+/// Hidden rows that make logits of unit size.
+fn rows(n: usize, c: usize, random: &mut Random) -> Vec<f64> {
+    random.vec(n * c).iter().map(|x| x / (c as f64).sqrt()).collect()
+}
+
 fn stats(n: usize) -> RowStats<Vec<f64>> {
     RowStats { nll: stale(n), value: stale(n), hit: stale(n) }
 }
@@ -105,7 +110,7 @@ fn onehot_gradient_is_that_of_the_frozen_surrogate() {
     let ops = Cpu::<f64>::new();
     let mut random = Random::new("one-hot");
     for (n, c, v) in SHAPES {
-        let (h, w) = (random.vec(n * c), random.vec(v * c));
+        let (h, w) = (rows(n, c, &mut random), random.vec(v * c));
         for mask in MASKS {
             let data = pack_data(n, v, mask, &mut random);
             let plain = || TokenWeight::Formula(TokenFormula::constant(1.0));
@@ -137,9 +142,9 @@ fn onehot_gradient_is_that_of_the_frozen_surrogate() {
                 assert_near(&name("frozen"), &frozen, &dh, tol(Dtype::F64, terms));
                 assert_near(&name("frozen"), &got2.value, &value, tol(Dtype::F64, terms));
                 let per_row = TokenWeight::PerRow(&weights);
-                let mut rows = stale(n * c);
-                onehot(&ops, shape, &data, &h, &w, per_row, Some((&mut rows, None)));
-                assert_near(&name("per row"), &rows, &dh, tol(Dtype::F64, terms));
+                let mut other = stale(n * c);
+                onehot(&ops, shape, &data, &h, &w, per_row, Some((&mut other, None)));
+                assert_near(&name("per row"), &other, &dh, tol(Dtype::F64, terms));
                 for (row, coef) in data.coefs.iter().enumerate().filter(|(_, c)| **c == 0.0) {
                     let gone = dh[row * c..(row + 1) * c].iter().all(|g| *g == 0.0);
                     assert!(gone, "{}: row {row} of {coef}", name("mask"));
@@ -158,7 +163,7 @@ fn nlul_gradient_is_that_of_its_closed_form() {
     let ops = Cpu::<f64>::new();
     let mut random = Random::new("nlul");
     for (n, c, v) in SHAPES {
-        let (h, w) = (random.vec(n * c), random.vec(v * c));
+        let (h, w) = (rows(n, c, &mut random), random.vec(v * c));
         let data = pack_data(n, v, Mask::Some, &mut random);
         let rule = formula(-1.0, (1.0, 0.0), Some(0.02), 0.0);
         let mut dh = stale(n * c);
@@ -167,8 +172,8 @@ fn nlul_gradient_is_that_of_its_closed_form() {
         let name = format!("nlul {n} {c} {v}");
         assert_gradient(&name, c + v, &h, &dh, &data.coefs, &mut |h| {
             let plain = TokenWeight::Formula(TokenFormula::constant(1.0));
-            let rows = onehot(&ops, (n, c, v), &data, h, &w, plain, None).nll;
-            rows.iter().map(|nll| -(1.02 - (-nll).exp()).ln()).collect()
+            let nll = onehot(&ops, (n, c, v), &data, h, &w, plain, None).nll;
+            nll.iter().map(|nll| -(1.02 - (-nll).exp()).ln()).collect()
         });
     }
 }
@@ -178,7 +183,7 @@ fn statistics_do_not_depend_on_the_coefficients() {
     let ops = Cpu::<f64>::new();
     let mut random = Random::new("statistics");
     for (n, c, v) in SHAPES {
-        let (h, w) = (random.vec(n * c), random.vec(v * c));
+        let (h, w) = (rows(n, c, &mut random), random.vec(v * c));
         let mut data = pack_data(n, v, Mask::All, &mut random);
         let weight = || TokenWeight::Formula(TokenFormula::constant(1.0));
         let shown = onehot(&ops, (n, c, v), &data, &h, &w, weight(), None);
@@ -241,7 +246,8 @@ fn nlul_without_tol_stays_finite_where_p_is_one() {
             assert!(dh.iter().all(|g| g.is_finite()), "gap {gap}, coefficient {coef}: {dh:?}");
             assert!(out.value[0].is_finite() && out.nll[0].is_finite(), "{out:?}");
             if gap < 87.0 {
-                let want = [coef, -coef / 2.0, -coef / 2.0];
+                let want = [coef, -coef / 2.0, -coef / 2.0]
+                    .map(|limit| limit / (1.0 + 2.0 * f64::from(-gap).exp()));
                 let got: Vec<f64> = dh.iter().map(|g| f64::from(*g)).collect();
                 assert_near("tol 0", &got, &want, tol(Dtype::F32, 3));
             }
@@ -283,8 +289,8 @@ fn matched_gradient_matches_differences() {
         for (mask, own_head) in MASKS.into_iter().flat_map(|m| [(m, false), (m, true)]) {
             let data = pack_data(n, v, mask, &mut random);
             let mut pair = Pair {
-                h: random.vec(n * c),
-                h_ref: random.vec(n * c),
+                h: rows(n, c, &mut random),
+                h_ref: rows(n, c, &mut random),
                 w: random.vec(v * c),
                 w_ref: own_head.then(|| random.vec(v * c)),
             };
@@ -316,7 +322,7 @@ fn matched_gradient_matches_differences() {
                 }
                 let want = plain_values(shape, &data, &pair, target);
                 // Values are differences of logarithms here, and there of numbers of the logits' size.
-                let size = (c as f64) + (v as f64).ln();
+                let size = 1.0 + (v as f64).ln();
                 for (got, want) in value.iter().zip(&want) {
                     let off = (got - want).abs();
                     assert!(off <= tol(Dtype::F64, c + v) * (size + want), "{}", name("value"));
@@ -367,7 +373,7 @@ fn penalties_of_a_student_like_its_teacher_are_exactly_zero() {
     for shape in [(3, 3, 41), (41, 401, 41), (3, 4001, 41)] {
         let (n, c, v) = shape;
         let data = pack_data(n, v, Mask::All, &mut random);
-        let (h, w) = (random.vec(n * c), random.vec(v * c));
+        let (h, w) = (rows(n, c, &mut random), random.vec(v * c));
         for own_head in [false, true] {
             let w_ref = own_head.then(|| w.clone());
             let pair = Pair { h: h.clone(), h_ref: h.clone(), w: w.clone(), w_ref };

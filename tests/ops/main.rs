@@ -1,7 +1,6 @@
 //! Every op on the CPU: its backward against finite differences, f32 against f64, equal bytes.
 
 mod attention;
-mod exact;
 mod head;
 mod linear;
 mod model;
