@@ -114,7 +114,8 @@ fn onehot_gradient_is_that_of_the_frozen_surrogate() {
         for mask in MASKS {
             let data = pack_data(n, v, mask, &mut random);
             let plain = || TokenWeight::Formula(TokenFormula::constant(1.0));
-            let nll = |h: &[f64], w: &[f64]| onehot(&ops, (n, c, v), &data, h, w, plain(), None).nll;
+            let nll =
+                |h: &[f64], w: &[f64]| onehot(&ops, (n, c, v), &data, h, w, plain(), None).nll;
             let at = nll(&h, &w);
             for (family, formula, weight_at) in families() {
                 // A vocabulary of one has p = 1: without a floor its weight is a pole, tested apart.
@@ -126,7 +127,8 @@ fn onehot_gradient_is_that_of_the_frozen_surrogate() {
                 let (mut dh, mut dw) = (stale(n * c), Grad::wide(v * c));
                 let shape = (n, c, v);
                 let rule = || TokenWeight::Formula(formula);
-                let got = onehot(&ops, shape, &data, &h, &w, rule(), Some((&mut dh, Some(&mut dw))));
+                let got =
+                    onehot(&ops, shape, &data, &h, &w, rule(), Some((&mut dh, Some(&mut dw))));
                 let cotangent: Vec<f64> =
                     data.coefs.iter().zip(&weights).map(|(c, w)| c * w).collect();
                 let value: Vec<f64> = weights.iter().zip(&at).map(|(w, nll)| w * nll).collect();

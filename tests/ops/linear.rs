@@ -28,11 +28,12 @@ fn linear_backward_matches_differences() {
         let name = |of: &str| format!("linear {n} {o} {i}: {of}");
         for (bias, residual) in [(None, None), (Some(&bias), Some(&residual)), (Some(&bias), None)]
         {
-            let eval = |x: &Vec<f64>, w: &[f64], bias: Option<&[f64]>, residual: Option<&Vec<f64>>| {
-                let mut y = stale(n * o);
-                ops.linear(n, (o, i), x, w, bias, residual, &mut y);
-                y
-            };
+            let eval =
+                |x: &Vec<f64>, w: &[f64], bias: Option<&[f64]>, residual: Option<&Vec<f64>>| {
+                    let mut y = stale(n * o);
+                    ops.linear(n, (o, i), x, w, bias, residual, &mut y);
+                    y
+                };
             let b = bias.map(|b| &b[..]);
             let mut dx = stale(n * i);
             ops.linear_dgrad(n, (o, i), &dy, &w, &mut dx);
