@@ -31,6 +31,8 @@ impl Bound {
     fn rounded(self, value: f64, error: f64) -> Self {
         // Below the normal numbers an error is absolute.
         let tiny = f64::from(f32::MIN_POSITIVE) * self.unit;
+        // Where cancellation has eaten all digits in front of a division there is no bound any more.
+        let error = if error.is_nan() { f64::INFINITY } else { error };
         Self { value, error: error + self.unit * value.abs() + tiny, unit: self.unit }
     }
 
@@ -105,7 +107,8 @@ impl Weight {
                 self.theta = self.theta.sub(self.first.by(s.lr));
             }
             UpdateRule::AdamW { betas: (b1, b2), eps, weight_decay } => {
-                self.first = self.first.by(b1).add(g.by(1.0 - b1));
+                // torch's lerp: the same number as b1 m + (1 - b1) g, with the rounding of a difference.
+                self.first = self.first.add(g.sub(self.first).by(1.0 - b1));
                 self.second = self.second.by(b2).add(g.mul(g).by(1.0 - b2));
                 let first = self.first.by(1.0 / (1.0 - b1.powf(steps)));
                 let second = self.second.by(1.0 / (1.0 - b2.powf(steps)));
@@ -252,7 +255,7 @@ fn compact_follows(run: &Run) {
     };
     let unit = tol(Dtype::F32, 1);
     // One step between neighbouring bf16 numbers: stochastic rounding goes to either side.
-    let bf16 = |x: f64| 4.0 * tol(Dtype::Bf16, 0) / 16.0 * x.abs() + f64::from(f32::MIN_POSITIVE);
+    let bf16 = |x: f64| f64::from(half::bf16::EPSILON) * x.abs() + f64::from(f32::MIN_POSITIVE);
     for (gradient, scalars) in &run.steps {
         let grad = fill(&ops, &spec, gradient);
         let mut seen = vec![0f32; n];
@@ -302,10 +305,8 @@ fn compact_follows(run: &Run) {
             let rounding = unit * (drift_before[i].abs() + step.abs()) + f64::EPSILON * theta.abs();
             let movement =
                 (w.theta.error - unit * w.theta.value.abs()).max(0.0) + unit * step.abs();
-            let room = tol(Dtype::F64, 0) / tol(Dtype::F64, 0) * 2f64.powi(-11) * want.abs()
-                + quantum
-                + rounding
-                + movement;
+            let room =
+                f64::from(half::f16::EPSILON) / 2.0 * want.abs() + quantum + rounding + movement;
             let off = (drift_after[i] - want).abs();
             assert!(off <= room, "{}: off by {off:e}, room {room:e}", what("drift"));
         }
