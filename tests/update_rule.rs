@@ -128,6 +128,16 @@ fn spec(len: usize, mode: StateMode, teacher: TeacherForm, rule: UpdateRule) -> 
     ParamSpec { name: "block".into(), len, trainable: true, mode, teacher, rule, seed: 41 }
 }
 
+type Param<T> = <Cpu<T> as State>::Param;
+
+fn make<T: Real>(ops: &Cpu<T>, spec: &ParamSpec, values: &[f32]) -> Param<T> {
+    let init = &mut |out: &mut [f32]| {
+        out.copy_from_slice(values);
+        Ok(())
+    };
+    ops.param(spec, init).unwrap()
+}
+
 /// A gradient with the given entries: written by the op that adds up rows, of one row.
 fn fill<T: Real>(ops: &Cpu<T>, spec: &ParamSpec, values: &[f64]) -> Grad<T> {
     let mut grad = ops.grad(spec).unwrap();
@@ -138,7 +148,7 @@ fn fill<T: Real>(ops: &Cpu<T>, spec: &ParamSpec, values: &[f64]) -> Grad<T> {
 
 type Bytes = BTreeMap<String, Vec<u8>>;
 
-fn save<T: Real>(ops: &Cpu<T>, param: &<Cpu<T> as State>::Param) -> Bytes {
+fn save<T: Real>(ops: &Cpu<T>, param: &Param<T>) -> Bytes {
     let mut all = Bytes::new();
     ops.save_param(param, &mut |name, bytes| {
         all.insert(name.to_owned(), bytes.to_vec());
@@ -167,12 +177,7 @@ struct Run {
 fn exact_follows<T: Real>(run: &Run, form: TeacherForm, dtype: Dtype) {
     let ops = Cpu::<T>::new();
     let spec = spec(run.theta.len(), StateMode::Exact, form, run.rule);
-    let mut param = ops
-        .param(&spec, &mut |out| {
-            out.copy_from_slice(&run.theta);
-            Ok(())
-        })
-        .unwrap();
+    let mut param = make(&ops, &spec, &run.theta);
     ops.set_teacher(&mut param, &run.teacher);
     let unit = tol(dtype, 1);
     let mut want: Vec<Weight> = run
@@ -233,12 +238,7 @@ fn compact_follows(run: &Run) {
     let ops = Cpu::<f32>::new();
     let n = run.theta.len();
     let spec = spec(n, StateMode::Compact, TeacherForm::Drift, run.rule);
-    let mut param = ops
-        .param(&spec, &mut |out| {
-            out.copy_from_slice(&run.theta);
-            Ok(())
-        })
-        .unwrap();
+    let mut param = make(&ops, &spec, &run.theta);
     let shown = |param: &_| {
         let mut out = vec![0f32; n];
         ops.read_param(param, Role::Student, &mut out);
@@ -406,7 +406,7 @@ proptest! {
     ) {
         let ops = Cpu::<f32>::new();
         let spec = spec(LEN, mode, TeacherForm::Drift, run.rule);
-        let mut param = ops.param(&spec, &mut |out| { out.copy_from_slice(&run.theta); Ok(()) }).unwrap();
+        let mut param = make(&ops, &spec, &run.theta);
         for (gradient, scalars) in &run.steps {
             let grad = fill(&ops, &spec, gradient);
             let scan = ops.scan_grad(&grad);
@@ -459,7 +459,7 @@ fn first_momentum_is_the_whole_gradient() {
     ] {
         let ops = Cpu::<f32>::new();
         let spec = spec(3, mode, form, rule);
-        let mut param = ops.param(&spec, &mut |out| Ok(out.fill(1.0))).unwrap();
+        let mut param = make(&ops, &spec, &vec![1.0; spec.len]);
         let grad = fill(&ops, &spec, &[1.0, -0.5, 0.25]);
         ops.update(&mut param, &grad, &ops.scan_grad(&grad), &scalars);
         let mut u = [0f32; 3];
@@ -474,7 +474,7 @@ fn a_teacher_within_denormals_fits_its_drift() {
     let rule = UpdateRule::Sgd { momentum: 0.9 };
     let spec = spec(3, StateMode::Compact, TeacherForm::Drift, rule);
     for apart in [1e-30f32, 1e-36, 1e-40, f32::from_bits(1)] {
-        let mut param = ops.param(&spec, &mut |out| Ok(out.fill(0.0))).unwrap();
+        let mut param = make(&ops, &spec, &vec![0.0; spec.len]);
         ops.set_teacher(&mut param, &[apart, -apart, 0.0]);
         let state = save(&ops, &param);
         let mut shown = [0f32; 3];
@@ -536,7 +536,7 @@ fn stochastic_rounding_of_moments_is_unbiased() {
     ];
     for ((rule, names), g) in rules.into_iter().flat_map(|r| [(r, 0.1), (r, -3.0)]) {
         let spec = spec(n, StateMode::Compact, TeacherForm::Drift, rule);
-        let mut param = ops.param(&spec, &mut |out| Ok(out.fill(0.02))).unwrap();
+        let mut param = make(&ops, &spec, &vec![0.02; spec.len]);
         let grad = fill(&ops, &spec, &vec![g; n]);
         let scan = ops.scan_grad(&grad);
         let g = f64::from(widen(narrow_even(g as f32)));
@@ -586,7 +586,7 @@ fn views_of_compact_state_are_unbiased_and_share_their_dither() {
     let rule = UpdateRule::Sgd { momentum: 0.0 };
     let spec = spec(n, StateMode::Compact, TeacherForm::Drift, rule);
     let theta = 0.020_013f32;
-    let mut param = ops.param(&spec, &mut |out| Ok(out.fill(theta))).unwrap();
+    let mut param = make(&ops, &spec, &vec![theta; spec.len]);
     let show = |param: &_, role| ops.view(param, role, &mut Vec::new()).to_vec();
     assert_eq!(show(&param, Role::Student), show(&param, Role::Teacher));
     let drift = 1e-6f32;

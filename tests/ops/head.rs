@@ -36,7 +36,7 @@ const MASKS: [Mask; 3] = [Mask::All, Mask::Some, Mask::None];
 fn pack_data(n: usize, v: usize, mask: Mask, random: &mut Random) -> PackData {
     let mut coef = |t: usize| match mask {
         Mask::All => 0.5 + random.unit(),
-        Mask::Some if t % 3 == 0 => 0.0,
+        Mask::Some if t.is_multiple_of(3) => 0.0,
         Mask::Some => 0.5 - random.unit(),
         Mask::None => 0.0,
     };
