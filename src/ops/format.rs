@@ -47,10 +47,14 @@ pub fn narrow(value: f32, r: u32) -> u16 {
     split(value, r).0
 }
 
-/// Rounds to the nearest bf16, ties to even.
+/// Rounds to the nearest bf16, ties to even; NaN stays NaN.
 #[inline(always)]
 pub fn narrow_even(value: f32) -> u16 {
     let bits = value.to_bits();
+    // Rounding would carry a NaN of large payload over into a zero.
+    if value.is_nan() {
+        return (bits >> 16 | 0x40) as u16;
+    }
     (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }
 

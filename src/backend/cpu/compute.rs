@@ -306,7 +306,7 @@ impl<T: Real> Compute for Cpu<T> {
         };
         let loss =
             OneHot { targets: &pack.data.targets, coefs: &pack.data.coefs, formula, weights };
-        let job = Sweep { shape, first: vec![(h, w, T::ONE)], second: None, w, h };
+        let job = Sweep { shape, first: (h, w), second: None, subtract: false, w, h };
         let (dh, dw) = grads.map_or((None, None), |g| (Some(&mut g.dh[..]), g.dw));
         sweep(&self.pool, &job, &loss, Self::results(stats, true), dh, dw);
     }
@@ -335,13 +335,10 @@ impl<T: Real> Compute for Cpu<T> {
                 }
             });
         }
-        let first = match w_ref {
-            _ if !penalty => vec![(&h[..], w, T::ONE)],
-            None => vec![(&diff[..], w, T::ONE)],
-            Some(w_ref) => vec![(&h[..], w, T::ONE), (&h_ref[..], w_ref, -T::ONE)],
-        };
+        let first = if shared { (&diff[..], w) } else { (&h[..], w) };
         let second = penalty.then(|| (&h_ref[..], w_ref.unwrap_or(w)));
-        let job = Sweep { shape, first, second, w, h };
+        let subtract = penalty && !shared;
+        let job = Sweep { shape, first, second, subtract, w, h };
         let (dh, dw) = grads.map_or((None, None), |g| (Some(&mut g.dh[..]), g.dw));
         sweep(&self.pool, &job, &loss, Self::results(stats, false), dh, dw);
     }

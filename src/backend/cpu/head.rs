@@ -35,10 +35,13 @@ pub(super) trait RowLoss<T>: Sync {
 /// Buffers and matrices of a sweep.
 pub(super) struct Sweep<'a, T> {
     pub shape: HeadShape,
-    /// The products that make the first logits: sum of pairs (rows [N, C], matrix [V, C]).
-    pub first: Vec<(&'a [T], &'a [T], T)>,
+    /// The product that makes the first logits: rows [N, C] and matrix [V, C].
+    pub first: (&'a [T], &'a [T]),
     /// The product that makes the second logits, if any.
     pub second: Option<(&'a [T], &'a [T])>,
+    /// Whether the second logits are taken off the first: done number by number, so that equal products leave
+    /// exactly 0, which one product added to another does not.
+    pub subtract: bool,
     /// The student's matrix, for the way back.
     pub w: &'a [T],
     /// The student's rows, for the matrix gradient.
@@ -156,20 +159,13 @@ fn logits<T: Real>(
 ) {
     let HeadShape { c, v, .. } = job.shape;
     let rows = |h: &'_ [T]| Matrix::rows(&h[start * c..(start + m) * c], c);
-    let mut add = false;
-    for (h, w, sign) in &job.first {
-        if add && *sign != T::ONE {
-            // A difference of two products: the first is negated, the second added, and the whole negated back.
-            z[..m * v].iter_mut().for_each(|x| *x = -*x);
-            product((m, v, c), rows(h), Matrix::rows(w, c).t(), z, true);
-            z[..m * v].iter_mut().for_each(|x| *x = -*x);
-        } else {
-            product((m, v, c), rows(h), Matrix::rows(w, c).t(), z, add);
-        }
-        add = true;
-    }
+    let (h, w) = job.first;
+    product((m, v, c), rows(h), Matrix::rows(w, c).t(), z, false);
     if let Some((h, w)) = job.second {
         product((m, v, c), rows(h), Matrix::rows(w, c).t(), extra, false);
+    }
+    if job.subtract {
+        z[..m * v].iter_mut().zip(extra).for_each(|(z, extra)| *z -= *extra);
     }
 }
 
@@ -241,8 +237,13 @@ impl<T: Real> RowLoss<T> for OneHot<'_, T> {
             Some(formula) => formula.weight(p, q),
             None => self.weights[row].to_f64(),
         };
-        if grad {
-            let k = self.coefs[row] * weight;
+        if grad && self.coefs[row] == 0.0 {
+            // Also where the weight is no number: a document without targets has no mean to take one from.
+            z.fill(T::ZERO);
+        } else if grad {
+            // At a pole the weight is the largest f32, which a coefficient above 4 would take to infinity.
+            let limit = f64::from(f32::MAX);
+            let k = (self.coefs[row] * weight).clamp(-limit, limit);
             let scale = T::from_f64(k / total);
             z.iter_mut().for_each(|x| *x *= scale);
             z[y] = T::from_f64(-k * q);

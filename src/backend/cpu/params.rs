@@ -330,7 +330,7 @@ impl<T: Real> State for Cpu<T> {
                 };
                 let all = 0..compact.drift.len();
                 let max = all.clone().map(|i| f64::from(drift(i).abs())).fold(0.0, f64::max);
-                let exponent = drift_exponent(max);
+                let exponent = drift_exponent(max).clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT);
                 let stored: Vec<u16> =
                     all.map(|i| to_f16(drift(i) * 2f32.powi(exponent))).collect();
                 compact.drift = stored;

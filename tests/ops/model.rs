@@ -1,0 +1,229 @@
+//! Whole models against finite differences: every forget loss and penalty, body and all parameters, f64.
+
+use std::collections::BTreeMap;
+
+use nepenthe::backend::cpu::Cpu;
+use nepenthe::data::MicroBatch;
+use nepenthe::io::safetensors::{Dtype as Stored, Entry, Weights, write_file};
+use nepenthe::method::passes::Passes;
+use nepenthe::method::{FORGET, Knobs, Objective, PENALTIES};
+use nepenthe::model::layout::Layout;
+use nepenthe::model::params::Keeping;
+use nepenthe::model::{Model, ModelConfig, Train};
+use nepenthe::ops::{State, StateMode, TeacherForm, UpdateRule};
+
+use crate::support::{Dtype, Random, STEP, tol};
+
+const V: usize = 401;
+/// Longest document, tokens.
+const T: usize = 41;
+
+/// What the families differ in: biases, head norms, windows, a tied head, heads per kv head.
+const CONFIGS: [&str; 5] = [
+    r#""model_type":"llama","hidden_size":12,"num_attention_heads":6,"num_key_value_heads":2"#,
+    r#""model_type":"llama","hidden_size":12,"num_attention_heads":2,"num_key_value_heads":1,
+       "tie_word_embeddings":true,"attention_bias":true,"mlp_bias":true"#,
+    r#""model_type":"qwen2","hidden_size":12,"num_attention_heads":3,"num_key_value_heads":3"#,
+    r#""model_type":"qwen3","hidden_size":12,"num_attention_heads":4,"num_key_value_heads":2,
+       "head_dim":6,"tie_word_embeddings":true"#,
+    r#""model_type":"mistral","hidden_size":12,"num_attention_heads":6,"num_key_value_heads":2,
+       "sliding_window":3"#,
+];
+
+fn config(special: &str) -> ModelConfig {
+    let text = format!(
+        r#"{{{special},"hidden_act":"silu","vocab_size":{V},"num_hidden_layers":2,
+            "intermediate_size":17,"rms_norm_eps":1e-5}}"#
+    );
+    ModelConfig::parse(&text).unwrap()
+}
+
+/// Random weights in a file of their own: gains and biases of unit size, matrices that keep the size of rows.
+fn weights(config: &ModelConfig, name: &str, folder: &std::path::Path) -> Weights {
+    let mut random = Random::new(name);
+    let mut tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
+    for block in Layout::new(config, Train::All).blocks {
+        for part in block.parts {
+            let width = if part.shape.len() == 2 { part.shape[1] as f64 } else { 1.0 };
+            let scale = if part.name.contains("embed") { 1.0 } else { 1.5 / width.sqrt() };
+            let values = random.vec(part.len());
+            let bytes = values.iter().flat_map(|x| ((x * scale) as f32).to_le_bytes()).collect();
+            tensors.insert(part.name, (part.shape, bytes));
+        }
+    }
+    let path = folder.join(name);
+    let entry = |(name, (shape, _)): (&String, &(Vec<usize>, Vec<u8>))| Entry {
+        name: name.clone(),
+        dtype: Stored::F32,
+        shape: shape.clone(),
+    };
+    let entries: Vec<Entry> = tensors.iter().map(entry).collect();
+    write_file(&path, &entries, &BTreeMap::new(), &mut |entry, out| {
+        out.write_all(&tensors[&entry.name].1).unwrap();
+        Ok(())
+    })
+    .unwrap();
+    Weights::open_file(&path).unwrap()
+}
+
+struct Setup {
+    ops: Cpu<f64>,
+    model: Model<Cpu<f64>>,
+    base: Model<Cpu<f64>>,
+    passes: Passes<Cpu<f64>>,
+    batches: Vec<MicroBatch>,
+    knobs: Knobs,
+}
+
+impl Setup {
+    fn new(special: &str, train: Train) -> Self {
+        let ops = Cpu::new();
+        let config = config(special);
+        let folder = tempfile::tempdir().unwrap();
+        let [student, teacher, other] =
+            ["student", "teacher", "base"].map(|name| weights(&config, name, folder.path()));
+        let rule = UpdateRule::Sgd { momentum: 0.0 };
+        let keep = Keeping {
+            train: Some(train),
+            mode: StateMode::Exact,
+            teacher: TeacherForm::Full,
+            rule,
+            seed: 1,
+        };
+        let mut model = Model::load(&ops, config.clone(), &student, &keep).unwrap();
+        model.load_teacher(&ops, &teacher).unwrap();
+        let base = Model::load(&ops, config, &other, &Keeping::inference()).unwrap();
+        // Padded widths differ, one document is a single token, and one micro-batch has another normaliser.
+        let mut random = Random::new("documents");
+        let mut row = |len: usize| (0..len).map(|_| random.below(V) as u32).collect::<Vec<_>>();
+        let batches =
+            vec![MicroBatch::new([row(T), row(1), row(3)]), MicroBatch::new([row(5), row(2)])];
+        // All in one pack, which several micro-batches share.
+        let passes = Passes::new(&ops, &model, 64, true).unwrap();
+        let knobs = Knobs { tol: 0.02, nlul_threshold: 0.0, beta_npo: 2.0 };
+        Self { ops, model, base, passes, batches, knobs }
+    }
+
+    /// The functional whose gradient the loss descends: detached weights have been integrated.
+    fn functional(&mut self, objective: &dyn Objective) -> f64 {
+        let Self { ops, model, base, passes, batches, knobs } = self;
+        if ["mismatch", "kl", "qkl"].contains(&objective.name()) {
+            let sums = passes.sweep(ops, model, None, objective, knobs, batches, None).unwrap();
+            // qkl returns the whole variance and descends half of it.
+            return if objective.name() == "qkl" { sums.value / 2.0 } else { sums.value };
+        }
+        let mut total = 0.0;
+        for batch in batches.iter() {
+            let rows: Vec<&[u32]> = (0..batch.rows()).map(|b| batch.row(b)).collect();
+            let scores = passes.score(ops, model, &rows).unwrap();
+            let all = || scores.iter().flatten();
+            let targets = batch.target_tokens() as f64;
+            total += match objective.name() {
+                "nll" => -all().sum::<f64>() / targets,
+                "ll" => all().sum::<f64>() / targets,
+                "nlul" => -all().map(|l| (1.0 + knobs.tol - l.exp()).ln()).sum::<f64>() / targets,
+                "npo" => {
+                    let others = passes.score(ops, base, &rows).unwrap();
+                    let positions = (batch.width() - 1) as f64;
+                    let soft = |(own, other): (&Vec<f64>, &Vec<f64>)| {
+                        let ratio = own.iter().zip(other).map(|(a, b)| a - b).sum::<f64>();
+                        (knobs.beta_npo * ratio / positions).exp().ln_1p()
+                    };
+                    let sum: f64 = scores.iter().zip(&others).map(soft).sum();
+                    2.0 / knobs.beta_npo * positions / targets * sum
+                }
+                name => unreachable!("{name}"),
+            };
+        }
+        total / batches.len() as f64
+    }
+
+    fn backward(&mut self, objective: &dyn Objective) {
+        let Self { ops, model, base, passes, batches, knobs } = self;
+        model.clear_grads(ops);
+        passes.sweep(ops, model, Some(base), objective, knobs, batches, Some(1.0)).unwrap();
+    }
+
+    /// Moves weight `i` of block `b` by `by`, in f64 and around the f32 door of the weights.
+    fn shift(&mut self, b: usize, i: usize, by: f64) {
+        let mut state: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+        self.ops
+            .save_param(&self.model.params[b], &mut |name, bytes| {
+                state.insert(name.to_owned(), bytes.to_vec());
+                Ok(())
+            })
+            .unwrap();
+        let at = &mut state.get_mut("theta").unwrap()[8 * i..8 * i + 8];
+        let old = f64::from_le_bytes((&*at).try_into().unwrap());
+        at.copy_from_slice(&(old + by).to_le_bytes());
+        self.ops
+            .load_param(&mut self.model.params[b], &mut |name, bytes| {
+                bytes.copy_from_slice(&state[name]);
+                Ok(())
+            })
+            .unwrap();
+    }
+}
+
+fn check(special: &str, train: Train) {
+    let mut setup = Setup::new(special, train);
+    let mut random = Random::new("weights");
+    let mut moved = 0;
+    for objective in FORGET.iter().chain(&PENALTIES) {
+        setup.backward(*objective);
+        for b in 0..setup.model.params.len() {
+            let Some(grad) = setup.model.grads[b].as_ref() else { continue };
+            let mut gradient = vec![0.0; grad.len()];
+            grad.read(&mut gradient);
+            let largest = (0..gradient.len())
+                .max_by(|a, b| gradient[*a].abs().total_cmp(&gradient[*b].abs()));
+            // The largest entry says most, a random one covers the rest over losses and configurations.
+            for i in [largest.unwrap(), random.below(gradient.len())] {
+                let mut at = |steps: f64| {
+                    setup.shift(b, i, steps * STEP);
+                    let value = setup.functional(*objective);
+                    setup.shift(b, i, -steps * STEP);
+                    value
+                };
+                let first = at(1.0) - at(-1.0);
+                let second = at(2.0) - at(-2.0);
+                let slope = (8.0 * first - second) / (12.0 * STEP);
+                let block = &setup.model.layout.blocks[b].name;
+                let off = (slope - gradient[i]).abs();
+                let scale = 1.0 + gradient[i].abs();
+                assert!(
+                    off <= tol(Dtype::Difference, V) * scale,
+                    "{} {train:?} {special}: {block}[{i}]: backward {:e}, difference {slope:e}",
+                    objective.name(),
+                    gradient[i]
+                );
+                moved += usize::from(gradient[i].abs() > tol(Dtype::Difference, V));
+            }
+        }
+    }
+    // Differences that are all lost in the tolerance would say nothing.
+    assert!(2 * moved > setup.model.grads.iter().flatten().count() * 7, "{moved}");
+}
+
+#[test]
+fn body_gradients_match_differences() {
+    CONFIGS.iter().for_each(|special| check(special, Train::Body));
+}
+
+#[test]
+fn all_gradients_match_differences() {
+    CONFIGS.iter().for_each(|special| check(special, Train::All));
+}
+
+#[test]
+fn a_document_without_targets_adds_nothing() {
+    let mut setup = Setup::new(CONFIGS[0], Train::All);
+    setup.batches = vec![MicroBatch::new([[7u32]])];
+    for objective in FORGET {
+        setup.backward(objective);
+        for grad in setup.model.grads.iter().flatten() {
+            let scan = setup.ops.scan_grad(grad);
+            assert_eq!((scan.nonfinite, scan.max_abs), (0, 0.0), "{}", objective.name());
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! What the tests of ops and of the update share: the one tolerance, random numbers, comparisons.
+#![allow(dead_code)]
+
+use nepenthe::rng::Stream;
+
+/// What a number was computed in, as far as its error goes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Dtype {
+    F64,
+    F32,
+    Bf16,
+    /// A five-point central difference in f64 with the step [`STEP`].
+    Difference,
+}
+
+/// The step that balances truncation (h^4) and rounding (eps / h) of a five-point difference: eps^(1/5).
+pub const STEP: f64 = 1.0 / 2048.0;
+
+/// Returns the relative error allowed after a reduction of `reduction` terms in `dtype`.
+///
+/// Errors of a sum grow like the root of its length when they are independent; four of them, and four terms more,
+/// leave room for the handful of roundings around the sum. The one tolerance of all these tests.
+pub fn tol(dtype: Dtype, reduction: usize) -> f64 {
+    let unit = match dtype {
+        Dtype::F64 => f64::EPSILON / 2.0,
+        Dtype::F32 => f64::from(f32::EPSILON) / 2.0,
+        Dtype::Bf16 => 2f64.powi(-9),
+        Dtype::Difference => f64::EPSILON / 2.0 / STEP,
+    };
+    4.0 * (4.0 + (reduction as f64).sqrt()) * unit
+}
+
+/// Numbers that depend on a name and on how many were drawn before.
+pub struct Random {
+    stream: Stream,
+    drawn: u64,
+}
+
+impl Random {
+    pub fn new(name: &str) -> Self {
+        Self { stream: Stream::new(41, name), drawn: 0 }
+    }
+
+    fn next(&mut self) -> u64 {
+        self.drawn += 1;
+        self.drawn
+    }
+
+    /// Draws a number in [0, 1).
+    pub fn unit(&mut self) -> f64 {
+        let at = self.next();
+        self.stream.uniform(0, at)
+    }
+
+    /// Draws a whole number below `bound`.
+    pub fn below(&mut self, bound: usize) -> usize {
+        let at = self.next();
+        self.stream.below(0, at, bound as u64) as usize
+    }
+
+    /// Draws numbers of magnitude 1/4 to 1, exact in f32: norms of few numbers stay smooth within a step.
+    pub fn vec(&mut self, len: usize) -> Vec<f64> {
+        (0..len)
+            .map(|_| {
+                let x = 2.0 * self.unit() - 1.0;
+                f64::from((0.75 * x + x.signum() / 4.0) as f32)
+            })
+            .collect()
+    }
+}
+
+/// Fails unless `got` is within `allowed` of `want`, relative to the largest entry of `want`.
+pub fn assert_near(what: &str, got: &[f64], want: &[f64], allowed: f64) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let scale = want.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        let error = (got - want).abs();
+        assert!(
+            error <= allowed * scale,
+            "{what}: entry {i}: got {got:e}, want {want:e}, scale {scale:e}: off by {:e}, allowed {allowed:e}",
+            error / scale
+        );
+    }
+}
+
+/// Compares `grad` with the difference quotient of `cotangent . eval(x)` at single entries and along directions.
+///
+/// Differences are taken output by output, so that outputs which do not move add no rounding. `terms` is the
+/// length of the longest reduction.
+pub fn assert_gradient(
+    what: &str,
+    terms: usize,
+    x: &[f64],
+    grad: &[f64],
+    cotangent: &[f64],
+    eval: &mut dyn FnMut(&[f64]) -> Vec<f64>,
+) {
+    assert_eq!(x.len(), grad.len(), "{what}");
+    let mut random = Random::new(what);
+    let mut directions: Vec<(String, Vec<(usize, f64)>)> = Vec::new();
+    let singles: Vec<usize> = if x.len() <= 6 {
+        (0..x.len()).collect()
+    } else {
+        let mut picked = vec![0, x.len() - 1];
+        picked.extend((0..4).map(|_| random.below(x.len())));
+        picked
+    };
+    directions.extend(singles.iter().map(|&i| (format!("entry {i}"), vec![(i, 1.0)])));
+    let length = (x.len() as f64).sqrt();
+    for k in 0..2 {
+        let sign = |random: &mut Random| if random.below(2) == 0 { -1.0 } else { 1.0 };
+        let all = (0..x.len()).map(|i| (i, sign(&mut random) / length)).collect();
+        directions.push((format!("direction {k}"), all));
+    }
+    for (name, direction) in directions {
+        let mut moved = x.to_vec();
+        let mut at = |steps: f64| {
+            direction.iter().for_each(|&(i, d)| moved[i] = x[i] + steps * STEP * d);
+            let y = eval(&moved);
+            assert_eq!(y.len(), cotangent.len(), "{what}: outputs");
+            y
+        };
+        let [a, b, c, d] = [at(1.0), at(-1.0), at(2.0), at(-2.0)];
+        let (mut slope, mut scale, mut largest) = (0.0, 0.0, 0.0f64);
+        for i in 0..cotangent.len() {
+            let difference = 8.0 * (a[i] - b[i]) - (c[i] - d[i]);
+            slope += cotangent[i] * difference / (12.0 * STEP);
+            // An output near 0 is made of terms of unit size, like the inputs.
+            let size = (cotangent[i] * (1.0 + a[i].abs())).powi(2);
+            largest = largest.max(size);
+            scale += if difference == 0.0 { 0.0 } else { size };
+        }
+        let scale = scale.max(largest).sqrt();
+        let want: f64 = direction.iter().map(|&(i, d)| grad[i] * d).sum();
+        let magnitude = direction.iter().map(|&(i, d)| (grad[i] * d).abs()).fold(0.0, f64::max);
+        let allowed = tol(Dtype::Difference, terms) * (magnitude + scale);
+        assert!(
+            (slope - want).abs() <= allowed,
+            "{what}: {name}: backward {want:e}, difference {slope:e}, off by {:e}, allowed {allowed:e}",
+            (slope - want).abs()
+        );
+    }
+}
