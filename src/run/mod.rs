@@ -1,6 +1,7 @@
 //! A run from recipe to model folder: plan, loop, checkpoint, resume, signals.
 
 pub mod export;
+pub mod import;
 pub mod page;
 pub mod plan;
 pub mod presets;
