@@ -3,8 +3,10 @@
 
 mod writer;
 
+use std::alloc::{GlobalAlloc, System};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use assert_cmd::Command;
 use half::bf16;
@@ -18,6 +20,40 @@ use proptest::prelude::*;
 use serde_json::Value;
 use tempfile::TempDir;
 use writer::*;
+
+/// Keeps the largest size that any allocation of this process asked for.
+struct Watching;
+
+static LARGEST: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Watching {
+    unsafe fn alloc(&self, layout: std::alloc::Layout) -> *mut u8 {
+        LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: std::alloc::Layout) {
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: std::alloc::Layout) -> *mut u8 {
+        LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: std::alloc::Layout, size: usize) -> *mut u8 {
+        LARGEST.fetch_max(size, Ordering::Relaxed);
+        // SAFETY: as the caller promises.
+        unsafe { System.realloc(ptr, layout, size) }
+    }
+}
+
+#[global_allocator]
+static WATCHING: Watching = Watching;
 
 fn try_import(bytes: &[u8]) -> (TempDir, nepenthe::Result<Imported>) {
     let dir = TempDir::new().unwrap();
@@ -403,8 +439,12 @@ fn broken() -> Vec<(Break, String)> {
             "tensor blk.0.ffn_gate_inp.weight: not in a model of architecture llama with these keys",
         ),
         case(
-            |w| w.tensors.get_mut("blk.0.attn_v.weight").unwrap().bytes[1] = 0x7c,
-            "tensor blk.0.attn_v.weight: holds inf",
+            |w| {
+                // An infinite scale times one.
+                let bytes = &mut w.tensors.get_mut("blk.0.attn_v.weight").unwrap().bytes;
+                bytes[..3].copy_from_slice(&[0, 0x7c, 1]);
+            },
+            "tensor blk.0.attn_v.weight: holds inf, wanted a finite number within bf16",
         ),
         text(
             "tokenizer.ggml.model",
@@ -542,8 +582,9 @@ fn command_prints_a_summary_replaces_its_own_folder_and_no_other() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
     #[test]
-    fn mutated_files_never_panic(
+    fn mutated_files_never_panic_nor_allocate_wildly(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        count in prop::option::of((any::<prop::sample::Index>(), 8u32..64)),
         header in any::<bool>(),
     ) {
         let mut bytes = Writer::model("llama", Q8_0).bytes(3);
@@ -552,6 +593,11 @@ proptest! {
         for (at, byte) in changes {
             bytes[at.index(len)] = byte;
         }
+        // Large powers of two where lengths and counts stand.
+        if let Some((at, power)) = count {
+            bytes[at.index(2000)..][..8].copy_from_slice(&(1u64 << power).to_le_bytes());
+        }
         let _ = try_import(&bytes);
+        prop_assert!(LARGEST.load(Ordering::Relaxed) < 16 << 20);
     }
 }

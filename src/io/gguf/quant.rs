@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn read_when_plain_gives_the_numbers_back() {
-        let x = [0.0, -1.5, 3.25e-2, 65504.0];
+        let x = [0.0, -1.5, 3.125e-2, 65504.0];
         let f32s: Vec<u8> = x.iter().flat_map(|x: &f32| x.to_le_bytes()).collect();
         assert_eq!(read(Format::F32, &f32s, 4), x);
         let halves: Vec<u8> = x.iter().flat_map(|&x| half_bytes(x)).collect();

@@ -188,7 +188,10 @@ fn convert(file: &Gguf, source: &Path, out: &Path) -> Result<Imported> {
         }
         write(&dir.join("tokenizer.json"), &tokenizer.tokenizer.to_string())?;
         // What the file says may still be no tokenizer; better to fail here than at the first use.
-        Tokenizer::open(dir).map(drop).map_err(|e| Error::model(format!("the tokenizer: {e}")))
+        Tokenizer::open(dir).map(drop).map_err(|e| {
+            let place = format!("{}{}", dir.display(), std::path::MAIN_SEPARATOR);
+            Error::model(e.message().replace(&place, ""))
+        })
     })?;
     Ok(done)
 }
@@ -299,9 +302,12 @@ fn source_row(r: usize, d: usize) -> usize {
 }
 
 fn put(values: &[f32], from: &Tensor, path: &Path, to: &mut dyn Write) -> Result<()> {
-    if let Some(x) = values.iter().find(|x| !x.is_finite()) {
-        return Err(Error::model(format!("tensor {}: holds {x}", show(&from.name)))
-            .hint("the file is damaged; copy or download it again"));
+    if let Some(x) = values.iter().find(|x| !half::bf16::from_f32(**x).is_finite()) {
+        return Err(Error::model(format!(
+            "tensor {}: holds {x}, wanted a finite number within bf16",
+            show(&from.name)
+        ))
+        .hint("the file is damaged; copy or download it again"));
     }
     write_f32_as(Dtype::Bf16, values, to).map_err(|e| Error::io("write", path, &e))
 }
