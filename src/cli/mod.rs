@@ -10,6 +10,7 @@ mod engine;
 mod eval;
 mod finetune;
 mod generate;
+mod import_gguf;
 mod output;
 mod plan;
 mod score;
@@ -46,6 +47,8 @@ enum Command {
     Eval(eval::Args),
     /// Continue prompts
     Generate(generate::Args),
+    /// Turn a GGUF file into a model folder
+    ImportGguf(import_gguf::Args),
     /// Print the log-probability of every token
     Score(score::Args),
     /// Count the bytes of a run before it, and what fits
@@ -81,6 +84,7 @@ fn run(command: &Command, out: &Output) -> Result<(), Error> {
         Command::Finetune(args) => finetune::run(args, out),
         Command::Eval(args) => eval::run(args, out),
         Command::Generate(args) => generate::run(args, out),
+        Command::ImportGguf(args) => import_gguf::run(args, out),
         Command::Score(args) => score::run(args, out),
         Command::Plan(args) => plan::run(args, out),
         Command::Doctor(args) => doctor::run(args, out),

@@ -2,4 +2,5 @@
 
 pub mod atomic;
 pub mod checkpoint;
+pub mod gguf;
 pub mod safetensors;

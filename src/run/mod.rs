@@ -4,6 +4,7 @@ pub mod demo;
 pub mod evaluate;
 pub mod export;
 pub mod folder;
+pub mod import;
 pub mod page;
 pub mod plan;
 pub mod presets;
