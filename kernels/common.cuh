@@ -106,9 +106,10 @@ __device__ __forceinline__ uint32_t dither_hash(uint32_t seed_lo, uint32_t seed_
                                                 uint64_t index) {
     uint32_t x = static_cast<uint32_t>(index) ^
                  (static_cast<uint32_t>(index >> 32) * 0x9E3779B9u) ^ seed_lo;
-    x = (x ^ step) * 0x85EBCA6Bu;
+    x *= 0x85EBCA6Bu;
     x ^= x >> 13;
-    x += seed_hi;
+    // Added behind the first mix: the steps' noises are not permutations of one another.
+    x += step * 0x9E3779B9u + seed_hi;
     x *= 0xC2B2AE35u;
     x ^= x >> 16;
     x *= 0x27D4EB2Fu;

@@ -11,9 +11,11 @@
 #[inline(always)]
 pub fn noise(seed: u64, step: u64, index: u64) -> u32 {
     let mut x = index as u32 ^ ((index >> 32) as u32).wrapping_mul(0x9E37_79B9) ^ seed as u32;
-    x = (x ^ step as u32).wrapping_mul(0x85EB_CA6B);
+    x = x.wrapping_mul(0x85EB_CA6B);
     x ^= x >> 13;
-    x = x.wrapping_add((seed >> 32) as u32).wrapping_mul(0xC2B2_AE35);
+    // Added behind the first mix: the steps' noises are not permutations of one another.
+    let turn = (step as u32).wrapping_mul(0x9E37_79B9);
+    x = x.wrapping_add(turn).wrapping_add((seed >> 32) as u32).wrapping_mul(0xC2B2_AE35);
     x ^= x >> 16;
     x = x.wrapping_mul(0x27D4_EB2F);
     x ^ (x >> 15)

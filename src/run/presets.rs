@@ -149,15 +149,15 @@ pub const PRESETS: [(&str, &str); 6] = [
         [run]
         micro_batch = 4
         forget_accum_steps = 1
-        kl_accum_steps = 3
-        steps = 200
+        kl_accum_steps = 6
+        steps = 120
         checkpoint_every = 0
         [eval]
         every = 5
         max_new_tokens = 96
         batch = 40
         stop_metric = "verbmem_forget"
-        stop_val = 0.22
+        stop_val = 0.21
         "#,
     ),
 ];
