@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use clap::Parser;
-use nepenthe::backend::cpu::Cpu;
+use nepenthe::backend::cpu::{Cpu, on_worker};
 use nepenthe::data::MicroBatch;
 use nepenthe::io::safetensors::{Dtype, Entry, Weights, write_file};
 use nepenthe::method::passes::Passes;
@@ -206,7 +206,7 @@ fn main() {
         let forget = [batch(&ids[0], step, args.forget_batch, args.seq, config.vocab)];
         let retain = [batch(&ids[1], step, args.retain_batch, args.seq, config.vocab)];
         let start = Instant::now();
-        let report = state.step(&ops, &forget, &retain).unwrap();
+        let report = on_worker(|| state.step(&ops, &forget, &retain)).unwrap();
         assert!(!report.skipped);
         if step >= args.warmup as u64 {
             times.push(start.elapsed().as_secs_f64());

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use serde_json::Value;
 
-use crate::backend::cpu::Cpu;
+use crate::backend::cpu::{Cpu, on_worker};
 use crate::backend::gpu;
 use crate::error::Result;
 use crate::ops::Ops;
@@ -55,9 +55,13 @@ pub(super) trait Job {
 }
 
 /// Does `job` on the backend of `device`.
-pub(super) fn compute<J: Job>(device: &DeviceArgs, job: J) -> Result<J::Out> {
+pub(super) fn compute<J>(device: &DeviceArgs, job: J) -> Result<J::Out>
+where
+    J: Job + Send,
+    J::Out: Send,
+{
     device.check()?;
-    job.run(&Cpu::<f32>::new())
+    on_worker(|| job.run(&Cpu::<f32>::new()))
 }
 
 /// A training run: what `unlearn` and `finetune` have in common.

@@ -130,7 +130,7 @@ pub const PRESETS: [(&str, &str); 6] = [
         steps = 200
         "#,
     ),
-    // Ours, found on seed 1 of the embedded demo: docs/demo.md says how.
+    // Ours, for the embedded demo: docs/demo.md says how they were found.
     (
         "demo",
         r#"

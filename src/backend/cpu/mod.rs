@@ -35,3 +35,11 @@ impl<T: Real> Cpu<T> {
         Self { pool: Pool::default() }
     }
 }
+
+/// Does `work` on one of the threads that the ops share, and returns what it returns.
+///
+/// From a thread outside the pool every op would put that thread to sleep and wake it again; on a step of a small model
+/// that is a tenth of the time.
+pub fn on_worker<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| work())
+}
