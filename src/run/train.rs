@@ -268,8 +268,10 @@ impl<'a, O: Ops> Run<'a, O> {
                 outcome.retrain = Some(retrain);
             }
         }
-        let record = record(recipe, &method, &identity, &summary);
-        write_file_atomic(&target.join("unlearning.json"), format!("{record:#}\n").as_bytes())?;
+        if outcome.after.is_some() {
+            let record = record(recipe, &method, &identity, &summary);
+            write_file_atomic(&target.join("unlearning.json"), format!("{record:#}\n").as_bytes())?;
+        }
         summary["samples"] = outcome.samples();
         page::write(out, recipe, &method, &summary, &outcome)?;
         summary["model"] = json!(target.display().to_string());
