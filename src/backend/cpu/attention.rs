@@ -67,24 +67,27 @@ pub(super) fn forward<T: Real>(
                 let k = Matrix::rows(&qkv[at(range.start, h + kv)..], width);
                 let v = Matrix::rows(&qkv[at(range.start, h + g + kv)..], width);
                 serial((m, n, d), q, k.t(), &mut scores, n, false);
-                simd(|| {
-                    for r in 0..m {
-                        let row = &mut scores[r * n..(r + 1) * n];
-                        let seen = seen(heads, first + r);
-                        let (low, high) = (seen.start - range.start, seen.end - range.start);
-                        row[..low].fill(T::ZERO);
-                        row[high..].fill(T::ZERO);
-                        let part = &mut row[low..high];
-                        let top = max(part);
-                        part.iter_mut().for_each(|s| *s = ((*s - top) * scale).exp());
-                        let total = sum(part, |s| s);
-                        let inverse = T::from_f64(1.0 / total);
-                        part.iter_mut().for_each(|s| *s *= inverse);
-                        // SAFETY: this task alone writes this head's rows of this document.
-                        let lse = unsafe { lse.slice((from + first + r) * h + head) };
-                        lse[0] = T::from_f64((top * scale).to_f64() + total.ln());
-                    }
-                });
+                simd(
+                    #[inline(always)]
+                    || {
+                        for r in 0..m {
+                            let row = &mut scores[r * n..(r + 1) * n];
+                            let seen = seen(heads, first + r);
+                            let (low, high) = (seen.start - range.start, seen.end - range.start);
+                            row[..low].fill(T::ZERO);
+                            row[high..].fill(T::ZERO);
+                            let part = &mut row[low..high];
+                            let top = max(part);
+                            part.iter_mut().for_each(|s| *s = ((*s - top) * scale).exp());
+                            let total = sum(part, |s| s);
+                            let inverse = T::from_f64(1.0 / total);
+                            part.iter_mut().for_each(|s| *s *= inverse);
+                            // SAFETY: this task alone writes this head's rows of this document.
+                            let lse = unsafe { lse.slice((from + first + r) * h + head) };
+                            lse[0] = T::from_f64((top * scale).to_f64() + total.ln());
+                        }
+                    },
+                );
                 // SAFETY: as above, for the output's columns of this head.
                 let rows = unsafe { out.slice((from + first) * ow + head * d) };
                 serial((m, d, n), Matrix::rows(&scores, n), v, rows, ow, false);
@@ -126,25 +129,28 @@ pub(super) fn backward<T: Real>(
                 let dy = Matrix::rows(&dout[o_at..], ow);
                 serial((m, n, d), q, k.t(), &mut p, n, false);
                 serial((m, n, d), dy, v.t(), &mut ds, n, false);
-                simd(|| {
-                    for r in 0..m {
-                        let (p, ds) = (&mut p[r * n..(r + 1) * n], &mut ds[r * n..(r + 1) * n]);
-                        let seen = seen(heads, first + r);
-                        let (low, high) = (seen.start - range.start, seen.end - range.start);
-                        for row in [&mut *p, &mut *ds] {
-                            row[..low].fill(T::ZERO);
-                            row[high..].fill(T::ZERO);
+                simd(
+                    #[inline(always)]
+                    || {
+                        for r in 0..m {
+                            let (p, ds) = (&mut p[r * n..(r + 1) * n], &mut ds[r * n..(r + 1) * n]);
+                            let seen = seen(heads, first + r);
+                            let (low, high) = (seen.start - range.start, seen.end - range.start);
+                            for row in [&mut *p, &mut *ds] {
+                                row[..low].fill(T::ZERO);
+                                row[high..].fill(T::ZERO);
+                            }
+                            let lse = lse[(from + first + r) * h + head];
+                            let o = &out[o_at + r * ow..][..d];
+                            let dy = &dout[o_at + r * ow..][..d];
+                            let dot = T::from_f64(sum2(o, dy, |a, b| a * b));
+                            for (p, ds) in p[low..high].iter_mut().zip(&mut ds[low..high]) {
+                                *p = (*p * scale - lse).exp();
+                                *ds = *p * (*ds - dot) * scale;
+                            }
                         }
-                        let lse = lse[(from + first + r) * h + head];
-                        let o = &out[o_at + r * ow..][..d];
-                        let dy = &dout[o_at + r * ow..][..d];
-                        let dot = T::from_f64(sum2(o, dy, |a, b| a * b));
-                        for (p, ds) in p[low..high].iter_mut().zip(&mut ds[low..high]) {
-                            *p = (*p * scale - lse).exp();
-                            *ds = *p * (*ds - dot) * scale;
-                        }
-                    }
-                });
+                    },
+                );
                 let (p, ds) = (Matrix::rows(&p, n), Matrix::rows(&ds, n));
                 // SAFETY: the query columns of this head and the key and value columns of this kv head, in the rows
                 // of this document, belong to this task alone; each slice is dropped before the next is made.
@@ -176,25 +182,28 @@ pub(super) fn decode<T: Real>(
     out[..n * ow].par_chunks_mut(ow).enumerate().for_each(|(row, out)| {
         let seen = seen(heads, positions[row] as usize);
         let mut scores = pool.lend(seen.len());
-        simd(|| {
-            for head in 0..h {
-                let q = &qkv[row * width + head * d..][..d];
-                let (start, step) = cached(row, head / (h / g));
-                for (s, t) in scores.iter_mut().zip(seen.clone()) {
-                    let k = &keys_of[start + t * step..][..d];
-                    *s = T::from_f64(sum2(q, k, |a, b| a * b)) * scale;
+        simd(
+            #[inline(always)]
+            || {
+                for head in 0..h {
+                    let q = &qkv[row * width + head * d..][..d];
+                    let (start, step) = cached(row, head / (h / g));
+                    for (s, t) in scores.iter_mut().zip(seen.clone()) {
+                        let k = &keys_of[start + t * step..][..d];
+                        *s = T::from_f64(sum2(q, k, |a, b| a * b)) * scale;
+                    }
+                    let top = max(&scores);
+                    scores.iter_mut().for_each(|s| *s = (*s - top).exp());
+                    let inverse = T::from_f64(1.0 / sum(&scores, |s| s));
+                    let out = &mut out[head * d..(head + 1) * d];
+                    out.fill(T::ZERO);
+                    for (s, t) in scores.iter().zip(seen.clone()) {
+                        let v = &values_of[start + t * step..][..d];
+                        let p = *s * inverse;
+                        out.iter_mut().zip(v).for_each(|(o, v)| *o += p * *v);
+                    }
                 }
-                let top = max(&scores);
-                scores.iter_mut().for_each(|s| *s = (*s - top).exp());
-                let inverse = T::from_f64(1.0 / sum(&scores, |s| s));
-                let out = &mut out[head * d..(head + 1) * d];
-                out.fill(T::ZERO);
-                for (s, t) in scores.iter().zip(seen.clone()) {
-                    let v = &values_of[start + t * step..][..d];
-                    let p = *s * inverse;
-                    out.iter_mut().zip(v).for_each(|(o, v)| *o += p * *v);
-                }
-            }
-        });
+            },
+        );
     });
 }

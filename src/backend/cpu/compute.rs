@@ -89,15 +89,21 @@ impl<T: Real> Compute for Cpu<T> {
     ) {
         let start = bias.is_some() || residual.is_some();
         if start {
-            each(n, o, y, |r, row| {
-                match residual {
-                    Some(residual) => row.copy_from_slice(&residual[r * o..(r + 1) * o]),
-                    None => row.fill(T::ZERO),
-                }
-                if let Some(bias) = bias {
-                    row.iter_mut().zip(bias).for_each(|(y, b)| *y += *b);
-                }
-            });
+            each(
+                n,
+                o,
+                y,
+                #[inline(always)]
+                |r, row| {
+                    match residual {
+                        Some(residual) => row.copy_from_slice(&residual[r * o..(r + 1) * o]),
+                        None => row.fill(T::ZERO),
+                    }
+                    if let Some(bias) = bias {
+                        row.iter_mut().zip(bias).for_each(|(y, b)| *y += *b);
+                    }
+                },
+            );
         }
         parallel((n, o, i), Matrix::rows(x, i), Matrix::rows(w, i).t(), y, start);
     }
@@ -127,21 +133,30 @@ impl<T: Real> Compute for Cpu<T> {
     fn bias_grad(&self, n: usize, o: usize, dy: &Vec<T>, db: &mut Grad<T>) {
         let mut sums = self.pool.lend(o);
         sums.fill(T::ZERO);
-        simd(|| {
-            for row in dy[..n * o].chunks_exact(o) {
-                sums.iter_mut().zip(row).for_each(|(s, d)| *s += *d);
-            }
-        });
+        simd(
+            #[inline(always)]
+            || {
+                for row in dy[..n * o].chunks_exact(o) {
+                    sums.iter_mut().zip(row).for_each(|(s, d)| *s += *d);
+                }
+            },
+        );
         db.open();
         db.add(0, &sums);
     }
 
     fn embed(&self, pack: &Pack, c: usize, table: &[T], x: &mut Vec<T>) {
         let ids = &pack.data.ids;
-        each(ids.len(), c, x, |r, row| {
-            let id = ids[r] as usize;
-            row.copy_from_slice(&table[id * c..(id + 1) * c]);
-        });
+        each(
+            ids.len(),
+            c,
+            x,
+            #[inline(always)]
+            |r, row| {
+                let id = ids[r] as usize;
+                row.copy_from_slice(&table[id * c..(id + 1) * c]);
+            },
+        );
     }
 
     fn embed_bwd(&self, pack: &Pack, c: usize, dx: &Vec<T>, dtable: &mut Grad<T>) {
@@ -223,25 +238,38 @@ impl<T: Real> Compute for Cpu<T> {
         let dense = longest <= 2 * positions.len();
         let count = if dense { longest } else { positions.len() };
         let mut angles = self.pool.lend(count * 2 * half);
-        each(count, 2 * half, &mut angles, |r, row| {
-            let position = if dense { r as f64 } else { f64::from(positions[r]) };
-            for (i, frequency) in table.inv_freq.iter().enumerate() {
-                let angle = position * frequency;
-                row[i] = T::from_f64(angle.cos() * table.scale);
-                row[half + i] = T::from_f64(angle.sin() * table.scale * sign);
-            }
-        });
-        let angles: &[T] = &angles;
-        each(positions.len(), heads.qkv_width(), qkv, |r, row| {
-            let at = if dense { positions[r] as usize } else { r } * 2 * half;
-            let (cos, sin) = angles[at..at + 2 * half].split_at(half);
-            for head in row.chunks_exact_mut(heads.d).take(heads.h + heads.g) {
-                let (a, b) = head.split_at_mut(half);
-                for i in 0..half {
-                    (a[i], b[i]) = (a[i] * cos[i] - b[i] * sin[i], b[i] * cos[i] + a[i] * sin[i]);
+        each(
+            count,
+            2 * half,
+            &mut angles,
+            #[inline(always)]
+            |r, row| {
+                let position = if dense { r as f64 } else { f64::from(positions[r]) };
+                for (i, frequency) in table.inv_freq.iter().enumerate() {
+                    let angle = position * frequency;
+                    row[i] = T::from_f64(angle.cos() * table.scale);
+                    row[half + i] = T::from_f64(angle.sin() * table.scale * sign);
                 }
-            }
-        });
+            },
+        );
+        let angles: &[T] = &angles;
+        each(
+            positions.len(),
+            heads.qkv_width(),
+            qkv,
+            #[inline(always)]
+            |r, row| {
+                let at = if dense { positions[r] as usize } else { r } * 2 * half;
+                let (cos, sin) = angles[at..at + 2 * half].split_at(half);
+                for head in row.chunks_exact_mut(heads.d).take(heads.h + heads.g) {
+                    let (a, b) = head.split_at_mut(half);
+                    for i in 0..half {
+                        (a[i], b[i]) =
+                            (a[i] * cos[i] - b[i] * sin[i], b[i] * cos[i] + a[i] * sin[i]);
+                    }
+                }
+            },
+        );
     }
 
     fn attention(
@@ -269,25 +297,37 @@ impl<T: Real> Compute for Cpu<T> {
     }
 
     fn swiglu(&self, n: usize, f: usize, gate_up: &Vec<T>, y: &mut Vec<T>) {
-        each(n, f, y, |r, y| {
-            let (gate, up) = gate_up[2 * r * f..2 * (r + 1) * f].split_at(f);
-            for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
-                *y = *g / (T::ONE + (-*g).exp()) * *u;
-            }
-        });
+        each(
+            n,
+            f,
+            y,
+            #[inline(always)]
+            |r, y| {
+                let (gate, up) = gate_up[2 * r * f..2 * (r + 1) * f].split_at(f);
+                for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
+                    *y = *g / (T::ONE + (-*g).exp()) * *u;
+                }
+            },
+        );
     }
 
     fn swiglu_bwd(&self, n: usize, f: usize, dy: &Vec<T>, gate_up: &mut Vec<T>) {
-        each(n, 2 * f, gate_up, |r, row| {
-            let (gate, up) = row.split_at_mut(f);
-            for ((g, u), d) in gate.iter_mut().zip(up).zip(&dy[r * f..(r + 1) * f]) {
-                let s = T::ONE / (T::ONE + (-*g).exp());
-                let silu = *g * s;
-                let dgate = *d * *u * (s + silu * (T::ONE - s));
-                *u = *d * silu;
-                *g = dgate;
-            }
-        });
+        each(
+            n,
+            2 * f,
+            gate_up,
+            #[inline(always)]
+            |r, row| {
+                let (gate, up) = row.split_at_mut(f);
+                for ((g, u), d) in gate.iter_mut().zip(up).zip(&dy[r * f..(r + 1) * f]) {
+                    let s = T::ONE / (T::ONE + (-*g).exp());
+                    let silu = *g * s;
+                    let dgate = *d * *u * (s + silu * (T::ONE - s));
+                    *u = *d * silu;
+                    *g = dgate;
+                }
+            },
+        );
     }
 
     fn head_onehot(
@@ -328,12 +368,18 @@ impl<T: Real> Compute for Cpu<T> {
         let shared = penalty && w_ref.is_none();
         let mut diff = self.pool.lend(if shared { shape.n * shape.c } else { 0 });
         if shared {
-            each(shape.n, shape.c, &mut diff, |r, row| {
-                let at = r * shape.c..(r + 1) * shape.c;
-                for ((d, a), b) in row.iter_mut().zip(&h[at.clone()]).zip(&h_ref[at]) {
-                    *d = *a - *b;
-                }
-            });
+            each(
+                shape.n,
+                shape.c,
+                &mut diff,
+                #[inline(always)]
+                |r, row| {
+                    let at = r * shape.c..(r + 1) * shape.c;
+                    for ((d, a), b) in row.iter_mut().zip(&h[at.clone()]).zip(&h_ref[at]) {
+                        *d = *a - *b;
+                    }
+                },
+            );
         }
         let first = if shared { (&diff[..], w) } else { (&h[..], w) };
         let second = penalty.then(|| (&h_ref[..], w_ref.unwrap_or(w)));

@@ -177,17 +177,23 @@ fn each_row<T: Real>(
     v: usize,
     grad: bool,
 ) -> Vec<RowResult> {
-    simd(|| {
-        let count = z.len() / v;
-        let width = if extra.is_empty() { 0 } else { v };
-        (0..count)
-            .map(|r| {
-                let (z, extra) =
-                    (&mut z[r * v..(r + 1) * v], &mut extra[r * width..(r + 1) * width]);
-                loss.row(start + r, z, extra, grad)
-            })
-            .collect()
-    })
+    simd(
+        #[inline(always)]
+        || {
+            let count = z.len() / v;
+            let width = if extra.is_empty() { 0 } else { v };
+            (0..count)
+                .map(
+                    #[inline(always)]
+                    |r| {
+                        let (z, extra) =
+                            (&mut z[r * v..(r + 1) * v], &mut extra[r * width..(r + 1) * width]);
+                        loss.row(start + r, z, extra, grad)
+                    },
+                )
+                .collect()
+        },
+    )
 }
 
 /// `dw += a b`, wide or through a wide scratch into bf16.

@@ -42,9 +42,16 @@ pub(super) fn rmsnorm<T: Real>(
     y: &mut [T],
     rstd: &mut [T],
 ) {
-    each2(n, (c, 1), y, rstd, |r, y, rstd| {
-        rstd[0] = forward(&x[r * c..(r + 1) * c], &gain[..c], eps, y);
-    });
+    each2(
+        n,
+        (c, 1),
+        y,
+        rstd,
+        #[inline(always)]
+        |r, y, rstd| {
+            rstd[0] = forward(&x[r * c..(r + 1) * c], &gain[..c], eps, y);
+        },
+    );
 }
 
 pub(super) fn rmsnorm_bwd<T: Real>(
@@ -56,11 +63,17 @@ pub(super) fn rmsnorm_bwd<T: Real>(
     dx: &mut [T],
     dgain: Option<(&mut Grad<T>, &mut [T])>,
 ) {
-    each(n, c, dx, |r, dx| {
-        let at = r * c..(r + 1) * c;
-        let (dy, x) = (&dy[at.clone()], &x[at]);
-        backward(dy, x, &gain[..c], rstd[r], |i, v| dx[i] += v);
-    });
+    each(
+        n,
+        c,
+        dx,
+        #[inline(always)]
+        |r, dx| {
+            let at = r * c..(r + 1) * c;
+            let (dy, x) = (&dy[at.clone()], &x[at]);
+            backward(dy, x, &gain[..c], rstd[r], |i, v| dx[i] += v);
+        },
+    );
     if let Some((dgain, sums)) = dgain {
         let all = 0..n;
         gain_sums(all.map(|r| (&dy[r * c..(r + 1) * c], &x[r * c..(r + 1) * c], rstd[r])), sums);
@@ -72,13 +85,16 @@ pub(super) fn rmsnorm_bwd<T: Real>(
 /// Adds up `dy xhat` over rows, in row order.
 fn gain_sums<'a, T: Real>(rows: impl Iterator<Item = (&'a [T], &'a [T], T)>, sums: &mut [T]) {
     sums.fill(T::ZERO);
-    simd(|| {
-        for (dy, x, rstd) in rows {
-            for ((s, d), x) in sums.iter_mut().zip(dy).zip(x) {
-                *s += *d * *x * rstd;
+    simd(
+        #[inline(always)]
+        || {
+            for (dy, x, rstd) in rows {
+                for ((s, d), x) in sums.iter_mut().zip(dy).zip(x) {
+                    *s += *d * *x * rstd;
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 pub(super) fn qk_norm<T: Real>(
@@ -91,15 +107,22 @@ pub(super) fn qk_norm<T: Real>(
     rstd: &mut [T],
 ) {
     let (width, d, normed) = (heads.qkv_width(), heads.d, heads.h + heads.g);
-    each2(n, (width, normed), qkv, rstd, |r, row, rstd| {
-        let raw = &raw[r * width..(r + 1) * width];
-        for (h, rstd) in rstd.iter_mut().enumerate() {
-            let gain = &gains[usize::from(h >= heads.h)][..d];
-            let at = h * d..(h + 1) * d;
-            *rstd = forward(&raw[at.clone()], gain, eps, &mut row[at]);
-        }
-        row[normed * d..].copy_from_slice(&raw[normed * d..]);
-    });
+    each2(
+        n,
+        (width, normed),
+        qkv,
+        rstd,
+        #[inline(always)]
+        |r, row, rstd| {
+            let raw = &raw[r * width..(r + 1) * width];
+            for (h, rstd) in rstd.iter_mut().enumerate() {
+                let gain = &gains[usize::from(h >= heads.h)][..d];
+                let at = h * d..(h + 1) * d;
+                *rstd = forward(&raw[at.clone()], gain, eps, &mut row[at]);
+            }
+            row[normed * d..].copy_from_slice(&raw[normed * d..]);
+        },
+    );
 }
 
 pub(super) fn qk_norm_bwd<T: Real>(
@@ -124,18 +147,24 @@ pub(super) fn qk_norm_bwd<T: Real>(
             grad.add(0, &sums[..d]);
         }
     }
-    each(n, width, dqkv, |r, row| {
-        for h in 0..normed {
-            let gain = &gains[usize::from(h >= heads.h)][..d];
-            let x = &raw[r * width + h * d..r * width + (h + 1) * d];
-            let dy = &mut row[h * d..(h + 1) * d];
-            // In place: the mean needs all of dy first, and each entry then only itself.
-            let dot: f64 = (0..d).map(|i| (dy[i] * gain[i] * x[i]).to_f64()).sum();
-            let rstd = rstd[r * normed + h];
-            let mean = T::from_f64(dot / d as f64) * rstd * rstd;
-            for i in 0..d {
-                dy[i] = rstd * (dy[i] * gain[i] - x[i] * mean);
+    each(
+        n,
+        width,
+        dqkv,
+        #[inline(always)]
+        |r, row| {
+            for h in 0..normed {
+                let gain = &gains[usize::from(h >= heads.h)][..d];
+                let x = &raw[r * width + h * d..r * width + (h + 1) * d];
+                let dy = &mut row[h * d..(h + 1) * d];
+                // In place: the mean needs all of dy first, and each entry then only itself.
+                let dot: f64 = (0..d).map(|i| (dy[i] * gain[i] * x[i]).to_f64()).sum();
+                let rstd = rstd[r * normed + h];
+                let mean = T::from_f64(dot / d as f64) * rstd * rstd;
+                for i in 0..d {
+                    dy[i] = rstd * (dy[i] * gain[i] - x[i] * mean);
+                }
             }
-        }
-    });
+        },
+    );
 }

@@ -50,14 +50,16 @@ fn exp_f32(x: f32) -> f32 {
     const MAGIC: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.0, 88.0);
     // Adding and subtracting 1.5 * 2^23 rounds to the nearest whole number in any vector unit.
-    let n = clamped * std::f32::consts::LOG2_E + MAGIC - MAGIC;
+    let rounded = clamped * std::f32::consts::LOG2_E + MAGIC;
+    let n = rounded - MAGIC;
     let r = clamped - n * 0.693_359_4 - n * -2.121_944_4e-4;
     let mut p = 1.987_569_1e-4;
     for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
         p = p * r + c;
     }
     let y = p * r * r + r + 1.0;
-    let scale = f32::from_bits(((n as i32 + 127) as u32) << 23);
+    // The low bits of `rounded` are n: no conversion, whose checks for NaN would not become vector code.
+    let scale = f32::from_bits(rounded.to_bits().wrapping_add(127) << 23);
     if x < -87.0 { 0.0 } else { y * scale }
 }
 

@@ -5,6 +5,9 @@ use rayon::prelude::*;
 use super::Real;
 
 /// Runs `work` compiled for AVX-512, AVX2 or the baseline, whichever the machine has.
+///
+/// `work`, and every closure it calls, must be `#[inline(always)]`: a closure that stays a function of its own is
+/// compiled for the baseline.
 #[inline]
 pub(super) fn simd<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)
@@ -27,11 +30,14 @@ pub(super) fn each<T: Real>(
     }
     let rows = group(width);
     out[..n * width].par_chunks_mut(rows * width).enumerate().for_each(|(g, chunk)| {
-        simd(|| {
-            for (r, row) in chunk.chunks_exact_mut(width).enumerate() {
-                work(g * rows + r, row);
-            }
-        });
+        simd(
+            #[inline(always)]
+            || {
+                for (r, row) in chunk.chunks_exact_mut(width).enumerate() {
+                    work(g * rows + r, row);
+                }
+            },
+        );
     });
 }
 
@@ -52,12 +58,15 @@ pub(super) fn each2<T: Real>(
         .zip(more[..n * other].par_chunks_mut(rows * other))
         .enumerate()
         .for_each(|(g, (chunk, more))| {
-            simd(|| {
-                let pairs = chunk.chunks_exact_mut(width).zip(more.chunks_exact_mut(other));
-                for (r, (row, more)) in pairs.enumerate() {
-                    work(g * rows + r, row, more);
-                }
-            });
+            simd(
+                #[inline(always)]
+                || {
+                    let pairs = chunk.chunks_exact_mut(width).zip(more.chunks_exact_mut(other));
+                    for (r, (row, more)) in pairs.enumerate() {
+                        work(g * rows + r, row, more);
+                    }
+                },
+            );
         });
 }
 
