@@ -230,46 +230,7 @@ impl<T: Real> Compute for Cpu<T> {
         direction: Direction,
         qkv: &mut Vec<T>,
     ) {
-        let half = table.inv_freq.len();
-        let sign = if direction == Direction::Forward { 1.0 } else { -1.0 };
-        let positions = &pack.data.positions;
-        let longest = positions.iter().max().map_or(0, |p| *p as usize + 1);
-        // One row of cosines and one of sines per position in use: a decoding step needs only its own.
-        let dense = longest <= 2 * positions.len();
-        let count = if dense { longest } else { positions.len() };
-        let mut angles = self.pool.lend(count * 2 * half);
-        each(
-            count,
-            2 * half,
-            &mut angles,
-            #[inline(always)]
-            |r, row| {
-                let position = if dense { r as f64 } else { f64::from(positions[r]) };
-                for (i, frequency) in table.inv_freq.iter().enumerate() {
-                    let angle = position * frequency;
-                    row[i] = T::from_f64(angle.cos() * table.scale);
-                    row[half + i] = T::from_f64(angle.sin() * table.scale * sign);
-                }
-            },
-        );
-        let angles: &[T] = &angles;
-        each(
-            positions.len(),
-            heads.qkv_width(),
-            qkv,
-            #[inline(always)]
-            |r, row| {
-                let at = if dense { positions[r] as usize } else { r } * 2 * half;
-                let (cos, sin) = angles[at..at + 2 * half].split_at(half);
-                for head in row.chunks_exact_mut(heads.d).take(heads.h + heads.g) {
-                    let (a, b) = head.split_at_mut(half);
-                    for i in 0..half {
-                        (a[i], b[i]) =
-                            (a[i] * cos[i] - b[i] * sin[i], b[i] * cos[i] + a[i] * sin[i]);
-                    }
-                }
-            },
-        );
+        self.angles.rotate(&pack.data.positions, heads, table, direction, qkv);
     }
 
     fn attention(

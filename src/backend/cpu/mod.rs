@@ -12,6 +12,7 @@ mod norm;
 mod params;
 mod pool;
 mod real;
+mod rope;
 mod rows;
 mod update;
 
@@ -27,12 +28,13 @@ use pool::Pool;
 #[derive(Debug, Clone, Default)]
 pub struct Cpu<T> {
     pool: Pool<T>,
+    angles: rope::Angles<T>,
 }
 
 impl<T: Real> Cpu<T> {
     /// Makes the backend.
     pub fn new() -> Self {
-        Self { pool: Pool::default() }
+        Self { pool: Pool::default(), angles: rope::Angles::default() }
     }
 }
 
