@@ -1,15 +1,18 @@
-//! Causal attention over packed documents, by blocks of queries; one task a document and kv head.
+//! Causal attention over packed documents, a strip of queries at a time; one task a document and kv head.
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::Real;
-use super::gemm::{Matrix, serial};
+use super::gemm::Matrix;
 use super::pool::Pool;
 use super::rows::{max, simd, sum, sum2};
+use super::strip::{LANES, ROWS, multiply, transpose};
 use crate::ops::Heads;
 
-/// Queries of a block.
-const BLOCK: usize = 64;
+/// Queries whose contributions to the gradients of keys and values are added at once: a multiple of [`ROWS`].
+const BLOCK: usize = 48;
 
 /// Rows of a matrix that several tasks write, each its own columns and rows.
 struct Shared<T>(*mut T, usize);
@@ -17,24 +20,27 @@ struct Shared<T>(*mut T, usize);
 unsafe impl<T: Send> Sync for Shared<T> {}
 
 impl<T> Shared<T> {
-    /// # Safety
-    /// Tasks must write disjoint elements of what they get.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn slice(&self, from: usize) -> &mut [T] {
-        // SAFETY: from is inside (checked by the caller's shapes); disjointness is the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(from), self.1 - from) }
+    fn new(data: &mut [T]) -> Self {
+        Self(data.as_mut_ptr(), data.len())
+    }
+
+    /// Where entry `at` lies.
+    fn at(&self, at: usize) -> *mut T {
+        assert!(at < self.1, "entry {at} of {}", self.1);
+        // SAFETY: inside, as just checked.
+        unsafe { self.0.add(at) }
     }
 }
 
-/// The keys a block of queries sees: from the first that the window leaves to its own last.
-fn keys(heads: Heads, first: usize, last: usize) -> std::ops::Range<usize> {
-    let from = heads.window.map_or(0, |w| (first + 1).saturating_sub(w));
-    from..last + 1
+/// The keys one query sees: those before it that the window leaves, and its own.
+fn seen(heads: Heads, query: usize) -> Range<usize> {
+    let from = heads.window.map_or(0, |w| (query + 1).saturating_sub(w));
+    from..query + 1
 }
 
-/// The keys one query sees.
-fn seen(heads: Heads, query: usize) -> std::ops::Range<usize> {
-    keys(heads, query, query)
+/// The keys some of `rows` queries from `query` see, from a whole number of lanes on.
+fn span(heads: Heads, query: usize, rows: usize) -> Range<usize> {
+    seen(heads, query).start / LANES * LANES..query + rows
 }
 
 /// The documents of a pack with each kv head: the tasks.
@@ -54,43 +60,49 @@ pub(super) fn forward<T: Real>(
     let Heads { h, g, d, .. } = heads;
     let (width, ow) = (heads.qkv_width(), heads.out_width());
     let scale = T::from_f64(1.0 / (d as f64).sqrt());
-    let (out, lse) = (Shared(out.as_mut_ptr(), out.len()), Shared(lse.as_mut_ptr(), lse.len()));
+    let (out, lse) = (Shared::new(out), Shared::new(lse));
     tasks(starts, heads).into_par_iter().for_each(|(from, len, kv)| {
-        let mut scores = pool.lend(BLOCK * len);
+        let stride = len.next_multiple_of(LANES);
+        let mut keys = pool.lend(d * stride);
+        let mut scores = pool.lend(ROWS * stride);
+        let rows_of = |head: usize| &qkv[from * width + head * d..];
+        simd(
+            #[inline(always)]
+            || transpose(rows_of(h + kv), width, (len, d), &mut keys, stride),
+        );
+        let values = Matrix::rows(rows_of(h + g + kv), width);
         for head in kv * (h / g)..(kv + 1) * (h / g) {
-            for first in (0..len).step_by(BLOCK) {
-                let m = BLOCK.min(len - first);
-                let range = keys(heads, first, first + m - 1);
-                let n = range.len();
-                let at = |token: usize, column: usize| (from + token) * width + column * d;
-                let q = Matrix::rows(&qkv[at(first, head)..], width);
-                let k = Matrix::rows(&qkv[at(range.start, h + kv)..], width);
-                let v = Matrix::rows(&qkv[at(range.start, h + g + kv)..], width);
-                serial((m, n, d), q, k.t(), &mut scores, n, false);
+            for first in (0..len).step_by(ROWS) {
+                let m = ROWS.min(len - first);
+                let span = span(heads, first, m);
+                let q = Matrix::rows(&rows_of(head)[first * width..], width);
+                let columns = span.start..span.end.next_multiple_of(LANES);
+                let c = (scores.as_mut_ptr(), stride);
+                // SAFETY: keys hold d rows of `stride` columns, scores ROWS of them.
+                unsafe { multiply(m, columns, 0..d, q, Matrix::rows(&keys, stride), c, false) };
                 simd(
                     #[inline(always)]
                     || {
                         for r in 0..m {
-                            let row = &mut scores[r * n..(r + 1) * n];
+                            let row = &mut scores[r * stride..(r + 1) * stride];
                             let seen = seen(heads, first + r);
-                            let (low, high) = (seen.start - range.start, seen.end - range.start);
-                            row[..low].fill(T::ZERO);
-                            row[high..].fill(T::ZERO);
-                            let part = &mut row[low..high];
+                            row[span.start..seen.start].fill(T::ZERO);
+                            row[seen.end..span.end].fill(T::ZERO);
+                            let part = &mut row[seen];
                             let top = max(part);
                             part.iter_mut().for_each(|s| *s = ((*s - top) * scale).exp());
                             let total = sum(part, |s| s);
                             let inverse = T::from_f64(1.0 / total);
                             part.iter_mut().for_each(|s| *s *= inverse);
+                            let stat = T::from_f64((top * scale).to_f64() + total.ln());
                             // SAFETY: this task alone writes this head's rows of this document.
-                            let lse = unsafe { lse.slice((from + first + r) * h + head) };
-                            lse[0] = T::from_f64((top * scale).to_f64() + total.ln());
+                            unsafe { *lse.at((from + first + r) * h + head) = stat };
                         }
                     },
                 );
-                // SAFETY: as above, for the output's columns of this head.
-                let rows = unsafe { out.slice((from + first) * ow + head * d) };
-                serial((m, d, n), Matrix::rows(&scores, n), v, rows, ow, false);
+                let c = (out.at((from + first) * ow + head * d), ow);
+                // SAFETY: values hold the document's rows; the output's columns of this head are this task's own.
+                unsafe { multiply(m, 0..d, span, Matrix::rows(&scores, stride), values, c, false) };
             }
         }
     });
@@ -112,53 +124,81 @@ pub(super) fn backward<T: Real>(
     let scale = T::from_f64(1.0 / (d as f64).sqrt());
     let total = starts.last().map_or(0, |n| *n as usize) * width;
     dqkv[..total].fill(T::ZERO);
-    let dqkv = Shared(dqkv.as_mut_ptr(), dqkv.len());
+    let dqkv = Shared::new(dqkv);
     tasks(starts, heads).into_par_iter().for_each(|(from, len, kv)| {
-        let mut p = pool.lend(BLOCK * len);
-        let mut ds = pool.lend(BLOCK * len);
+        let stride = len.next_multiple_of(LANES);
+        let (mut keys, mut values) = (pool.lend(d * stride), pool.lend(d * stride));
+        let (mut p, mut ds) = (pool.lend(BLOCK * stride), pool.lend(BLOCK * stride));
+        let rows_of = |head: usize| &qkv[from * width + head * d..];
+        simd(
+            #[inline(always)]
+            || {
+                transpose(rows_of(h + kv), width, (len, d), &mut keys, stride);
+                transpose(rows_of(h + g + kv), width, (len, d), &mut values, stride);
+            },
+        );
         for head in kv * (h / g)..(kv + 1) * (h / g) {
+            let dy_of = |query: usize| &dout[(from + query) * ow + head * d..];
+            let o_of = |query: usize| &out[(from + query) * ow + head * d..];
             for first in (0..len).step_by(BLOCK) {
                 let m = BLOCK.min(len - first);
-                let range = keys(heads, first, first + m - 1);
-                let n = range.len();
-                let at = |token: usize, column: usize| (from + token) * width + column * d;
-                let o_at = (from + first) * ow + head * d;
-                let q = Matrix::rows(&qkv[at(first, head)..], width);
-                let k = Matrix::rows(&qkv[at(range.start, h + kv)..], width);
-                let v = Matrix::rows(&qkv[at(range.start, h + g + kv)..], width);
-                let dy = Matrix::rows(&dout[o_at..], ow);
-                serial((m, n, d), q, k.t(), &mut p, n, false);
-                serial((m, n, d), dy, v.t(), &mut ds, n, false);
-                simd(
-                    #[inline(always)]
-                    || {
-                        for r in 0..m {
-                            let (p, ds) = (&mut p[r * n..(r + 1) * n], &mut ds[r * n..(r + 1) * n]);
-                            let seen = seen(heads, first + r);
-                            let (low, high) = (seen.start - range.start, seen.end - range.start);
-                            for row in [&mut *p, &mut *ds] {
-                                row[..low].fill(T::ZERO);
-                                row[high..].fill(T::ZERO);
+                let block = span(heads, first, m);
+                for r in (0..m).step_by(ROWS) {
+                    let query = first + r;
+                    let rows = ROWS.min(m - r);
+                    let span = span(heads, query, rows);
+                    let columns = span.start..span.end.next_multiple_of(LANES);
+                    let at = |buffer: &mut [T]| (buffer[r * stride..].as_mut_ptr(), stride);
+                    let q = Matrix::rows(&rows_of(head)[query * width..], width);
+                    let dy = Matrix::rows(dy_of(query), ow);
+                    let (k, v) = (Matrix::rows(&keys, stride), Matrix::rows(&values, stride));
+                    // SAFETY: keys and values hold d rows of `stride` columns, p and ds BLOCK of them.
+                    unsafe {
+                        multiply(rows, columns.clone(), 0..d, q, k, at(&mut p), false);
+                        multiply(rows, columns, 0..d, dy, v, at(&mut ds), false);
+                    }
+                    simd(
+                        #[inline(always)]
+                        || {
+                            for r in r..r + rows {
+                                let at = r * stride..(r + 1) * stride;
+                                let (p, ds) = (&mut p[at.clone()], &mut ds[at]);
+                                let seen = seen(heads, first + r);
+                                // The sums over this block's queries read all of its keys.
+                                for row in [&mut *p, &mut *ds] {
+                                    row[block.start..seen.start].fill(T::ZERO);
+                                    row[seen.end..block.end].fill(T::ZERO);
+                                }
+                                let lse = lse[(from + first + r) * h + head];
+                                let (o, dy) = (&o_of(first + r)[..d], &dy_of(first + r)[..d]);
+                                let dot = T::from_f64(sum2(o, dy, |a, b| a * b));
+                                for (p, ds) in p[seen.clone()].iter_mut().zip(&mut ds[seen]) {
+                                    *p = (*p * scale - lse).exp();
+                                    *ds = *p * (*ds - dot) * scale;
+                                }
                             }
-                            let lse = lse[(from + first + r) * h + head];
-                            let o = &out[o_at + r * ow..][..d];
-                            let dy = &dout[o_at + r * ow..][..d];
-                            let dot = T::from_f64(sum2(o, dy, |a, b| a * b));
-                            for (p, ds) in p[low..high].iter_mut().zip(&mut ds[low..high]) {
-                                *p = (*p * scale - lse).exp();
-                                *ds = *p * (*ds - dot) * scale;
-                            }
-                        }
-                    },
-                );
-                let (p, ds) = (Matrix::rows(&p, n), Matrix::rows(&ds, n));
-                // SAFETY: the query columns of this head and the key and value columns of this kv head, in the rows
-                // of this document, belong to this task alone; each slice is dropped before the next is made.
-                unsafe {
-                    serial((m, d, n), ds, k, dqkv.slice(at(first, head)), width, false);
-                    serial((n, d, m), ds.t(), q, dqkv.slice(at(range.start, h + kv)), width, true);
-                    let dv = dqkv.slice(at(range.start, h + g + kv));
-                    serial((n, d, m), p.t(), dy, dv, width, true);
+                        },
+                    );
+                    let k = Matrix::rows(rows_of(h + kv), width);
+                    let dq = (dqkv.at((from + query) * width + head * d), width);
+                    let ds = Matrix::rows(&ds[r * stride..], stride);
+                    // SAFETY: the query columns of this head in the rows of this document are this task's own.
+                    unsafe { multiply(rows, 0..d, span, ds, k, dq, false) };
+                }
+                let q = Matrix::rows(&rows_of(head)[first * width..], width);
+                let dy = Matrix::rows(dy_of(first), ow);
+                for key in block.clone().step_by(ROWS) {
+                    let rows = ROWS.min(block.end - key);
+                    // Queries before the first of these keys see none of them.
+                    let queries = key.saturating_sub(first)..m;
+                    let by_key = |buffer: &[T]| Matrix::rows(&buffer[key..], stride).t();
+                    let at = |head: usize| (dqkv.at((from + key) * width + head * d), width);
+                    // SAFETY: the key and value columns of this kv head in the rows of this document are this task's
+                    // own; p and ds are zero where a query of the block does not see a key of it.
+                    unsafe {
+                        multiply(rows, 0..d, queries.clone(), by_key(&ds), q, at(h + kv), true);
+                        multiply(rows, 0..d, queries, by_key(&p), dy, at(h + g + kv), true);
+                    }
                 }
             }
         }

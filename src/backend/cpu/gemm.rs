@@ -24,6 +24,16 @@ impl<T> Matrix<T> {
         Self { start: data.as_ptr(), row: stride as isize, column: 1 }
     }
 
+    /// Returns where an entry lies.
+    ///
+    /// # Safety
+    /// The entry must be inside the matrix.
+    #[inline(always)]
+    pub unsafe fn at(self, row: usize, column: usize) -> *const T {
+        // SAFETY: the caller's promise.
+        unsafe { self.start.offset(row as isize * self.row + column as isize * self.column) }
+    }
+
     /// Views the transpose.
     pub fn t(self) -> Self {
         Self { row: self.column, column: self.row, ..self }

@@ -14,6 +14,7 @@ mod pool;
 mod real;
 mod rope;
 mod rows;
+mod strip;
 mod update;
 
 pub use compute::{Cache, Pack};

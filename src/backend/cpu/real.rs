@@ -1,5 +1,7 @@
 //! The number types the CPU computes in.
 
+use pulp::Simd;
+
 /// f32 or f64.
 pub trait Real:
     Copy
@@ -34,6 +36,19 @@ pub trait Real:
     fn to_f32(self) -> f32;
     /// e^x, written so that loops over it become vector code; 0 below the smallest normal number.
     fn exp(self) -> Self;
+    /// A register of `S` full of this type.
+    type Lanes<S: Simd>: bytemuck::Pod;
+    /// Returns a register full of `self`.
+    fn splat<S: Simd>(self, simd: S) -> Self::Lanes<S>;
+    /// Returns `a * b + c` lane by lane, rounded once where `S` has an instruction for it.
+    fn mul_add<S: Simd>(
+        simd: S,
+        a: Self::Lanes<S>,
+        b: Self::Lanes<S>,
+        c: Self::Lanes<S>,
+    ) -> Self::Lanes<S>;
+    /// Returns `a + b` lane by lane.
+    fn plus<S: Simd>(simd: S, a: Self::Lanes<S>, b: Self::Lanes<S>) -> Self::Lanes<S>;
     /// Square root.
     fn sqrt(self) -> Self;
     /// The larger of two numbers (either where one is NaN).
@@ -67,7 +82,7 @@ fn exp_f32(x: f32) -> f32 {
 const SERIES: f64 = 0.25;
 
 macro_rules! real {
-    ($type:ty, $exp:path, $terms:literal) => {
+    ($type:ty, $exp:path, $terms:literal, $lanes:ident, $splat:ident, $mul_add:ident, $mul:ident, $add:ident) => {
         impl Real for $type {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -90,6 +105,20 @@ macro_rules! real {
             #[inline(always)]
             fn exp(self) -> Self {
                 $exp(self)
+            }
+            type Lanes<S: Simd> = S::$lanes;
+            #[inline(always)]
+            fn splat<S: Simd>(self, simd: S) -> S::$lanes {
+                simd.$splat(self)
+            }
+            #[inline(always)]
+            fn mul_add<S: Simd>(simd: S, a: S::$lanes, b: S::$lanes, c: S::$lanes) -> S::$lanes {
+                // On one lane pulp's fused product is a call into the C library.
+                if S::IS_SCALAR { simd.$add(simd.$mul(a, b), c) } else { simd.$mul_add(a, b, c) }
+            }
+            #[inline(always)]
+            fn plus<S: Simd>(simd: S, a: S::$lanes, b: S::$lanes) -> S::$lanes {
+                simd.$add(a, b)
             }
             #[inline(always)]
             fn sqrt(self) -> Self {
@@ -117,8 +146,8 @@ macro_rules! real {
     };
 }
 
-real!(f32, exp_f32, 8);
-real!(f64, f64::exp, 13);
+real!(f32, exp_f32, 8, f32s, splat_f32s, mul_add_f32s, mul_f32s, add_f32s);
+real!(f64, f64::exp, 13, f64s, splat_f64s, mul_add_f64s, mul_f64s, add_f64s);
 
 #[cfg(test)]
 mod tests {
