@@ -34,10 +34,10 @@ torch() {
 
 for _ in 1 2; do
     shape=(--seq 192 --forget-batch 4 --retain-batch 8 --steps 8)
-    nepenthe --model tiny "${shape[@]}"
+    nepenthe --model tiny "${shape[@]}" --pack-tokens 1536
     torch --preset tiny "${shape[@]}" --impl native --loss-impl chunked
     torch --preset tiny "${shape[@]}" --impl native --loss-impl full
-    nepenthe --model tiny --state compact "${shape[@]}"
+    nepenthe --model tiny --state compact "${shape[@]}" --pack-tokens 1536
     torch --preset tiny "${shape[@]}" --impl hf --loss-impl full
     torch --preset tiny "${shape[@]}" --impl native --loss-impl chunked --compile
 done
