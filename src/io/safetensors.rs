@@ -262,7 +262,24 @@ impl Weights {
                 *x = convert(b);
             }
         });
+        self.release(info);
         Ok(())
+    }
+
+    /// Drops a tensor's pages from this process: converted weights are in memory already, and a whole model of mapped
+    /// bytes would stay resident beside them. Whoever reads the tensor again gets it from the page cache or the disk.
+    #[cfg_attr(not(unix), allow(unused_variables))]
+    fn release(&self, info: &TensorInfo) {
+        #[cfg(unix)]
+        // SAFETY: the map is read-only and of a file, so a dropped page comes back with the same bytes. The range lies
+        // inside the map; memmap2 widens it to whole pages. A kernel that refuses costs memory alone.
+        let _ = unsafe {
+            self.shards[info.shard].map.unchecked_advise_range(
+                memmap2::UncheckedAdvice::DontNeed,
+                info.start,
+                info.end - info.start,
+            )
+        };
     }
 
     /// Reads an F32 or F64 tensor as f64.
