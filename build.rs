@@ -31,6 +31,7 @@ fn main() {
         "CUDA_PATH",
         "PATH",
         "NVCC_CCBIN",
+        "CXX",
         "NEPENTHE_NVCC",
         "NEPENTHE_REQUIRE_NVCC",
     ] {
@@ -38,6 +39,7 @@ fn main() {
     }
     let out = PathBuf::from(variable("OUT_DIR").unwrap_or_default());
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR").unwrap_or_default());
+    simulator(&root, &out);
     let table = match working_nvcc(&root, &out) {
         Ok((nvcc, version)) => {
             let kernels = sources(&root.join("kernels")).and_then(|files| {
@@ -62,6 +64,86 @@ fn main() {
     if let Err(cause) = fs::write(out.join("images.rs"), table) {
         fail(&format!("{}: cannot write: {cause}", out.join("images.rs").display()));
     }
+}
+
+/// Compiles kernels/sim/ and every kernel with a C++ compiler into one library, for the feature `sim`.
+///
+/// A machine without such a compiler gets none, and the tests that need it say why they are skipped.
+fn simulator(root: &Path, out: &Path) {
+    let (library, why) = match build_simulator(root, out) {
+        Ok(library) => (library.display().to_string(), String::new()),
+        Err(why) => (String::new(), why),
+    };
+    if !why.is_empty() && variable("CARGO_FEATURE_SIM").is_some() {
+        println!("cargo:warning=building without the simulator: {why}");
+    }
+    println!("cargo:rustc-env=NEPENTHE_SIM_LIBRARY={library}");
+    println!("cargo:rustc-env=NEPENTHE_SIM_WHY_NONE={why}");
+}
+
+fn build_simulator(root: &Path, out: &Path) -> Result<PathBuf, String> {
+    if variable("CARGO_FEATURE_SIM").is_none() {
+        return Err("the feature sim is off".to_string());
+    }
+    if variable("CARGO_CFG_TARGET_ARCH").as_deref() != Some("x86_64") {
+        return Err("it switches threads in x86-64 assembly".to_string());
+    }
+    let compiler = match variable("CXX") {
+        Some(named) => named,
+        None => ["g++", "c++"]
+            .into_iter()
+            .find(|name| in_path(name).is_some())
+            .ok_or("no C++ compiler (g++) found")?
+            .to_string(),
+    };
+    let kernels = root.join("kernels");
+    let mut files = sources(&kernels)?;
+    files.push(kernels.join("sim/sim.cpp"));
+    let threads = variable("NUM_JOBS").and_then(|jobs| jobs.parse().ok()).unwrap_or(1usize).max(1);
+    let mut objects = Vec::new();
+    for batch in files.chunks(threads) {
+        std::thread::scope(|scope| {
+            let running: Vec<_> = batch
+                .iter()
+                .map(|file| {
+                    let compiler = &compiler;
+                    scope.spawn(move || {
+                        let name = file.file_stem().unwrap_or_default().to_string_lossy();
+                        let object = out.join(format!("sim_{name}.o"));
+                        // Contraction off: the *_rn intrinsics are plain operators there and must not fuse. The red
+                        // zone off: a fiber's stack is switched in the middle of a leaf function.
+                        let mut command = Command::new(compiler);
+                        command.args(["-x", "c++", "-std=c++17", "-DSIM", "-O2", "-g1", "-fPIC"]);
+                        command.args(["-march=native", "-mno-red-zone", "-ffp-contract=off"]);
+                        command.args(["-Wno-unknown-pragmas", "-Wno-psabi", "-c", "-o"]);
+                        run(command.arg(&object).arg(file)).map(|()| object)
+                    })
+                })
+                .collect();
+            for handle in running {
+                let object = handle.join().map_err(|_| "a compiler thread panicked".to_string())?;
+                // The compiler works and refuses a kernel: an error, not a machine without a compiler.
+                objects.push(object.unwrap_or_else(|text| fail(&text)));
+            }
+            Ok::<(), String>(())
+        })?;
+    }
+    let library = out.join("libnepenthe_sim.so");
+    run(Command::new(&compiler)
+        .args(["-shared", "-o"])
+        .arg(&library)
+        .args(&objects)
+        .arg("-lpthread"))?;
+    Ok(library)
+}
+
+/// Runs a compiler; fails with what it says.
+fn run(command: &mut Command) -> Result<(), String> {
+    let result = command.output().map_err(|cause| format!("{command:?}: cannot run: {cause}"))?;
+    if result.status.success() {
+        return Ok(());
+    }
+    Err(format!("{command:?} failed:\n{}", String::from_utf8_lossy(&result.stderr)))
 }
 
 fn variable(name: &str) -> Option<String> {

@@ -125,3 +125,9 @@ extern "C" __global__ void __launch_bounds__(kBlock)
         }
     }
 }
+
+KERNEL_EXPORT(cast_f32_bf16);
+KERNEL_EXPORT(cast_bf16_f32);
+KERNEL_EXPORT(cast_f32_split);
+KERNEL_EXPORT(cast_split_f32);
+KERNEL_EXPORT(cast_resplit);

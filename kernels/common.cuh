@@ -9,9 +9,7 @@
 // Source: mean teacher, arXiv 2504.13388, steps 3 to 6; the formats are this project's own.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <stdint.h>
+#include "ptx.cuh"
 
 constexpr int kBlock = 256;  // threads of every block in these files
 constexpr int kPack = 8;     // elements a thread handles: 16 bytes of a 16-bit plane

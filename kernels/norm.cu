@@ -91,3 +91,7 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     step->nonfinite = bad;
     step->apply = finite ? 1u : 0u;
 }
+
+KERNEL_EXPORT(norm_partial_bf16);
+KERNEL_EXPORT(norm_partial_f32);
+KERNEL_EXPORT(norm_finish);

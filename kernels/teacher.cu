@@ -62,3 +62,6 @@ extern "C" __global__ void __launch_bounds__(kBlock)
         for (; at < n; ++at) out[at] = one(base + at, x[at]);
     }
 }
+
+KERNEL_EXPORT(teacher_compact_bf16);
+KERNEL_EXPORT(teacher_exact_bf16);

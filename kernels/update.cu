@@ -309,3 +309,11 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     scale.max_bits = 0;
     scales[tensor] = scale;
 }
+
+KERNEL_EXPORT(update_sgd_compact_bf16);
+KERNEL_EXPORT(update_sgd_compact_f32);
+KERNEL_EXPORT(update_adamw_compact_bf16);
+KERNEL_EXPORT(update_adamw_compact_f32);
+KERNEL_EXPORT(update_sgd_exact_f32);
+KERNEL_EXPORT(update_adamw_exact_f32);
+KERNEL_EXPORT(update_drift_scale);

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::output::{Output, bytes};
-use crate::backend::gpu::{self, driver, images};
+use crate::backend::gpu::{self, images, probe};
 use crate::error::Result;
 
 /// Options of `doctor`: none.
@@ -14,7 +14,7 @@ pub(super) struct Args {}
 const KERNEL_TARGETS: [&str; 3] = ["sm_80", "sm_90a", "PTX"];
 
 pub(super) fn run(_: &Args, out: &Output) -> Result<()> {
-    let probe = driver::probe();
+    let probe = probe::probe();
     let kernels: Vec<Value> = images::IMAGES
         .iter()
         .map(|image| {

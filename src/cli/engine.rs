@@ -41,7 +41,7 @@ impl DeviceArgs {
     pub(super) fn check(&self) -> Result<()> {
         match self.device {
             Device::Cpu => Ok(()),
-            Device::Cuda => Err(gpu::refuse(&gpu::driver::probe())),
+            Device::Cuda => Err(gpu::refuse(&gpu::probe::probe())),
         }
     }
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::doctor::host_memory;
 use super::engine::Device;
 use super::output::{Output, bytes, table};
-use crate::backend::gpu::driver;
+use crate::backend::gpu::probe;
 use crate::error::{Error, Result};
 use crate::ops::StateMode;
 use crate::run::plan::{MODELS, Plan, Target, model};
@@ -122,7 +122,7 @@ fn memory(text: &str, target: Target) -> Result<u64> {
                 .hint("name a size, as in --gpu-memory 16GiB")
         });
     }
-    let probe = driver::probe();
+    let probe = probe::probe();
     if let Some(problem) = probe.problem {
         let error = Error::from(problem).at("--gpu-memory auto");
         return Err(error.hint("name a size, as in --gpu-memory 80GiB"));

@@ -110,6 +110,7 @@ impl<O: Ops> Workspace<O> {
             None
         };
         let trained_head = model.layout.blocks[model.layout.head].trainable;
+        ops.reserve(HeadShape { n: tokens, c: cfg.width, v: cfg.vocab })?;
         Ok(Self {
             tokens,
             x,

@@ -158,6 +158,10 @@ pub trait Compute {
     fn write_stat(&self, values: &[f64], stat: &mut Self::Stat);
     /// Copies the first `out.len()` activations to the host.
     fn read_act(&self, act: &Self::Act, out: &mut [f32]);
+    /// Copies host numbers into the first entries of `act`, rounded to the nearest stored number.
+    fn write_act(&self, values: &[f32], act: &mut Self::Act);
+    /// Makes room for head sweeps over packs of up to `shape.n` rows, so that none allocates later.
+    fn reserve(&self, shape: HeadShape) -> Result<()>;
     /// Sets the first `len` activations to 0.
     fn zero(&self, len: usize, act: &mut Self::Act);
     /// Waits for all work and returns the first error it met.

@@ -69,6 +69,15 @@ impl<T: Real> Compute for Cpu<T> {
         out.iter_mut().zip(act).for_each(|(o, a)| *o = a.to_f32());
     }
 
+    fn write_act(&self, values: &[f32], act: &mut Vec<T>) {
+        act.iter_mut().zip(values).for_each(|(a, v)| *a = T::from_f32(*v));
+    }
+
+    fn reserve(&self, _shape: HeadShape) -> Result<()> {
+        // The pool keeps what the first sweep lends.
+        Ok(())
+    }
+
     fn zero(&self, len: usize, act: &mut Vec<T>) {
         act[..len].fill(T::ZERO);
     }

@@ -1,18 +1,170 @@
-//! The GPU side of this version: the compiled kernels and what the driver says; no op is launched yet.
+//! Every op as a kernel launch: the same code drives an NVIDIA GPU and the simulator.
 //!
-//! [`images`] holds the kernels of kernels/ that the compact state needs (update, teacher, norm, casts), compiled
-//! by build.rs where an nvcc is found. [`driver`] asks the NVIDIA driver what devices there are. The launch of
-//! the op catalogue is not in this version: [`refuse`] is the answer to `--device cuda`.
+//! [`driver`] is the machine, [`arena`] its memory, `ops` one file a family of kernels: launch geometry in plain
+//! functions, and the launches. [`images`] holds the compiled kernels, [`probe`] what the NVIDIA driver says.
+//! All work is in one order on one stream; a failed launch is kept and surfaces at [`crate::ops::Compute::sync`].
 
+pub mod arena;
+mod buffer;
+mod compute;
 pub mod driver;
 pub mod images;
+mod ops;
+pub mod probe;
+mod state;
 
-use crate::error::{Error, Kind};
+use std::sync::{Arc, Mutex, PoisonError};
+
+pub use buffer::{Act, Grad, Pack, Stat, Weight};
+pub use ops::generate::Cache;
+pub use state::Param;
+
+use crate::error::{Error, Kind, Result};
+use arena::Arena;
+use driver::{Args, Driver, Launch};
+
+/// What activations, and weights as the kernels read them, are stored in. Sums are fp32 in both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// bf16 storage, bf16 tensor cores.
+    Bf16,
+    /// fp32 storage, TF32 tensor cores: for parity with the reference.
+    Fp32,
+}
+
+impl Precision {
+    /// Returns the bytes of a stored number.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::Bf16 => 2,
+            Self::Fp32 => 4,
+        }
+    }
+}
+
+/// A GPU, or the simulator in its place.
+#[derive(Debug)]
+pub struct Gpu {
+    driver: Arc<dyn Driver>,
+    precision: Precision,
+    arena: Arena,
+    scratch: Mutex<Scratch>,
+    angles: ops::rope::Angles,
+    step: state::StepBlock,
+    failure: Mutex<Option<Error>>,
+}
+
+/// Memory that one op uses and the next one may overwrite; grows to the largest request.
+#[derive(Debug, Default)]
+struct Scratch {
+    address: u64,
+    bytes: u64,
+}
+
+impl Gpu {
+    /// Takes a device into use; `planned` is what the run will allocate in bytes, 0 where nobody knows.
+    ///
+    /// Errors: [`Kind::Memory`] where the device cannot give it, [`Kind::Device`] where it does not work.
+    pub fn new(driver: Arc<dyn Driver>, precision: Precision, planned: u64) -> Result<Self> {
+        Self::with_arena(driver.clone(), precision, Arena::new(driver, planned, false)?)
+    }
+
+    /// Like [`Gpu::new`], with every buffer an allocation of its own, so that a simulator sees where each one ends.
+    pub fn guarded(driver: Arc<dyn Driver>, precision: Precision) -> Result<Self> {
+        Self::with_arena(driver.clone(), precision, Arena::new(driver, 0, true)?)
+    }
+
+    fn with_arena(driver: Arc<dyn Driver>, precision: Precision, arena: Arena) -> Result<Self> {
+        let step = state::StepBlock::new(&arena)?;
+        Ok(Self {
+            driver,
+            precision,
+            arena,
+            scratch: Mutex::default(),
+            angles: ops::rope::Angles::default(),
+            step,
+            failure: Mutex::new(None),
+        })
+    }
+
+    /// Returns the precision of storage.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Returns the device.
+    pub fn driver(&self) -> &Arc<dyn Driver> {
+        &self.driver
+    }
+
+    /// Returns the bytes held from the device and the bytes handed out to buffers.
+    pub fn bytes(&self) -> (u64, u64) {
+        self.arena.bytes()
+    }
+
+    /// Picks a kernel's name by the precision of storage.
+    fn pick(&self, bf16: &'static str, fp32: &'static str) -> &'static str {
+        match self.precision {
+            Precision::Bf16 => bf16,
+            Precision::Fp32 => fp32,
+        }
+    }
+
+    /// Starts a kernel; a failure is kept for [`crate::ops::Compute::sync`]. An empty grid is no work.
+    fn launch(&self, kernel: &'static str, grid: [u32; 3], block: u32, shared: u32, args: Args) {
+        if grid.contains(&0) {
+            return;
+        }
+        self.keep(self.driver.launch(Launch { kernel, grid, block, shared, args }));
+    }
+
+    /// Keeps the first failure.
+    fn keep(&self, result: Result<()>) {
+        if let Err(error) = result {
+            self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        }
+    }
+
+    /// Keeps what an op that cannot run says.
+    fn refuse(&self, what: impl Into<String>) {
+        self.keep(Err(Error::new(Kind::Device, what)));
+    }
+
+    /// Returns the kept failure, and forgets it.
+    fn take_failure(&self) -> Result<()> {
+        match self.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Lends at least `bytes` of scratch until the next call; 0 (and a kept failure) where there is no more memory.
+    ///
+    /// Work is in one order, so an op may overwrite what the one before it still reads as far as the host can tell.
+    fn scratch(&self, bytes: u64) -> u64 {
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        if bytes > scratch.bytes {
+            match self.arena.alloc(bytes) {
+                Ok(address) => *scratch = Scratch { address, bytes },
+                Err(error) => {
+                    self.keep(Err(error));
+                    return 0;
+                }
+            }
+        }
+        scratch.address
+    }
+}
+
+/// Returns how many blocks of `each` cover `n`.
+fn blocks(n: usize, each: usize) -> u32 {
+    n.div_ceil(each) as u32
+}
 
 /// Returns the error that answers a request for device `cuda`: the kind is [`Kind::Device`].
 ///
 /// A driver problem is named first where there is one, so that the user need not find it in a later version.
-pub fn refuse(probe: &driver::Probe) -> Error {
+pub fn refuse(probe: &probe::Probe) -> Error {
     let found = match (&probe.problem, probe.devices.first()) {
         (Some(problem), _) => format!("; also, {problem}"),
         (None, Some(device)) => format!("; {} is there but stays unused", device.name),
@@ -31,7 +183,7 @@ mod tests {
 
     #[test]
     fn refuse_is_a_device_error_with_a_hint() {
-        let error = refuse(&driver::probe());
+        let error = refuse(&probe::probe());
         assert_eq!(error.kind(), Kind::Device);
         assert_eq!(error.kind().exit_code(), 6);
         assert!(error.message().starts_with("device cuda: "), "{error}");

@@ -1,0 +1,211 @@
+//! Typed device memory. None of it frees itself: it belongs to the arena of its [`Gpu`](super::Gpu).
+
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{Gpu, Precision};
+use crate::error::Result;
+use crate::ops::PackData;
+
+/// Activations, in the precision of storage.
+#[derive(Debug)]
+pub struct Act {
+    /// The device address; 0 where `len` is 0.
+    pub(super) at: u64,
+    /// How many numbers.
+    pub(super) len: usize,
+}
+
+/// Statistics and row results, fp32.
+#[derive(Debug)]
+pub struct Stat {
+    /// The device address; 0 where `len` is 0.
+    pub(super) at: u64,
+    /// How many numbers.
+    pub(super) len: usize,
+}
+
+/// A weight tensor as the kernels read it, in the precision of storage.
+#[derive(Debug, Clone, Copy)]
+pub struct Weight<'a> {
+    /// The device address.
+    pub(super) at: u64,
+    pub(super) of: PhantomData<&'a ()>,
+}
+
+impl Weight<'_> {
+    /// Shows what lies at `at`.
+    pub(super) fn new(at: u64) -> Self {
+        Self { at, of: PhantomData }
+    }
+}
+
+/// A gradient: fp32 in exact state, bf16 in compact state.
+#[derive(Debug)]
+pub struct Grad {
+    /// The device address; 0 where `len` is 0.
+    pub(super) at: u64,
+    /// How many numbers.
+    pub(super) len: usize,
+    /// Whether they are fp32.
+    pub(super) wide: bool,
+    /// Whether something was written since it was cleared; until then its memory means nothing.
+    pub(super) written: AtomicBool,
+}
+
+impl Grad {
+    /// Tells whether the coming write adds (else it overwrites), and notes the write.
+    pub(super) fn adds(&mut self) -> bool {
+        std::mem::replace(self.written.get_mut(), true)
+    }
+
+    /// Tells whether anything was written.
+    pub(super) fn is_written(&self) -> bool {
+        self.written.load(Ordering::Relaxed)
+    }
+}
+
+/// A pack on the device. Addresses are those of arrays of `tokens` entries unless said otherwise.
+#[derive(Debug)]
+pub struct Pack {
+    /// Room, in tokens.
+    pub(super) tokens: usize,
+    /// Token ids, u32.
+    pub(super) ids: u64,
+    /// Position of each token in its document, u32.
+    pub(super) positions: u64,
+    /// Target of each row, u32.
+    pub(super) targets: u64,
+    /// Coefficient of each row, fp32.
+    pub(super) coefs: u64,
+    /// First row of each document and N at the end, u32, `tokens + 1` entries of room.
+    pub(super) starts: u64,
+    /// Cache slot of each document, u32.
+    pub(super) slots: u64,
+    /// Blocks of attention rows: document's first row, its end, the block's first row, 0; u32 x 4.
+    pub(super) blocks: u64,
+    /// How many blocks there are now.
+    pub(super) block_count: usize,
+    /// What the host handed over.
+    pub(super) data: PackData,
+}
+
+/// Query rows of an attention block in [`Pack::blocks`].
+pub(super) const ATTENTION_ROWS: usize = 64;
+
+impl Gpu {
+    pub(super) fn new_act(&self, len: usize) -> Result<Act> {
+        Ok(Act { at: self.arena.alloc(len as u64 * self.precision.bytes())?, len })
+    }
+
+    pub(super) fn new_stat(&self, len: usize) -> Result<Stat> {
+        Ok(Stat { at: self.arena.alloc(4 * len as u64)?, len })
+    }
+
+    pub(super) fn new_pack(&self, tokens: usize) -> Result<Pack> {
+        let words = |n: usize| self.arena.alloc(4 * n as u64);
+        Ok(Pack {
+            tokens,
+            ids: words(tokens)?,
+            positions: words(tokens)?,
+            targets: words(tokens)?,
+            coefs: words(tokens)?,
+            starts: words(tokens + 1)?,
+            slots: words(tokens)?,
+            blocks: words(4 * tokens)?,
+            block_count: 0,
+            data: PackData::default(),
+        })
+    }
+
+    /// Copies a pack to the device.
+    pub(super) fn upload_pack(&self, pack: &mut Pack, data: &PackData) -> Result<()> {
+        if data.tokens() > pack.tokens {
+            return Err(crate::Error::config(format!(
+                "a pack of {} tokens does not fit into room for {}",
+                data.tokens(),
+                pack.tokens
+            )));
+        }
+        let coefs: Vec<f32> = data.coefs.iter().map(|c| *c as f32).collect();
+        let blocks = attention_blocks(&data.starts);
+        pack.block_count = blocks.len();
+        for (to, bytes) in [
+            (pack.ids, bytemuck::cast_slice::<u32, u8>(&data.ids)),
+            (pack.positions, bytemuck::cast_slice(&data.positions)),
+            (pack.targets, bytemuck::cast_slice(&data.targets)),
+            (pack.coefs, bytemuck::cast_slice(&coefs)),
+            (pack.starts, bytemuck::cast_slice(&data.starts)),
+            (pack.slots, bytemuck::cast_slice(&data.slots)),
+            (pack.blocks, bytemuck::cast_slice(&blocks)),
+        ] {
+            if !bytes.is_empty() {
+                self.driver.upload(to, bytes)?;
+            }
+        }
+        pack.data.clone_from(data);
+        Ok(())
+    }
+
+    /// Copies stored numbers to the host as fp32.
+    pub(super) fn download_act(&self, at: u64, out: &mut [f32]) -> Result<()> {
+        match self.precision {
+            Precision::Fp32 => self.driver.download(at, bytemuck::cast_slice_mut(out)),
+            Precision::Bf16 => {
+                let mut narrow = vec![0u16; out.len()];
+                self.driver.download(at, bytemuck::cast_slice_mut(&mut narrow))?;
+                out.iter_mut()
+                    .zip(narrow)
+                    .for_each(|(to, from)| *to = crate::ops::format::widen(from));
+                Ok(())
+            }
+        }
+    }
+
+    /// Copies host numbers to the device, rounded to the nearest stored number.
+    pub(super) fn upload_act(&self, at: u64, values: &[f32]) -> Result<()> {
+        match self.precision {
+            Precision::Fp32 => self.driver.upload(at, bytemuck::cast_slice(values)),
+            Precision::Bf16 => {
+                let narrow: Vec<u16> =
+                    values.iter().map(|x| crate::ops::format::narrow_even(*x)).collect();
+                self.driver.upload(at, bytemuck::cast_slice(&narrow))
+            }
+        }
+    }
+}
+
+/// Cuts documents into blocks of [`ATTENTION_ROWS`] rows, those with the most keys first.
+fn attention_blocks(starts: &[u32]) -> Vec<[u32; 4]> {
+    let mut blocks: Vec<[u32; 4]> = starts
+        .windows(2)
+        .flat_map(|ends| {
+            let (start, end) = (ends[0], ends[1]);
+            (start..end).step_by(ATTENTION_ROWS).map(move |first| [start, end, first, 0])
+        })
+        .collect();
+    // A stable sort: equal work keeps the order of the rows.
+    blocks.sort_by_key(|[start, _, first, _]| std::cmp::Reverse(first - start));
+    blocks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attention_blocks_cover_each_document_alone_and_start_with_the_longest() {
+        let blocks = attention_blocks(&[0, 130, 131, 195]);
+        assert_eq!(
+            blocks,
+            [
+                [0, 130, 128, 0],
+                [0, 130, 64, 0],
+                [0, 130, 0, 0],
+                [130, 131, 130, 0],
+                [131, 195, 131, 0]
+            ]
+        );
+        assert!(attention_blocks(&[]).is_empty());
+    }
+}

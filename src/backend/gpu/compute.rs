@@ -1,0 +1,239 @@
+//! The catalogue's compute ops as launches; each family's file in `ops` says how.
+
+use super::ops::{attention, embed, generate, head, linear, norm, rope, swiglu};
+use super::{Act, Cache, Gpu, Grad, Pack, Stat, Weight};
+use crate::error::Result;
+use crate::ops::{
+    Compute, Direction, HeadGrads, HeadShape, Heads, Matched, PackData, RopeTable, RowStats,
+    TokenWeight,
+};
+
+impl Compute for Gpu {
+    type Act = Act;
+    type Stat = Stat;
+    type Pack = Pack;
+    type Weight<'a> = Weight<'a>;
+    type Grad = Grad;
+    type Cache = Cache;
+
+    fn act(&self, len: usize) -> Result<Act> {
+        self.new_act(len)
+    }
+
+    fn stat(&self, len: usize) -> Result<Stat> {
+        self.new_stat(len)
+    }
+
+    fn pack(&self, tokens: usize) -> Result<Pack> {
+        self.new_pack(tokens)
+    }
+
+    fn load_pack(&self, pack: &mut Pack, data: &PackData) {
+        self.keep(self.upload_pack(pack, data));
+    }
+
+    fn read_stat(&self, stat: &Stat, out: &mut [f64]) {
+        let mut narrow = vec![0f32; out.len().min(stat.len)];
+        self.keep(self.driver.download(stat.at, bytemuck::cast_slice_mut(&mut narrow)));
+        out.iter_mut().zip(narrow).for_each(|(to, from)| *to = f64::from(from));
+    }
+
+    fn write_stat(&self, values: &[f64], stat: &mut Stat) {
+        let narrow: Vec<f32> = values.iter().take(stat.len).map(|v| *v as f32).collect();
+        self.keep(self.driver.upload(stat.at, bytemuck::cast_slice(&narrow)));
+    }
+
+    fn read_act(&self, act: &Act, out: &mut [f32]) {
+        let n = out.len().min(act.len);
+        self.keep(self.download_act(act.at, &mut out[..n]));
+    }
+
+    fn write_act(&self, values: &[f32], act: &mut Act) {
+        let n = values.len().min(act.len);
+        self.keep(self.upload_act(act.at, &values[..n]));
+    }
+
+    fn reserve(&self, shape: HeadShape) -> Result<()> {
+        head::reserve(self, shape)
+    }
+
+    fn zero(&self, len: usize, act: &mut Act) {
+        let bytes = len.min(act.len) as u64 * self.precision.bytes();
+        self.keep(self.driver.fill(act.at, 0, bytes));
+    }
+
+    fn sync(&self) -> Result<()> {
+        let result = self.driver.sync();
+        self.take_failure().and(result)
+    }
+
+    fn linear(
+        &self,
+        n: usize,
+        oi: (usize, usize),
+        x: &Act,
+        w: Weight<'_>,
+        bias: Option<Weight<'_>>,
+        residual: Option<&Act>,
+        y: &mut Act,
+    ) {
+        linear::forward(self, n, oi, x, w, bias, residual, y);
+    }
+
+    fn linear_dgrad(&self, n: usize, oi: (usize, usize), dy: &Act, w: Weight<'_>, dx: &mut Act) {
+        linear::dgrad(self, n, oi, dy, w, dx);
+    }
+
+    fn linear_wgrad(&self, n: usize, oi: (usize, usize), dy: &Act, x: &Act, dw: &mut Grad) {
+        linear::wgrad(self, n, oi, dy, x, dw);
+    }
+
+    fn bias_grad(&self, n: usize, o: usize, dy: &Act, db: &mut Grad) {
+        linear::bias_grad(self, n, o, dy, db);
+    }
+
+    fn embed(&self, pack: &Pack, c: usize, table: Weight<'_>, x: &mut Act) {
+        embed::forward(self, pack, c, table, x);
+    }
+
+    fn embed_bwd(&self, pack: &Pack, c: usize, dx: &Act, dtable: &mut Grad) {
+        embed::backward(self, pack, c, dx, dtable);
+    }
+
+    fn rmsnorm(
+        &self,
+        n: usize,
+        c: usize,
+        eps: f64,
+        x: &Act,
+        gain: Weight<'_>,
+        y: &mut Act,
+        rstd: &mut Stat,
+    ) {
+        norm::forward(self, n, c, eps, x, gain, y, rstd);
+    }
+
+    fn rmsnorm_bwd(
+        &self,
+        n: usize,
+        c: usize,
+        dy: &Act,
+        x: &Act,
+        gain: Weight<'_>,
+        rstd: &Stat,
+        dx: &mut Act,
+        dgain: Option<&mut Grad>,
+    ) {
+        norm::backward(self, n, c, dy, x, gain, rstd, dx, dgain);
+    }
+
+    fn qk_norm(
+        &self,
+        n: usize,
+        heads: Heads,
+        eps: f64,
+        gains: [Weight<'_>; 2],
+        raw: &Act,
+        qkv: &mut Act,
+        rstd: &mut Stat,
+    ) {
+        norm::qk_forward(self, n, heads, eps, gains, raw, qkv, rstd);
+    }
+
+    fn qk_norm_bwd(
+        &self,
+        n: usize,
+        heads: Heads,
+        gains: [Weight<'_>; 2],
+        raw: &Act,
+        rstd: &Stat,
+        dqkv: &mut Act,
+        dgains: Option<[&mut Grad; 2]>,
+    ) {
+        norm::qk_backward(self, n, heads, gains, raw, rstd, dqkv, dgains);
+    }
+
+    fn rope(
+        &self,
+        pack: &Pack,
+        heads: Heads,
+        table: &RopeTable,
+        direction: Direction,
+        qkv: &mut Act,
+    ) {
+        rope::rotate(self, pack, heads, table, direction, qkv);
+    }
+
+    fn attention(&self, pack: &Pack, heads: Heads, qkv: &Act, out: &mut Act, lse: &mut Stat) {
+        attention::forward(self, pack, heads, qkv, out, lse);
+    }
+
+    fn attention_bwd(
+        &self,
+        pack: &Pack,
+        heads: Heads,
+        qkv: &Act,
+        out: &Act,
+        lse: &Stat,
+        dout: &Act,
+        dqkv: &mut Act,
+    ) {
+        attention::backward(self, pack, heads, qkv, out, lse, dout, dqkv);
+    }
+
+    fn swiglu(&self, n: usize, f: usize, gate_up: &Act, y: &mut Act) {
+        swiglu::forward(self, n, f, gate_up, y);
+    }
+
+    fn swiglu_bwd(&self, n: usize, f: usize, dy: &Act, gate_up: &mut Act) {
+        swiglu::backward(self, n, f, dy, gate_up);
+    }
+
+    fn head_onehot(
+        &self,
+        shape: HeadShape,
+        pack: &Pack,
+        h: &Act,
+        w: Weight<'_>,
+        weight: TokenWeight<'_, Stat>,
+        stats: &mut RowStats<Stat>,
+        grads: Option<HeadGrads<'_, Act, Grad>>,
+    ) {
+        head::onehot(self, shape, pack, h, w, weight, stats, grads);
+    }
+
+    fn head_matched(
+        &self,
+        shape: HeadShape,
+        pack: &Pack,
+        h: &Act,
+        h_ref: &Act,
+        w: Weight<'_>,
+        w_ref: Option<Weight<'_>>,
+        target: Matched,
+        stats: &mut RowStats<Stat>,
+        grads: Option<HeadGrads<'_, Act, Grad>>,
+    ) {
+        head::matched(self, shape, pack, (h, h_ref), (w, w_ref), target, stats, grads);
+    }
+
+    fn cache(&self, slots: usize, capacity: usize, heads: Heads) -> Result<Cache> {
+        generate::cache(self, slots, capacity, heads)
+    }
+
+    fn cache_store(&self, pack: &Pack, heads: Heads, qkv: &Act, cache: &mut Cache) {
+        generate::store(self, pack, heads, qkv, cache);
+    }
+
+    fn decode_attention(&self, pack: &Pack, heads: Heads, qkv: &Act, cache: &Cache, out: &mut Act) {
+        generate::attention(self, pack, heads, qkv, cache, out);
+    }
+
+    fn gather_rows(&self, c: usize, rows: &[u32], x: &Act, y: &mut Act) {
+        generate::gather(self, c, rows, x, y);
+    }
+
+    fn head_logits(&self, shape: HeadShape, h: &Act, w: Weight<'_>, logits: &mut [f32]) {
+        head::logits(self, shape, h, w, logits);
+    }
+}

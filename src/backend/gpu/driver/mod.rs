@@ -1,0 +1,157 @@
+//! What the GPU backend asks of a machine: memory, copies, launches. Two machines answer: the NVIDIA driver, and
+//! the simulator that runs the same kernels on this CPU.
+
+#[cfg(feature = "sim")]
+pub mod sim;
+
+use std::fmt;
+
+use crate::error::Result;
+
+/// What a device says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The product's name.
+    pub name: String,
+    /// The compute capability: major and minor number.
+    pub capability: (u32, u32),
+    /// Multiprocessors. Never decides the order of a sum.
+    pub processors: u32,
+    /// Shared memory a block may ask for, in bytes.
+    pub shared_bytes: u32,
+    /// All memory, in bytes.
+    pub total_bytes: u64,
+}
+
+/// The arguments of a kernel, in the order of its parameters.
+#[derive(Clone, Copy)]
+pub struct Args {
+    words: [u64; Args::MAX],
+    sizes: [u8; Args::MAX],
+    len: usize,
+}
+
+impl Args {
+    /// The most arguments a kernel takes.
+    pub const MAX: usize = 32;
+
+    /// Starts an empty list.
+    pub fn new() -> Self {
+        Self { words: [0; Self::MAX], sizes: [0; Self::MAX], len: 0 }
+    }
+
+    fn push(mut self, word: u64, size: u8) -> Self {
+        // The longest parameter list is a constant of the kernels; the first launch of a longer one fails a test.
+        assert!(self.len < Self::MAX, "a kernel with more than {} arguments", Self::MAX);
+        self.words[self.len] = word;
+        self.sizes[self.len] = size;
+        self.len += 1;
+        self
+    }
+
+    /// Appends a device address; 0 is the null pointer.
+    pub fn ptr(self, address: u64) -> Self {
+        self.push(address, 8)
+    }
+
+    /// Appends a `uint64_t`.
+    pub fn u64(self, value: u64) -> Self {
+        self.push(value, 8)
+    }
+
+    /// Appends a `uint32_t`.
+    pub fn u32(self, value: u32) -> Self {
+        self.push(u64::from(value), 4)
+    }
+
+    /// Appends an `int32_t`.
+    pub fn i32(self, value: i32) -> Self {
+        self.push(u64::from(value as u32), 4)
+    }
+
+    /// Appends a `float`.
+    pub fn f32(self, value: f32) -> Self {
+        self.push(u64::from(value.to_bits()), 4)
+    }
+
+    /// Appends a `double`.
+    pub fn f64(self, value: f64) -> Self {
+        self.push(value.to_bits(), 8)
+    }
+
+    /// Returns the sizes of the arguments in bytes.
+    pub fn sizes(&self) -> &[u8] {
+        &self.sizes[..self.len]
+    }
+
+    /// Returns the argument block as cuLaunchKernel takes it: the address of each argument.
+    ///
+    /// Smaller arguments lie in the low bytes of their word, which come first on the little-endian machines that
+    /// CUDA knows. The addresses live as long as `self` stays where it is.
+    pub fn addresses(&mut self) -> [*mut std::ffi::c_void; Self::MAX] {
+        let mut out = [std::ptr::null_mut(); Self::MAX];
+        for (to, word) in out.iter_mut().zip(&mut self.words) {
+            *to = std::ptr::from_mut(word).cast();
+        }
+        out
+    }
+}
+
+impl Default for Args {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Args {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.words[..self.len].iter().zip(self.sizes())).finish()
+    }
+}
+
+/// One kernel launch.
+#[derive(Debug, Clone, Copy)]
+pub struct Launch {
+    /// The entry point's name.
+    pub kernel: &'static str,
+    /// Blocks in x, y and z.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: u32,
+    /// Dynamic shared memory of a block, in bytes.
+    pub shared: u32,
+    /// The kernel's arguments.
+    pub args: Args,
+}
+
+impl fmt::Display for Launch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [x, y, z] = self.grid;
+        let Self { kernel, block, shared, .. } = self;
+        write!(f, "{kernel}: grid {x}x{y}x{z}, block {block}, {shared} shared bytes")
+    }
+}
+
+/// A machine that runs kernels. All work is in one order; [`Driver::sync`] waits for it.
+pub trait Driver: Send + Sync + fmt::Debug {
+    /// Returns what the device says of itself.
+    fn identity(&self) -> &Identity;
+    /// Returns the free memory in bytes, where the device tells.
+    fn free_bytes(&self) -> Option<u64>;
+    /// Allocates device memory, aligned to 256 bytes, contents undefined.
+    fn alloc(&self, bytes: u64) -> Result<u64>;
+    /// Gives back what [`Driver::alloc`] returned.
+    fn free(&self, address: u64);
+    /// Copies host bytes to the device; `bytes` may be reused when it returns.
+    fn upload(&self, address: u64, bytes: &[u8]) -> Result<()>;
+    /// Waits for the work before it and copies device bytes to the host.
+    fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()>;
+    /// Sets device bytes to `value`.
+    fn fill(&self, address: u64, value: u8, bytes: u64) -> Result<()>;
+    /// Copies device bytes; the ranges do not overlap.
+    fn copy(&self, from: u64, to: u64, bytes: u64) -> Result<()>;
+    /// Starts a kernel.
+    fn launch(&self, launch: Launch) -> Result<()>;
+    /// Waits for all work.
+    fn sync(&self) -> Result<()>;
+}

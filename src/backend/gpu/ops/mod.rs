@@ -1,0 +1,10 @@
+//! One file a family of kernels: geometry and launches.
+
+pub(super) mod attention;
+pub(super) mod embed;
+pub(super) mod generate;
+pub(super) mod head;
+pub(super) mod linear;
+pub(super) mod norm;
+pub(super) mod rope;
+pub(super) mod swiglu;

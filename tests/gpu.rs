@@ -1,0 +1,74 @@
+//! Every kernel against the CPU backend: in the simulator, and on a GPU where there is one.
+
+#![allow(clippy::unwrap_used)]
+
+use nepenthe::backend::gpu::{Gpu, Precision};
+use nepenthe::run::conformance::FAMILIES;
+
+/// Runs all families (or the one named by `NEPENTHE_FAMILY`) and fails with every case that failed.
+fn run_all(what: &str, gpu: impl Fn() -> Gpu) {
+    let only = std::env::var("NEPENTHE_FAMILY").ok();
+    let mut failed = Vec::new();
+    for (name, run) in
+        FAMILIES.iter().filter(|(name, _)| only.as_deref().is_none_or(|o| o == *name))
+    {
+        let started = std::time::Instant::now();
+        let verdicts = run(&gpu());
+        let worst = verdicts.iter().fold(0.0, |a: f64, v| a.max(v.worst));
+        eprintln!(
+            "{what}: {name}: {} cases, worst {worst:.3} of the tolerance, {:.1} s",
+            verdicts.len(),
+            started.elapsed().as_secs_f64()
+        );
+        assert!(!verdicts.is_empty(), "{name}: no case");
+        for verdict in verdicts {
+            if let Some(failure) = verdict.failure {
+                failed.push(format!("{what}: {name}: {}: {failure}", verdict.case));
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{} failed:\n{}", failed.len(), failed.join("\n"));
+}
+
+#[cfg(feature = "sim")]
+mod simulated {
+    use super::*;
+    use nepenthe::backend::gpu::driver::sim::{Simulator, Timing};
+
+    fn device(timing: Timing, precision: Precision) -> Option<Gpu> {
+        match Simulator::open(timing) {
+            Ok(driver) => Some(Gpu::guarded(driver, precision).unwrap()),
+            Err(error) => {
+                eprintln!("skipped: {error}");
+                None
+            }
+        }
+    }
+
+    fn run(timing: usize, precision: Precision) {
+        let timing = Timing::ALL[timing];
+        if device(timing, precision).is_some() {
+            run_all(&format!("{precision:?} {timing:?}"), || device(timing, precision).unwrap());
+        }
+    }
+
+    #[test]
+    fn every_kernel_agrees_in_bf16_lazily_forward() {
+        run(0, Precision::Bf16);
+    }
+
+    #[test]
+    fn every_kernel_agrees_in_bf16_eagerly_backward() {
+        run(3, Precision::Bf16);
+    }
+
+    #[test]
+    fn every_kernel_agrees_in_fp32_lazily_backward() {
+        run(1, Precision::Fp32);
+    }
+
+    #[test]
+    fn every_kernel_agrees_in_fp32_eagerly_forward() {
+        run(2, Precision::Fp32);
+    }
+}
