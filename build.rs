@@ -25,6 +25,7 @@ fn main() {
     // fills it touches build.rs instead.
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=kernels");
+    println!("cargo:rerun-if-changed=tests/simulator");
     for name in [
         "NVCC",
         "CUDA_HOME",
@@ -42,7 +43,7 @@ fn main() {
     simulator(&root, &out);
     let table = match working_nvcc(&root, &out) {
         Ok((nvcc, version)) => {
-            let kernels = sources(&root.join("kernels")).and_then(|files| {
+            let kernels = sources(&root.join("kernels"), "cu").and_then(|files| {
                 if files.is_empty() {
                     return Err("kernels/: no .cu file".to_string());
                 }
@@ -97,8 +98,10 @@ fn build_simulator(root: &Path, out: &Path) -> Result<PathBuf, String> {
             .to_string(),
     };
     let kernels = root.join("kernels");
-    let mut files = sources(&kernels)?;
-    files.push(kernels.join("sim/sim.cpp"));
+    let mut files = sources(&kernels, "cu")?;
+    // The kernels of the simulator's own tests.
+    files.extend(sources(&root.join("tests/simulator"), "cu")?);
+    files.extend(sources(&kernels.join("sim"), "cpp")?);
     let threads = variable("NUM_JOBS").and_then(|jobs| jobs.parse().ok()).unwrap_or(1usize).max(1);
     let mut objects = Vec::new();
     for batch in files.chunks(threads) {
@@ -106,17 +109,13 @@ fn build_simulator(root: &Path, out: &Path) -> Result<PathBuf, String> {
             let running: Vec<_> = batch
                 .iter()
                 .map(|file| {
-                    let compiler = &compiler;
+                    let (compiler, kernels) = (&compiler, &kernels);
                     scope.spawn(move || {
                         let name = file.file_stem().unwrap_or_default().to_string_lossy();
                         let object = out.join(format!("sim_{name}.o"));
-                        // Contraction off: the *_rn intrinsics are plain operators there and must not fuse. The red
-                        // zone off: a fiber's stack is switched in the middle of a leaf function.
                         let mut command = Command::new(compiler);
-                        command.args(["-x", "c++", "-std=c++17", "-DSIM", "-O2", "-g1", "-fPIC"]);
-                        command.args(["-march=native", "-mno-red-zone", "-ffp-contract=off"]);
-                        command.args(["-Wno-unknown-pragmas", "-Wno-psabi", "-c", "-o"]);
-                        run(command.arg(&object).arg(file)).map(|()| object)
+                        command.args(simulator_flags(file)).arg("-I").arg(kernels);
+                        run(command.arg("-c").arg("-o").arg(&object).arg(file)).map(|()| object)
                     })
                 })
                 .collect();
@@ -130,11 +129,33 @@ fn build_simulator(root: &Path, out: &Path) -> Result<PathBuf, String> {
     }
     let library = out.join("libnepenthe_sim.so");
     run(Command::new(&compiler)
-        .args(["-shared", "-o"])
+        .args(["-shared", "-Wl,-Bsymbolic", "-o"])
         .arg(&library)
         .args(&objects)
         .arg("-lpthread"))?;
     Ok(library)
+}
+
+/// Returns the flags for one file of the simulator's library.
+fn simulator_flags(file: &Path) -> Vec<&'static str> {
+    // The red zone off: a fiber's stack is switched in the middle of a leaf function.
+    let mut flags = vec!["-x", "c++", "-std=c++17", "-DSIM", "-g1", "-fPIC", "-march=native"];
+    flags.extend(["-mno-red-zone", "-Wno-unknown-pragmas", "-Wno-psabi"]);
+    if file.extension().is_some_and(|ext| ext == "cu") {
+        // Contraction off: the *_rn intrinsics are plain operators there and must not fuse. Aliasing off: kernels
+        // view packs as vectors, as nvcc lets them.
+        flags.extend(["-O2", "-ffp-contract=off", "-fno-strict-aliasing"]);
+        // A call before each access to memory; kernels/sim/access.cpp answers it.
+        flags.extend(["-fsanitize=kernel-address,alignment,bounds"]);
+        flags.extend(["--param", "asan-instrumentation-with-call-threshold=0"]);
+        flags.extend(["--param", "asan-stack=0", "--param", "asan-globals=0"]);
+        flags.push("-fno-sanitize-address-use-after-scope");
+    } else {
+        flags.extend(["-O3", "-fno-semantic-interposition"]);
+        let tensor = file.file_stem().is_some_and(|stem| stem == "tensor");
+        flags.push(if tensor { "-ffp-contract=fast" } else { "-ffp-contract=off" });
+    }
+    flags
 }
 
 /// Runs a compiler; fails with what it says.
@@ -224,12 +245,12 @@ fn in_path(program: &str) -> Option<PathBuf> {
     env::split_paths(&env::var_os("PATH")?).map(|dir| dir.join(program)).find(|path| path.is_file())
 }
 
-fn sources(folder: &Path) -> Result<Vec<PathBuf>, String> {
+fn sources(folder: &Path, extension: &str) -> Result<Vec<PathBuf>, String> {
     let entries = fs::read_dir(folder)
         .map_err(|cause| format!("{}: cannot read: {cause}", folder.display()))?;
     let mut files: Vec<PathBuf> = entries
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|path| path.extension().is_some_and(|ext| ext == "cu"))
+        .filter(|path| path.extension().is_some_and(|ext| ext == extension))
         .collect();
     files.sort();
     Ok(files)

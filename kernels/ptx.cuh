@@ -21,38 +21,43 @@ namespace ptx {
 
 #ifdef SIM
 
-__device__ __forceinline__ uint8_t* dyn_smem() { return sim::view.smem; }
-__device__ __forceinline__ uint32_t smem_u32(const void* p) { return sim::smem_u32(p); }
+// kernels/sim/sim.hpp says what each call does; the bodies below #else are what they stand for.
+__device__ __forceinline__ uint8_t* dyn_smem() { return sim::shared_memory(); }
+__device__ __forceinline__ uint32_t smem_u32(const void* p) { return sim::shared_address(p); }
 __device__ __forceinline__ void cp_async16(uint32_t dst, const void* src, uint32_t src_bytes = 16) {
-    sim::cp_async(dst, src, 16, src_bytes);
+    sim::copy_async(dst, src, 16, src_bytes);
 }
 __device__ __forceinline__ void cp_async4(uint32_t dst, const void* src, uint32_t src_bytes = 4) {
-    sim::cp_async(dst, src, 4, src_bytes);
+    sim::copy_async(dst, src, 4, src_bytes);
 }
-__device__ __forceinline__ void cp_async_commit() { sim::cp_async_commit(); }
+__device__ __forceinline__ void cp_async_commit() { sim::copy_commit(); }
 template <int N>
 __device__ __forceinline__ void cp_async_wait() {
-    sim::cp_async_wait(N);
+    sim::copy_wait(N);
 }
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t addr) {
-    sim::ldmatrix_x4(r, addr, false);
+    sim::load_matrices(r, addr, false);
 }
 __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t addr) {
-    sim::ldmatrix_x4(r, addr, true);
+    sim::load_matrices(r, addr, true);
 }
 template <int MT, int NT>
 __device__ __forceinline__ void mma_tile(float (&c)[MT][NT][4], const uint32_t (&a)[MT][4],
                                          const uint32_t (&b)[NT][2]) {
-    sim::mma_tile(&c[0][0][0], &a[0][0], &b[0][0], MT, NT);
+    sim::multiply_bf16(&c[0][0][0], &a[0][0], &b[0][0], MT, NT);
 }
 template <int MT, int NT>
 __device__ __forceinline__ void mma_tile_tf32(float (&c)[MT][NT][4], const uint32_t (&a)[MT][4],
                                               const uint32_t (&b)[NT][2]) {
-    sim::mma_tile_tf32(&c[0][0][0], &a[0][0], &b[0][0], MT, NT);
+    sim::multiply_tf32(&c[0][0][0], &a[0][0], &b[0][0], MT, NT);
 }
-__device__ __forceinline__ uint32_t to_tf32(float x) { return sim::to_tf32(x); }
+__device__ __forceinline__ uint32_t to_tf32(float x) {
+    uint32_t bits = __float_as_uint(x);
+    // Infinity and NaN have no fraction to round.
+    return (bits & 0x7F800000u) == 0x7F800000u ? bits : (bits + 0x1000u) & ~0x1FFFu;
+}
 __device__ __forceinline__ float exp2_approx(float x) { return exp2f(x); }
-__device__ __forceinline__ void bar_sync(int id, int threads) { sim::bar_sync(id, threads, true); }
+__device__ __forceinline__ void bar_sync(int id, int threads) { sim::barrier(id, threads); }
 
 #else
 

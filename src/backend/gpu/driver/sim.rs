@@ -1,7 +1,7 @@
 //! The simulator as a device: kernels/sim/ and all kernels, compiled by g++ into one library that is loaded here.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_long, c_void};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::sync::{Arc, OnceLock};
 
 use libloading::Library;
 
@@ -25,29 +25,38 @@ type LaunchKernel = unsafe extern "C" fn(
     u32,
     u32,
     u32,
-    *mut c_void,
+    *mut LaunchOptions,
     *mut *mut c_void,
     *mut *mut c_void,
 ) -> c_int;
-type LastError = unsafe extern "C" fn() -> *const c_char;
 type MemAlloc = unsafe extern "C" fn(*mut *mut c_void, usize) -> c_int;
 type MemFree = unsafe extern "C" fn(*mut c_void) -> c_int;
-type SetOption = unsafe extern "C" fn(*const c_char, c_long);
+type Copy = unsafe extern "C" fn(*mut c_void, *const c_void, usize) -> c_int;
+type Fill = unsafe extern "C" fn(*mut c_void, u8, usize) -> c_int;
+
+/// `SimLaunchOptions` of kernels/sim/launch.cpp.
+#[repr(C)]
+struct LaunchOptions {
+    order: u32,
+    eager: u32,
+    shift: u32,
+    seed: u32,
+    report: [c_char; 4096],
+}
 
 struct Api {
     get_function: GetFunction,
     param_info: ParamInfo,
     launch_kernel: LaunchKernel,
-    last_error: LastError,
     mem_alloc: MemAlloc,
     mem_free: MemFree,
-    set_option: SetOption,
+    upload: Copy,
+    download: Copy,
+    copy: Copy,
+    fill: Fill,
     // The functions above live in it.
     _library: Library,
 }
-
-/// The simulator keeps one set of options and one last error: launches take turns.
-static TURN: Mutex<()> = Mutex::new(());
 
 fn api() -> Result<&'static Api> {
     static API: OnceLock<std::result::Result<Api, String>> = OnceLock::new();
@@ -68,10 +77,12 @@ fn api() -> Result<&'static Api> {
                 get_function: get!(b"simGetFunction"),
                 param_info: get!(b"simParamInfo"),
                 launch_kernel: get!(b"simLaunchKernel"),
-                last_error: get!(b"simLastError"),
                 mem_alloc: get!(b"simMemAlloc"),
                 mem_free: get!(b"simMemFree"),
-                set_option: get!(b"simSetOption"),
+                upload: get!(b"simMemcpyHtoD"),
+                download: get!(b"simMemcpyDtoH"),
+                copy: get!(b"simMemcpyDtoD"),
+                fill: get!(b"simMemsetD8"),
                 _library: library,
             })
         }
@@ -87,15 +98,26 @@ pub struct Timing {
     pub order: u8,
     /// Copies happen when they are issued (true) or as late as is legal.
     pub eager: bool,
+    /// Where shared memory begins, in bytes from where it usually does: a multiple of 128, at most 1024.
+    pub shift: u16,
+    /// What the random order follows from.
+    pub seed: u32,
 }
 
 impl Timing {
-    /// The four corners that a kernel must agree on.
-    pub const ALL: [Timing; 4] = [
-        Timing { order: 0, eager: false },
-        Timing { order: 1, eager: false },
-        Timing { order: 0, eager: true },
-        Timing { order: 1, eager: true },
+    const fn new(order: u8, eager: bool, shift: u16) -> Self {
+        Self { order, eager, shift, seed: 1 }
+    }
+
+    /// The corners that a kernel must agree on: the first four are orders and copies, then a random order, then
+    /// shared memory that is aligned to 128 bytes and no more.
+    pub const ALL: [Timing; 6] = [
+        Timing::new(0, false, 0),
+        Timing::new(1, false, 0),
+        Timing::new(0, true, 0),
+        Timing::new(1, true, 0),
+        Timing::new(2, false, 0),
+        Timing::new(0, false, 128),
     ];
 }
 
@@ -127,13 +149,13 @@ impl Simulator {
         Ok(Arc::new(Self { api: api()?, identity, timing }))
     }
 
-    fn turn(&self) -> MutexGuard<'static, ()> {
-        TURN.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set(&self, name: &CStr, value: c_long) {
-        // SAFETY: the name is a C string; unknown names are ignored there.
-        unsafe { (self.api.set_option)(name.as_ptr(), value) }
+    fn copied(&self, what: &str, address: u64, bytes: usize, code: c_int) -> Result<()> {
+        match code {
+            0 => Ok(()),
+            _ => Err(failed(format!(
+                "simulator: {what} of {bytes} bytes at {address:#x} is out of bounds"
+            ))),
+        }
     }
 }
 
@@ -152,7 +174,6 @@ impl Driver for Simulator {
 
     fn alloc(&self, bytes: u64) -> Result<u64> {
         let mut out = std::ptr::null_mut();
-        let _turn = self.turn();
         // SAFETY: writes one pointer, which lives on this stack.
         match unsafe { (self.api.mem_alloc)(&mut out, bytes as usize) } {
             0 => Ok(out as u64),
@@ -163,35 +184,37 @@ impl Driver for Simulator {
     }
 
     fn free(&self, address: u64) {
-        let _turn = self.turn();
         // SAFETY: an address that was not allocated is refused there.
         let _ = unsafe { (self.api.mem_free)(address as *mut c_void) };
     }
 
     fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
-        // SAFETY: the caller owns the device range, which is memory of this process and not `bytes`.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len()) };
-        Ok(())
+        // SAFETY: reads `bytes`; a device range that is not allocated is refused there.
+        let code = unsafe {
+            (self.api.upload)(address as *mut c_void, bytes.as_ptr().cast(), bytes.len())
+        };
+        self.copied("upload", address, bytes.len(), code)
     }
 
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
-        // SAFETY: as in upload.
-        unsafe {
-            std::ptr::copy_nonoverlapping(address as *const u8, bytes.as_mut_ptr(), bytes.len());
-        }
-        Ok(())
+        // SAFETY: writes `bytes`; a device range that is not allocated is refused there.
+        let code = unsafe {
+            (self.api.download)(bytes.as_mut_ptr().cast(), address as *const c_void, bytes.len())
+        };
+        self.copied("download", address, bytes.len(), code)
     }
 
     fn fill(&self, address: u64, value: u8, bytes: u64) -> Result<()> {
-        // SAFETY: as in upload.
-        unsafe { std::ptr::write_bytes(address as *mut u8, value, bytes as usize) };
-        Ok(())
+        // SAFETY: a device range that is not allocated is refused there.
+        let code = unsafe { (self.api.fill)(address as *mut c_void, value, bytes as usize) };
+        self.copied("fill", address, bytes as usize, code)
     }
 
     fn copy(&self, from: u64, to: u64, bytes: u64) -> Result<()> {
-        // SAFETY: as in upload; overlapping ranges are moved correctly.
-        unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes as usize) };
-        Ok(())
+        // SAFETY: device ranges that are not allocated are refused there.
+        let code =
+            unsafe { (self.api.copy)(to as *mut c_void, from as *const c_void, bytes as usize) };
+        self.copied("copy", to, bytes as usize, code)
     }
 
     fn launch(&self, mut launch: Launch) -> Result<()> {
@@ -214,9 +237,13 @@ impl Driver for Simulator {
         }
         let [x, y, z] = launch.grid;
         let mut addresses = launch.args.addresses();
-        let _turn = self.turn();
-        self.set(c"order", c_long::from(self.timing.order));
-        self.set(c"eager", c_long::from(self.timing.eager));
+        let mut options = LaunchOptions {
+            order: u32::from(self.timing.order),
+            eager: u32::from(self.timing.eager),
+            shift: u32::from(self.timing.shift),
+            seed: self.timing.seed,
+            report: [0; 4096],
+        };
         // SAFETY: the argument block has the sizes the kernel wants; faults inside come back as an error code.
         let code = unsafe {
             (self.api.launch_kernel)(
@@ -228,7 +255,7 @@ impl Driver for Simulator {
                 1,
                 1,
                 launch.shared,
-                std::ptr::null_mut(),
+                &mut options,
                 addresses.as_mut_ptr(),
                 std::ptr::null_mut(),
             )
@@ -236,9 +263,8 @@ impl Driver for Simulator {
         if code == 0 {
             return Ok(());
         }
-        // SAFETY: a C string that stays until the next launch, which has to wait for its turn.
-        let text =
-            unsafe { CStr::from_ptr((self.api.last_error)()) }.to_string_lossy().into_owned();
+        // SAFETY: the launch ends its report with a zero, within the array.
+        let text = unsafe { CStr::from_ptr(options.report.as_ptr()) }.to_string_lossy();
         Err(failed(format!("{launch}: {text}")))
     }
 

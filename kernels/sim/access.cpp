@@ -1,0 +1,325 @@
+// Every access of a kernel that the compiler reports, held against what is known of the memory.
+//
+// Kernels are compiled with -fsanitize=kernel-address, which puts a call __asan_loadN_noabort(address) before each
+// access that is not to a local variable, and with -fsanitize=alignment,bounds for vector types and arrays of known
+// length. The sanitizers' own runtimes take no part: the functions are these.
+//
+// Device memory has a state per byte: none, unwritten, written. Shared memory has, per two bytes, who wrote and who
+// read last and when, on a clock that barriers and __syncwarp move: two accesses of different threads, one of them a
+// write, with nothing between them that orders them, are a race whatever the order they ran in.
+
+#include "engine.hpp"
+
+namespace sim {
+
+namespace {
+
+const char* verb(Access access) { return access == Access::kRead ? "reads" : "writes"; }
+
+// ---- Device memory --------------------------------------------------------------------------------
+
+[[noreturn]] void fail_device(Thread& thread, uintptr_t at, size_t bytes, Access access,
+                              const void* site) {
+    size_t bad = 0;
+    uint8_t wanted = access == Access::kRead ? kWritten : kUnwritten;
+    while (bad + 1 < bytes && shadow_of(at)[bad] >= wanted) ++bad;
+    bool outside = shadow_of(at)[bad] == kNoMemory;
+    fail(thread, site, "%s %zu bytes %s: %s", verb(access), bytes,
+         outside ? "out of bounds" : "that nobody wrote", describe_device(at + bad).c_str());
+}
+
+template <int N>
+bool device_ok(uintptr_t at, Access access) {
+    constexpr uint64_t kOnes = 0x0101010101010101u;
+    uint8_t* shadow = shadow_of(at);
+    if constexpr (N == 16) {
+        return device_ok<8>(at, access) && device_ok<8>(at + 8, access);
+    } else {
+        uint64_t state = 0;
+        memcpy(&state, shadow, N);
+        constexpr uint64_t kEach = kOnes >> (64 - 8 * N);
+        if (access == Access::kRead) return state == kEach * kWritten;
+        if ((state & kEach) != kEach) return false;
+        state = kEach * kWritten;
+        memcpy(shadow, &state, N);
+        return true;
+    }
+}
+
+void check_device(Thread& thread, uintptr_t at, size_t bytes, Access access, const void* site) {
+    for (size_t done = 0; done < bytes; ++done) {
+        if (at + done >= kDevice + kDeviceBytes || !device_ok<1>(at + done, access)) {
+            fail_device(thread, at, bytes, access, site);
+        }
+    }
+}
+
+// ---- Shared memory --------------------------------------------------------------------------------
+
+// Whether what `by` did at time `at` happened before what `thread` does now.
+bool before(const Thread& thread, uint32_t at, uint32_t by) {
+    return by == thread.linear || at < thread.block_sync ||
+           (by / kLanes == thread.warp && at < thread.warp_sync);
+}
+
+[[noreturn]] void fail_race(Thread& thread, const char* how, uint32_t cell, uint32_t by,
+                            const void* site) {
+    SharedShadow& shadow = *thread.engine->shadow;
+    char who[64];
+    if (by >= SharedShadow::kSeveral) {
+        snprintf(who, sizeof who, "threads of several warps");
+    } else if (by >= SharedShadow::kLanesOf) {
+        snprintf(who, sizeof who, "lanes of warp %u", by % SharedShadow::kLanesOf);
+    } else {
+        snprintf(who, sizeof who, "thread %u", by);
+    }
+    bool fixed = cell >= SharedShadow::kStaticCell;
+    fail(thread, site, "race: %s %s on %sshared byte %u, last written at @%p@, with no barrier between", how,
+         who, fixed ? "static " : "", 2 * (cell - (fixed ? SharedShadow::kStaticCell : 0)),
+         site_of(shadow.site[cell]));
+}
+
+void check_cell(Thread& thread, uint32_t cell, Access access, const void* site) {
+    SharedShadow& shadow = *thread.engine->shadow;
+    uint32_t wrote_at = shadow.wrote_at[cell], wrote_by = shadow.wrote_by[cell];
+    bool written = wrote_at >= thread.engine->block_start;
+    if (wrote_at == SharedShadow::kInFlight) {
+        fail(thread, site,
+             "%s shared memory that a cp.async of thread %u (at @%p@) writes: its wait has not been reached",
+             verb(access), wrote_by, site_of(shadow.site[cell]));
+    }
+    if (written && !before(thread, wrote_at, wrote_by)) {
+        fail_race(thread, access == Access::kRead ? "reads what was just written by"
+                                                  : "overwrites what was just written by",
+                  cell, wrote_by, site);
+    }
+    uint32_t &read_at = shadow.read_at[cell], &read_by = shadow.read_by[cell];
+    bool read = read_at >= thread.block_sync;
+    uint32_t lanes = SharedShadow::kLanesOf | thread.warp;
+    bool near = read_by == lanes || (read_by < kMaxThreads && read_by / kLanes == thread.warp);
+    if (access == Access::kRead) {
+        if (!written) {
+            bool fixed = cell >= SharedShadow::kStaticCell;
+            fail(thread, site, "reads %sshared byte %u that nobody wrote", fixed ? "static " : "",
+                 2 * (cell - (fixed ? SharedShadow::kStaticCell : 0)));
+        }
+        read_by = !read || read_by == thread.linear ? thread.linear
+                  : near                            ? lanes
+                                                    : SharedShadow::kSeveral;
+        read_at = thread.now;
+        return;
+    }
+    if (read && read_by != thread.linear && !(near && read_at < thread.warp_sync)) {
+        fail_race(thread, "overwrites what was just read by", cell, read_by, site);
+    }
+    shadow.wrote_at[cell] = thread.now;
+    shadow.wrote_by[cell] = thread.linear;
+    shadow.site[cell] = site_offset(site);
+}
+
+// The common case, without a branch per cell: everything happened before the last barrier, or was this thread's.
+template <int N>
+bool cells_read(Thread& thread, uint32_t cell) {
+    SharedShadow& shadow = *thread.engine->shadow;
+    const uint32_t start = thread.engine->block_start, sync = thread.block_sync;
+    const uint32_t me = thread.linear, warp = thread.warp, lanes = SharedShadow::kLanesOf | warp;
+    uint32_t bad = 0;
+    for (int i = 0; i < N; ++i) bad |= shadow.wrote_at[cell + i] - start >= sync - start;
+    if (bad != 0) return false;
+    for (int i = 0; i < N; ++i) {
+        uint32_t by = shadow.read_by[cell + i];
+        bool fresh = (shadow.read_at[cell + i] < sync) | (by == me);
+        bool near = (by == lanes) | (by / kLanes == warp);
+        shadow.read_by[cell + i] = fresh ? me : near ? lanes : SharedShadow::kSeveral;
+        shadow.read_at[cell + i] = thread.now;
+    }
+    return true;
+}
+
+template <int N>
+bool cells_written(Thread& thread, uint32_t cell, const void* site) {
+    SharedShadow& shadow = *thread.engine->shadow;
+    const uint32_t sync = thread.block_sync, me = thread.linear, offset = site_offset(site);
+    uint32_t bad = 0;
+    for (int i = 0; i < N; ++i) {
+        bad |= (shadow.wrote_at[cell + i] >= sync) |
+               ((shadow.read_at[cell + i] >= sync) & (shadow.read_by[cell + i] != me));
+    }
+    if (bad != 0) return false;
+    for (int i = 0; i < N; ++i) {
+        shadow.wrote_at[cell + i] = thread.now;
+        shadow.wrote_by[cell + i] = me;
+        shadow.site[cell + i] = offset;
+    }
+    return true;
+}
+
+template <int N>
+bool cells_ok(Thread& thread, uint32_t cell, Access access, const void* site) {
+    return access == Access::kRead ? cells_read<N>(thread, cell)
+                                   : cells_written<N>(thread, cell, site);
+}
+
+// The first cell of an address in the block's shared memory.
+uint32_t cell_of(Thread& thread, uintptr_t at, size_t bytes, Access access, const void* site) {
+    const Engine& engine = *thread.engine;
+    uintptr_t fixed = at - reinterpret_cast<uintptr_t>(engine.statics);
+    if (fixed < engine.static_bytes) return SharedShadow::kStaticCell + fixed / 2;
+    auto offset = static_cast<intptr_t>(at - reinterpret_cast<uintptr_t>(engine.grid.shared));
+    if (offset < 0 || offset + bytes > engine.grid.shared_bytes) {
+        fail(thread, site, "%s %zu bytes out of bounds: byte %ld of %u bytes of dynamic shared memory",
+             verb(access), bytes, static_cast<long>(offset), engine.grid.shared_bytes);
+    }
+    return static_cast<uint32_t>(offset) / 2;
+}
+
+void check_shared(Thread& thread, uintptr_t at, size_t bytes, Access access, const void* site) {
+    uint32_t cell = cell_of(thread, at, bytes, access, site);
+    SharedShadow& shadow = *thread.engine->shadow;
+    if (bytes == 1) {
+        // Cells are two bytes: neighbours of one cell may belong to different threads.
+        if (access == Access::kWrite) {
+            shadow.wrote_at[cell] = thread.now;
+            shadow.wrote_by[cell] = thread.linear;
+            shadow.site[cell] = site_offset(site);
+        } else if (shadow.wrote_at[cell] < thread.engine->block_start) {
+            check_cell(thread, cell, access, site);
+        }
+        return;
+    }
+    if (bytes == 16 && cells_ok<8>(thread, cell, access, site)) return;
+    if (bytes == 8 && cells_ok<4>(thread, cell, access, site)) return;
+    if (bytes == 4 && cells_ok<2>(thread, cell, access, site)) return;
+    for (uint32_t i = 0; i < (bytes + 1) / 2; ++i) check_cell(thread, cell + i, access, site);
+}
+
+bool is_static(const Engine& engine, uintptr_t at) {
+    return at - reinterpret_cast<uintptr_t>(engine.statics) < engine.static_bytes;
+}
+
+void check_elsewhere(uintptr_t at, size_t bytes, Access access, const void* site) {
+    // Kernels' constants, and what runs when the library is loaded.
+    if (in_library(at) || !in_fiber()) return;
+    Thread& thread = self();
+    if (is_static(*thread.engine, at)) return check_shared(thread, at, bytes, access, site);
+    if (at >> kRegionShift == kStacks >> kRegionShift) return;
+    fail(thread, site, "%s %zu bytes at %p, which is no memory of the device", verb(access), bytes,
+         reinterpret_cast<void*>(at));
+}
+
+// One reported access of N bytes.
+template <int N, Access A>
+inline __attribute__((always_inline)) void access(uintptr_t at, const void* site) {
+    uintptr_t stack = reinterpret_cast<uintptr_t>(__builtin_frame_address(0));
+    if ((at ^ stack) < kStackBytes) return;
+    bool aligned = at % N == 0;
+    if (at >> kRegionShift == kDevice >> kRegionShift && aligned && device_ok<N>(at, A)) return;
+    if (at >> kRegionShift == kShared >> kRegionShift && aligned) {
+        return check_shared(self(), at, N, A, site);
+    }
+    if (at >> kRegionShift == kDevice >> kRegionShift || at >> kRegionShift == kShared >> kRegionShift) {
+        Thread& thread = self();
+        if (aligned) fail_device(thread, at, N, A, site);
+        fail(thread, site, "%s %d bytes at %p, which is not aligned to %d", verb(A), N,
+             reinterpret_cast<void*>(at), N);
+    }
+    check_elsewhere(at, N, A, site);
+}
+
+}  // namespace
+
+void check(Thread& thread, const void* p, size_t bytes, Access access, const void* site) {
+    uintptr_t at = reinterpret_cast<uintptr_t>(p), region = at >> kRegionShift;
+    if (region == kDevice >> kRegionShift) return check_device(thread, at, bytes, access, site);
+    if (region == kShared >> kRegionShift) return check_shared(thread, at, bytes, access, site);
+    check_elsewhere(at, bytes, access, site);
+}
+
+uint8_t* shared_bytes(Thread& thread, uint32_t address, uint32_t bytes, const char* what,
+                      const void* site) {
+    const Engine& engine = *thread.engine;
+    uint32_t offset = address - kSharedStart - engine.timing.shift;
+    if (offset > engine.grid.shared_bytes || engine.grid.shared_bytes - offset < bytes) {
+        fail(thread, site, "%s out of bounds: %u bytes from byte %d of %u bytes of dynamic shared memory",
+             what, bytes, static_cast<int>(offset), engine.grid.shared_bytes);
+    }
+    return engine.grid.shared + offset;
+}
+
+uint32_t shared_address(const void* p) {
+    const void* site = SIM_SITE;
+    Thread& thread = self();
+    const Grid& grid = *thread.grid;
+    auto offset = reinterpret_cast<const uint8_t*>(p) - grid.shared;
+    if (offset < 0 || offset > grid.shared_bytes) {
+        fail(thread, site, "smem_u32: byte %ld is not in the %u bytes of dynamic shared memory",
+             static_cast<long>(offset), grid.shared_bytes);
+    }
+    return static_cast<uint32_t>(offset) + kSharedStart + thread.engine->timing.shift;
+}
+
+void set_flight(Thread& thread, const uint8_t* p, uint32_t bytes, Flight flight) {
+    SharedShadow& shadow = *thread.engine->shadow;
+    uint32_t cell = static_cast<uint32_t>(p - thread.grid->shared) / 2;
+    uint32_t time = flight == Flight::kIssued   ? SharedShadow::kInFlight
+                    : flight == Flight::kLanded ? thread.now
+                                                : 0;
+    for (uint32_t i = 0; i < bytes / 2; ++i) {
+        shadow.wrote_at[cell + i] = time;
+        shadow.wrote_by[cell + i] = thread.linear;
+    }
+}
+
+}  // namespace sim
+
+// ---- The names that the compiler calls ------------------------------------------------------------
+
+extern "C" {
+
+#define SIM_ACCESS(n)                                                                      \
+    void __asan_load##n##_noabort(uintptr_t at) {                                          \
+        sim::access<n, sim::Access::kRead>(at, SIM_SITE);                                  \
+    }                                                                                      \
+    void __asan_store##n##_noabort(uintptr_t at) {                                         \
+        sim::access<n, sim::Access::kWrite>(at, SIM_SITE);                                 \
+    }
+
+SIM_ACCESS(1)
+SIM_ACCESS(2)
+SIM_ACCESS(4)
+SIM_ACCESS(8)
+SIM_ACCESS(16)
+
+void __asan_loadN_noabort(uintptr_t at, size_t bytes) {
+    if (sim::in_fiber()) {
+        sim::check(sim::self(), reinterpret_cast<void*>(at), bytes, sim::Access::kRead, SIM_SITE);
+    }
+}
+void __asan_storeN_noabort(uintptr_t at, size_t bytes) {
+    if (sim::in_fiber()) {
+        sim::check(sim::self(), reinterpret_cast<void*>(at), bytes, sim::Access::kWrite, SIM_SITE);
+    }
+}
+
+// Around the constructors of globals and before functions that do not return: nothing to do.
+void __asan_before_dynamic_init(const char*) {}
+void __asan_after_dynamic_init() {}
+void __asan_handle_no_return() {}
+
+struct SimTypeMismatch {
+    const char* file;
+    uint32_t line, column;
+    const void* type;
+    unsigned char log_alignment, kind;
+};
+
+void __ubsan_handle_type_mismatch_v1(SimTypeMismatch* data, uintptr_t at) {
+    sim::fail(sim::self(), SIM_SITE, "address %p is not aligned to the %d bytes that its type asks for",
+              reinterpret_cast<void*>(at), 1 << data->log_alignment);
+}
+
+void __ubsan_handle_out_of_bounds(void*, uintptr_t index) {
+    sim::fail(sim::self(), SIM_SITE, "array index %ld is out of bounds", static_cast<long>(index));
+}
+
+}  // extern "C"

@@ -1,0 +1,194 @@
+// The runtime's own records: threads, warps, barriers and the engine that runs one block at a time.
+//
+// An engine belongs to one OS thread while a launch runs, so launches of different OS threads share nothing but
+// device memory, and need no lock.
+#pragma once
+
+#include <cstdarg>
+#include <string>
+#include <vector>
+
+#include "sim.hpp"
+
+namespace sim {
+
+constexpr uint32_t kMaxThreads = 1024, kMaxWarps = 32, kLanes = 32, kBarriers = 16;
+
+// The address space: fixed places, so that an address tells what it is by its high bits.
+constexpr uintptr_t kRegionShift = 40;
+constexpr uintptr_t kDevice = uintptr_t{0x20} << kRegionShift;
+constexpr uintptr_t kDeviceShadow = uintptr_t{0x21} << kRegionShift;
+constexpr uintptr_t kStacks = uintptr_t{0x22} << kRegionShift;
+constexpr uintptr_t kShared = uintptr_t{0x23} << kRegionShift;
+constexpr uintptr_t kDeviceBytes = uintptr_t{256} << 30;
+constexpr uint32_t kMaxEngines = 256;
+// An engine's window of shared memory: the block's bytes begin behind a margin that is never valid.
+constexpr uintptr_t kWindowBytes = 1 << 20, kMargin = 256 << 10;
+constexpr uint32_t kSharedBytes = 227 << 10;
+constexpr uint32_t kStaticBytes = 64 << 10;
+// The shared address of a block's first dynamic byte: not 0, as on a GPU.
+constexpr uint32_t kSharedStart = 1024;
+
+// How a launch runs; results must not depend on it. The host hands it over in place of a stream.
+struct Timing {
+    uint32_t order;  // threads run in rising (0), falling (1) or random (2) order
+    uint32_t eager;  // cp.async lands when it is issued (1) or when it is waited for (0)
+    uint32_t shift;  // moves shared memory by so many bytes: what relies on more alignment than 128 breaks
+    uint32_t seed;   // of the random order
+};
+
+struct CopyAsync {
+    uint32_t to, bytes, source_bytes;
+    const void* from;
+    const void* site;
+};
+
+enum class State : uint8_t { kFresh, kStarted, kDone };
+
+struct Thread : ThreadHead {
+    struct Engine* engine;
+    void* stack_pointer;
+    uint8_t* stack;  // lowest address, 0 before the thread starts
+    uint32_t linear, warp;
+    State state;
+
+    // What it waits for, for the report of a deadlock: a format and its two numbers.
+    const char* waits;
+    long wait_a, wait_b;
+    const void* site;
+
+    // The clock of the race check: `now` stamps accesses; what was stamped before `block_sync` by anyone, or before
+    // `warp_sync` by a lane of this warp, happened before.
+    uint32_t now, block_sync, warp_sync;
+
+    std::vector<CopyAsync> copies;
+    std::vector<uint32_t> groups;  // number of copies at each commit
+    size_t landed, groups_done;
+};
+
+struct Meeting;
+// Works on all lanes' words once the last one has come.
+using Meet = void (*)(Meeting&, Engine&);
+
+// Lanes of a warp that wait for one another.
+struct Meeting {
+    uint32_t mask, arrived;
+    const char* name;
+    Meet run;
+    uint64_t detail;
+    const void* site;
+    uint64_t in[kLanes], out[kLanes];
+    void* place[kLanes];
+};
+
+struct Warp {
+    uint32_t valid, ready, exited;
+    Meeting meetings[4];
+};
+
+struct Barrier {
+    uint32_t expected, arrived;
+    uint32_t waiting[kMaxWarps];
+};
+
+// Who touched two bytes of shared memory: one entry of each array for each cell.
+struct SharedShadow {
+    static constexpr uint32_t kCells = (kSharedBytes + 1024 + kStaticBytes) / 2;
+    static constexpr uint32_t kStaticCell = (kSharedBytes + 1024) / 2;
+    static constexpr uint32_t kInFlight = 0xFFFFFFFF;     // wrote_at, while a cp.async is under way
+    static constexpr uint32_t kLanesOf = 0x10000;         // read_by: several lanes of this warp
+    static constexpr uint32_t kSeveral = 0x20000;         // read_by: threads of several warps
+    uint32_t wrote_at[kCells], wrote_by[kCells], read_at[kCells], read_by[kCells];
+    uint32_t site[kCells];  // of the write, as an offset in the library
+};
+
+struct Engine {
+    Grid grid;
+    const Kernel* kernel;
+    void** arguments;
+    Timing timing;
+    uint64_t random;
+
+    Thread threads[kMaxThreads];
+    uint32_t count, warp_count, alive;
+    Warp warps[kMaxWarps];
+    uint32_t ready_warps, current_warp;
+    Barrier barriers[kBarriers];
+
+    void* main_stack_pointer;
+    std::vector<uint8_t*> free_stacks;
+    uint8_t* stacks;
+    uint32_t stacks_used;
+
+    uint8_t* window;
+    uint8_t* statics;  // the static shared arrays of this OS thread
+    size_t static_bytes;
+    SharedShadow* shadow;
+    uint32_t clock, block_start;
+    void* tensor_scratch;
+
+    bool failed;
+    std::string report;
+    // Why fail() was called, until the report is written outside the failing fiber.
+    const Thread* culprit;
+    const void* fault_site;
+    char fault[512];
+};
+
+// ---- fiber.cpp
+Engine* enter_engine();
+void leave_engine(Engine* engine);
+uint8_t* new_stack(Engine& engine);
+void run_fibers(Engine& engine, Thread& first);
+void switch_to(Thread& from, Thread& to);
+[[noreturn]] void leave_fiber(Engine& engine);
+bool in_fiber();
+
+// ---- block.cpp
+bool run_block(Engine& engine, uint3 block);
+Thread* pick(Engine& engine);
+void make_ready(Engine& engine, uint32_t warp, uint32_t lanes);
+// Stops the thread until someone makes it ready; reports a deadlock where nobody can run.
+void wait_here(Thread& thread, const char* what, long a, long b, const void* site);
+
+// ---- warp.cpp
+uint64_t meet(const char* name, Meet run, uint64_t detail, uint32_t mask, uint64_t word, void* place,
+              const void* site);
+
+// ---- async.cpp
+void reset_copies(Thread& thread);
+
+// ---- access.cpp
+enum class Access : uint8_t { kRead, kWrite };
+// Holds an access to any memory against what is known of it, and notes it; reports what is wrong.
+void check(Thread& thread, const void* p, size_t bytes, Access access, const void* site);
+// Returns the bytes at a 32-bit shared address; reports where the block does not have that many there.
+uint8_t* shared_bytes(Thread& thread, uint32_t address, uint32_t bytes, const char* what,
+                      const void* site);
+// Marks shared bytes that a cp.async will write, that it has written, or that nobody wrote.
+enum class Flight : uint8_t { kIssued, kLanded, kForgotten };
+void set_flight(Thread& thread, const uint8_t* p, uint32_t bytes, Flight flight);
+
+// ---- memory.cpp
+const char* reserve_memory();
+std::string describe_device(uintptr_t address);
+inline uint8_t* shadow_of(uintptr_t address) {
+    return reinterpret_cast<uint8_t*>(address - kDevice + kDeviceShadow);
+}
+// States of a byte of device memory.
+constexpr uint8_t kNoMemory = 0, kUnwritten = 1, kWritten = 3;
+
+// ---- report.cpp
+[[noreturn]] void fail(const Thread& thread, const void* site, const char* format, ...)
+    __attribute__((format(printf, 3, 4)));
+void write_report(Engine& engine);
+void install_signal_handler();
+uint32_t site_offset(const void* site);
+const void* site_of(uint32_t offset);
+bool in_library(uintptr_t address);
+
+inline Thread& self() { return *static_cast<Thread*>(const_cast<ThreadHead*>(this_thread())); }
+
+#define SIM_SITE __builtin_return_address(0)
+
+}  // namespace sim
