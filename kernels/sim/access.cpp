@@ -47,6 +47,7 @@ bool device_ok(uintptr_t at, Access access) {
 }
 
 void check_device(Thread& thread, uintptr_t at, size_t bytes, Access access, const void* site) {
+    if (bytes == 16 && device_ok<16>(at, access)) return;
     for (size_t done = 0; done < bytes; ++done) {
         if (at + done >= kDevice + kDeviceBytes || !device_ok<1>(at + done, access)) {
             fail_device(thread, at, bytes, access, site);
@@ -117,47 +118,53 @@ void check_cell(Thread& thread, uint32_t cell, Access access, const void* site) 
     shadow.site[cell] = site_offset(site);
 }
 
-// The common case, without a branch per cell: everything happened before the last barrier, or was this thread's.
-template <int N>
-bool cells_read(Thread& thread, uint32_t cell) {
+// Sixteen bytes at once, which is what cp.async, ldmatrix and vector loads touch.
+using Cells = uint32_t __attribute__((vector_size(32)));
+using Flags = int32_t __attribute__((vector_size(32)));
+
+Cells load(const uint32_t* p) {
+    Cells out;
+    memcpy(&out, p, sizeof out);
+    return out;
+}
+
+void store(uint32_t* p, Cells v) { memcpy(p, &v, sizeof v); }
+
+Cells all(uint32_t x) { return Cells{} + x; }
+
+bool any(Flags flags) {
+    uint64_t words[4];
+    memcpy(words, &flags, sizeof words);
+    return (words[0] | words[1] | words[2] | words[3]) != 0;
+}
+
+// The common case: everything happened before the last barrier, or was this thread's. Returns false for any other.
+bool eight_read(Thread& thread, uint32_t cell) {
     SharedShadow& shadow = *thread.engine->shadow;
     const uint32_t start = thread.engine->block_start, sync = thread.block_sync;
-    const uint32_t me = thread.linear, warp = thread.warp, lanes = SharedShadow::kLanesOf | warp;
-    uint32_t bad = 0;
-    for (int i = 0; i < N; ++i) bad |= shadow.wrote_at[cell + i] - start >= sync - start;
-    if (bad != 0) return false;
-    for (int i = 0; i < N; ++i) {
-        uint32_t by = shadow.read_by[cell + i];
-        bool fresh = (shadow.read_at[cell + i] < sync) | (by == me);
-        bool near = (by == lanes) | (by / kLanes == warp);
-        shadow.read_by[cell + i] = fresh ? me : near ? lanes : SharedShadow::kSeveral;
-        shadow.read_at[cell + i] = thread.now;
-    }
+    Flags bad = load(shadow.wrote_at + cell) - all(start) >= all(sync - start);
+    if (any(bad)) return false;
+    const Cells me = all(thread.linear), lanes = all(SharedShadow::kLanesOf | thread.warp);
+    const Cells by = load(shadow.read_by + cell);
+    Flags old = load(shadow.read_at + cell) < all(sync), mine = by == me;
+    Flags near = (by == lanes) | (by / kLanes == all(thread.warp));
+    Cells shared = near ? lanes : all(SharedShadow::kSeveral);
+    store(shadow.read_by + cell, old | mine ? me : shared);
+    store(shadow.read_at + cell, all(thread.now));
     return true;
 }
 
-template <int N>
-bool cells_written(Thread& thread, uint32_t cell, const void* site) {
+bool eight_written(Thread& thread, uint32_t cell, const void* site) {
     SharedShadow& shadow = *thread.engine->shadow;
-    const uint32_t sync = thread.block_sync, me = thread.linear, offset = site_offset(site);
-    uint32_t bad = 0;
-    for (int i = 0; i < N; ++i) {
-        bad |= (shadow.wrote_at[cell + i] >= sync) |
-               ((shadow.read_at[cell + i] >= sync) & (shadow.read_by[cell + i] != me));
-    }
-    if (bad != 0) return false;
-    for (int i = 0; i < N; ++i) {
-        shadow.wrote_at[cell + i] = thread.now;
-        shadow.wrote_by[cell + i] = me;
-        shadow.site[cell + i] = offset;
-    }
+    const Cells sync = all(thread.block_sync);
+    Flags wrote = load(shadow.wrote_at + cell) >= sync;
+    Flags read = load(shadow.read_at + cell) >= sync;
+    Flags other = load(shadow.read_by + cell) != all(thread.linear);
+    if (any(wrote | (read & other))) return false;
+    store(shadow.wrote_at + cell, all(thread.now));
+    store(shadow.wrote_by + cell, all(thread.linear));
+    store(shadow.site + cell, all(site_offset(site)));
     return true;
-}
-
-template <int N>
-bool cells_ok(Thread& thread, uint32_t cell, Access access, const void* site) {
-    return access == Access::kRead ? cells_read<N>(thread, cell)
-                                   : cells_written<N>(thread, cell, site);
 }
 
 // The first cell of an address in the block's shared memory.
@@ -187,9 +194,10 @@ void check_shared(Thread& thread, uintptr_t at, size_t bytes, Access access, con
         }
         return;
     }
-    if (bytes == 16 && cells_ok<8>(thread, cell, access, site)) return;
-    if (bytes == 8 && cells_ok<4>(thread, cell, access, site)) return;
-    if (bytes == 4 && cells_ok<2>(thread, cell, access, site)) return;
+    if (bytes == 16 && (access == Access::kRead ? eight_read(thread, cell)
+                                                : eight_written(thread, cell, site))) {
+        return;
+    }
     for (uint32_t i = 0; i < (bytes + 1) / 2; ++i) check_cell(thread, cell + i, access, site);
 }
 
@@ -264,10 +272,8 @@ void set_flight(Thread& thread, const uint8_t* p, uint32_t bytes, Flight flight)
     uint32_t time = flight == Flight::kIssued   ? SharedShadow::kInFlight
                     : flight == Flight::kLanded ? thread.now
                                                 : 0;
-    for (uint32_t i = 0; i < bytes / 2; ++i) {
-        shadow.wrote_at[cell + i] = time;
-        shadow.wrote_by[cell + i] = thread.linear;
-    }
+    // Who wrote is known from the issue.
+    for (uint32_t i = 0; i < bytes / 2; ++i) shadow.wrote_at[cell + i] = time;
 }
 
 }  // namespace sim

@@ -182,10 +182,19 @@ constexpr uint8_t kNoMemory = 0, kUnwritten = 1, kWritten = 3;
 [[noreturn]] void fail(const Thread& thread, const void* site, const char* format, ...)
     __attribute__((format(printf, 3, 4)));
 void write_report(Engine& engine);
-void install_signal_handler();
-uint32_t site_offset(const void* site);
-const void* site_of(uint32_t offset);
-bool in_library(uintptr_t address);
+// Finds the library and takes over the signals of faults, the first time.
+void install_once();
+// Where the library lies; known from the first launch on.
+extern uintptr_t library_base, library_end;
+inline uint32_t site_offset(const void* site) {
+    return static_cast<uint32_t>(reinterpret_cast<uintptr_t>(site) - library_base);
+}
+inline const void* site_of(uint32_t offset) {
+    return reinterpret_cast<const void*>(library_base + offset);
+}
+inline bool in_library(uintptr_t address) {
+    return address >= library_base && address < library_end;
+}
 
 inline Thread& self() { return *static_cast<Thread*>(const_cast<ThreadHead*>(this_thread())); }
 

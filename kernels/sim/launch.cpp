@@ -24,8 +24,7 @@ void find_statics(Engine& engine) {
     dl_iterate_phdr(
         [](dl_phdr_info* module, size_t, void* to) {
             auto& engine = *static_cast<Engine*>(to);
-            auto here = reinterpret_cast<uintptr_t>(&find_statics);
-            if (here < module->dlpi_addr || !in_library(module->dlpi_addr + 1)) return 0;
+            if (module->dlpi_addr != library_base) return 0;
             for (int i = 0; i < module->dlpi_phnum; ++i) {
                 const auto& part = module->dlpi_phdr[i];
                 if (part.p_type != PT_TLS || module->dlpi_tls_data == nullptr) continue;
@@ -127,7 +126,7 @@ int simLaunchKernel(const sim::Kernel* kernel, uint32_t grid_x, uint32_t grid_y,
     if (shared > kSharedBytes) return say(1, "invalid launch: more than 227 KiB of shared memory");
     if (options->timing.shift > 1024) return say(1, "invalid launch: shift above 1024");
     if (const char* problem = reserve_memory()) return say(2, problem);
-    install_signal_handler();
+    install_once();
     give_signal_stack();
     Engine* engine = enter_engine();
     if (engine == nullptr) return say(2, "too many launches at a time");

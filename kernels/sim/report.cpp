@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <mutex>
 
@@ -14,42 +15,15 @@ namespace sim {
 
 namespace {
 
-struct Library {
-    std::string path;
-    uintptr_t base = 0, end = 0;
-};
-
-const Library& library() {
-    static const Library found = [] {
-        Library out;
-        Dl_info info;
-        if (dladdr(reinterpret_cast<void*>(&library), &info) == 0) return out;
-        out.path = info.dli_fname;
-        out.base = reinterpret_cast<uintptr_t>(info.dli_fbase);
-        dl_iterate_phdr(
-            [](dl_phdr_info* module, size_t, void* to) {
-                auto& out = *static_cast<Library*>(to);
-                if (module->dlpi_addr != out.base) return 0;
-                for (int i = 0; i < module->dlpi_phnum; ++i) {
-                    const auto& part = module->dlpi_phdr[i];
-                    if (part.p_type != PT_LOAD) continue;
-                    out.end = std::max<uintptr_t>(out.end, out.base + part.p_vaddr + part.p_memsz);
-                }
-                return 1;
-            },
-            &out);
-        return out;
-    }();
-    return found;
-}
+std::string library_path;
 
 // The lines of an address of code, innermost first, without the simulator's own: "common.cuh:190, from norm.cu:55".
 std::string lines_of(uintptr_t address) {
     char text[256];
     // Behind the call, where a return address points, may be another line.
-    uintptr_t offset = address - library().base - 1;
+    uintptr_t offset = address - library_base - 1;
     snprintf(text, sizeof text, "%#lx", static_cast<unsigned long>(offset));
-    std::string command = "addr2line -i -e '" + library().path + "' " + text + " 2>/dev/null";
+    std::string command = "addr2line -i -e '" + library_path + "' " + text + " 2>/dev/null";
     std::string all, last, fallback = std::string("code at ") + text;
     FILE* pipe = popen(command.c_str(), "r");
     if (pipe == nullptr) return fallback;
@@ -116,17 +90,24 @@ void on_signal(int number, siginfo_t* info, void* context) {
 
 }  // namespace
 
-uint32_t site_offset(const void* site) {
-    static const uintptr_t base = library().base;
-    return static_cast<uint32_t>(reinterpret_cast<uintptr_t>(site) - base);
-}
+uintptr_t library_base, library_end;
 
-const void* site_of(uint32_t offset) {
-    return reinterpret_cast<const void*>(library().base + offset);
-}
-
-bool in_library(uintptr_t address) {
-    return address >= library().base && address < library().end;
+static void find_library() {
+    Dl_info info;
+    if (dladdr(reinterpret_cast<void*>(&find_library), &info) == 0) return;
+    library_path = info.dli_fname;
+    library_base = reinterpret_cast<uintptr_t>(info.dli_fbase);
+    dl_iterate_phdr(
+        [](dl_phdr_info* module, size_t, void*) {
+            if (module->dlpi_addr != library_base) return 0;
+            for (int i = 0; i < module->dlpi_phnum; ++i) {
+                const auto& part = module->dlpi_phdr[i];
+                if (part.p_type != PT_LOAD) continue;
+                library_end = std::max<uintptr_t>(library_end, library_base + part.p_vaddr + part.p_memsz);
+            }
+            return 1;
+        },
+        nullptr);
 }
 
 void fail(const Thread& thread, const void* site, const char* format, ...) {
@@ -150,9 +131,10 @@ void write_report(Engine& engine) {
     engine.report = resolve(std::string(head) + at + ": " + engine.fault);
 }
 
-void install_signal_handler() {
+void install_once() {
     static std::once_flag once;
     std::call_once(once, [] {
+        find_library();
         struct sigaction action {};
         action.sa_sigaction = on_signal;
         action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
