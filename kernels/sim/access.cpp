@@ -63,6 +63,15 @@ bool before(const Thread& thread, uint32_t at, uint32_t by) {
            (by / kLanes == thread.warp && at < thread.warp_sync);
 }
 
+std::string name_of(const Thread& thread, uint32_t cell) {
+    if (cell >= SharedShadow::kStaticCell) {
+        return "byte " + std::to_string(2 * (cell - SharedShadow::kStaticCell)) +
+               " of the static shared memory";
+    }
+    return "byte " + std::to_string(2 * cell - thread.engine->timing.shift) +
+           " of the dynamic shared memory";
+}
+
 [[noreturn]] void fail_race(Thread& thread, const char* how, uint32_t cell, uint32_t by,
                             const void* site) {
     SharedShadow& shadow = *thread.engine->shadow;
@@ -74,10 +83,8 @@ bool before(const Thread& thread, uint32_t at, uint32_t by) {
     } else {
         snprintf(who, sizeof who, "thread %u", by);
     }
-    bool fixed = cell >= SharedShadow::kStaticCell;
-    fail(thread, site, "race: %s %s on %sshared byte %u, last written at @%p@, with no barrier between", how,
-         who, fixed ? "static " : "", 2 * (cell - (fixed ? SharedShadow::kStaticCell : 0)),
-         site_of(shadow.site[cell]));
+    fail(thread, site, "race: %s %s on %s, last written at @%p@, with no barrier between", how, who,
+         name_of(thread, cell).c_str(), site_of(shadow.site[cell]));
 }
 
 void check_cell(Thread& thread, uint32_t cell, Access access, const void* site) {
@@ -100,9 +107,7 @@ void check_cell(Thread& thread, uint32_t cell, Access access, const void* site) 
     bool near = read_by == lanes || (read_by < kMaxThreads && read_by / kLanes == thread.warp);
     if (access == Access::kRead) {
         if (!written) {
-            bool fixed = cell >= SharedShadow::kStaticCell;
-            fail(thread, site, "reads %sshared byte %u that nobody wrote", fixed ? "static " : "",
-                 2 * (cell - (fixed ? SharedShadow::kStaticCell : 0)));
+            fail(thread, site, "reads %s, which nobody wrote", name_of(thread, cell).c_str());
         }
         read_by = !read || read_by == thread.linear ? thread.linear
                   : near                            ? lanes
@@ -167,6 +172,11 @@ bool eight_written(Thread& thread, uint32_t cell, const void* site) {
     return true;
 }
 
+// Counted from where shared memory begins without a shift: what a launch left in flight is found by the next one.
+uint32_t dynamic_cell(const Engine& engine, const uint8_t* p) {
+    return static_cast<uint32_t>(p - (engine.window + kMargin)) / 2;
+}
+
 // The first cell of an address in the block's shared memory.
 uint32_t cell_of(Thread& thread, uintptr_t at, size_t bytes, Access access, const void* site) {
     const Engine& engine = *thread.engine;
@@ -177,7 +187,7 @@ uint32_t cell_of(Thread& thread, uintptr_t at, size_t bytes, Access access, cons
         fail(thread, site, "%s %zu bytes out of bounds: byte %ld of %u bytes of dynamic shared memory",
              verb(access), bytes, static_cast<long>(offset), engine.grid.shared_bytes);
     }
-    return static_cast<uint32_t>(offset) / 2;
+    return dynamic_cell(engine, reinterpret_cast<uint8_t*>(at));
 }
 
 void check_shared(Thread& thread, uintptr_t at, size_t bytes, Access access, const void* site) {
@@ -268,7 +278,7 @@ uint32_t shared_address(const void* p) {
 
 void set_flight(Thread& thread, const uint8_t* p, uint32_t bytes, Flight flight) {
     SharedShadow& shadow = *thread.engine->shadow;
-    uint32_t cell = static_cast<uint32_t>(p - thread.grid->shared) / 2;
+    uint32_t cell = dynamic_cell(*thread.engine, p);
     uint32_t time = flight == Flight::kIssued   ? SharedShadow::kInFlight
                     : flight == Flight::kLanded ? thread.now
                                                 : 0;

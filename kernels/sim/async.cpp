@@ -9,15 +9,14 @@ namespace sim {
 
 namespace {
 
-void land(Thread& thread, const CopyAsync& copy) {
-    uint8_t* to = shared_bytes(thread, copy.to, copy.bytes, "cp.async", copy.site);
+void land(const CopyAsync& copy) {
     // Nearly all copies are of this kind, for which the compiler needs no calls.
     if (copy.source_bytes == 16) {
-        memcpy(to, copy.from, 16);
+        memcpy(copy.to, copy.from, 16);
         return;
     }
-    if (copy.source_bytes != 0) memcpy(to, copy.from, copy.source_bytes);
-    memset(to + copy.source_bytes, 0, copy.bytes - copy.source_bytes);
+    if (copy.source_bytes != 0) memcpy(copy.to, copy.from, copy.source_bytes);
+    memset(copy.to + copy.source_bytes, 0, copy.bytes - copy.source_bytes);
 }
 
 }  // namespace
@@ -25,12 +24,7 @@ void land(Thread& thread, const CopyAsync& copy) {
 // Forgets the copies of the block before: what it did not wait for never lands.
 void reset_copies(Thread& thread) {
     for (size_t i = thread.landed; i < thread.copies.size(); ++i) {
-        const CopyAsync& copy = thread.copies[i];
-        uint32_t offset = copy.to - kSharedStart - thread.engine->timing.shift;
-        // A launch may have other options than the one before.
-        if (offset < thread.grid->shared_bytes) {
-            set_flight(thread, thread.grid->shared + offset, copy.bytes, Flight::kForgotten);
-        }
+        set_flight(thread, thread.copies[i].to, thread.copies[i].bytes, Flight::kForgotten);
     }
     thread.copies.clear();
     thread.groups.clear();
@@ -59,9 +53,9 @@ void copy_async(uint32_t to, const void* from, uint32_t bytes, uint32_t source_b
     // The write may come at once: it must be ordered behind all accesses before it.
     check(thread, place, bytes, Access::kWrite, site);
     set_flight(thread, place, bytes, Flight::kIssued);
-    CopyAsync copy{to, bytes, source_bytes, from, site};
+    CopyAsync copy{place, from, bytes, source_bytes};
     if (thread.engine->timing.eager != 0) {
-        land(thread, copy);
+        land(copy);
     } else {
         memset(place, 0xFF, bytes);
     }
@@ -80,9 +74,8 @@ void copy_wait(int keep) {
         uint32_t end = thread.groups[thread.groups_done++];
         for (; thread.landed < end; ++thread.landed) {
             const CopyAsync& copy = thread.copies[thread.landed];
-            if (lazy) land(thread, copy);
-            uint8_t* place = shared_bytes(thread, copy.to, copy.bytes, "cp.async", copy.site);
-            set_flight(thread, place, copy.bytes, Flight::kLanded);
+            if (lazy) land(copy);
+            set_flight(thread, copy.to, copy.bytes, Flight::kLanded);
         }
     }
     // Long loops must not let the lists grow.

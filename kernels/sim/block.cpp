@@ -45,6 +45,8 @@ uint32_t next_warp(Engine& engine) {
 
 [[noreturn]] void report_deadlock(Thread& thread) {
     Engine& engine = *thread.engine;
+    // The report is of a thread that waits, not of the last one that ran.
+    const Thread* culprit = &thread;
     std::map<std::string, std::pair<uint32_t, uint32_t>> groups;  // what: how many, the first
     for (uint32_t i = 0; i < engine.count; ++i) {
         const Thread& one = engine.threads[i];
@@ -52,6 +54,7 @@ uint32_t next_warp(Engine& engine) {
         if (one.state == State::kDone) {
             snprintf(text, sizeof text, "exited");
         } else {
+            if (culprit->state == State::kDone) culprit = &one;
             int used = snprintf(text, sizeof text, one.waits, one.wait_a, one.wait_b);
             snprintf(text + used, sizeof text - used, " (@%p@)", one.site);
         }
@@ -62,7 +65,7 @@ uint32_t next_warp(Engine& engine) {
         all += " [" + std::to_string(who.first) + " threads, first " + std::to_string(who.second) +
                ": " + what + "]";
     }
-    fail(thread, thread.site, "deadlock:%s", all.c_str());
+    fail(*culprit, culprit->site, "deadlock:%s", all.c_str());
 }
 
 // Everything before the barrier happened before everything behind it, for the threads that took part.

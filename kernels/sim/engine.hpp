@@ -38,9 +38,9 @@ struct Timing {
 };
 
 struct CopyAsync {
-    uint32_t to, bytes, source_bytes;
+    uint8_t* to;
     const void* from;
-    const void* site;
+    uint32_t bytes, source_bytes;
 };
 
 enum class State : uint8_t { kFresh, kStarted, kDone };

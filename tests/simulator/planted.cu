@@ -65,7 +65,7 @@ __device__ __forceinline__ void warp_exchange(const uint16_t* in, float* out, ui
     for (uint32_t round = 0; round < n / kThreads; ++round) {
         buffer_s[t] = number(in[round * kThreads + t]);
         if (kBug != Bug::kNoSyncwarp) __syncwarp();
-        sum += buffer_s[kBug == Bug::kArrayOutside ? t + 1 : neighbour];
+        sum += buffer_s[kBug == Bug::kArrayOutside && t == kThreads - 1 ? t + 1 : neighbour];
         __syncwarp();
     }
     out[t] = sum;
@@ -161,7 +161,9 @@ __device__ __forceinline__ void collectives(const uint16_t* in, float* out, uint
         ptx::bar_sync(t < 64 ? 1 : 2, kThreads);
     }
     if (kBug == Bug::kMask) own = __shfl_sync(0x0000FFFFu, own, lane % 16);
-    if (kBug == Bug::kForeignLane && lane < 16) own = __shfl_sync(0x0000FFFFu, own, lane + 16);
+    if (kBug == Bug::kForeignLane) {
+        own = __shfl_sync(lane < 16 ? 0x0000FFFFu : 0xFFFF0000u, own, lane ^ 16);
+    }
     if (kBug == Bug::kSplitWarp && __all_sync(0xFFFFFFFFu, 1)) {
         if (lane < 16) {
             own = __shfl_sync(0xFFFFFFFFu, own, lane);

@@ -28,10 +28,10 @@ const CONTROLS: [&str; 5] = [
 
 #[rustfmt::skip]
 const PLANTS: [Plant; 31] = [
-    plant("plant_exchange_no_barrier", "no barrier between write and read", "race: "),
+    plant("plant_exchange_no_barrier", "no barrier between write and read", "shared memory"),
     plant("plant_exchange_no_last_barrier", "no barrier between read and next write", "race: "),
     plant("plant_exchange_shared_outside", "shared memory, one element too far", "byte 512 of 512 bytes of dynamic shared memory"),
-    plant("plant_warp_exchange_no_syncwarp", "no __syncwarp between write and read", "race: "),
+    plant("plant_warp_exchange_no_syncwarp", "no __syncwarp between write and read", "shared memory"),
     plant("plant_warp_exchange_array_outside", "static array, one element too far", "array index 128 is out of bounds"),
     plant("plant_copy_far_outside", "global read, 60 MB too far", "out of bounds"),
     plant("plant_copy_one_outside", "global read, one element too far", "byte 600 of an allocation of 600 bytes"),
@@ -41,7 +41,7 @@ const PLANTS: [Plant; 31] = [
     plant("plant_copy_unaligned", "vector load off its alignment", "is not aligned to"),
     plant("plant_copy_unwritten", "output that nobody writes", ""),
     plant("plant_copy_read_unwritten", "read of what nobody wrote", "that nobody wrote"),
-    plant("plant_tiles_no_barrier", "cp.async: no barrier behind the wait", "race: reads"),
+    plant("plant_tiles_no_barrier", "cp.async: no barrier behind the wait", "shared memory"),
     plant("plant_tiles_no_last_barrier", "cp.async: no barrier before the stage is used again", "race: overwrites"),
     plant("plant_tiles_weak_wait", "cp.async: waits for one group too few", "its wait has not been reached"),
     plant("plant_tiles_no_wait", "cp.async: no wait", "its wait has not been reached"),
@@ -51,12 +51,12 @@ const PLANTS: [Plant; 31] = [
     plant("plant_tiles_row_unaligned", "ldmatrix from an odd address", "ldmatrix: row address"),
     plant("plant_tiles_row_outside", "ldmatrix behind the shared memory", "ldmatrix out of bounds"),
     plant("plant_tiles_alignment", "relies on shared memory aligned to 512", ""),
-    plant("plant_collectives_divergent", "half of a warp skips the barrier", "a shuffle"),
+    plant("plant_collectives_divergent", "half of a warp skips the barrier", "deadlock: "),
     plant("plant_collectives_exit", "a warp returns before the barrier", "deadlock: "),
     plant("plant_collectives_count", "barrier counts differ", "barrier 1: count"),
     plant("plant_collectives_deadlock", "two groups wait for one another", "deadlock: "),
     plant("plant_collectives_mask", "a lane outside the mask it names", "not in its own mask 0000ffff"),
-    plant("plant_collectives_foreign_lane", "shuffle from a lane outside the mask", "not in mask 0000ffff"),
+    plant("plant_collectives_foreign_lane", "shuffle from a lane outside the mask", "which is not in mask"),
     plant("plant_collectives_split_warp", "lanes of a warp at two collectives", "divergent warp"),
     plant("plant_collectives_stack", "runaway recursion", "local variables"),
 ];
@@ -136,6 +136,7 @@ fn planted_bugs_are_caught_and_the_manual_says_where() {
         "| planted bug | rising, lazy | falling, lazy | rising, eager | falling, eager | random | moved by 128 |\n\
          |---|---|---|---|---|---|---|\n",
     );
+    let mut unsaid = Vec::new();
     for Plant { kernel, bug, says } in PLANTS {
         let _ = write!(table, "| {bug} |");
         let mut caught = 0;
@@ -148,9 +149,10 @@ fn planted_bugs_are_caught_and_the_manual_says_where() {
                     let says = says.unwrap_or_default();
                     let named = format!("kernel {kernel}, block (");
                     for part in [says, named.as_str(), "thread (", "planted.cu:"] {
-                        assert!(text.contains(part), "{kernel}: no {part:?} in: {text}");
+                        if !text.contains(part) {
+                            unsaid.push(format!("{kernel}, {timing:?}: no {part:?} in: {text}"));
+                        }
                     }
-                    eprintln!("{kernel}: {text}");
                     "report"
                 }
             };
@@ -158,8 +160,11 @@ fn planted_bugs_are_caught_and_the_manual_says_where() {
             let _ = write!(table, " {cell} |");
         }
         table.push('\n');
-        assert!(caught > 0, "{kernel}: not caught");
+        if caught == 0 {
+            unsaid.push(format!("{kernel}: not caught"));
+        }
     }
+    assert!(unsaid.is_empty(), "{}", unsaid.join("\n"));
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/simulator.md");
     let manual = std::fs::read_to_string(path).unwrap();
     assert!(manual.contains(&table), "docs/simulator.md has another table than this run:\n{table}");
