@@ -177,6 +177,46 @@ uint32_t dynamic_cell(const Engine& engine, const uint8_t* p) {
     return static_cast<uint32_t>(p - (engine.window + kMargin)) / 2;
 }
 
+// The same for one cell, without a branch but the last.
+inline bool one_read(Thread& thread, SharedShadow& shadow, uint32_t cell) {
+    const uint32_t start = thread.engine->block_start, sync = thread.block_sync, me = thread.linear;
+    const uint32_t lanes = SharedShadow::kLanesOf | thread.warp, by = shadow.read_by[cell];
+    bool good = shadow.wrote_at[cell] - start < sync - start;
+    bool mine = (shadow.read_at[cell] < sync) | (by == me);
+    bool near = (by == lanes) | (by / kLanes == thread.warp);
+    uint32_t shared = near ? lanes : SharedShadow::kSeveral;
+    // Harmless where `good` is false: check_cell then ends the launch, or the write was this thread's own.
+    shadow.read_by[cell] = mine ? me : shared;
+    shadow.read_at[cell] = thread.now;
+    return good;
+}
+
+inline bool one_written(Thread& thread, SharedShadow& shadow, uint32_t cell, uint32_t site) {
+    const uint32_t sync = thread.block_sync, me = thread.linear;
+    bool read = (shadow.read_at[cell] >= sync) & (shadow.read_by[cell] != me);
+    if ((shadow.wrote_at[cell] >= sync) | read) return false;
+    shadow.wrote_at[cell] = thread.now;
+    shadow.wrote_by[cell] = me;
+    shadow.site[cell] = site;
+    return true;
+}
+
+// An aligned access of N bytes to dynamic shared memory; false where it needs a closer look.
+template <int N, Access A>
+inline bool shared_ok(Thread& thread, uintptr_t at, const void* site) {
+    const Engine& engine = *thread.engine;
+    uintptr_t offset = at - reinterpret_cast<uintptr_t>(engine.grid.shared);
+    if (N == 1 || offset >= engine.grid.shared_bytes || engine.grid.shared_bytes - offset < N) return false;
+    uint32_t cell = dynamic_cell(engine, reinterpret_cast<uint8_t*>(at));
+    if (N == 16) return A == Access::kRead ? eight_read(thread, cell) : eight_written(thread, cell, site);
+    bool good = true;
+    for (uint32_t i = 0; i < N / 2; ++i) {
+        good &= A == Access::kRead ? one_read(thread, *engine.shadow, cell + i)
+                                   : one_written(thread, *engine.shadow, cell + i, site_offset(site));
+    }
+    return good;
+}
+
 // The first cell of an address in the block's shared memory.
 uint32_t cell_of(Thread& thread, uintptr_t at, size_t bytes, Access access, const void* site) {
     const Engine& engine = *thread.engine;
@@ -233,7 +273,9 @@ inline __attribute__((always_inline)) void access(uintptr_t at, const void* site
     bool aligned = at % N == 0;
     if (at >> kRegionShift == kDevice >> kRegionShift && aligned && device_ok<N>(at, A)) return;
     if (at >> kRegionShift == kShared >> kRegionShift && aligned) {
-        return check_shared(self(), at, N, A, site);
+        Thread& thread = self();
+        if (!shared_ok<N, A>(thread, at, site)) check_shared(thread, at, N, A, site);
+        return;
     }
     if (at >> kRegionShift == kDevice >> kRegionShift || at >> kRegionShift == kShared >> kRegionShift) {
         Thread& thread = self();
