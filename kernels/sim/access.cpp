@@ -63,79 +63,120 @@ bool before(const Thread& thread, uint32_t at, uint32_t by) {
            (by / kLanes == thread.warp && at < thread.warp_sync);
 }
 
-std::string name_of(const Thread& thread, uint32_t cell) {
-    if (cell >= SharedShadow::kStaticCell) {
-        return "byte " + std::to_string(2 * (cell - SharedShadow::kStaticCell)) +
-               " of the static shared memory";
+// One cell's entries.
+struct Cell {
+    uint32_t &wrote_at, &read_at, &site;
+    uint16_t &wrote_by, &read_by;
+
+    Cell(const Engine& engine, uint32_t number) : Cell(engine.cells[number / 8], number % 8) {}
+
+private:
+    Cell(Cells& cells, uint32_t i)
+        : wrote_at(cells.wrote_at[i]), read_at(cells.read_at[i]), site(cells.site[i]),
+          wrote_by(cells.wrote_by[i]), read_by(cells.read_by[i]) {}
+};
+
+std::string name_of(const Thread& thread, uint32_t number) {
+    if (number >= kStaticCell) {
+        return "byte " + std::to_string(2 * (number - kStaticCell)) + " of the static shared memory";
     }
-    return "byte " + std::to_string(2 * cell - thread.engine->timing.shift) +
+    return "byte " + std::to_string(2 * number - thread.engine->timing.shift) +
            " of the dynamic shared memory";
 }
 
-[[noreturn]] void fail_race(Thread& thread, const char* how, uint32_t cell, uint32_t by,
+[[noreturn]] void fail_race(Thread& thread, const char* how, uint32_t number, uint32_t by,
                             const void* site) {
-    SharedShadow& shadow = *thread.engine->shadow;
     char who[64];
-    if (by >= SharedShadow::kSeveral) {
+    if (by >= Cells::kSeveral) {
         snprintf(who, sizeof who, "threads of several warps");
-    } else if (by >= SharedShadow::kLanesOf) {
-        snprintf(who, sizeof who, "lanes of warp %u", by % SharedShadow::kLanesOf);
+    } else if (by >= Cells::kLanesOf) {
+        snprintf(who, sizeof who, "lanes of warp %u", by % Cells::kLanesOf);
     } else {
         snprintf(who, sizeof who, "thread %u", by);
     }
     fail(thread, site, "race: %s %s on %s, last written at @%p@, with no barrier between", how, who,
-         name_of(thread, cell).c_str(), site_of(shadow.site[cell]));
+         name_of(thread, number).c_str(), site_of(Cell(*thread.engine, number).site));
 }
 
-void check_cell(Thread& thread, uint32_t cell, Access access, const void* site) {
-    SharedShadow& shadow = *thread.engine->shadow;
-    uint32_t wrote_at = shadow.wrote_at[cell], wrote_by = shadow.wrote_by[cell];
-    bool written = wrote_at >= thread.engine->block_start;
-    if (wrote_at == SharedShadow::kInFlight) {
+// The rule, for one cell.
+void check_cell(Thread& thread, uint32_t number, Access access, const void* site) {
+    Cell cell(*thread.engine, number);
+    bool written = cell.wrote_at >= thread.engine->block_start;
+    if (cell.wrote_at == Cells::kInFlight) {
         fail(thread, site,
              "%s shared memory that a cp.async of thread %u (at @%p@) writes: its wait has not been reached",
-             verb(access), wrote_by, site_of(shadow.site[cell]));
+             verb(access), cell.wrote_by, site_of(cell.site));
     }
-    if (written && !before(thread, wrote_at, wrote_by)) {
+    if (written && !before(thread, cell.wrote_at, cell.wrote_by)) {
         fail_race(thread, access == Access::kRead ? "reads what was just written by"
                                                   : "overwrites what was just written by",
-                  cell, wrote_by, site);
+                  number, cell.wrote_by, site);
     }
-    uint32_t &read_at = shadow.read_at[cell], &read_by = shadow.read_by[cell];
-    bool read = read_at >= thread.block_sync;
-    uint32_t lanes = SharedShadow::kLanesOf | thread.warp;
-    bool near = read_by == lanes || (read_by < kMaxThreads && read_by / kLanes == thread.warp);
+    bool read = cell.read_at >= thread.block_sync, mine = cell.read_by == thread.linear;
+    uint16_t lanes = Cells::kLanesOf | thread.warp;
+    bool near = cell.read_by == lanes || cell.read_by / kLanes == thread.warp;
     if (access == Access::kRead) {
         if (!written) {
-            fail(thread, site, "reads %s, which nobody wrote", name_of(thread, cell).c_str());
+            fail(thread, site, "reads %s, which nobody wrote", name_of(thread, number).c_str());
         }
-        read_by = !read || read_by == thread.linear ? thread.linear
-                  : near                            ? lanes
-                                                    : SharedShadow::kSeveral;
-        read_at = thread.now;
+        cell.read_by = !read || mine ? thread.linear : near ? lanes : Cells::kSeveral;
+        cell.read_at = thread.now;
         return;
     }
-    if (read && read_by != thread.linear && !(near && read_at < thread.warp_sync)) {
-        fail_race(thread, "overwrites what was just read by", cell, read_by, site);
+    if (read && !mine && !(near && cell.read_at < thread.warp_sync)) {
+        fail_race(thread, "overwrites what was just read by", number, cell.read_by, site);
     }
-    shadow.wrote_at[cell] = thread.now;
-    shadow.wrote_by[cell] = thread.linear;
-    shadow.site[cell] = site_offset(site);
+    cell.wrote_at = thread.now;
+    cell.wrote_by = thread.linear;
+    cell.site = site_offset(site);
 }
 
-// Sixteen bytes at once, which is what cp.async, ldmatrix and vector loads touch.
-using Cells = uint32_t __attribute__((vector_size(32)));
-using Flags = int32_t __attribute__((vector_size(32)));
+// The common case of the rule, without branches: everything happened before the last barrier, or was this thread's.
+// Returns false for all others; what it has noted by then, check_cell would note as well.
+inline bool one_read(Thread& thread, uint32_t number) {
+    Cell cell(*thread.engine, number);
+    const uint32_t start = thread.engine->block_start, sync = thread.block_sync;
+    const uint16_t lanes = Cells::kLanesOf | thread.warp, by = cell.read_by, me = thread.linear;
+    bool mine = (cell.read_at < sync) | (by == me);
+    bool near = (by == lanes) | (by / kLanes == thread.warp);
+    uint16_t shared = near ? lanes : Cells::kSeveral;
+    bool good = cell.wrote_at - start < sync - start;
+    cell.read_by = mine ? me : shared;
+    cell.read_at = thread.now;
+    return good;
+}
 
-Cells load(const uint32_t* p) {
-    Cells out;
+inline bool one_written(Thread& thread, uint32_t number, const void* site) {
+    Cell cell(*thread.engine, number);
+    const uint32_t sync = thread.block_sync, me = thread.linear;
+    bool read = (cell.read_at >= sync) & (cell.read_by != me);
+    if ((cell.wrote_at >= sync) | read) return false;
+    cell.wrote_at = thread.now;
+    cell.wrote_by = me;
+    cell.site = site_offset(site);
+    return true;
+}
+
+// The same for eight cells at once: cp.async, ldmatrix and vector loads touch 16 bytes.
+using Words = uint32_t __attribute__((vector_size(32)));
+using Flags = int32_t __attribute__((vector_size(32)));
+using Halves = uint16_t __attribute__((vector_size(16)));
+using HalfFlags = int16_t __attribute__((vector_size(16)));
+
+template <typename Vector, typename T>
+Vector load(const T* p) {
+    Vector out;
     memcpy(&out, p, sizeof out);
     return out;
 }
 
-void store(uint32_t* p, Cells v) { memcpy(p, &v, sizeof v); }
+template <typename Vector, typename T>
+void store(T* p, Vector v) {
+    memcpy(p, &v, sizeof v);
+}
 
-Cells all(uint32_t x) { return Cells{} + x; }
+Words all(uint32_t x) { return Words{} + x; }
+Halves all16(uint16_t x) { return Halves{} + x; }
 
 bool any(Flags flags) {
     uint64_t words[4];
@@ -143,62 +184,36 @@ bool any(Flags flags) {
     return (words[0] | words[1] | words[2] | words[3]) != 0;
 }
 
-// The common case: everything happened before the last barrier, or was this thread's. Returns false for any other.
-bool eight_read(Thread& thread, uint32_t cell) {
-    SharedShadow& shadow = *thread.engine->shadow;
+bool eight_read(Thread& thread, uint32_t number) {
+    Cells& cells = thread.engine->cells[number / 8];
     const uint32_t start = thread.engine->block_start, sync = thread.block_sync;
-    Flags bad = load(shadow.wrote_at + cell) - all(start) >= all(sync - start);
+    Flags bad = load<Words>(cells.wrote_at) - all(start) >= all(sync - start);
     if (any(bad)) return false;
-    const Cells me = all(thread.linear), lanes = all(SharedShadow::kLanesOf | thread.warp);
-    const Cells by = load(shadow.read_by + cell);
-    Flags old = load(shadow.read_at + cell) < all(sync), mine = by == me;
-    Flags near = (by == lanes) | (by / kLanes == all(thread.warp));
-    Cells shared = near ? lanes : all(SharedShadow::kSeveral);
-    store(shadow.read_by + cell, old | mine ? me : shared);
-    store(shadow.read_at + cell, all(thread.now));
+    const Halves me = all16(thread.linear), lanes = all16(Cells::kLanesOf | thread.warp);
+    const Halves by = load<Halves>(cells.read_by);
+    Flags old = load<Words>(cells.read_at) < all(sync);
+    HalfFlags mine = __builtin_convertvector(old, HalfFlags) | (by == me);
+    HalfFlags near = (by == lanes) | (by / kLanes == all16(thread.warp));
+    Halves shared = near ? lanes : all16(Cells::kSeveral);
+    store(cells.read_by, mine ? me : shared);
+    store(cells.read_at, all(thread.now));
     return true;
 }
 
-bool eight_written(Thread& thread, uint32_t cell, const void* site) {
-    SharedShadow& shadow = *thread.engine->shadow;
-    const Cells sync = all(thread.block_sync);
-    Flags wrote = load(shadow.wrote_at + cell) >= sync;
-    Flags read = load(shadow.read_at + cell) >= sync;
-    Flags other = load(shadow.read_by + cell) != all(thread.linear);
-    if (any(wrote | (read & other))) return false;
-    store(shadow.wrote_at + cell, all(thread.now));
-    store(shadow.wrote_by + cell, all(thread.linear));
-    store(shadow.site + cell, all(site_offset(site)));
+bool eight_written(Thread& thread, uint32_t number, const void* site) {
+    Cells& cells = thread.engine->cells[number / 8];
+    const Words sync = all(thread.block_sync);
+    Flags wrote = load<Words>(cells.wrote_at) >= sync, read = load<Words>(cells.read_at) >= sync;
+    HalfFlags other = load<Halves>(cells.read_by) != all16(thread.linear);
+    if (any(wrote | (read & __builtin_convertvector(other, Flags)))) return false;
+    store(cells.wrote_at, all(thread.now));
+    store(cells.wrote_by, all16(thread.linear));
+    store(cells.site, all(site_offset(site)));
     return true;
 }
 
-// Counted from where shared memory begins without a shift: what a launch left in flight is found by the next one.
 uint32_t dynamic_cell(const Engine& engine, const uint8_t* p) {
     return static_cast<uint32_t>(p - (engine.window + kMargin)) / 2;
-}
-
-// The same for one cell, without a branch but the last.
-inline bool one_read(Thread& thread, SharedShadow& shadow, uint32_t cell) {
-    const uint32_t start = thread.engine->block_start, sync = thread.block_sync, me = thread.linear;
-    const uint32_t lanes = SharedShadow::kLanesOf | thread.warp, by = shadow.read_by[cell];
-    bool good = shadow.wrote_at[cell] - start < sync - start;
-    bool mine = (shadow.read_at[cell] < sync) | (by == me);
-    bool near = (by == lanes) | (by / kLanes == thread.warp);
-    uint32_t shared = near ? lanes : SharedShadow::kSeveral;
-    // Harmless where `good` is false: check_cell then ends the launch, or the write was this thread's own.
-    shadow.read_by[cell] = mine ? me : shared;
-    shadow.read_at[cell] = thread.now;
-    return good;
-}
-
-inline bool one_written(Thread& thread, SharedShadow& shadow, uint32_t cell, uint32_t site) {
-    const uint32_t sync = thread.block_sync, me = thread.linear;
-    bool read = (shadow.read_at[cell] >= sync) & (shadow.read_by[cell] != me);
-    if ((shadow.wrote_at[cell] >= sync) | read) return false;
-    shadow.wrote_at[cell] = thread.now;
-    shadow.wrote_by[cell] = me;
-    shadow.site[cell] = site;
-    return true;
 }
 
 // An aligned access of N bytes to dynamic shared memory; false where it needs a closer look.
@@ -207,12 +222,11 @@ inline bool shared_ok(Thread& thread, uintptr_t at, const void* site) {
     const Engine& engine = *thread.engine;
     uintptr_t offset = at - reinterpret_cast<uintptr_t>(engine.grid.shared);
     if (N == 1 || offset >= engine.grid.shared_bytes || engine.grid.shared_bytes - offset < N) return false;
-    uint32_t cell = dynamic_cell(engine, reinterpret_cast<uint8_t*>(at));
-    if (N == 16) return A == Access::kRead ? eight_read(thread, cell) : eight_written(thread, cell, site);
+    uint32_t number = dynamic_cell(engine, reinterpret_cast<uint8_t*>(at));
+    if (N == 16) return A == Access::kRead ? eight_read(thread, number) : eight_written(thread, number, site);
     bool good = true;
     for (uint32_t i = 0; i < N / 2; ++i) {
-        good &= A == Access::kRead ? one_read(thread, *engine.shadow, cell + i)
-                                   : one_written(thread, *engine.shadow, cell + i, site_offset(site));
+        good &= A == Access::kRead ? one_read(thread, number + i) : one_written(thread, number + i, site);
     }
     return good;
 }
@@ -221,7 +235,7 @@ inline bool shared_ok(Thread& thread, uintptr_t at, const void* site) {
 uint32_t cell_of(Thread& thread, uintptr_t at, size_t bytes, Access access, const void* site) {
     const Engine& engine = *thread.engine;
     uintptr_t fixed = at - reinterpret_cast<uintptr_t>(engine.statics);
-    if (fixed < engine.static_bytes) return SharedShadow::kStaticCell + fixed / 2;
+    if (fixed < engine.static_bytes) return kStaticCell + fixed / 2;
     auto offset = static_cast<intptr_t>(at - reinterpret_cast<uintptr_t>(engine.grid.shared));
     if (offset < 0 || offset + bytes > engine.grid.shared_bytes) {
         fail(thread, site, "%s %zu bytes out of bounds: byte %ld of %u bytes of dynamic shared memory",
@@ -231,24 +245,24 @@ uint32_t cell_of(Thread& thread, uintptr_t at, size_t bytes, Access access, cons
 }
 
 void check_shared(Thread& thread, uintptr_t at, size_t bytes, Access access, const void* site) {
-    uint32_t cell = cell_of(thread, at, bytes, access, site);
-    SharedShadow& shadow = *thread.engine->shadow;
+    uint32_t number = cell_of(thread, at, bytes, access, site);
     if (bytes == 1) {
         // Cells are two bytes: neighbours of one cell may belong to different threads.
+        Cell cell(*thread.engine, number);
         if (access == Access::kWrite) {
-            shadow.wrote_at[cell] = thread.now;
-            shadow.wrote_by[cell] = thread.linear;
-            shadow.site[cell] = site_offset(site);
-        } else if (shadow.wrote_at[cell] < thread.engine->block_start) {
-            check_cell(thread, cell, access, site);
+            cell.wrote_at = thread.now;
+            cell.wrote_by = thread.linear;
+            cell.site = site_offset(site);
+        } else if (cell.wrote_at < thread.engine->block_start) {
+            check_cell(thread, number, access, site);
         }
         return;
     }
-    if (bytes == 16 && (access == Access::kRead ? eight_read(thread, cell)
-                                                : eight_written(thread, cell, site))) {
+    if (bytes == 16 && number % 8 == 0 &&
+        (access == Access::kRead ? eight_read(thread, number) : eight_written(thread, number, site))) {
         return;
     }
-    for (uint32_t i = 0; i < (bytes + 1) / 2; ++i) check_cell(thread, cell + i, access, site);
+    for (uint32_t i = 0; i < (bytes + 1) / 2; ++i) check_cell(thread, number + i, access, site);
 }
 
 bool is_static(const Engine& engine, uintptr_t at) {
@@ -319,13 +333,12 @@ uint32_t shared_address(const void* p) {
 }
 
 void set_flight(Thread& thread, const uint8_t* p, uint32_t bytes, Flight flight) {
-    SharedShadow& shadow = *thread.engine->shadow;
-    uint32_t cell = dynamic_cell(*thread.engine, p);
-    uint32_t time = flight == Flight::kIssued   ? SharedShadow::kInFlight
+    uint32_t number = dynamic_cell(*thread.engine, p);
+    uint32_t time = flight == Flight::kIssued   ? Cells::kInFlight
                     : flight == Flight::kLanded ? thread.now
                                                 : 0;
     // Who wrote is known from the issue.
-    for (uint32_t i = 0; i < bytes / 2; ++i) shadow.wrote_at[cell + i] = time;
+    for (uint32_t i = 0; i < bytes / 2; ++i) Cell(*thread.engine, number + i).wrote_at = time;
 }
 
 }  // namespace sim

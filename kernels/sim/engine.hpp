@@ -91,16 +91,21 @@ struct Barrier {
     uint32_t waiting[kMaxWarps];
 };
 
-// Who touched two bytes of shared memory: one entry of each array for each cell.
-struct SharedShadow {
-    static constexpr uint32_t kCells = (kSharedBytes + 1024 + kStaticBytes) / 2;
-    static constexpr uint32_t kStaticCell = (kSharedBytes + 1024) / 2;
-    static constexpr uint32_t kInFlight = 0xFFFFFFFF;     // wrote_at, while a cp.async is under way
-    static constexpr uint32_t kLanesOf = 0x10000;         // read_by: several lanes of this warp
-    static constexpr uint32_t kSeveral = 0x20000;         // read_by: threads of several warps
-    uint32_t wrote_at[kCells], wrote_by[kCells], read_at[kCells], read_by[kCells];
-    uint32_t site[kCells];  // of the write, as an offset in the library
+// Who touched shared memory last, in cells of two bytes; eight of them, so that a 16-byte access finds all it needs
+// in two lines of the cache.
+struct alignas(64) Cells {
+    static constexpr uint32_t kInFlight = 0xFFFFFFFF;  // wrote_at, while a cp.async is under way
+    static constexpr uint16_t kLanesOf = 0x1000;       // read_by: several lanes of this warp
+    static constexpr uint16_t kSeveral = 0x2000;       // read_by: threads of several warps
+    uint32_t wrote_at[8], read_at[8];
+    uint32_t site[8];  // of the write, as an offset in the library
+    uint16_t wrote_by[8], read_by[8];
 };
+
+// The cells of dynamic shared memory, counted from where it begins without a shift, then those of static arrays.
+constexpr uint32_t kStaticCell = (kSharedBytes + 1024) / 2;
+constexpr uint32_t kCells = kStaticCell + kStaticBytes / 2;
+constexpr size_t kShadowBytes = kCells / 8 * sizeof(Cells);
 
 struct Engine {
     Grid grid;
@@ -123,7 +128,7 @@ struct Engine {
     uint8_t* window;
     uint8_t* statics;  // the static shared arrays of this OS thread
     size_t static_bytes;
-    SharedShadow* shadow;
+    Cells* cells;
     uint32_t clock, block_start;
     void* tensor_scratch;
 

@@ -147,9 +147,8 @@ Engine* enter_engine() {
     engine->window = reinterpret_cast<uint8_t*>(kShared + kWindowBytes * engines_made);
     mprotect(engine->window + kMargin, kSharedBytes + 4096, PROT_READ | PROT_WRITE);
     // Anonymous pages are zeros and cost nothing until touched.
-    engine->shadow = static_cast<SharedShadow*>(mmap(nullptr, sizeof(SharedShadow),
-                                                     PROT_READ | PROT_WRITE,
-                                                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    engine->cells = static_cast<Cells*>(mmap(nullptr, kShadowBytes, PROT_READ | PROT_WRITE,
+                                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     ++engines_made;
     return engine;
 }

@@ -28,7 +28,7 @@ void find_statics(Engine& engine) {
             for (int i = 0; i < module->dlpi_phnum; ++i) {
                 const auto& part = module->dlpi_phdr[i];
                 if (part.p_type != PT_TLS || module->dlpi_tls_data == nullptr) continue;
-                engine.statics = static_cast<uint8_t*>(module->dlpi_tls_data);
+                engine.statics = static_cast<uint8_t*>(module->dlpi_tls_data);  // aligned to 64
                 engine.static_bytes = std::min<size_t>(part.p_memsz, kStaticBytes);
             }
             return 1;
@@ -70,7 +70,7 @@ void prepare(Engine& engine, const Kernel* kernel, uint3 grid, uint3 block, uint
     }
     // The clock must not wrap inside a launch; an old time would then look new.
     if (engine.clock > 0xE0000000u) {
-        memset(engine.shadow, 0, sizeof *engine.shadow);
+        memset(engine.cells, 0, kShadowBytes);
         engine.clock = 0;
     }
     find_statics(engine);
