@@ -20,6 +20,7 @@ constexpr uintptr_t kDevice = uintptr_t{0x20} << kRegionShift;
 constexpr uintptr_t kDeviceShadow = uintptr_t{0x21} << kRegionShift;
 constexpr uintptr_t kStacks = uintptr_t{0x22} << kRegionShift;
 constexpr uintptr_t kShared = uintptr_t{0x23} << kRegionShift;
+constexpr uintptr_t kSharedShadow = uintptr_t{0x24} << kRegionShift;
 constexpr uintptr_t kDeviceBytes = uintptr_t{256} << 30;
 constexpr uint32_t kMaxEngines = 256;
 // An engine's window of shared memory: the block's bytes begin behind a margin that is never valid.
@@ -60,6 +61,8 @@ struct Thread : ThreadHead {
     // The clock of the race check: `now` stamps accesses; what was stamped before `block_sync` by anyone, or before
     // `warp_sync` by a lane of this warp, happened before.
     uint32_t now, block_sync, warp_sync;
+    // The thread, and its warp, as Cells name a reader; twice, for two cells at a time.
+    uint32_t me_twice, lanes_twice;
 
     std::vector<CopyAsync> copies;
     std::vector<uint32_t> groups;  // number of copies at each commit
@@ -106,6 +109,11 @@ struct alignas(64) Cells {
 constexpr uint32_t kStaticCell = (kSharedBytes + 1024) / 2;
 constexpr uint32_t kCells = kStaticCell + kStaticBytes / 2;
 constexpr size_t kShadowBytes = kCells / 8 * sizeof(Cells);
+
+// The cells of an address in any engine's shared memory.
+inline Cells* cells_of(uintptr_t at) {
+    return reinterpret_cast<Cells*>(kSharedShadow + (at - kShared) / 16 * sizeof(Cells));
+}
 
 struct Engine {
     Grid grid;

@@ -146,9 +146,7 @@ Engine* enter_engine() {
     engine->stacks = reinterpret_cast<uint8_t*>(kStacks + kStackBytes * kMaxThreads * engines_made);
     engine->window = reinterpret_cast<uint8_t*>(kShared + kWindowBytes * engines_made);
     mprotect(engine->window + kMargin, kSharedBytes + 4096, PROT_READ | PROT_WRITE);
-    // Anonymous pages are zeros and cost nothing until touched.
-    engine->cells = static_cast<Cells*>(mmap(nullptr, kShadowBytes, PROT_READ | PROT_WRITE,
-                                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    engine->cells = cells_of(reinterpret_cast<uintptr_t>(engine->window) + kMargin);
     ++engines_made;
     return engine;
 }

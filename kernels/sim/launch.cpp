@@ -67,6 +67,8 @@ void prepare(Engine& engine, const Kernel* kernel, uint3 grid, uint3 block, uint
         thread.linear = i;
         thread.warp = i / kLanes;
         thread.lane = i % kLanes;
+        thread.me_twice = i * 0x10001u;
+        thread.lanes_twice = (Cells::kLanesOf | thread.warp) * 0x10001u;
     }
     // The clock must not wrap inside a launch; an old time would then look new.
     if (engine.clock > 0xE0000000u) {
