@@ -1,12 +1,14 @@
 // Every access of a kernel that the compiler reports, held against what is known of the memory.
 //
-// Kernels are compiled with -fsanitize=kernel-address, which puts a call __asan_loadN_noabort(address) before each
-// access that is not to a local variable, and with -fsanitize=alignment,bounds for vector types and arrays of known
-// length. The sanitizers' own runtimes take no part: the functions are these.
+// Kernels are compiled with -fsanitize=kernel-address, which puts a call
+// __asan_loadN_noabort(address) before each access that is not to a local variable, and with
+// -fsanitize=alignment,bounds for vector types and arrays of known length. The sanitizers' own
+// runtimes take no part: the functions are these.
 //
-// Device memory has a state per byte: none, unwritten, written. Shared memory has, per two bytes, who wrote and who
-// read last and when, on a clock that barriers and __syncwarp move: two accesses of different threads, one of them a
-// write, with nothing between them that orders them, are a race whatever the order they ran in.
+// Device memory has a state per byte: none, unwritten, written. Shared memory has, per two bytes,
+// who wrote and who read last and when, on a clock that barriers and __syncwarp move: two accesses
+// of different threads, one of them a write, with nothing between them that orders them, are a race
+// whatever the order they ran in.
 
 #include "engine.hpp"
 
@@ -16,7 +18,8 @@ namespace {
 
 const char* verb(Access access) { return access == Access::kRead ? "reads" : "writes"; }
 
-// ---- Device memory --------------------------------------------------------------------------------
+// ---- Device memory
+// --------------------------------------------------------------------------------
 
 [[noreturn]] void fail_device(Thread& thread, uintptr_t at, size_t bytes, Access access,
                               const void* site) {
@@ -55,7 +58,8 @@ void check_device(Thread& thread, uintptr_t at, size_t bytes, Access access, con
     }
 }
 
-// ---- Shared memory --------------------------------------------------------------------------------
+// ---- Shared memory
+// --------------------------------------------------------------------------------
 
 // Whether what `by` did at time `at` happened before what `thread` does now.
 bool before(const Thread& thread, uint32_t at, uint32_t by) {
@@ -72,13 +76,17 @@ struct Cell {
 
 private:
     Cell(Cells& cells, uint32_t i)
-        : wrote_at(cells.wrote_at[i]), read_at(cells.read_at[i]), site(cells.site[i]),
-          wrote_by(cells.wrote_by[i]), read_by(cells.read_by[i]) {}
+        : wrote_at(cells.wrote_at[i]),
+          read_at(cells.read_at[i]),
+          site(cells.site[i]),
+          wrote_by(cells.wrote_by[i]),
+          read_by(cells.read_by[i]) {}
 };
 
 std::string name_of(const Thread& thread, uint32_t number) {
     if (number >= kStaticCell) {
-        return "byte " + std::to_string(2 * (number - kStaticCell)) + " of the static shared memory";
+        return "byte " + std::to_string(2 * (number - kStaticCell)) +
+               " of the static shared memory";
     }
     return "byte " + std::to_string(2 * number - thread.engine->timing.shift) +
            " of the dynamic shared memory";
@@ -104,12 +112,14 @@ void check_cell(Thread& thread, uint32_t number, Access access, const void* site
     bool written = cell.wrote_at >= thread.engine->block_start;
     if (cell.wrote_at == Cells::kInFlight) {
         fail(thread, site,
-             "%s shared memory that a cp.async of thread %u (at @%p@) writes: its wait has not been reached",
+             "%s shared memory that a cp.async of thread %u (at @%p@) writes: its wait has not "
+             "been reached",
              verb(access), cell.wrote_by, site_of(cell.site));
     }
     if (written && !before(thread, cell.wrote_at, cell.wrote_by)) {
-        fail_race(thread, access == Access::kRead ? "reads what was just written by"
-                                                  : "overwrites what was just written by",
+        fail_race(thread,
+                  access == Access::kRead ? "reads what was just written by"
+                                          : "overwrites what was just written by",
                   number, cell.wrote_by, site);
     }
     bool read = cell.read_at >= thread.block_sync, mine = cell.read_by == thread.linear;
@@ -131,8 +141,9 @@ void check_cell(Thread& thread, uint32_t number, Access access, const void* site
     cell.site = site_offset(site);
 }
 
-// The common case of the rule, without branches: everything happened before the last barrier, or was this thread's.
-// Returns false for all others; what it has noted by then, check_cell would note as well.
+// The common case of the rule, without branches: everything happened before the last barrier, or
+// was this thread's. Returns false for all others; what it has noted by then, check_cell would note
+// as well.
 inline bool one_read(Thread& thread, uint32_t number) {
     Cell cell(*thread.engine, number);
     const uint32_t start = thread.engine->block_start, sync = thread.block_sync;
@@ -216,9 +227,10 @@ uint32_t dynamic_cell(const Engine& engine, const uint8_t* p) {
     return static_cast<uint32_t>(p - (engine.window + kMargin)) / 2;
 }
 
-// Whether a read of four aligned bytes adds nothing to what is known: this thread, or several, have read both cells
-// since the last barrier. A reader with this thread's time passed the same check; what was written since would have
-// been a race with that reader. Loops that read shared memory again and again end here.
+// Whether a read of four aligned bytes adds nothing to what is known: this thread, or several, have
+// read both cells since the last barrier. A reader with this thread's time passed the same check;
+// what was written since would have been a race with that reader. Loops that read shared memory
+// again and again end here.
 inline bool known_read(const Thread& thread, uintptr_t at) {
     const Cells& cells = *cells_of(at);
     uint32_t i = at / 2 % 8, by = load<uint32_t>(cells.read_by + i);
@@ -228,18 +240,22 @@ inline bool known_read(const Thread& thread, uintptr_t at) {
 
 void check_shared(Thread& thread, uintptr_t at, size_t bytes, Access access, const void* site);
 
-// An aligned access of N bytes to dynamic shared memory; looks closer where the common case does not hold.
+// An aligned access of N bytes to dynamic shared memory; looks closer where the common case does
+// not hold.
 template <int N, Access A>
 __attribute__((noinline)) void access_shared(Thread& thread, uintptr_t at, const void* site) {
     const Engine& engine = *thread.engine;
     uintptr_t offset = at - reinterpret_cast<uintptr_t>(engine.grid.shared);
-    bool good = N > 1 && offset < engine.grid.shared_bytes && engine.grid.shared_bytes - offset >= N;
+    bool good =
+        N > 1 && offset < engine.grid.shared_bytes && engine.grid.shared_bytes - offset >= N;
     uint32_t number = dynamic_cell(engine, reinterpret_cast<uint8_t*>(at));
     if (N == 16 && good) {
-        good = A == Access::kRead ? eight_read(thread, number) : eight_written(thread, number, site);
+        good =
+            A == Access::kRead ? eight_read(thread, number) : eight_written(thread, number, site);
     } else if (good) {
         for (uint32_t i = 0; i < N / 2; ++i) {
-            good &= A == Access::kRead ? one_read(thread, number + i) : one_written(thread, number + i, site);
+            good &= A == Access::kRead ? one_read(thread, number + i)
+                                       : one_written(thread, number + i, site);
         }
     }
     if (!good) check_shared(thread, at, N, A, site);
@@ -252,7 +268,8 @@ uint32_t cell_of(Thread& thread, uintptr_t at, size_t bytes, Access access, cons
     if (fixed < engine.static_bytes) return kStaticCell + fixed / 2;
     auto offset = static_cast<intptr_t>(at - reinterpret_cast<uintptr_t>(engine.grid.shared));
     if (offset < 0 || offset + bytes > engine.grid.shared_bytes) {
-        fail(thread, site, "%s %zu bytes out of bounds: byte %ld of %u bytes of dynamic shared memory",
+        fail(thread, site,
+             "%s %zu bytes out of bounds: byte %ld of %u bytes of dynamic shared memory",
              verb(access), bytes, static_cast<long>(offset), engine.grid.shared_bytes);
     }
     return dynamic_cell(engine, reinterpret_cast<uint8_t*>(at));
@@ -273,7 +290,8 @@ void check_shared(Thread& thread, uintptr_t at, size_t bytes, Access access, con
         return;
     }
     if (bytes == 16 && number % 8 == 0 &&
-        (access == Access::kRead ? eight_read(thread, number) : eight_written(thread, number, site))) {
+        (access == Access::kRead ? eight_read(thread, number)
+                                 : eight_written(thread, number, site))) {
         return;
     }
     for (uint32_t i = 0; i < (bytes + 1) / 2; ++i) check_cell(thread, number + i, access, site);
@@ -335,8 +353,9 @@ uint8_t* shared_bytes(Thread& thread, uint32_t address, uint32_t bytes, const ch
     const Engine& engine = *thread.engine;
     uint32_t offset = address - kSharedStart - engine.timing.shift;
     if (offset > engine.grid.shared_bytes || engine.grid.shared_bytes - offset < bytes) {
-        fail(thread, site, "%s out of bounds: %u bytes from byte %d of %u bytes of dynamic shared memory",
-             what, bytes, static_cast<int>(offset), engine.grid.shared_bytes);
+        fail(thread, site,
+             "%s out of bounds: %u bytes from byte %d of %u bytes of dynamic shared memory", what,
+             bytes, static_cast<int>(offset), engine.grid.shared_bytes);
     }
     return engine.grid.shared + offset;
 }
@@ -369,16 +388,17 @@ void set_flight(Thread& thread, const uint8_t* p, uint32_t bytes, Flight flight)
 
 }  // namespace sim
 
-// ---- The names that the compiler calls ------------------------------------------------------------
+// ---- The names that the compiler calls
+// ------------------------------------------------------------
 
 extern "C" {
 
-#define SIM_ACCESS(n)                                                                      \
-    void __asan_load##n##_noabort(uintptr_t at) {                                          \
-        sim::access<n, sim::Access::kRead>(at, SIM_SITE);                                  \
-    }                                                                                      \
-    void __asan_store##n##_noabort(uintptr_t at) {                                         \
-        sim::access<n, sim::Access::kWrite>(at, SIM_SITE);                                 \
+#define SIM_ACCESS(n)                                      \
+    void __asan_load##n##_noabort(uintptr_t at) {          \
+        sim::access<n, sim::Access::kRead>(at, SIM_SITE);  \
+    }                                                      \
+    void __asan_store##n##_noabort(uintptr_t at) {         \
+        sim::access<n, sim::Access::kWrite>(at, SIM_SITE); \
     }
 
 SIM_ACCESS(1)
@@ -411,7 +431,8 @@ struct SimTypeMismatch {
 };
 
 void __ubsan_handle_type_mismatch_v1(SimTypeMismatch* data, uintptr_t at) {
-    sim::fail(sim::self(), SIM_SITE, "address %p is not aligned to the %d bytes that its type asks for",
+    sim::fail(sim::self(), SIM_SITE,
+              "address %p is not aligned to the %d bytes that its type asks for",
               reinterpret_cast<void*>(at), 1 << data->log_alignment);
 }
 

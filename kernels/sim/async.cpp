@@ -1,7 +1,9 @@
-// cp.async: copies from global to shared memory that a thread issues, commits as groups, and waits for.
+// cp.async: copies from global to shared memory that a thread issues, commits as groups, and waits
+// for.
 //
-// A copy may land at any time from its issue to its wait. Lazy timing lands it at the wait, and shows 0xFF until
-// then; eager timing lands it at once. In both, its bytes are marked as in flight, and an access to them is reported.
+// A copy may land at any time from its issue to its wait. Lazy timing lands it at the wait, and
+// shows 0xFF until then; eager timing lands it at once. In both, its bytes are marked as in flight,
+// and an access to them is reported.
 
 #include "engine.hpp"
 

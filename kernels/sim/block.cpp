@@ -21,7 +21,8 @@ uint64_t draw(Engine& engine) {
 }
 
 uint32_t any(Engine& engine, uint32_t bits) {
-    for (uint64_t skip = draw(engine) % __builtin_popcount(bits); skip > 0; --skip) bits &= bits - 1;
+    for (uint64_t skip = draw(engine) % __builtin_popcount(bits); skip > 0; --skip)
+        bits &= bits - 1;
     return lowest(bits);
 }
 
@@ -30,7 +31,8 @@ uint32_t next_warp(Engine& engine) {
     bool stay = ready >> at & 1;
     switch (engine.timing.order) {
         case 0: {
-            // The rest of the warp first, then the warps above it: a warp's stacks stay in the cache.
+            // The rest of the warp first, then the warps above it: a warp's stacks stay in the
+            // cache.
             uint32_t above = ready & ~((2u << at) - 1);
             return stay ? at : lowest(above != 0 ? above : ready);
         }
@@ -68,7 +70,8 @@ uint32_t next_warp(Engine& engine) {
     fail(*culprit, culprit->site, "deadlock:%s", all.c_str());
 }
 
-// Everything before the barrier happened before everything behind it, for the threads that took part.
+// Everything before the barrier happened before everything behind it, for the threads that took
+// part.
 void pass(Engine& engine, uint32_t warp, uint32_t lanes) {
     for (; lanes != 0; lanes &= lanes - 1) {
         Thread& thread = engine.threads[warp * kLanes + lowest(lanes)];
@@ -146,13 +149,15 @@ void barrier(int id, int threads) {
     uint32_t wanted = threads < 0 ? engine.count : threads;
     bool whole = wanted == engine.count;
     if ((wanted % kLanes != 0 && !whole) || wanted == 0 || wanted > engine.count) {
-        fail(thread, site, "barrier %d: count %u of a block of %u threads: not a multiple of 32, or too many",
-             id, wanted, engine.count);
+        fail(thread, site,
+             "barrier %d: count %u of a block of %u threads: not a multiple of 32, or too many", id,
+             wanted, engine.count);
     }
     Barrier& barrier = engine.barriers[id];
     if (barrier.arrived == 0) barrier.expected = wanted;
     if (barrier.expected != wanted) {
-        fail(thread, site, "barrier %d: count %u where others said %u", id, wanted, barrier.expected);
+        fail(thread, site, "barrier %d: count %u where others said %u", id, wanted,
+             barrier.expected);
     }
     barrier.waiting[thread.warp] |= 1u << thread.lane;
     if (++barrier.arrived < wanted) {

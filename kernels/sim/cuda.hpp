@@ -1,8 +1,10 @@
-// The part of CUDA C++ that kernels use, for g++: qualifiers, vector types, bf16 and fp16, builtins.
+// The part of CUDA C++ that kernels use, for g++: qualifiers, vector types, bf16 and fp16,
+// builtins.
 //
-// Types and functions of CUDA's headers that are not here are left out on purpose: a kernel that needs one adds it
-// here with its meaning. Rounding: the *_rn functions are plain operators, which stay unfused because build.rs
-// compiles kernels with contraction off; approximate functions are the exact ones of libm.
+// Types and functions of CUDA's headers that are not here are left out on purpose: a kernel that
+// needs one adds it here with its meaning. Rounding: the *_rn functions are plain operators, which
+// stay unfused because build.rs compiles kernels with contraction off; approximate functions are
+// the exact ones of libm.
 #pragma once
 
 #include <cmath>
@@ -17,8 +19,9 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(n) alignas(n)
-// Blocks of one OS thread run one after the other, so an array per OS thread is an array per block. The runtime
-// fills all thread-locals of the library with 0xFF before each block: kernels must have no other thread-locals.
+// Blocks of one OS thread run one after the other, so an array per OS thread is an array per block.
+// The runtime fills all thread-locals of the library with 0xFF before each block: kernels must have
+// no other thread-locals.
 #define __shared__ static thread_local
 
 struct uint3 {
@@ -60,7 +63,8 @@ static constexpr int warpSize = 32;
 #define blockDim (::sim::block_size())
 #define gridDim (::sim::grid_size())
 
-// ---- Bits -----------------------------------------------------------------------------------------
+// ---- Bits
+// -----------------------------------------------------------------------------------------
 
 inline unsigned __float_as_uint(float x) {
     unsigned u;
@@ -91,7 +95,8 @@ inline unsigned __umulhi(unsigned a, unsigned b) {
     return static_cast<unsigned>((static_cast<uint64_t>(a) * b) >> 32);
 }
 
-// ---- bf16 and fp16 --------------------------------------------------------------------------------
+// ---- bf16 and fp16
+// --------------------------------------------------------------------------------
 
 struct __nv_bfloat16 {
     uint16_t x;
@@ -132,7 +137,8 @@ inline __half __ushort_as_half(uint16_t u) {
     return h;
 }
 
-// ---- Arithmetic -----------------------------------------------------------------------------------
+// ---- Arithmetic
+// -----------------------------------------------------------------------------------
 
 // Macros, because glibc declares functions of these names.
 #define __expf(x) expf(x)
@@ -162,8 +168,9 @@ inline T __ldg(const T* p) {
     return *p;
 }
 
-// ---- Barriers and warp collectives ----------------------------------------------------------------
-// Always inlined: the runtime takes its return address for the line that is reported.
+// ---- Barriers and warp collectives
+// ---------------------------------------------------------------- Always inlined: the runtime
+// takes its return address for the line that is reported.
 
 __forceinline__ void __syncthreads() { sim::barrier(0, -1); }
 __forceinline__ void __syncwarp(unsigned mask = 0xFFFFFFFFu) { sim::sync_warp(mask); }
@@ -223,9 +230,11 @@ __forceinline__ unsigned __reduce_max_sync(unsigned mask, unsigned value) {
     return sim::reduce(sim::Reduce::kMax, mask, value);
 }
 
-// ---- Atomics --------------------------------------------------------------------------------------
-// Threads of one launch share one OS thread, so a plain read and write is atomic; the runtime does it, so that the
-// race check does not take it for plain accesses. There is no floating-point atomic: its order is not fixed.
+// ---- Atomics
+// -------------------------------------------------------------------------------------- Threads of
+// one launch share one OS thread, so a plain read and write is atomic; the runtime does it, so that
+// the race check does not take it for plain accesses. There is no floating-point atomic: its order
+// is not fixed.
 
 __forceinline__ int atomicAdd(int* at, int value) {
     return static_cast<int>(sim::atomic(sim::Reduce::kAdd, at, static_cast<unsigned>(value)));

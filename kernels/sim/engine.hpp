@@ -1,7 +1,7 @@
 // The runtime's own records: threads, warps, barriers and the engine that runs one block at a time.
 //
-// An engine belongs to one OS thread while a launch runs, so launches of different OS threads share nothing but
-// device memory, and need no lock.
+// An engine belongs to one OS thread while a launch runs, so launches of different OS threads share
+// nothing but device memory, and need no lock.
 #pragma once
 
 #include <cstdarg>
@@ -34,7 +34,8 @@ constexpr uint32_t kSharedStart = 1024;
 struct Timing {
     uint32_t order;  // threads run in rising (0), falling (1) or random (2) order
     uint32_t eager;  // cp.async lands when it is issued (1) or when it is waited for (0)
-    uint32_t shift;  // moves shared memory by so many bytes: what relies on more alignment than 128 breaks
+    uint32_t shift;  // moves shared memory by so many bytes: what relies on more alignment than 128
+                     // breaks
     uint32_t seed;   // of the random order
 };
 
@@ -58,8 +59,8 @@ struct Thread : ThreadHead {
     long wait_a, wait_b;
     const void* site;
 
-    // The clock of the race check: `now` stamps accesses; what was stamped before `block_sync` by anyone, or before
-    // `warp_sync` by a lane of this warp, happened before.
+    // The clock of the race check: `now` stamps accesses; what was stamped before `block_sync` by
+    // anyone, or before `warp_sync` by a lane of this warp, happened before.
     uint32_t now, block_sync, warp_sync;
     // The thread, and its warp, as Cells name a reader; twice, for two cells at a time.
     uint32_t me_twice, lanes_twice;
@@ -94,8 +95,8 @@ struct Barrier {
     uint32_t waiting[kMaxWarps];
 };
 
-// Who touched shared memory last, in cells of two bytes; eight of them, so that a 16-byte access finds all it needs
-// in two lines of the cache.
+// Who touched shared memory last, in cells of two bytes; eight of them, so that a 16-byte access
+// finds all it needs in two lines of the cache.
 struct alignas(64) Cells {
     static constexpr uint32_t kInFlight = 0xFFFFFFFF;  // wrote_at, while a cp.async is under way
     static constexpr uint16_t kLanesOf = 0x1000;       // read_by: several lanes of this warp
@@ -105,7 +106,8 @@ struct alignas(64) Cells {
     uint16_t wrote_by[8], read_by[8];
 };
 
-// The cells of dynamic shared memory, counted from where it begins without a shift, then those of static arrays.
+// The cells of dynamic shared memory, counted from where it begins without a shift, then those of
+// static arrays.
 constexpr uint32_t kStaticCell = (kSharedBytes + 1024) / 2;
 constexpr uint32_t kCells = kStaticCell + kStaticBytes / 2;
 constexpr size_t kShadowBytes = kCells / 8 * sizeof(Cells);
@@ -165,8 +167,8 @@ void make_ready(Engine& engine, uint32_t warp, uint32_t lanes);
 void wait_here(Thread& thread, const char* what, long a, long b, const void* site);
 
 // ---- warp.cpp
-uint64_t meet(const char* name, Meet run, uint64_t detail, uint32_t mask, uint64_t word, void* place,
-              const void* site);
+uint64_t meet(const char* name, Meet run, uint64_t detail, uint32_t mask, uint64_t word,
+              void* place, const void* site);
 
 // ---- async.cpp
 void reset_copies(Thread& thread);
@@ -175,7 +177,8 @@ void reset_copies(Thread& thread);
 enum class Access : uint8_t { kRead, kWrite };
 // Holds an access to any memory against what is known of it, and notes it; reports what is wrong.
 void check(Thread& thread, const void* p, size_t bytes, Access access, const void* site);
-// Returns the bytes at a 32-bit shared address; reports where the block does not have that many there.
+// Returns the bytes at a 32-bit shared address; reports where the block does not have that many
+// there.
 uint8_t* shared_bytes(Thread& thread, uint32_t address, uint32_t bytes, const char* what,
                       const void* site);
 // Marks shared bytes that a cp.async will write, that it has written, or that nobody wrote.

@@ -1,7 +1,7 @@
 // Fibers: stacks, the switch between them, and the loop that a stack runs.
 //
-// A thread that ends leaves its stack to the next fresh thread, which starts in the same loop: a kernel that never
-// waits uses one stack and no switch at all.
+// A thread that ends leaves its stack to the next fresh thread, which starts in the same loop: a
+// kernel that never waits uses one stack and no switch at all.
 
 #include <pthread.h>
 #include <sys/mman.h>
@@ -13,8 +13,8 @@
 extern "C" void sim_switch(void** save, void* to);
 extern "C" void sim_boot();
 
-// Saves the registers that a call preserves, exchanges the stack pointer, restores. x87 and MXCSR control words
-// never change in kernels.
+// Saves the registers that a call preserves, exchanges the stack pointer, restores. x87 and MXCSR
+// control words never change in kernels.
 asm(R"(.text
 .globl sim_switch
 .hidden sim_switch
@@ -70,8 +70,8 @@ void boot(Engine& engine, Thread& thread) {
     void** top = reinterpret_cast<void**>(thread.stack + kStackBytes - kSlotArea - stagger - 64);
     *--top = nullptr;
     *--top = reinterpret_cast<void*>(&sim_boot);
-    *--top = nullptr;   // rbp
-    *--top = &engine;   // rbx, which sim_boot hands to fiber_main
+    *--top = nullptr;  // rbp
+    *--top = &engine;  // rbx, which sim_boot hands to fiber_main
     for (int i = 0; i < 4; ++i) *--top = nullptr;
     thread.stack_pointer = top;
     thread.state = State::kStarted;
@@ -133,7 +133,8 @@ extern "C" __attribute__((visibility("hidden"))) void sim_fiber_main(Engine* eng
     }
 }
 
-// An engine for this launch: a used one where there is one, else a new one. Null where there are too many.
+// An engine for this launch: a used one where there is one, else a new one. Null where there are
+// too many.
 Engine* enter_engine() {
     std::lock_guard<std::mutex> lock(engines_mutex);
     if (!free_engines.empty()) {

@@ -1,4 +1,5 @@
-// The table of kernels, and the launch: shaped like the driver's, so that the host's code differs by names only.
+// The table of kernels, and the launch: shaped like the driver's, so that the host's code differs
+// by names only.
 
 #include <link.h>
 #include <signal.h>
@@ -109,8 +110,9 @@ int simParamInfo(const sim::Kernel* kernel, uint32_t index, uint32_t* bytes) {
     return 0;
 }
 
-// The arguments of cuLaunchKernel, with options in place of the stream. Returns when the kernel has ended: 0, or the
-// driver's number of an invalid launch (1), or of a fault (700), with the report in the options.
+// The arguments of cuLaunchKernel, with options in place of the stream. Returns when the kernel has
+// ended: 0, or the driver's number of an invalid launch (1), or of a fault (700), with the report
+// in the options.
 int simLaunchKernel(const sim::Kernel* kernel, uint32_t grid_x, uint32_t grid_y, uint32_t grid_z,
                     uint32_t block_x, uint32_t block_y, uint32_t block_z, uint32_t shared,
                     SimLaunchOptions* options, void** arguments, void** /*extra*/) {
@@ -124,7 +126,8 @@ int simLaunchKernel(const sim::Kernel* kernel, uint32_t grid_x, uint32_t grid_y,
         grid_z > 65535) {
         return say(1, "invalid launch: grid");
     }
-    if (threads == 0 || threads > kMaxThreads || block_z > 64) return say(1, "invalid launch: block");
+    if (threads == 0 || threads > kMaxThreads || block_z > 64)
+        return say(1, "invalid launch: block");
     if (shared > kSharedBytes) return say(1, "invalid launch: more than 227 KiB of shared memory");
     if (options->timing.shift > 1024) return say(1, "invalid launch: shift above 1024");
     if (const char* problem = reserve_memory()) return say(2, problem);
@@ -132,8 +135,8 @@ int simLaunchKernel(const sim::Kernel* kernel, uint32_t grid_x, uint32_t grid_y,
     give_signal_stack();
     Engine* engine = enter_engine();
     if (engine == nullptr) return say(2, "too many launches at a time");
-    prepare(*engine, kernel, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared, arguments,
-            options->timing);
+    prepare(*engine, kernel, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared,
+            arguments, options->timing);
     uint64_t blocks = uint64_t{grid_x} * grid_y * grid_z;
     int code = 0;
     for (uint64_t i = 0; i < blocks && code == 0; ++i) {

@@ -1,7 +1,9 @@
-// Device memory: allocations in one reserved stretch of addresses, and a state for each of its bytes.
+// Device memory: allocations in one reserved stretch of addresses, and a state for each of its
+// bytes.
 //
-// Addresses are never used twice, so what was freed stays invalid. Between allocations lies a gap that no kernel
-// may touch; since every byte has its state, an access one byte past the end is found as well as one far off.
+// Addresses are never used twice, so what was freed stays invalid. Between allocations lies a gap
+// that no kernel may touch; since every byte has its state, an access one byte past the end is
+// found as well as one far off.
 
 #include <sys/mman.h>
 
@@ -49,7 +51,8 @@ const char* reserve_memory() {
                     reserve(kStacks, kStackBytes * kMaxThreads * kMaxEngines, PROT_NONE) &&
                     reserve(kShared, kWindowBytes * kMaxEngines, PROT_NONE) &&
                     reserve(kSharedShadow, kWindowBytes * kMaxEngines / 16 * sizeof(Cells), kUse);
-        return good ? nullptr : "cannot reserve 540 GiB of addresses (no memory): is `ulimit -v` set?";
+        return good ? nullptr
+                    : "cannot reserve 540 GiB of addresses (no memory): is `ulimit -v` set?";
     }();
     return problem;
 }
@@ -59,13 +62,14 @@ std::string describe_device(uintptr_t address) {
     auto after = allocations.upper_bound(address);
     if (after == allocations.begin()) return "no allocation lies below this address";
     auto [start, size] = *std::prev(after);
-    return "byte " + std::to_string(address - start) + " of an allocation of " + std::to_string(size) +
-           " bytes";
+    return "byte " + std::to_string(address - start) + " of an allocation of " +
+           std::to_string(size) + " bytes";
 }
 
 }  // namespace sim
 
-// ---- What the host calls; 0 is success, 1 an invalid range, 2 too little memory ---------------------
+// ---- What the host calls; 0 is success, 1 an invalid range, 2 too little memory
+// ---------------------
 
 extern "C" {
 

@@ -17,7 +17,8 @@ namespace {
 
 std::string library_path;
 
-// The lines of an address of code, innermost first, without the simulator's own: "common.cuh:190, from norm.cu:55".
+// The lines of an address of code, innermost first, without the simulator's own: "common.cuh:190,
+// from norm.cu:55".
 std::string lines_of(uintptr_t address) {
     char text[256];
     // Behind the call, where a return address points, may be another line.
@@ -81,9 +82,11 @@ void on_signal(int number, siginfo_t* info, void* context) {
     auto at = reinterpret_cast<uintptr_t>(info->si_addr);
     engine.culprit = thread;
     engine.fault_site = reinterpret_cast<void*>(registers[REG_RIP] + 1);
-    snprintf(engine.fault, sizeof engine.fault, "%s %p", describe_signal(*thread, number, at), info->si_addr);
+    snprintf(engine.fault, sizeof engine.fault, "%s %p", describe_signal(*thread, number, at),
+             info->si_addr);
     engine.failed = true;
-    registers[REG_RSP] = static_cast<greg_t>((stack | (kStackBytes - 1)) + 1 - kSlotArea - 16 * 1024 - 8);
+    registers[REG_RSP] =
+        static_cast<greg_t>((stack | (kStackBytes - 1)) + 1 - kSlotArea - 16 * 1024 - 8);
     registers[REG_RDI] = reinterpret_cast<greg_t>(&engine);
     registers[REG_RIP] = reinterpret_cast<greg_t>(&escape);
 }
@@ -103,7 +106,8 @@ static void find_library() {
             for (int i = 0; i < module->dlpi_phnum; ++i) {
                 const auto& part = module->dlpi_phdr[i];
                 if (part.p_type != PT_LOAD) continue;
-                library_end = std::max<uintptr_t>(library_end, library_base + part.p_vaddr + part.p_memsz);
+                library_end =
+                    std::max<uintptr_t>(library_end, library_base + part.p_vaddr + part.p_memsz);
             }
             return 1;
         },
@@ -125,8 +129,8 @@ void fail(const Thread& thread, const void* site, const char* format, ...) {
 void write_report(Engine& engine) {
     const uint3 block = engine.grid.block, thread = engine.culprit->index;
     char head[256], at[64] = "";
-    snprintf(head, sizeof head, "kernel %s, block (%u,%u,%u), thread (%u,%u,%u)", engine.kernel->name,
-             block.x, block.y, block.z, thread.x, thread.y, thread.z);
+    snprintf(head, sizeof head, "kernel %s, block (%u,%u,%u), thread (%u,%u,%u)",
+             engine.kernel->name, block.x, block.y, block.z, thread.x, thread.y, thread.z);
     if (engine.fault_site != nullptr) snprintf(at, sizeof at, ", @%p@", engine.fault_site);
     engine.report = resolve(std::string(head) + at + ": " + engine.fault);
 }
@@ -135,10 +139,11 @@ void install_once() {
     static std::once_flag once;
     std::call_once(once, [] {
         find_library();
-        struct sigaction action {};
+        struct sigaction action{};
         action.sa_sigaction = on_signal;
         action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-        for (int number : {SIGSEGV, SIGBUS, SIGFPE}) sigaction(number, &action, &old_actions[number]);
+        for (int number : {SIGSEGV, SIGBUS, SIGFPE})
+            sigaction(number, &action, &old_actions[number]);
     });
 }
 

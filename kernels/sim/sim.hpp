@@ -1,18 +1,21 @@
-// Runs kernels on the CPU: what a .cu file sees when g++ compiles it with -DSIM. ptx.cuh includes this and nothing
-// else of the simulator.
+// Runs kernels on the CPU: what a .cu file sees when g++ compiles it with -DSIM. ptx.cuh includes
+// this and nothing else of the simulator.
 //
-// Every CUDA thread is a fiber; barriers and warp collectives are places where fibers wait for one another. A
-// kernel that never waits runs as a plain loop. The compiler reports every access to memory that is not a local
-// variable (build.rs asks for it), and access.cpp holds each one against a record of what was allocated, written
-// and synchronised. A fault ends the launch with a report of kernel, block, thread and line.
+// Every CUDA thread is a fiber; barriers and warp collectives are places where fibers wait for one
+// another. A kernel that never waits runs as a plain loop. The compiler reports every access to
+// memory that is not a local variable (build.rs asks for it), and access.cpp holds each one against
+// a record of what was allocated, written and synchronised. A fault ends the launch with a report
+// of kernel, block, thread and line.
 //
 // What it cannot catch:
 // - Speed: coalescing, bank conflicts, occupancy, registers and spills.
-// - Arithmetic of the hardware: the order of sums inside an mma, flushed subnormals, ulps of approximations.
+// - Arithmetic of the hardware: the order of sums inside an mma, flushed subnormals, ulps of
+// approximations.
 // - A misreading of the PTX manual that kernel and simulator share; only a run on a GPU shows that.
 // - Races through global memory, inside a block or between blocks: blocks run one after the other.
 // - A weak memory model: fences do nothing, a value that was written is seen.
-// - Races on a static __shared__ array where an access has a constant index (the compiler does not report those),
+// - Races on a static __shared__ array where an access has a constant index (the compiler does not
+// report those),
 //   and on single bytes; they show only if some order of the threads makes the result wrong.
 // - A barrier that threads of one block reach at different lines, where the counts happen to agree.
 // - Unwritten padding inside structs counts as unwritten; unwritten locals are not checked.
@@ -27,7 +30,8 @@ struct uint3;
 
 namespace sim {
 
-// ---- What the builtins of cuda.hpp and the functions of ptx.cuh call ------------------------------
+// ---- What the builtins of cuda.hpp and the functions of ptx.cuh call
+// ------------------------------
 
 enum class Reduce : uint8_t { kBallot, kAdd, kMin, kMax, kOr };
 
@@ -61,7 +65,8 @@ void multiply_tf32(float* c, const uint32_t* a, const uint32_t* b, int tiles_m, 
 
 // Hopper: bulk copies, mbarriers and warpgroup products get their section here, and a file each.
 
-// ---- The table of kernels -------------------------------------------------------------------------
+// ---- The table of kernels
+// -------------------------------------------------------------------------
 
 // A kernel by name, called as cuLaunchKernel calls one: by the addresses of its arguments.
 struct Kernel {
@@ -104,10 +109,10 @@ struct Registration {
 
 }  // namespace sim
 
-#define KERNEL_EXPORT(f)                                                                  \
-    static ::sim::Registration sim_registration_##f(                                      \
-        #f, &::sim::Entry<decltype(&f)>::call<&f>, ::sim::Entry<decltype(&f)>::kSizes,     \
-        ::sim::Entry<decltype(&f)>::kParameters)
+#define KERNEL_EXPORT(f)                                                                       \
+    static ::sim::Registration sim_registration_##f(#f, &::sim::Entry<decltype(&f)>::call<&f>, \
+                                                    ::sim::Entry<decltype(&f)>::kSizes,        \
+                                                    ::sim::Entry<decltype(&f)>::kParameters)
 
 #include "cuda.hpp"
 #include "thread.hpp"

@@ -1,7 +1,8 @@
 // ldmatrix and mma.sync: the lanes of a warp meet, and the last one does the work of all 32.
 //
-// build.rs compiles this file with fused multiply-adds: products of two bf16, or of two tf32, are exact in fp32, so
-// fusing changes nothing but the speed. Sums run over k in rising order; hardware may use another one.
+// build.rs compiles this file with fused multiply-adds: products of two bf16, or of two tf32, are
+// exact in fp32, so fusing changes nothing but the speed. Sums run over k in rising order; hardware
+// may use another one.
 
 #include "engine.hpp"
 
@@ -22,10 +23,12 @@ float from_bits(uint32_t bits) {
     return x;
 }
 
-// ---- ldmatrix -------------------------------------------------------------------------------------
+// ---- ldmatrix
+// -------------------------------------------------------------------------------------
 
 void run_load(Meeting& meeting, Engine&) {
-    // Lane 8 i + r names row r of matrix i. Lane l gets elements 2 (l % 4) and the next of row l / 4 of each matrix.
+    // Lane 8 i + r names row r of matrix i. Lane l gets elements 2 (l % 4) and the next of row l /
+    // 4 of each matrix.
     for (int i = 0; i < 4; ++i) {
         for (int lane = 0; lane < 32; ++lane) {
             auto row = reinterpret_cast<const uint16_t*>(meeting.in[8 * i + lane / 4]);
@@ -37,7 +40,8 @@ void run_load(Meeting& meeting, Engine&) {
 void run_load_transposed(Meeting& meeting, Engine&) {
     for (int i = 0; i < 4; ++i) {
         const uint16_t* row[8];
-        for (int r = 0; r < 8; ++r) row[r] = reinterpret_cast<const uint16_t*>(meeting.in[8 * i + r]);
+        for (int r = 0; r < 8; ++r)
+            row[r] = reinterpret_cast<const uint16_t*>(meeting.in[8 * i + r]);
         for (int lane = 0; lane < 32; ++lane) {
             int r = 2 * (lane % 4), c = lane / 4;
             static_cast<uint32_t*>(meeting.place[lane])[i] =
@@ -46,7 +50,8 @@ void run_load_transposed(Meeting& meeting, Engine&) {
     }
 }
 
-// ---- mma ------------------------------------------------------------------------------------------
+// ---- mma
+// ------------------------------------------------------------------------------------------
 
 struct Operands {
     float* c;
@@ -54,8 +59,9 @@ struct Operands {
     const uint32_t* b;
 };
 
-// The warp's operands, spread so that a lane's sums need no shuffles. c of a lane and a tile is (row g, columns 2t
-// and 2t + 1), (row g + 8, the same): left and right factors are laid out alike. g = lane / 4, t = lane % 4.
+// The warp's operands, spread so that a lane's sums need no shuffles. c of a lane and a tile is
+// (row g, columns 2t and 2t + 1), (row g + 8, the same): left and right factors are laid out alike.
+// g = lane / 4, t = lane % 4.
 struct Spread {
     Vec8 a[8][kMaxM][kDepth];          // by g: {x, x, y, y, x, x, y, y} of rows g and g + 8
     Vec8 b[4][kMaxN / 2][kDepth];      // by t: columns 2t, 2t + 1 twice, of two neighbouring tiles
@@ -64,7 +70,9 @@ struct Spread {
 
 struct Bf16 {
     static constexpr int kK = 16, kPerWord = 2;
-    static float value(uint32_t word, int e) { return from_bits(e == 0 ? word << 16 : word & 0xFFFF0000u); }
+    static float value(uint32_t word, int e) {
+        return from_bits(e == 0 ? word << 16 : word & 0xFFFF0000u);
+    }
     static int k(int t, int half, int e) { return 8 * half + 2 * t + e; }
 };
 
@@ -104,14 +112,16 @@ void spread(const Meeting& meeting, int tiles_m, int tiles_n, Spread& to) {
     }
 }
 
-// Adds the products of one lane to M rows of tiles and N pairs of neighbouring tiles, whose sums lie in a row.
+// Adds the products of one lane to M rows of tiles and N pairs of neighbouring tiles, whose sums
+// lie in a row.
 template <int K, int M, int N>
 void add(float* c, int pitch, const Vec8 (*a)[kDepth], const Vec8 (*b)[kDepth]) {
     Vec8 sum[M][N];
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) sum[m][n] = *reinterpret_cast<const Loose8*>(c + m * pitch + 8 * n);
+        for (int n = 0; n < N; ++n)
+            sum[m][n] = *reinterpret_cast<const Loose8*>(c + m * pitch + 8 * n);
     }
     for (int k = 0; k < K; ++k) {
 #pragma GCC unroll 8
@@ -178,8 +188,8 @@ void run_multiply(Meeting& meeting, Engine& engine) {
 void multiply(const char* name, Meet run, Operands operands, int tiles_m, int tiles_n,
               const void* site) {
     if (tiles_m > kMaxM || tiles_n > kMaxN) {
-        fail(self(), site, "%s: %d x %d tiles, the simulator takes %d x %d", name, tiles_m, tiles_n, kMaxM,
-             kMaxN);
+        fail(self(), site, "%s: %d x %d tiles, the simulator takes %d x %d", name, tiles_m, tiles_n,
+             kMaxM, kMaxN);
     }
     uint64_t shape = static_cast<uint64_t>(tiles_m) << 8 | static_cast<uint64_t>(tiles_n);
     meet(name, run, shape, 0xFFFFFFFFu, 0, &operands, site);

@@ -1,7 +1,8 @@
-// How a kernel finds its own indices: a fiber's stack is aligned, and near its end lies the thread's record.
+// How a kernel finds its own indices: a fiber's stack is aligned, and near its end lies the
+// thread's record.
 //
-// No thread-local variable is involved, so this costs a few instructions. All reads are in assembly, which the
-// compiler does not report as accesses of the kernel.
+// No thread-local variable is involved, so this costs a few instructions. All reads are in
+// assembly, which the compiler does not report as accesses of the kernel.
 #pragma once
 
 #include "sim.hpp"
@@ -9,7 +10,8 @@
 namespace sim {
 
 constexpr uintptr_t kStackBytes = 64 << 10;
-// Records of different stacks lie in different cache sets: 32 lines at each stack's end, one of them used.
+// Records of different stacks lie in different cache sets: 32 lines at each stack's end, one of
+// them used.
 constexpr uintptr_t kSlotBytes = 64, kSlots = 32;
 constexpr uintptr_t kSlotArea = kSlotBytes * kSlots;
 
@@ -41,7 +43,8 @@ __forceinline__ ThreadHead** slot_of(uintptr_t stack_address) {
     return reinterpret_cast<ThreadHead**>(end - kSlotArea + line * kSlotBytes);
 }
 
-// The compiler may keep the result: a fiber that runs a kernel is one thread until the kernel returns.
+// The compiler may keep the result: a fiber that runs a kernel is one thread until the kernel
+// returns.
 __forceinline__ const ThreadHead* this_thread() {
     uintptr_t stack;
     asm("mov %%rsp, %0" : "=r"(stack));

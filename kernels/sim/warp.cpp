@@ -55,7 +55,8 @@ void run_reduce(Meeting& meeting, Engine&) {
     }
 }
 
-// Finds the meeting that lanes of `mask` wait at, or opens one; reports lanes that do not belong together.
+// Finds the meeting that lanes of `mask` wait at, or opens one; reports lanes that do not belong
+// together.
 Meeting& join(Thread& thread, const char* name, Meet run, uint64_t detail, uint32_t mask,
               const void* site) {
     Warp& warp = thread.engine->warps[thread.warp];
@@ -71,14 +72,18 @@ Meeting& join(Thread& thread, const char* name, Meet run, uint64_t detail, uint3
         if (meeting.arrived == 0) {
             if (free == nullptr) free = &meeting;
         } else if ((meeting.mask & mask) != 0) {
-            if (meeting.mask == mask && meeting.run == run && meeting.detail == detail) return meeting;
+            if (meeting.mask == mask && meeting.run == run && meeting.detail == detail)
+                return meeting;
             fail(thread, site,
-                 "divergent warp: lane %u comes to %s with mask %08x while lanes %08x wait at %s with "
+                 "divergent warp: lane %u comes to %s with mask %08x while lanes %08x wait at %s "
+                 "with "
                  "mask %08x (@%p@)",
-                 thread.lane, name, mask, meeting.arrived, meeting.name, meeting.mask, meeting.site);
+                 thread.lane, name, mask, meeting.arrived, meeting.name, meeting.mask,
+                 meeting.site);
         }
     }
-    if (free == nullptr) fail(thread, site, "%s: more than 4 collectives of a warp at a time", name);
+    if (free == nullptr)
+        fail(thread, site, "%s: more than 4 collectives of a warp at a time", name);
     free->mask = mask;
     free->name = name;
     free->run = run;
@@ -89,8 +94,8 @@ Meeting& join(Thread& thread, const char* name, Meet run, uint64_t detail, uint3
 
 }  // namespace
 
-uint64_t meet(const char* name, Meet run, uint64_t detail, uint32_t mask, uint64_t word, void* place,
-              const void* site) {
+uint64_t meet(const char* name, Meet run, uint64_t detail, uint32_t mask, uint64_t word,
+              void* place, const void* site) {
     Thread& thread = self();
     Engine& engine = *thread.engine;
     // A last warp that is not full has no lanes beyond its threads.
@@ -120,7 +125,8 @@ void sync_warp(uint32_t mask) {
 
 uint64_t shuffle(uint32_t mask, uint64_t value, int from) {
     return meet("a shuffle", run_shuffle, 0, mask, value,
-                reinterpret_cast<void*>(static_cast<uintptr_t>(static_cast<uint32_t>(from))), SIM_SITE);
+                reinterpret_cast<void*>(static_cast<uintptr_t>(static_cast<uint32_t>(from))),
+                SIM_SITE);
 }
 
 uint32_t reduce(Reduce op, uint32_t mask, uint32_t value) {

@@ -1,42 +1,43 @@
-// Kernels with one planted bug each, and a correct control of each kind: what kernels/sim/ must and must not report.
+// Kernels with one planted bug each, and a correct control of each kind: what kernels/sim/ must and
+// must not report.
 //
-// All take bf16 numbers `in` (n of them) and write fp32 `out`; tests/simulator/planted.rs knows what is right. The
-// bugs are ours; do not correct them.
+// All take bf16 numbers `in` (n of them) and write fp32 `out`; tests/simulator/planted.rs knows
+// what is right. The bugs are ours; do not correct them.
 #include "common.cuh"
 
 constexpr int kThreads = 128;
 
 enum class Bug {
     kNone,
-    kNoBarrier,       // reads before the writers are done
-    kNoLastBarrier,   // overwrites before the readers are done
-    kFarOutside,      // global, far behind the end
-    kOneOutside,      // global, one element behind the end
-    kBeforeStart,     // global, one element before the start
-    kWriteOutside,    // global write, one element behind the end
-    kSharedOutside,   // one element behind the block's shared memory
-    kArrayOutside,    // index of a static array
-    kUnaligned,       // a vector load off its alignment
-    kUnwritten,       // an output that stays as it was
-    kReadUnwritten,   // global memory that nobody wrote
-    kNull,            // a pointer that was never set
-    kWeakWait,        // waits for one group too few
-    kNoWait,          // waits for no group
-    kSwizzle,         // reader and writer permute differently
-    kCopyOutside,     // cp.async reads behind the end
-    kCopyUnaligned,   // cp.async from an odd address
-    kRowUnaligned,    // ldmatrix from an odd address
-    kRowOutside,      // ldmatrix behind the shared memory
-    kAlignment,       // relies on shared memory aligned to 1024
-    kDivergent,       // half of a warp skips the barrier
-    kExit,            // a warp returns before the barrier
-    kCount,           // barrier counts that differ
-    kDeadlock,        // two groups wait at two barriers for one another
-    kMask,            // a lane that is not in the mask it names
-    kForeignLane,     // a shuffle from outside the mask
-    kSplitWarp,       // half of a warp shuffles, half votes
-    kNoSyncwarp,      // lanes exchange through shared memory without __syncwarp
-    kStack,           // a runaway recursion
+    kNoBarrier,      // reads before the writers are done
+    kNoLastBarrier,  // overwrites before the readers are done
+    kFarOutside,     // global, far behind the end
+    kOneOutside,     // global, one element behind the end
+    kBeforeStart,    // global, one element before the start
+    kWriteOutside,   // global write, one element behind the end
+    kSharedOutside,  // one element behind the block's shared memory
+    kArrayOutside,   // index of a static array
+    kUnaligned,      // a vector load off its alignment
+    kUnwritten,      // an output that stays as it was
+    kReadUnwritten,  // global memory that nobody wrote
+    kNull,           // a pointer that was never set
+    kWeakWait,       // waits for one group too few
+    kNoWait,         // waits for no group
+    kSwizzle,        // reader and writer permute differently
+    kCopyOutside,    // cp.async reads behind the end
+    kCopyUnaligned,  // cp.async from an odd address
+    kRowUnaligned,   // ldmatrix from an odd address
+    kRowOutside,     // ldmatrix behind the shared memory
+    kAlignment,      // relies on shared memory aligned to 1024
+    kDivergent,      // half of a warp skips the barrier
+    kExit,           // a warp returns before the barrier
+    kCount,          // barrier counts that differ
+    kDeadlock,       // two groups wait at two barriers for one another
+    kMask,           // a lane that is not in the mask it names
+    kForeignLane,    // a shuffle from outside the mask
+    kSplitWarp,      // half of a warp shuffles, half votes
+    kNoSyncwarp,     // lanes exchange through shared memory without __syncwarp
+    kStack,          // a runaway recursion
 };
 
 __device__ __forceinline__ float number(uint16_t bits) { return bf16_to_float(bits); }
@@ -96,13 +97,14 @@ __device__ __forceinline__ void copy(const uint16_t* in, float* out, uint32_t n)
     out[kBug == Bug::kWriteOutside && last ? i + 1 : i] = value;
 }
 
-// out[t] = the sum of what ldmatrix gives lane t % 32 of column block t / 32, over n / 1024 tiles of 32 x 32 that
-// come through two stages of cp.async.
+// out[t] = the sum of what ldmatrix gives lane t % 32 of column block t / 32, over n / 1024 tiles
+// of 32 x 32 that come through two stages of cp.async.
 template <Bug kBug>
 __device__ __forceinline__ void tiles(const uint16_t* in, float* out, uint32_t n) {
     constexpr uint32_t kStage = 32 * 64;
     uint32_t base = ptx::smem_u32(ptx::dyn_smem());
-    // The swizzle from the address instead of from the row: right only where the base is a multiple of 512.
+    // The swizzle from the address instead of from the row: right only where the base is a multiple
+    // of 512.
     auto place = [&](uint32_t stage, uint32_t row, uint32_t chunk) {
         uint32_t flip = kBug == Bug::kAlignment ? (base + row * 64) / 128 % 4 : row / 2 % 4;
         return base + stage * kStage + row * 64 + (chunk ^ flip) * 16;
@@ -126,16 +128,18 @@ __device__ __forceinline__ void tiles(const uint16_t* in, float* out, uint32_t n
             ptx::cp_async_wait<1>();
         }
         if (kBug != Bug::kNoBarrier) __syncthreads();
-        uint32_t row = kBug == Bug::kAlignment ? base + tile % 2 * kStage + lane * 64 +
-                                                     (warp ^ (lane / 2 % 4)) * 16
-                                               : place(tile % 2, lane, warp);
-        if (kBug == Bug::kSwizzle) row = base + tile % 2 * kStage + lane * 64 + (warp ^ (lane % 4)) * 16;
+        uint32_t row = kBug == Bug::kAlignment
+                           ? base + tile % 2 * kStage + lane * 64 + (warp ^ (lane / 2 % 4)) * 16
+                           : place(tile % 2, lane, warp);
+        if (kBug == Bug::kSwizzle)
+            row = base + tile % 2 * kStage + lane * 64 + (warp ^ (lane % 4)) * 16;
         if (kBug == Bug::kRowUnaligned && lane == 3) row += 2;
         if (kBug == Bug::kRowOutside && lane == 31) row += 2 * kStage;
         uint32_t r[4];
         ptx::ldmatrix_x4(r, row);
         for (uint32_t word : r) {
-            sum += number(static_cast<uint16_t>(word)) + 3.0f * number(static_cast<uint16_t>(word >> 16));
+            sum += number(static_cast<uint16_t>(word)) +
+                   3.0f * number(static_cast<uint16_t>(word >> 16));
         }
         if (kBug != Bug::kNoLastBarrier) __syncthreads();
     }
@@ -175,11 +179,11 @@ __device__ __forceinline__ void collectives(const uint16_t* in, float* out, uint
     out[t] = own + warp_sum(own);
 }
 
-#define PLANT(kind, name, bug)                                                    \
-    extern "C" __global__ void __launch_bounds__(kThreads)                        \
-        plant_##kind##_##name(const uint16_t* in, float* out, uint32_t n) {       \
-        kind<Bug::bug>(in, out, n);                                               \
-    }                                                                             \
+#define PLANT(kind, name, bug)                                              \
+    extern "C" __global__ void __launch_bounds__(kThreads)                  \
+        plant_##kind##_##name(const uint16_t* in, float* out, uint32_t n) { \
+        kind<Bug::bug>(in, out, n);                                         \
+    }                                                                       \
     KERNEL_EXPORT(plant_##kind##_##name);
 
 PLANT(exchange, none, kNone)

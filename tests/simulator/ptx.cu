@@ -1,5 +1,6 @@
-// One warp, one instruction of ptx.cuh each, so that tests/simulator/ can compare them with plain formulas: in the
-// simulator, and with the same launches on a GPU. Every kernel writes what each lane got.
+// One warp, one instruction of ptx.cuh each, so that tests/simulator/ can compare them with plain
+// formulas: in the simulator, and with the same launches on a GPU. Every kernel writes what each
+// lane got.
 #include "common.cuh"
 
 // out[lane][4]: the registers of ldmatrix on a 32 x 8 matrix, row r at shared byte `order[r]`.
@@ -35,7 +36,8 @@ extern "C" __global__ void __launch_bounds__(32)
 
 constexpr int kTilesM = 2, kTilesN = 3;  // an odd number of columns of tiles is a case of its own
 
-// a[lane][kTilesM][4], b[lane][kTilesN][2], c[lane][kTilesM][kTilesN][4]: registers; c is read and written.
+// a[lane][kTilesM][4], b[lane][kTilesN][2], c[lane][kTilesM][kTilesN][4]: registers; c is read and
+// written.
 template <bool kTf32>
 __device__ __forceinline__ void mma_probe(const uint32_t* a, const uint32_t* b, float* c) {
     int lane = threadIdx.x;
@@ -75,9 +77,11 @@ extern "C" __global__ void __launch_bounds__(32)
     mma_probe<true>(a, b, c);
 }
 
-// Lane l copies 16 bytes of which it reads sizes16[l], and 4 bytes of which it reads sizes4[l]; out[lane][20].
+// Lane l copies 16 bytes of which it reads sizes16[l], and 4 bytes of which it reads sizes4[l];
+// out[lane][20].
 extern "C" __global__ void __launch_bounds__(32)
-    probe_cp_async(const uint8_t* from, const uint32_t* sizes16, const uint32_t* sizes4, uint8_t* out) {
+    probe_cp_async(const uint8_t* from, const uint32_t* sizes16, const uint32_t* sizes4,
+                   uint8_t* out) {
     uint8_t* shared_s = ptx::dyn_smem();
     int lane = threadIdx.x;
     uint32_t base = ptx::smem_u32(shared_s);
@@ -114,7 +118,8 @@ extern "C" __global__ void __launch_bounds__(32)
     exp2[lane] = ptx::exp2_approx(x[lane]);
 }
 
-// Two groups of 32 threads meet at barriers of their own, then all; out[t] is what the partner wrote.
+// Two groups of 32 threads meet at barriers of their own, then all; out[t] is what the partner
+// wrote.
 extern "C" __global__ void __launch_bounds__(64) probe_barrier(uint32_t* out) {
     auto* shared_s = reinterpret_cast<uint32_t*>(ptx::dyn_smem());
     int t = threadIdx.x, group = t / 32;
