@@ -1,0 +1,42 @@
+// What all attention kernels share: where a block's rows lie, what a query sees, storage to fp32 and back.
+#pragma once
+
+#include "common.cuh"
+
+namespace attn {
+
+// The widest head, and the rows a block of Pack::blocks covers.
+constexpr int kMaxWidth = 256;
+constexpr int kBlockRows = 64;
+
+// One layer's heads. A query at q sees the key at k where 0 <= q - k < window (document coordinates).
+struct Heads {
+    uint32_t h, g, d, window;
+
+    __device__ __forceinline__ uint32_t qkv_width() const { return (h + 2 * g) * d; }
+    __device__ __forceinline__ uint32_t out_width() const { return h * d; }
+    // The first key that the query at q sees.
+    __device__ __forceinline__ uint32_t first_key(uint32_t q) const {
+        return q >= window ? q - window + 1 : 0;
+    }
+    // One comparison: a key behind the query wraps to 2^31 and above, where no window reaches.
+    __device__ __forceinline__ bool sees(uint32_t q, uint32_t k) const { return q - k < window; }
+};
+
+// Rows of a document: `start` is its first row in the pack, `first` and `len` count from there.
+struct Rows {
+    uint32_t start, len, first;
+};
+
+// `entry` of Pack::blocks: document's first row, its end, the block's first row, 0.
+__device__ __forceinline__ Rows rows_of(const uint4* blocks, uint32_t entry) {
+    uint4 b = blocks[entry];
+    return Rows{b.x, b.y - b.x, b.z - b.x};
+}
+
+__device__ __forceinline__ float widen(uint16_t x) { return bf16_to_float(x); }
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ void narrow(float x, uint16_t& out) { out = float_to_bf16_rne(x); }
+__device__ __forceinline__ void narrow(float x, float& out) { out = x; }
+
+}  // namespace attn
