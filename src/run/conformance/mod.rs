@@ -4,6 +4,7 @@
 //! the CPU in f64; outputs start as NaN, so that an entry nobody wrote is found.
 
 mod attention;
+mod generate;
 mod tolerance;
 
 pub use tolerance::{Dtype, tol};
@@ -20,7 +21,7 @@ use crate::rng::Stream;
 pub type Family = (&'static str, fn(&Gpu) -> Vec<Verdict>);
 
 /// All families, in the order in which a step needs them.
-pub const FAMILIES: &[Family] = &[("attention", attention::run)];
+pub const FAMILIES: &[Family] = &[("attention", attention::run), ("generate", generate::run)];
 
 /// What came of one case.
 #[derive(Debug, Clone, PartialEq, Serialize)]
