@@ -264,19 +264,24 @@ __device__ __forceinline__ void plain_bwd_dkv(Backward<T> in, Heads heads, float
     }
 }
 
-// dot[row, head] = out.dout; a warp a row and head, whose heads of all rows lie end to end.
-template <typename T>
+// dot[row, head] = out.dout; eight lanes a row and head, whose heads of all rows lie end to end.
+template <typename T, int E>
 __device__ __forceinline__ void dot_rows(const T* out, const T* dout, float* dot, uint64_t pairs,
                                          uint32_t d) {
-    uint64_t pair = static_cast<uint64_t>(blockIdx.x) * (kBlock / kWarp) + threadIdx.x / kWarp;
+    const uint64_t pair = static_cast<uint64_t>(blockIdx.x) * (kBlock / 8) + threadIdx.x / 8;
     float sum = 0.0f;
     if (pair < pairs) {
-        for (uint32_t c = threadIdx.x % kWarp; c < d; c += kWarp) {
-            sum = fmaf(widen(out[pair * d + c]), widen(dout[pair * d + c]), sum);
+#pragma unroll 2
+        for (uint32_t pack = threadIdx.x % 8; pack < d / E; pack += 8) {
+            const Pack<T, E> a = load_pack<T, E>(out + pair * d + pack * E);
+            const Pack<T, E> b = load_pack<T, E>(dout + pair * d + pack * E);
+#pragma unroll
+            for (int e = 0; e < E; ++e) sum = fmaf(widen(a.v[e]), widen(b.v[e]), sum);
         }
     }
-    sum = warp_sum(sum);
-    if (pair < pairs && threadIdx.x % kWarp == 0) dot[pair] = sum;
+#pragma unroll
+    for (int offset = 4; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, offset);
+    if (pair < pairs && threadIdx.x % 8 == 0) dot[pair] = sum;
 }
 
 }  // namespace attn
@@ -326,15 +331,23 @@ extern "C" __global__ void __launch_bounds__(kBlock, 2)
                         attn::Heads{h, g, d, window}, scale);
 }
 
-// Grid: ceil(rows * heads / 8) blocks.
+// Grid: ceil(rows * heads / 32) blocks.
 extern "C" __global__ void __launch_bounds__(kBlock, 2)
     attention_dot_bf16(const uint16_t* out, const uint16_t* dout, float* dot, uint64_t pairs, uint32_t d) {
-    attn::dot_rows(out, dout, dot, pairs, d);
+    if (attn::whole_packs<uint16_t>(d)) {
+        attn::dot_rows<uint16_t, 8>(out, dout, dot, pairs, d);
+    } else {
+        attn::dot_rows<uint16_t, 1>(out, dout, dot, pairs, d);
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock, 2)
     attention_dot_f32(const float* out, const float* dout, float* dot, uint64_t pairs, uint32_t d) {
-    attn::dot_rows(out, dout, dot, pairs, d);
+    if (attn::whole_packs<float>(d)) {
+        attn::dot_rows<float, 4>(out, dout, dot, pairs, d);
+    } else {
+        attn::dot_rows<float, 1>(out, dout, dot, pairs, d);
+    }
 }
 
 KERNEL_EXPORT(attention_bf16);

@@ -39,4 +39,31 @@ __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ void narrow(float x, uint16_t& out) { out = float_to_bf16_rne(x); }
 __device__ __forceinline__ void narrow(float x, float& out) { out = x; }
 
+// E elements that are loaded at once: 16 bytes, or one where rows are not made of whole packs.
+template <typename T, int E>
+struct alignas(sizeof(T) * E) Pack {
+    T v[E];
+};
+
+template <typename T>
+constexpr int kPackOf = 16 / sizeof(T);
+
+template <typename T, int E>
+__device__ __forceinline__ Pack<T, E> load_pack(const T* p) {
+    // Aligned: the caller's rows start at multiples of E elements from a tensor's base, or E is 1.
+    return *reinterpret_cast<const Pack<T, E>*>(p);
+}
+
+template <typename T, int E>
+__device__ __forceinline__ void store_pack(T* p, const Pack<T, E>& pack) {
+    // Aligned as in load_pack.
+    *reinterpret_cast<Pack<T, E>*>(p) = pack;
+}
+
+// Rows of whole 16-byte packs take the wide accesses; the choice is the same for the whole grid.
+template <typename T>
+__device__ __forceinline__ bool whole_packs(uint32_t width) {
+    return width % kPackOf<T> == 0;
+}
+
 }  // namespace attn

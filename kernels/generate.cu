@@ -2,9 +2,9 @@
 //
 // cache_store: keys[slot, position] = k, values[slot, position] = v, both caches being [slots, capacity, G, D].
 // decode: out = sum_k softmax(scale q.k) v_k over the cached positions from the window's first to the token's own.
-// Shape of decode: a block takes up to four query heads of one kv head and a span of 256 positions, so keys and
+// Shape of decode: a block takes up to four query heads of one kv head and a span of 128 positions, so keys and
 // values are read once for those heads. Scores: eight lanes a key, 16 bytes a lane and load; then a softmax a head;
-// then a thread a pack of columns and a share of the keys, the shares added in order. Spans begin at multiples of 256,
+// then a thread a pack of columns and a share of the keys, the shares added in order. Spans begin at multiples of 128,
 // and a second kernel puts their partial results together in order: the sum depends on the position and the window
 // alone, not on the device, the batch or what else is in it.
 // Bytes: 4 D a cached position and kv head in bf16, read once for four query heads; the rest is small. Roof: device
@@ -15,25 +15,15 @@
 
 namespace generate {
 
+using attn::load_pack;
+using attn::Pack;
+using attn::store_pack;
+using attn::whole_packs;
+
 constexpr int kThreads = 128;
-constexpr int kSpan = 256;      // positions of a partial result
+constexpr int kSpan = 128;      // positions of a partial result
 constexpr int kHeads = 4;       // query heads a block takes
 constexpr int kKeyLanes = 8;    // lanes that share a key
-
-// E elements that are loaded at once: 16 bytes, or one where rows are not made of whole packs.
-template <typename T, int E>
-struct alignas(sizeof(T) * E) Pack {
-    T v[E];
-};
-
-template <typename T>
-constexpr int kPackOf = 16 / sizeof(T);
-
-template <typename T, int E>
-__device__ __forceinline__ Pack<T, E> load_pack(const T* p) {
-    // Aligned: the caller's rows start at multiples of E elements from a tensor's base, or E is 1.
-    return *reinterpret_cast<const Pack<T, E>*>(p);
-}
 
 // The document of a row: the last one that starts at it or before.
 __device__ __forceinline__ uint32_t document_of(const uint32_t* starts, uint32_t documents,
@@ -63,7 +53,7 @@ __device__ __forceinline__ void store_rows(const uint32_t* starts, const uint32_
     const T* from = qkv + static_cast<uint64_t>(row) * heads.qkv_width() + heads.out_width() + pack * E;
     T* cache = pack < packs ? keys : values;
     T* to = cache + (slot * capacity + positions[row]) * width + pack % packs * E;
-    *reinterpret_cast<Pack<T, E>*>(to) = load_pack<T, E>(from);  // aligned as in load_pack
+    store_pack(to, load_pack<T, E>(from));
 }
 
 // A partial result: the largest score, the sum of exp(score - largest), and the sums over values.
@@ -99,31 +89,39 @@ __device__ __forceinline__ void decode_span(const uint32_t* slots, const uint32_
     __syncthreads();
 
     const uint32_t lane = threadIdx.x % kKeyLanes;
-    // Whole warps stay together: the sums over lanes need all of them.
-    for (uint32_t k0 = 0; k0 < seen; k0 += kThreads / kKeyLanes) {
+    // Whole warps stay together: the sums over lanes need all of them. Two keys at a time, so that the loads of
+    // narrow heads do not wait for one another.
+    constexpr uint32_t kStep = kThreads / kKeyLanes;
+    for (uint32_t k0 = 0; k0 < seen; k0 += 2 * kStep) {
         const uint32_t k = k0 + threadIdx.x / kKeyLanes;
-        float s[kHeads] = {};
-        if (k < seen) {
-            const T* key = keys + base + k * pitch;
-#pragma unroll 4
-            for (uint32_t pack = lane; pack < packs; pack += kKeyLanes) {
-                Pack<T, E> x = load_pack<T, E>(key + pack * E);
+        float s[2][kHeads] = {};
+        // A key behind the last is replaced by the last one, and its score is not kept.
+        const T* key0 = keys + base + min(k, seen - 1) * pitch;
+        const T* key1 = keys + base + min(k + kStep, seen - 1) * pitch;
+#pragma unroll 2
+        for (uint32_t pack = lane; pack < packs; pack += kKeyLanes) {
+            const Pack<T, E> x0 = load_pack<T, E>(key0 + pack * E), x1 = load_pack<T, E>(key1 + pack * E);
 #pragma unroll
-                for (int e = 0; e < E; ++e) {
+            for (int e = 0; e < E; ++e) {
 #pragma unroll
-                    for (int r = 0; r < kHeads; ++r) {
-                        s[r] = fmaf(attn::widen(x.v[e]), q_s[r][pack * E + e], s[r]);
-                    }
+                for (int r = 0; r < kHeads; ++r) {
+                    const float q1 = q_s[r][pack * E + e];
+                    s[0][r] = fmaf(attn::widen(x0.v[e]), q1, s[0][r]);
+                    s[1][r] = fmaf(attn::widen(x1.v[e]), q1, s[1][r]);
                 }
             }
         }
 #pragma unroll
-        for (int r = 0; r < kHeads; ++r) {
+        for (int j = 0; j < 2; ++j) {
 #pragma unroll
-            for (int offset = kKeyLanes / 2; offset > 0; offset /= 2) {
-                s[r] += __shfl_xor_sync(0xFFFFFFFFu, s[r], offset);
+            for (int r = 0; r < kHeads; ++r) {
+                float sum = s[j][r];
+#pragma unroll
+                for (int offset = kKeyLanes / 2; offset > 0; offset /= 2) {
+                    sum += __shfl_xor_sync(0xFFFFFFFFu, sum, offset);
+                }
+                if (lane == 0 && k + j * kStep < seen) p_s[r][k + j * kStep] = sum * scale;
             }
-            if (lane == 0 && k < seen) p_s[r][k] = s[r] * scale;
         }
     }
     // All scores are needed next.
@@ -224,13 +222,7 @@ __device__ __forceinline__ void gather(const uint32_t* rows, const T* x, T* y, u
     uint64_t at = static_cast<uint64_t>(blockIdx.x) * kBlock + threadIdx.x;
     if (at >= static_cast<uint64_t>(n) * packs) return;
     const T* from = x + static_cast<uint64_t>(rows[at / packs]) * c + at % packs * E;
-    *reinterpret_cast<Pack<T, E>*>(y + at * E) = load_pack<T, E>(from);  // aligned as in load_pack
-}
-
-// Rows of whole 16-byte packs take the wide accesses; the choice is the same for the whole grid.
-template <typename T>
-__device__ __forceinline__ bool whole_packs(uint32_t width) {
-    return width % kPackOf<T> == 0;
+    store_pack(y + at * E, load_pack<T, E>(from));
 }
 
 }  // namespace generate
@@ -265,7 +257,7 @@ extern "C" __global__ void __launch_bounds__(kBlock)
 }
 
 // Grid: tokens x G x ceil(group / 4) x spans in one dimension, spans fastest. `wide`: D is made of whole packs.
-extern "C" __global__ void __launch_bounds__(generate::kThreads)
+extern "C" __global__ void __launch_bounds__(generate::kThreads, 6)
     decode_wide_bf16(const uint32_t* slots, const uint32_t* positions, const uint16_t* qkv,
                      const uint16_t* keys, const uint16_t* values, float* partial, float* sums,
                      uint32_t capacity, uint32_t h, uint32_t g, uint32_t d, uint32_t window,
@@ -274,7 +266,7 @@ extern "C" __global__ void __launch_bounds__(generate::kThreads)
                                        attn::Heads{h, g, d, window}, spans, scale);
 }
 
-extern "C" __global__ void __launch_bounds__(generate::kThreads)
+extern "C" __global__ void __launch_bounds__(generate::kThreads, 6)
     decode_any_bf16(const uint32_t* slots, const uint32_t* positions, const uint16_t* qkv,
                     const uint16_t* keys, const uint16_t* values, float* partial, float* sums,
                     uint32_t capacity, uint32_t h, uint32_t g, uint32_t d, uint32_t window,
@@ -283,7 +275,7 @@ extern "C" __global__ void __launch_bounds__(generate::kThreads)
                                        attn::Heads{h, g, d, window}, spans, scale);
 }
 
-extern "C" __global__ void __launch_bounds__(generate::kThreads)
+extern "C" __global__ void __launch_bounds__(generate::kThreads, 6)
     decode_wide_f32(const uint32_t* slots, const uint32_t* positions, const float* qkv,
                     const float* keys, const float* values, float* partial, float* sums,
                     uint32_t capacity, uint32_t h, uint32_t g, uint32_t d, uint32_t window,
@@ -292,7 +284,7 @@ extern "C" __global__ void __launch_bounds__(generate::kThreads)
                                     attn::Heads{h, g, d, window}, spans, scale);
 }
 
-extern "C" __global__ void __launch_bounds__(generate::kThreads)
+extern "C" __global__ void __launch_bounds__(generate::kThreads, 6)
     decode_any_f32(const uint32_t* slots, const uint32_t* positions, const float* qkv,
                    const float* keys, const float* values, float* partial, float* sums,
                    uint32_t capacity, uint32_t h, uint32_t g, uint32_t d, uint32_t window,

@@ -33,13 +33,13 @@ fn shapes() -> Vec<Shape> {
         shapes.push(shape(2, 1, d, None, &[5, 1, 40]));
         shapes.push(shape(1, 1, d, Some(3), &[12]));
     }
-    // Around the border of a span of 256 positions, and several spans.
-    for before in [1, 15, 16, 17, 254, 255, 256, 257, 600] {
+    // Around the border of a span of 128 positions, and several spans.
+    for before in [1, 15, 16, 17, 126, 127, 128, 129, 255, 256, 600] {
         shapes.push(shape(2, 2, 8, None, &[before]));
         shapes.push(shape(3, 1, 5, Some(before.div_ceil(2)), &[before, 2]));
     }
     // Windows that end inside a span, at its border, and before it.
-    for window in [1, 2, 100, 255, 256, 257, 700] {
+    for window in [1, 2, 100, 127, 128, 129, 265, 700] {
         shapes.push(shape(2, 1, 16, Some(window), &[520, 30]));
     }
     // Groupings: more heads than a block takes, not a multiple of it.

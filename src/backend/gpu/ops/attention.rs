@@ -158,7 +158,7 @@ pub(in crate::backend::gpu) fn backward(
     }
     let args = Args::new().ptr(out.at).ptr(dout.at).ptr(dot).u64(pairs as u64).u32(heads.d as u32);
     let name = gpu.pick("attention_dot_bf16", "attention_dot_f32");
-    gpu.launch(name, [blocks(pairs, 8), 1, 1], 256, 0, args);
+    gpu.launch(name, [blocks(pairs, 32), 1, 1], 256, 0, args);
     for (kernel, grid) in [(plan.dkv, heads.g), (plan.dq, heads.h)] {
         let args = Args::new().ptr(pack.blocks).ptr(qkv.at).ptr(dout.at).ptr(lse.at).ptr(dot);
         let args = plan.tail(args.ptr(dqkv.at), heads);

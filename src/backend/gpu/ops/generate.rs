@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::ops::Heads;
 
 /// Cached positions of a partial result (`generate::kSpan`).
-const SPAN: usize = 256;
+const SPAN: usize = 128;
 /// Query heads of a block (`generate::kHeads`).
 const HEADS: usize = 4;
 /// Threads of an elementwise block (`kBlock`).
@@ -37,7 +37,7 @@ pub(in crate::backend::gpu) fn cache(
 /// Returns how many elements of rows of `width` are moved at once: 16 bytes, or one.
 fn pack_of(precision: Precision, width: usize) -> usize {
     let whole = 16 / precision.bytes() as usize;
-    if width % whole == 0 { whole } else { 1 }
+    if width.is_multiple_of(whole) { whole } else { 1 }
 }
 
 /// Tells whether all documents of the pack lie inside the cache; keeps a failure where one does not.
@@ -164,9 +164,9 @@ mod tests {
     #[test]
     fn decode_has_a_block_for_every_span_of_four_heads() {
         let heads = Heads { h: 10, g: 2, d: 3, window: None };
-        let plan = decode(&[0, 256, 7], heads);
+        let plan = decode(&[0, 128, 7], heads);
         assert_eq!(plan, Decode { spans: 2, blocks: 3 * 2 * 2 * 2, partial: 120, sums: 180 });
-        assert_eq!(decode(&[255], heads).spans, 1);
+        assert_eq!(decode(&[127], heads).spans, 1);
         assert_eq!(decode(&[], heads).blocks, 0);
     }
 
