@@ -37,10 +37,16 @@ __device__ __forceinline__ void plain_stage(float* to_s, const T* from, uint64_t
     }
 }
 
-__device__ __forceinline__ float plain_dot(const float* a_s, const float* b_s, uint32_t d) {
-    float sum = 0.0f;
-    for (uint32_t c = 0; c < d; ++c) sum = fmaf(a_s[c], b_s[c], sum);
-    return sum;
+// Row a against rows b and b + 16 of a tile: together, so that a is read once.
+__device__ __forceinline__ void plain_dots(float (&dots)[2], const float* a_s, const float* b_s,
+                                           uint32_t d) {
+    const float* c_s = b_s + 16 * plain_pitch(d);
+    dots[0] = dots[1] = 0.0f;
+    for (uint32_t i = 0; i < d; ++i) {
+        const float a = a_s[i];
+        dots[0] = fmaf(a, b_s[i], dots[0]);
+        dots[1] = fmaf(a, c_s[i], dots[1]);
+    }
 }
 
 // sum[i] += sum over the tile of weights[t] rows[t][c + 16 i].
@@ -121,12 +127,10 @@ __device__ __forceinline__ void plain_fwd(const uint4* blocks, const T* qkv, T* 
         // Other warps' rows are read next.
         __syncthreads();
         float s[2];
+        plain_dots(s, q_s + r * plain_pitch(d), k_s + c * plain_pitch(d), d);
 #pragma unroll
         for (uint32_t j = 0; j < 2; ++j) {
-            uint32_t k = c + 16 * j;
-            s[j] = heads.sees(q, k0 + k)
-                       ? scale * plain_dot(q_s + r * plain_pitch(d), k_s + k * plain_pitch(d), d)
-                       : -INFINITY;
+            s[j] = heads.sees(q, k0 + c + 16 * j) ? scale * s[j] : -INFINITY;
         }
         float top_now = fmaxf(top, row_max(fmaxf(s[0], s[1])));
         // A window can leave a row without a key in its first tiles: -inf - -inf would be NaN.
@@ -188,16 +192,14 @@ __device__ __forceinline__ void plain_bwd_dq(Backward<T> in, Heads heads, float 
         plain_stage(v_s, keys + heads.g * d, stride, kPlainTile, end - k0, d);
         // Other warps' rows are read next.
         __syncthreads();
+        float s[2], dp[2];
+        plain_dots(s, q_s + r * plain_pitch(d), k_s + c * plain_pitch(d), d);
+        plain_dots(dp, dout_s + r * plain_pitch(d), v_s + c * plain_pitch(d), d);
 #pragma unroll
         for (uint32_t j = 0; j < 2; ++j) {
             uint32_t k = c + 16 * j;
-            float ds = 0.0f;
-            if (r < part.count && heads.sees(q, k0 + k)) {
-                float s = plain_dot(q_s + r * plain_pitch(d), k_s + k * plain_pitch(d), d);
-                float dp = plain_dot(dout_s + r * plain_pitch(d), v_s + k * plain_pitch(d), d);
-                ds = expf(scale * s - lse) * (dp - dot);
-            }
-            ds_s[r * kPlainPitch + k] = ds;
+            bool seen = r < part.count && heads.sees(q, k0 + k);
+            ds_s[r * kPlainPitch + k] = seen ? expf(scale * s[j] - lse) * (dp[j] - dot) : 0.0f;
         }
         // A row of ds_s is written and read by the same half warp.
         __syncwarp();
@@ -237,16 +239,17 @@ __device__ __forceinline__ void plain_bwd_dkv(Backward<T> in, Heads heads, float
                         kPlainTile, end - q0, d);
             // Other warps' rows are read next.
             __syncthreads();
+            float s[2], dp[2];
+            plain_dots(s, k_s + r * plain_pitch(d), q_s + c * plain_pitch(d), d);
+            plain_dots(dp, v_s + r * plain_pitch(d), dout_s + c * plain_pitch(d), d);
 #pragma unroll
             for (uint32_t j = 0; j < 2; ++j) {
                 uint32_t t = c + 16 * j;
                 float p = 0.0f, ds = 0.0f;
                 if (q0 + t < end && heads.sees(q0 + t, k)) {
                     uint64_t stat = (row0 + t) * heads.h + head;
-                    float s = plain_dot(q_s + t * plain_pitch(d), k_s + r * plain_pitch(d), d);
-                    float dp = plain_dot(dout_s + t * plain_pitch(d), v_s + r * plain_pitch(d), d);
-                    p = expf(scale * s - in.lse[stat]);
-                    ds = p * (dp - in.dot[stat]);
+                    p = expf(scale * s[j] - in.lse[stat]);
+                    ds = p * (dp[j] - in.dot[stat]);
                 }
                 p_s[r * kPlainPitch + t] = p;
                 ds_s[r * kPlainPitch + t] = ds;
