@@ -3,6 +3,10 @@
 //! A family is one file with its shapes. Each case runs on the device twice, which must give equal bytes, and once on
 //! the CPU in f64; outputs start as NaN, so that an entry nobody wrote is found.
 
+mod embed;
+mod norm;
+mod rope;
+mod swiglu;
 mod tolerance;
 
 pub use tolerance::{Dtype, tol};
@@ -19,7 +23,8 @@ use crate::rng::Stream;
 pub type Family = (&'static str, fn(&Gpu) -> Vec<Verdict>);
 
 /// All families, in the order in which a step needs them.
-pub const FAMILIES: &[Family] = &[];
+pub const FAMILIES: &[Family] =
+    &[("norm", norm::run), ("rope", rope::run), ("swiglu", swiglu::run), ("embed", embed::run)];
 
 /// What came of one case.
 #[derive(Debug, Clone, PartialEq, Serialize)]

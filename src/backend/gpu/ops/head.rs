@@ -145,7 +145,8 @@ pub(in crate::backend::gpu) fn onehot(
     let kernel = gpu.pick("head_onehot_bf16", "head_onehot_f32");
     for start in (0..shape.n).step_by(rows.max(1)) {
         let m = rows.min(shape.n - start);
-        let (words, hidden) = (4 * start as u64, (start * shape.c) as u64 * gpu.precision().bytes());
+        let (words, hidden) =
+            (4 * start as u64, (start * shape.c) as u64 * gpu.precision().bytes());
         product(gpu, shape, m, h.at + hidden, w.at, room.logits);
         let args = Args::new()
             .ptr(room.logits)
@@ -188,15 +189,13 @@ pub(in crate::backend::gpu) fn matched(
     let shared = penalty && w_ref.is_none();
     for start in (0..shape.n).step_by(rows.max(1)) {
         let m = rows.min(shape.n - start);
-        let (words, hidden) = (4 * start as u64, (start * shape.c) as u64 * gpu.precision().bytes());
+        let (words, hidden) =
+            (4 * start as u64, (start * shape.c) as u64 * gpu.precision().bytes());
         let mut first = h.at + hidden;
         if shared {
             let len = m * shape.c;
-            let args = Args::new()
-                .ptr(first)
-                .ptr(h_ref.at + hidden)
-                .ptr(room.difference)
-                .u64(len as u64);
+            let args =
+                Args::new().ptr(first).ptr(h_ref.at + hidden).ptr(room.difference).u64(len as u64);
             let kernel = gpu.pick("head_difference_bf16", "head_difference_f32");
             gpu.launch(kernel, [blocks(len, 2048), 1, 1], 256, 0, args);
             first = room.difference;
@@ -212,8 +211,7 @@ pub(in crate::backend::gpu) fn matched(
         };
         let args = Args::new().ptr(room.logits);
         let args = if penalty { args.ptr(room.teacher) } else { args };
-        let args =
-            args.ptr(pack.coefs + words).ptr(stats.value.at + words).u32(shape.v as u32);
+        let args = args.ptr(pack.coefs + words).ptr(stats.value.at + words).u32(shape.v as u32);
         let args = if penalty { args.u32(u32::from(!shared)) } else { args };
         let args = args.u32(u32::from(grads.is_some()));
         gpu.launch(kernel, [m as u32, 1, 1], 256, 0, args);

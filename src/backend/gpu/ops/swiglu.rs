@@ -14,7 +14,13 @@ pub(in crate::backend::gpu) fn forward(gpu: &Gpu, n: usize, f: usize, gate_up: &
     gpu.launch(kernel, [plan(n, f), 1, 1], 256, 0, args);
 }
 
-pub(in crate::backend::gpu) fn backward(gpu: &Gpu, n: usize, f: usize, dy: &Act, gate_up: &mut Act) {
+pub(in crate::backend::gpu) fn backward(
+    gpu: &Gpu,
+    n: usize,
+    f: usize,
+    dy: &Act,
+    gate_up: &mut Act,
+) {
     let args = Args::new().ptr(dy.at).ptr(gate_up.at).u32(n as u32).u32(f as u32);
     let kernel = gpu.pick("swiglu_bwd_bf16", "swiglu_bwd_f32");
     gpu.launch(kernel, [plan(n, f), 1, 1], 256, 0, args);
