@@ -4,6 +4,7 @@
 //! the CPU in f64; outputs start as NaN, so that an entry nobody wrote is found.
 
 mod embed;
+mod head;
 mod norm;
 mod rope;
 mod swiglu;
@@ -23,8 +24,13 @@ use crate::rng::Stream;
 pub type Family = (&'static str, fn(&Gpu) -> Vec<Verdict>);
 
 /// All families, in the order in which a step needs them.
-pub const FAMILIES: &[Family] =
-    &[("norm", norm::run), ("rope", rope::run), ("swiglu", swiglu::run), ("embed", embed::run)];
+pub const FAMILIES: &[Family] = &[
+    ("norm", norm::run),
+    ("rope", rope::run),
+    ("swiglu", swiglu::run),
+    ("embed", embed::run),
+    ("head", head::run),
+];
 
 /// What came of one case.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -53,7 +53,7 @@ impl Angles {
 }
 
 fn upload(gpu: &Gpu, table: &RopeTable, positions: usize) -> Result<(u64, u64)> {
-    let make = |f: fn(f64) -> f64| {
+    let make = |f: fn(f64) -> f64| -> Result<u64> {
         let numbers: Vec<f32> = (0..positions)
             .flat_map(|p| table.inv_freq.iter().map(move |w| p as f64 * w))
             .map(|angle| (f(angle) * table.scale) as f32)
