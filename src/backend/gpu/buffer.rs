@@ -16,6 +16,13 @@ pub struct Act {
     pub(super) len: usize,
 }
 
+impl Act {
+    /// Shows the numbers as a weight, which has the same form.
+    pub fn as_weight(&self) -> Weight<'_> {
+        Weight::new(self.at)
+    }
+}
+
 /// Statistics and row results, fp32.
 #[derive(Debug)]
 pub struct Stat {
@@ -86,6 +93,12 @@ pub struct Pack {
     pub(super) blocks: u64,
     /// How many blocks there are now.
     pub(super) block_count: usize,
+    /// Rows sorted by id, rows of equal id in their order, u32.
+    pub(super) order: u64,
+    /// Where each distinct id begins in `order`, and N at the end, u32, `tokens + 1` entries of room.
+    pub(super) groups: u64,
+    /// How many distinct ids there are now.
+    pub(super) group_count: usize,
     /// What the host handed over.
     pub(super) data: PackData,
 }
@@ -114,6 +127,9 @@ impl Gpu {
             slots: words(tokens)?,
             blocks: words(4 * tokens)?,
             block_count: 0,
+            order: words(tokens)?,
+            groups: words(tokens + 1)?,
+            group_count: 0,
             data: PackData::default(),
         })
     }
@@ -130,6 +146,8 @@ impl Gpu {
         let coefs: Vec<f32> = data.coefs.iter().map(|c| *c as f32).collect();
         let blocks = attention_blocks(&data.starts);
         pack.block_count = blocks.len();
+        let (order, groups) = id_groups(&data.ids);
+        pack.group_count = groups.len() - 1;
         for (to, bytes) in [
             (pack.ids, bytemuck::cast_slice::<u32, u8>(&data.ids)),
             (pack.positions, bytemuck::cast_slice(&data.positions)),
@@ -138,6 +156,8 @@ impl Gpu {
             (pack.starts, bytemuck::cast_slice(&data.starts)),
             (pack.slots, bytemuck::cast_slice(&data.slots)),
             (pack.blocks, bytemuck::cast_slice(&blocks)),
+            (pack.order, bytemuck::cast_slice(&order)),
+            (pack.groups, bytemuck::cast_slice(&groups)),
         ] {
             if !bytes.is_empty() {
                 self.driver.upload(to, bytes)?;
@@ -189,9 +209,28 @@ fn attention_blocks(starts: &[u32]) -> Vec<[u32; 4]> {
     blocks
 }
 
+/// Sorts rows by id, stably, and tells where each distinct id begins, with the number of rows at the end.
+fn id_groups(ids: &[u32]) -> (Vec<u32>, Vec<u32>) {
+    let mut order: Vec<u32> = (0..ids.len() as u32).collect();
+    order.sort_by_key(|row| ids[*row as usize]);
+    let id = |at: usize| ids[order[at] as usize];
+    let mut groups: Vec<u32> = (0..ids.len())
+        .filter(|at| *at == 0 || id(*at) != id(at - 1))
+        .map(|at| at as u32)
+        .collect();
+    groups.push(ids.len() as u32);
+    (order, groups)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn id_groups_keep_rows_of_an_id_in_order() {
+        assert_eq!(id_groups(&[7, 2, 7, 7, 0]), (vec![4, 1, 0, 2, 3], vec![0, 1, 2, 5]));
+        assert_eq!(id_groups(&[]), (vec![], vec![0]));
+    }
 
     #[test]
     fn attention_blocks_cover_each_document_alone_and_start_with_the_longest() {

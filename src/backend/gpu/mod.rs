@@ -50,6 +50,7 @@ pub struct Gpu {
     arena: Arena,
     scratch: Mutex<Scratch>,
     angles: ops::rope::Angles,
+    head: Mutex<ops::head::Room>,
     step: state::StepBlock,
     failure: Mutex<Option<Error>>,
 }
@@ -82,6 +83,7 @@ impl Gpu {
             arena,
             scratch: Mutex::default(),
             angles: ops::rope::Angles::default(),
+            head: Mutex::default(),
             step,
             failure: Mutex::new(None),
         })

@@ -4,7 +4,12 @@
 //! the CPU in f64; outputs start as NaN, so that an entry nobody wrote is found.
 
 mod attention;
+mod embed;
 mod generate;
+mod head;
+mod norm;
+mod rope;
+mod swiglu;
 mod tolerance;
 
 pub use tolerance::{Dtype, tol};
@@ -21,7 +26,15 @@ use crate::rng::Stream;
 pub type Family = (&'static str, fn(&Gpu) -> Vec<Verdict>);
 
 /// All families, in the order in which a step needs them.
-pub const FAMILIES: &[Family] = &[("attention", attention::run), ("generate", generate::run)];
+pub const FAMILIES: &[Family] = &[
+    ("embed", embed::run),
+    ("norm", norm::run),
+    ("rope", rope::run),
+    ("attention", attention::run),
+    ("swiglu", swiglu::run),
+    ("head", head::run),
+    ("generate", generate::run),
+];
 
 /// What came of one case.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -1,23 +1,44 @@
 //! Embedding rows: kernels/embed.cu.
 
-use crate::backend::gpu::{Act, Gpu, Grad, Pack, Weight};
+use crate::backend::gpu::driver::Args;
+use crate::backend::gpu::{Act, Gpu, Grad, Pack, Weight, blocks};
 
 pub(in crate::backend::gpu) fn forward(
     gpu: &Gpu,
-    _pack: &Pack,
-    _c: usize,
-    _table: Weight<'_>,
-    _x: &mut Act,
+    pack: &Pack,
+    c: usize,
+    table: Weight<'_>,
+    x: &mut Act,
 ) {
-    gpu.refuse("embed: not written");
+    let n = pack.data.tokens();
+    let args = Args::new().ptr(table.at).ptr(pack.ids).ptr(x.at).u32(n as u32).u32(c as u32);
+    let grid = [blocks(n * c.div_ceil(8), 256), 1, 1];
+    gpu.launch(gpu.pick("embed_fwd_bf16", "embed_fwd_f32"), grid, 256, 0, args);
 }
 
 pub(in crate::backend::gpu) fn backward(
     gpu: &Gpu,
-    _pack: &Pack,
-    _c: usize,
-    _dx: &Act,
-    _dtable: &mut Grad,
+    pack: &Pack,
+    c: usize,
+    dx: &Act,
+    dtable: &mut Grad,
 ) {
-    gpu.refuse("embed backward: not written");
+    if !dtable.adds() {
+        // Rows that do not occur are zero too.
+        let bytes = dtable.len as u64 * if dtable.wide { 4 } else { 2 };
+        gpu.keep(gpu.driver.fill(dtable.at, 0, bytes));
+    }
+    let kernel = if dtable.wide {
+        gpu.pick("embed_bwd_bf16_f32", "embed_bwd_f32_f32")
+    } else {
+        gpu.pick("embed_bwd_bf16_bf16", "embed_bwd_f32_bf16")
+    };
+    let args = Args::new()
+        .ptr(dx.at)
+        .ptr(pack.ids)
+        .ptr(pack.order)
+        .ptr(pack.groups)
+        .ptr(dtable.at)
+        .u32(c as u32);
+    gpu.launch(kernel, [pack.group_count as u32, 1, 1], 256, 0, args);
 }

@@ -1,47 +1,253 @@
 //! Head and loss rows, chunked: kernels/head.cu.
 
-use crate::backend::gpu::{Act, Gpu, Grad, Pack, Stat, Weight};
-use crate::error::Result;
-use crate::ops::{HeadGrads, HeadShape, Matched, RowStats, TokenWeight};
+use std::sync::PoisonError;
 
-pub(in crate::backend::gpu) fn reserve(_gpu: &Gpu, _shape: HeadShape) -> Result<()> {
+use super::linear::{Gemm, Layout, Out, gemm};
+use crate::backend::gpu::driver::Args;
+use crate::backend::gpu::{Act, Gpu, Grad, Pack, Precision, Stat, Weight, blocks};
+use crate::error::Result;
+use crate::ops::{HeadGrads, HeadShape, Matched, RowStats, TokenFormula, TokenWeight};
+
+/// Rows of a chunk at least, where there are as many: fewer make the products inefficient.
+const ROWS: usize = 1024;
+/// Logits of a chunk where the vocabulary is small: 256 MiB in fp32.
+const LOGITS: usize = 1 << 26;
+
+/// Room for a chunk, taken in [`reserve`] alone.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::backend::gpu) struct Room {
+    /// fp32 logits, which become gradients.
+    logits: u64,
+    /// The teacher's fp32 logits.
+    teacher: u64,
+    /// h - h_ref, in the precision of storage.
+    difference: u64,
+    /// How many logits and how many differences fit.
+    fits: (usize, usize),
+}
+
+/// Returns the rows of a chunk; it depends on the shape alone.
+fn plan(shape: HeadShape) -> usize {
+    (LOGITS / shape.v.max(1)).max(ROWS).min(shape.n)
+}
+
+pub(in crate::backend::gpu) fn reserve(gpu: &Gpu, shape: HeadShape) -> Result<()> {
+    let rows = plan(shape);
+    let (logits, hidden) = (rows * shape.v, rows * shape.c);
+    let mut room = gpu.head.lock().unwrap_or_else(PoisonError::into_inner);
+    if logits > room.fits.0 {
+        room.logits = gpu.arena.alloc(4 * logits as u64)?;
+        room.teacher = gpu.arena.alloc(4 * logits as u64)?;
+        room.fits.0 = logits;
+    }
+    if hidden > room.fits.1 {
+        room.difference = gpu.arena.alloc(hidden as u64 * gpu.precision().bytes())?;
+        room.fits.1 = hidden;
+    }
     Ok(())
+}
+
+/// Returns the room and the rows of a chunk, if [`reserve`] has made enough.
+fn room(gpu: &Gpu, shape: HeadShape) -> Option<(Room, usize)> {
+    let room = *gpu.head.lock().unwrap_or_else(PoisonError::into_inner);
+    let rows = plan(shape);
+    if rows * shape.v > room.fits.0 || rows * shape.c > room.fits.1 {
+        gpu.refuse(format!("head: no room for {rows} rows of {} logits was reserved", shape.v));
+        return None;
+    }
+    Some((room, rows))
+}
+
+/// Makes fp32 logits of `m` rows at `h`.
+fn product(gpu: &Gpu, HeadShape { c, v, .. }: HeadShape, m: usize, h: u64, w: u64, z: u64) {
+    let job = Gemm {
+        layout: Layout::Nt,
+        m,
+        n: v,
+        k: c,
+        a: h,
+        lda: c,
+        b: w,
+        ldb: c,
+        c: z,
+        ldc: v,
+        out: Out::F32,
+        accumulate: false,
+        bias: 0,
+        residual: 0,
+    };
+    gemm(gpu, &job);
+}
+
+/// Sends the gradient at the logits of rows `start..start + m` back through the head.
+fn back(
+    gpu: &Gpu,
+    HeadShape { c, v, .. }: HeadShape,
+    (start, m): (usize, usize),
+    (dz, h, w): (u64, u64, u64),
+    grads: &mut HeadGrads<'_, Act, Grad>,
+) {
+    // bf16 gradients lie in rows of fp32.
+    let pitch = if gpu.precision() == Precision::Bf16 { 2 * v } else { v };
+    let bytes = gpu.precision().bytes();
+    let job = Gemm {
+        layout: Layout::Nn,
+        m,
+        n: c,
+        k: v,
+        a: dz,
+        lda: pitch,
+        b: w,
+        ldb: c,
+        c: grads.dh.at + (start * c) as u64 * bytes,
+        ldc: c,
+        out: Out::Stored,
+        accumulate: false,
+        bias: 0,
+        residual: 0,
+    };
+    gemm(gpu, &job);
+    if let Some(dw) = grads.dw.as_deref_mut() {
+        let job = Gemm {
+            layout: Layout::Tn,
+            m: v,
+            n: c,
+            k: m,
+            b: h,
+            ldb: c,
+            c: dw.at,
+            out: if dw.wide { Out::F32 } else { Out::Bf16 },
+            accumulate: dw.adds(),
+            ..job
+        };
+        gemm(gpu, &job);
+    }
 }
 
 #[allow(clippy::too_many_arguments)]
 pub(in crate::backend::gpu) fn onehot(
     gpu: &Gpu,
-    _shape: HeadShape,
-    _pack: &Pack,
-    _h: &Act,
-    _w: Weight<'_>,
-    _weight: TokenWeight<'_, Stat>,
-    _stats: &mut RowStats<Stat>,
-    _grads: Option<HeadGrads<'_, Act, Grad>>,
+    shape: HeadShape,
+    pack: &Pack,
+    h: &Act,
+    w: Weight<'_>,
+    weight: TokenWeight<'_, Stat>,
+    stats: &mut RowStats<Stat>,
+    mut grads: Option<HeadGrads<'_, Act, Grad>>,
 ) {
-    gpu.refuse("head: not written");
+    let Some((room, rows)) = room(gpu, shape) else {
+        return;
+    };
+    let (formula, weights) = match weight {
+        TokenWeight::Formula(formula) => (formula, None),
+        TokenWeight::PerRow(weights) => (TokenFormula::constant(0.0), Some(weights.at)),
+    };
+    let kernel = gpu.pick("head_onehot_bf16", "head_onehot_f32");
+    for start in (0..shape.n).step_by(rows.max(1)) {
+        let m = rows.min(shape.n - start);
+        let (words, hidden) =
+            (4 * start as u64, (start * shape.c) as u64 * gpu.precision().bytes());
+        product(gpu, shape, m, h.at + hidden, w.at, room.logits);
+        let args = Args::new()
+            .ptr(room.logits)
+            .ptr(pack.targets + words)
+            .ptr(pack.coefs + words)
+            .ptr(weights.map_or(0, |at| at + words))
+            .ptr(stats.nll.at + words)
+            .ptr(stats.value.at + words)
+            .ptr(stats.hit.at + words)
+            .u32(shape.v as u32)
+            .f32(formula.sign as f32)
+            .f32(formula.p_power as f32)
+            .f32(formula.q_power as f32)
+            .f32(formula.pole.unwrap_or(0.0) as f32)
+            .f32(formula.threshold as f32)
+            .u32(u32::from(formula.pole.is_some()))
+            .u32(u32::from(grads.is_some()));
+        gpu.launch(kernel, [m as u32, 1, 1], 256, 0, args);
+        if let Some(grads) = &mut grads {
+            back(gpu, shape, (start, m), (room.logits, h.at + hidden, w.at), grads);
+        }
+    }
 }
 
 #[allow(clippy::too_many_arguments)]
 pub(in crate::backend::gpu) fn matched(
     gpu: &Gpu,
-    _shape: HeadShape,
-    _pack: &Pack,
-    _hidden: (&Act, &Act),
-    _weights: (Weight<'_>, Option<Weight<'_>>),
-    _target: Matched,
-    _stats: &mut RowStats<Stat>,
-    _grads: Option<HeadGrads<'_, Act, Grad>>,
+    shape: HeadShape,
+    pack: &Pack,
+    (h, h_ref): (&Act, &Act),
+    (w, w_ref): (Weight<'_>, Option<Weight<'_>>),
+    target: Matched,
+    stats: &mut RowStats<Stat>,
+    mut grads: Option<HeadGrads<'_, Act, Grad>>,
 ) {
-    gpu.refuse("head: not written");
+    let Some((room, rows)) = room(gpu, shape) else {
+        return;
+    };
+    let penalty = target != Matched::Uniform;
+    let shared = penalty && w_ref.is_none();
+    for start in (0..shape.n).step_by(rows.max(1)) {
+        let m = rows.min(shape.n - start);
+        let (words, hidden) =
+            (4 * start as u64, (start * shape.c) as u64 * gpu.precision().bytes());
+        let mut first = h.at + hidden;
+        if shared {
+            let len = m * shape.c;
+            let args =
+                Args::new().ptr(first).ptr(h_ref.at + hidden).ptr(room.difference).u64(len as u64);
+            let kernel = gpu.pick("head_difference_bf16", "head_difference_f32");
+            gpu.launch(kernel, [blocks(len, 2048), 1, 1], 256, 0, args);
+            first = room.difference;
+        }
+        product(gpu, shape, m, first, w.at, room.logits);
+        if penalty {
+            product(gpu, shape, m, h_ref.at + hidden, w_ref.unwrap_or(w).at, room.teacher);
+        }
+        let kernel = match target {
+            Matched::Uniform => gpu.pick("head_uniform_bf16", "head_uniform_f32"),
+            Matched::Kl => gpu.pick("head_kl_bf16", "head_kl_f32"),
+            Matched::Qkl => gpu.pick("head_qkl_bf16", "head_qkl_f32"),
+        };
+        let args = Args::new().ptr(room.logits);
+        let args = if penalty { args.ptr(room.teacher) } else { args };
+        let args = args.ptr(pack.coefs + words).ptr(stats.value.at + words).u32(shape.v as u32);
+        let args = if penalty { args.u32(u32::from(!shared)) } else { args };
+        let args = args.u32(u32::from(grads.is_some()));
+        gpu.launch(kernel, [m as u32, 1, 1], 256, 0, args);
+        if let Some(grads) = &mut grads {
+            back(gpu, shape, (start, m), (room.logits, h.at + hidden, w.at), grads);
+        }
+    }
 }
 
 pub(in crate::backend::gpu) fn logits(
     gpu: &Gpu,
-    _shape: HeadShape,
-    _h: &Act,
-    _w: Weight<'_>,
-    _logits: &mut [f32],
+    shape: HeadShape,
+    h: &Act,
+    w: Weight<'_>,
+    logits: &mut [f32],
 ) {
-    gpu.refuse("head logits: not written");
+    let Some((room, rows)) = room(gpu, shape) else {
+        return;
+    };
+    for (i, out) in logits[..shape.n * shape.v].chunks_mut((rows * shape.v).max(1)).enumerate() {
+        let hidden = (i * rows * shape.c) as u64 * gpu.precision().bytes();
+        product(gpu, shape, out.len() / shape.v, h.at + hidden, w.at, room.logits);
+        gpu.keep(gpu.driver.download(room.logits, bytemuck::cast_slice_mut(out)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plan_keeps_chunks_tall() {
+        let rows = |n, v| plan(HeadShape { n, c: 64, v });
+        assert_eq!(rows(20_000, 128_256), 1024);
+        assert_eq!(rows(20_000, 32_000), 2097);
+        assert_eq!(rows(300, 32_000), 300);
+        assert_eq!(rows(5, 1), 5);
+    }
 }

@@ -1,49 +1,319 @@
-//! Linear maps: kernels/gemm*.cu.
+//! Linear maps: kernels/gemm.cuh and its instances, kernels/bias_grad.cu.
 
-use crate::backend::gpu::{Act, Gpu, Grad, Weight};
+use crate::backend::gpu::driver::Args;
+use crate::backend::gpu::{Act, Gpu, Grad, Precision, Weight, blocks};
+
+/// Which operands of a product are transposed; all matrices are row-major.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::backend::gpu) enum Layout {
+    /// `A[m,k] B[n,k]^T`: forward.
+    Nt,
+    /// `A[m,k] B[k,n]`: input gradient.
+    Nn,
+    /// `A[k,m]^T B[k,n]`: weight gradient.
+    Tn,
+}
+
+/// What the result is written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::backend::gpu) enum Out {
+    /// The precision of storage.
+    Stored,
+    /// fp32.
+    F32,
+    /// bf16, rounded to nearest even.
+    Bf16,
+}
+
+/// One matrix product: `c[m,n] = A B (+ bias[n]) (+ residual[m,n])`, or `c += A B (+ bias[n])`.
+///
+/// Operands, bias and residual are in the precision of storage, pitches in elements. Addresses are those of whole
+/// elements; rows that are multiples of 16 bytes from an address that is one are read fastest.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::backend::gpu) struct Gemm {
+    pub layout: Layout,
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub a: u64,
+    pub lda: usize,
+    pub b: u64,
+    pub ldb: usize,
+    pub c: u64,
+    /// In elements of c's own type.
+    pub ldc: usize,
+    pub out: Out,
+    /// Adds to what c holds; excludes a residual.
+    pub accumulate: bool,
+    /// 0 for none.
+    pub bias: u64,
+    /// 0 for none; its pitch is `ldc`, and c is in the precision of storage.
+    pub residual: u64,
+}
+
+/// The part of the result that one block computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tile {
+    /// 128 x 256 by 256 threads, one block a processor.
+    Large,
+    /// 128 x 128 by 128 threads, two blocks a processor.
+    Medium,
+    /// 64 x 64 by 128 threads, five blocks a processor.
+    Small,
+    /// 64 x 64 by 128 threads from operands of any alignment.
+    Any,
+}
+
+impl Tile {
+    /// Returns rows and columns.
+    pub(super) fn size(self) -> (usize, usize) {
+        match self {
+            Self::Large => (128, 256),
+            Self::Medium => (128, 128),
+            Self::Small | Self::Any => (64, 64),
+        }
+    }
+
+    /// Returns the threads of a block.
+    pub(super) fn threads(self) -> u32 {
+        if self == Self::Large { 256 } else { 128 }
+    }
+
+    /// Returns the shared memory of a block in bytes: four stages of 64 bytes for each row and each column.
+    pub(super) fn shared(self) -> u32 {
+        let (rows, columns) = self.size();
+        4 * 64 * (rows + columns) as u32
+    }
+
+    /// Returns how many tiles cover `m` x `n`.
+    pub(super) fn blocks(self, m: usize, n: usize) -> u32 {
+        let (rows, columns) = self.size();
+        blocks(m, rows) * blocks(n, columns)
+    }
+}
+
+/// Picks the tile for an `m` x `n` result: the one that a device of 128 processors should finish first.
+///
+/// The time of a tile is its area over the rate at which its blocks together keep a processor busy: the smaller the
+/// tile, the more bytes of operands it needs for a product. The choice does not touch the order of any sum.
+pub(super) fn plan(m: usize, n: usize, aligned: bool) -> Tile {
+    if !aligned {
+        return Tile::Any;
+    }
+    let time = |(tile, together, rate): (Tile, usize, f64)| {
+        let (rows, columns) = tile.size();
+        let rounds = (tile.blocks(m, n) as usize).div_ceil(128 * together);
+        (rounds * rows * columns * together) as f64 / rate
+    };
+    [(Tile::Large, 1, 1.0), (Tile::Medium, 2, 0.95), (Tile::Small, 4, 0.6)]
+        .into_iter()
+        .min_by(|a, b| time(*a).total_cmp(&time(*b)))
+        .map_or(Tile::Small, |(tile, ..)| tile)
+}
+
+/// Tells whether rows of `pitch` elements of `bytes` bytes from `address` on are whole 16-byte packs.
+pub(super) fn packed(address: u64, pitch: usize, bytes: u64) -> bool {
+    address.is_multiple_of(16) && (pitch as u64 * bytes).is_multiple_of(16)
+}
+
+/// Returns the kernels of a layout by precision and tile.
+fn kernel(layout: Layout, precision: Precision, tile: Tile) -> &'static str {
+    macro_rules! tiles {
+        ($name:literal) => {
+            match tile {
+                Tile::Large => concat!($name, "_128x256"),
+                Tile::Medium => concat!($name, "_128x128"),
+                Tile::Small => concat!($name, "_64x64"),
+                Tile::Any => concat!($name, "_any"),
+            }
+        };
+    }
+    match (layout, precision) {
+        (Layout::Nt, Precision::Bf16) => tiles!("gemm_nt_bf16"),
+        (Layout::Nn, Precision::Bf16) => tiles!("gemm_nn_bf16"),
+        (Layout::Tn, Precision::Bf16) => tiles!("gemm_tn_bf16"),
+        (Layout::Nt, Precision::Fp32) => tiles!("gemm_nt_f32"),
+        (Layout::Nn, Precision::Fp32) => tiles!("gemm_nn_f32"),
+        (Layout::Tn, Precision::Fp32) => tiles!("gemm_tn_f32"),
+    }
+}
+
+/// Starts a product.
+pub(in crate::backend::gpu) fn gemm(gpu: &Gpu, job: &Gemm) {
+    let stored = gpu.precision().bytes();
+    let wide = match job.out {
+        Out::Stored => gpu.precision() == Precision::Fp32,
+        Out::F32 => true,
+        Out::Bf16 => false,
+    };
+    let bytes = if wide { 4 } else { 2 };
+    if job.residual != 0 && (job.accumulate || bytes != stored) {
+        return gpu.refuse("gemm: a residual needs a result in its own type that does not accumulate");
+    }
+    let addend = if job.accumulate { job.c } else { job.residual };
+    let tile = plan(
+        job.m,
+        job.n,
+        packed(job.a, job.lda, stored) && packed(job.b, job.ldb, stored),
+    );
+    let rows = packed(job.c, job.ldc, bytes) && packed(addend, job.ldc, bytes);
+    let args = Args::new()
+        .ptr(job.a)
+        .ptr(job.b)
+        .ptr(job.c)
+        .ptr(addend)
+        .ptr(job.bias)
+        .u32(job.m as u32)
+        .u32(job.n as u32)
+        .u32(job.k as u32)
+        .u32(job.lda as u32)
+        .u32(job.ldb as u32)
+        .u32(job.ldc as u32)
+        .u32(u32::from(wide) | u32::from(rows) << 1);
+    let name = kernel(job.layout, gpu.precision(), tile);
+    gpu.launch(name, [tile.blocks(job.m, job.n), 1, 1], tile.threads(), tile.shared(), args);
+}
 
 #[allow(clippy::too_many_arguments)]
 pub(in crate::backend::gpu) fn forward(
     gpu: &Gpu,
-    _n: usize,
-    _oi: (usize, usize),
-    _x: &Act,
-    _w: Weight<'_>,
-    _bias: Option<Weight<'_>>,
-    _residual: Option<&Act>,
-    _y: &mut Act,
+    n: usize,
+    (o, i): (usize, usize),
+    x: &Act,
+    w: Weight<'_>,
+    bias: Option<Weight<'_>>,
+    residual: Option<&Act>,
+    y: &mut Act,
 ) {
-    gpu.refuse("linear: not written");
+    let job = Gemm {
+        layout: Layout::Nt,
+        m: n,
+        n: o,
+        k: i,
+        a: x.at,
+        lda: i,
+        b: w.at,
+        ldb: i,
+        c: y.at,
+        ldc: o,
+        out: Out::Stored,
+        accumulate: false,
+        bias: bias.map_or(0, |bias| bias.at),
+        residual: residual.map_or(0, |residual| residual.at),
+    };
+    gemm(gpu, &job);
 }
 
 pub(in crate::backend::gpu) fn dgrad(
     gpu: &Gpu,
-    _n: usize,
-    _oi: (usize, usize),
-    _dy: &Act,
-    _w: Weight<'_>,
-    _dx: &mut Act,
+    n: usize,
+    (o, i): (usize, usize),
+    dy: &Act,
+    w: Weight<'_>,
+    dx: &mut Act,
 ) {
-    gpu.refuse("linear dgrad: not written");
+    let job = Gemm {
+        layout: Layout::Nn,
+        m: n,
+        n: i,
+        k: o,
+        a: dy.at,
+        lda: o,
+        b: w.at,
+        ldb: i,
+        c: dx.at,
+        ldc: i,
+        out: Out::Stored,
+        accumulate: false,
+        bias: 0,
+        residual: 0,
+    };
+    gemm(gpu, &job);
 }
 
 pub(in crate::backend::gpu) fn wgrad(
     gpu: &Gpu,
-    _n: usize,
-    _oi: (usize, usize),
-    _dy: &Act,
-    _x: &Act,
-    _dw: &mut Grad,
+    n: usize,
+    (o, i): (usize, usize),
+    dy: &Act,
+    x: &Act,
+    dw: &mut Grad,
 ) {
-    gpu.refuse("linear wgrad: not written");
+    let job = Gemm {
+        layout: Layout::Tn,
+        m: o,
+        n: i,
+        k: n,
+        a: dy.at,
+        lda: o,
+        b: x.at,
+        ldb: i,
+        c: dw.at,
+        ldc: i,
+        out: if dw.wide { Out::F32 } else { Out::Bf16 },
+        accumulate: dw.adds(),
+        bias: 0,
+        residual: 0,
+    };
+    gemm(gpu, &job);
 }
 
-pub(in crate::backend::gpu) fn bias_grad(
-    gpu: &Gpu,
-    _n: usize,
-    _o: usize,
-    _dy: &Act,
-    _db: &mut Grad,
-) {
-    gpu.refuse("bias gradient: not written");
+/// Rows that one block of the first pass of [`bias_grad`] sums.
+const SLAB: usize = 256;
+/// Columns that a block of either pass sums.
+const COLUMNS: usize = 256;
+
+/// Sums columns in two passes: a block sums a slab of rows into scratch, then one thread a column adds the slabs in
+/// order.
+pub(in crate::backend::gpu) fn bias_grad(gpu: &Gpu, n: usize, o: usize, dy: &Act, db: &mut Grad) {
+    let slabs = blocks(n, SLAB);
+    let partial = gpu.scratch(u64::from(slabs) * o as u64 * 4);
+    let rows = packed(dy.at, o, gpu.precision().bytes());
+    let args = Args::new()
+        .ptr(dy.at)
+        .ptr(partial)
+        .u32(n as u32)
+        .u32(o as u32)
+        .u32(SLAB as u32)
+        .u32(u32::from(rows));
+    let name = gpu.pick("bias_grad_slab_bf16", "bias_grad_slab_f32");
+    gpu.launch(name, [blocks(o, COLUMNS), slabs, 1], 256, 0, args);
+    let adds = db.adds();
+    let name = if db.wide { "bias_grad_sum_f32" } else { "bias_grad_sum_bf16" };
+    let args =
+        Args::new().ptr(partial).ptr(db.at).u32(slabs).u32(o as u32).u32(u32::from(adds));
+    gpu.launch(name, [blocks(o, COLUMNS), 1, 1], 256, 0, args);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plan_takes_large_tiles_where_they_fill_the_device_and_small_ones_where_not() {
+        assert_eq!(plan(4096, 12288, true), Tile::Large);
+        assert_eq!(plan(4096, 4096, true), Tile::Large);
+        // 32 large tiles would leave three processors of four idle.
+        assert_eq!(plan(1024, 1024, true), Tile::Small);
+        assert_eq!(plan(1, 4096, true), Tile::Small);
+        // 576 columns are two and a quarter large tiles.
+        assert_ne!(plan(4096, 576, true), Tile::Large);
+        assert_eq!(plan(4096, 4096, false), Tile::Any);
+    }
+
+    #[test]
+    fn tiles_cover_the_result_and_fit_the_smallest_device() {
+        assert_eq!(Tile::Large.blocks(129, 257), 4);
+        assert_eq!(Tile::Small.blocks(64, 65), 2);
+        assert_eq!(Tile::Any.blocks(0, 5), 0);
+        for tile in [Tile::Large, Tile::Medium, Tile::Small, Tile::Any] {
+            assert!(tile.shared() <= 99 << 10, "{tile:?}");
+        }
+    }
+
+    #[test]
+    fn packed_needs_address_and_pitch_in_whole_packs() {
+        assert!(packed(256, 8, 2) && packed(0, 4, 4));
+        assert!(!packed(256, 41, 2) && !packed(258, 8, 2) && !packed(256, 4, 2));
+    }
 }

@@ -1,61 +1,221 @@
 //! RMSNorm of rows and of heads: kernels/rmsnorm.cu.
 
-use crate::backend::gpu::{Act, Gpu, Grad, Stat, Weight};
+use crate::backend::gpu::driver::Args;
+use crate::backend::gpu::{Act, Gpu, Grad, Stat, Weight, blocks};
 use crate::ops::Heads;
+
+/// Numbers up to which a warp takes a unit: four packs of eight a lane.
+const WARP_WIDTH: usize = 1024;
+/// Units that a partial of the gain's gradient covers: kUnits of the kernel.
+const UNITS: usize = 64;
+
+/// Tells whether a block (else a warp) takes a unit of `d` numbers, and how many blocks cover `units`.
+fn plan(units: usize, d: usize) -> (bool, [u32; 3]) {
+    let wide = d > WARP_WIDTH;
+    (wide, [blocks(units, if wide { 1 } else { 8 }), 1, 1])
+}
+
+/// How units lie in rows: `heads` of width `d` in a row of `width`, of which `normed` are normed, the first `queries`
+/// with the first gain.
+#[derive(Clone, Copy)]
+struct Units {
+    rows: usize,
+    width: usize,
+    heads: usize,
+    normed: usize,
+    queries: usize,
+    d: usize,
+}
+
+impl Units {
+    fn rows(n: usize, c: usize) -> Self {
+        Self { rows: n, width: c, heads: 1, normed: 1, queries: 1, d: c }
+    }
+
+    fn heads(n: usize, heads: Heads, all: usize) -> Self {
+        let (width, d) = (heads.qkv_width(), heads.d);
+        Self { rows: n, width, heads: all, normed: heads.h + heads.g, queries: heads.h, d }
+    }
+}
+
+fn launch_forward(
+    gpu: &Gpu,
+    units: Units,
+    eps: f64,
+    x: &Act,
+    gains: [Weight<'_>; 2],
+    y: &mut Act,
+    rstd: &mut Stat,
+) {
+    let (wide, grid) = plan(units.rows * units.heads, units.d);
+    let kernel = if wide {
+        gpu.pick("rmsnorm_fwd_bf16_block", "rmsnorm_fwd_f32_block")
+    } else {
+        gpu.pick("rmsnorm_fwd_bf16_warp", "rmsnorm_fwd_f32_warp")
+    };
+    let args = Args::new()
+        .ptr(x.at)
+        .ptr(gains[0].at)
+        .ptr(gains[1].at)
+        .ptr(y.at)
+        .ptr(rstd.at)
+        .u32(units.rows as u32)
+        .u32(units.width as u32)
+        .u32(units.heads as u32)
+        .u32(units.normed as u32)
+        .u32(units.queries as u32)
+        .u32(units.d as u32)
+        .f32(eps as f32);
+    gpu.launch(kernel, grid, 256, 0, args);
+}
+
+fn launch_backward(
+    gpu: &Gpu,
+    units: Units,
+    [block, warp]: [&'static str; 2],
+    (dy, x, dx): (u64, &Act, u64),
+    gains: [Weight<'_>; 2],
+    rstd: &Stat,
+) {
+    let (wide, grid) = plan(units.rows * units.heads, units.d);
+    let args = Args::new()
+        .ptr(dy)
+        .ptr(x.at)
+        .ptr(gains[0].at)
+        .ptr(gains[1].at)
+        .ptr(rstd.at)
+        .ptr(dx)
+        .u32(units.rows as u32)
+        .u32(units.width as u32)
+        .u32(units.heads as u32)
+        .u32(units.queries as u32)
+        .u32(units.d as u32);
+    gpu.launch(if wide { block } else { warp }, grid, 256, 0, args);
+}
+
+/// Adds up the gradient of a gain over `count` units a row from unit `first` on, in two stages of fixed order.
+fn gain_gradient(
+    gpu: &Gpu,
+    units: Units,
+    (first, count): (usize, usize),
+    (dy, x): (u64, &Act),
+    rstd: &Stat,
+    dgain: &mut Grad,
+) {
+    let parts = (units.rows * count).div_ceil(UNITS);
+    let partials = gpu.scratch((parts * units.d * 4) as u64);
+    if partials == 0 {
+        return;
+    }
+    let args = Args::new()
+        .ptr(dy)
+        .ptr(x.at)
+        .ptr(rstd.at)
+        .ptr(partials)
+        .u32(units.rows as u32)
+        .u32(units.width as u32)
+        .u32(count as u32)
+        .u32(units.normed as u32)
+        .u32(first as u32)
+        .u32(units.d as u32);
+    let columns = blocks(units.d, 256);
+    let kernel = gpu.pick("rmsnorm_dgain_bf16", "rmsnorm_dgain_f32");
+    gpu.launch(kernel, [columns, parts as u32, 1], 256, 0, args);
+    let sum = if dgain.wide { "rmsnorm_dgain_sum_f32" } else { "rmsnorm_dgain_sum_bf16" };
+    let args = Args::new()
+        .ptr(partials)
+        .ptr(dgain.at)
+        .u32(parts as u32)
+        .u32(units.d as u32)
+        .u32(u32::from(dgain.adds()));
+    gpu.launch(sum, [columns, 1, 1], 256, 0, args);
+}
 
 #[allow(clippy::too_many_arguments)]
 pub(in crate::backend::gpu) fn forward(
     gpu: &Gpu,
-    _n: usize,
-    _c: usize,
-    _eps: f64,
-    _x: &Act,
-    _gain: Weight<'_>,
-    _y: &mut Act,
-    _rstd: &mut Stat,
+    n: usize,
+    c: usize,
+    eps: f64,
+    x: &Act,
+    gain: Weight<'_>,
+    y: &mut Act,
+    rstd: &mut Stat,
 ) {
-    gpu.refuse("rmsnorm: not written");
+    launch_forward(gpu, Units::rows(n, c), eps, x, [gain; 2], y, rstd);
 }
 
 #[allow(clippy::too_many_arguments)]
 pub(in crate::backend::gpu) fn backward(
     gpu: &Gpu,
-    _n: usize,
-    _c: usize,
-    _dy: &Act,
-    _x: &Act,
-    _gain: Weight<'_>,
-    _rstd: &Stat,
-    _dx: &mut Act,
-    _dgain: Option<&mut Grad>,
+    n: usize,
+    c: usize,
+    dy: &Act,
+    x: &Act,
+    gain: Weight<'_>,
+    rstd: &Stat,
+    dx: &mut Act,
+    dgain: Option<&mut Grad>,
 ) {
-    gpu.refuse("rmsnorm backward: not written");
+    let units = Units::rows(n, c);
+    let names = [
+        gpu.pick("rmsnorm_bwd_bf16_block", "rmsnorm_bwd_f32_block"),
+        gpu.pick("rmsnorm_bwd_bf16_warp", "rmsnorm_bwd_f32_warp"),
+    ];
+    launch_backward(gpu, units, names, (dy.at, x, dx.at), [gain; 2], rstd);
+    if let Some(dgain) = dgain {
+        gain_gradient(gpu, units, (0, 1), (dy.at, x), rstd, dgain);
+    }
 }
 
 #[allow(clippy::too_many_arguments)]
 pub(in crate::backend::gpu) fn qk_forward(
     gpu: &Gpu,
-    _n: usize,
-    _heads: Heads,
-    _eps: f64,
-    _gains: [Weight<'_>; 2],
-    _raw: &Act,
-    _qkv: &mut Act,
-    _rstd: &mut Stat,
+    n: usize,
+    heads: Heads,
+    eps: f64,
+    gains: [Weight<'_>; 2],
+    raw: &Act,
+    qkv: &mut Act,
+    rstd: &mut Stat,
 ) {
-    gpu.refuse("qk norm: not written");
+    let units = Units::heads(n, heads, heads.h + 2 * heads.g);
+    launch_forward(gpu, units, eps, raw, gains, qkv, rstd);
 }
 
 #[allow(clippy::too_many_arguments)]
 pub(in crate::backend::gpu) fn qk_backward(
     gpu: &Gpu,
-    _n: usize,
-    _heads: Heads,
-    _gains: [Weight<'_>; 2],
-    _raw: &Act,
-    _rstd: &Stat,
-    _dqkv: &mut Act,
-    _dgains: Option<[&mut Grad; 2]>,
+    n: usize,
+    heads: Heads,
+    gains: [Weight<'_>; 2],
+    raw: &Act,
+    rstd: &Stat,
+    dqkv: &mut Act,
+    dgains: Option<[&mut Grad; 2]>,
 ) {
-    gpu.refuse("qk norm backward: not written");
+    let units = Units::heads(n, heads, heads.h + heads.g);
+    // Before dqkv is overwritten.
+    if let Some([dq, dk]) = dgains {
+        gain_gradient(gpu, units, (0, heads.h), (dqkv.at, raw), rstd, dq);
+        gain_gradient(gpu, units, (heads.h, heads.g), (dqkv.at, raw), rstd, dk);
+    }
+    let names = [
+        gpu.pick("qk_norm_bwd_bf16_block", "qk_norm_bwd_f32_block"),
+        gpu.pick("qk_norm_bwd_bf16_warp", "qk_norm_bwd_f32_warp"),
+    ];
+    launch_backward(gpu, units, names, (dqkv.at, raw, dqkv.at), gains, rstd);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plan_gives_narrow_units_a_warp_and_wide_ones_a_block() {
+        assert_eq!(plan(9, 128), (false, [2, 1, 1]));
+        assert_eq!(plan(9, 1024), (false, [2, 1, 1]));
+        assert_eq!(plan(9, 4096), (true, [9, 1, 1]));
+        assert_eq!(plan(0, 64), (false, [0, 1, 1]));
+    }
 }

@@ -1,0 +1,302 @@
+// Loss rows of the head: statistics of a row of fp32 logits, and its gradient in place.
+//
+// One-hot: p = softmax(z)_y, weight w(p), dz = coef w (softmax(z) - e_y). 1 - p is the sum of the others, never a
+// difference, so weights stay exact for p -> 1. Matched: D = z - z_ref (or the product of the difference), q =
+// softmax(z_ref); Uniform, KL and its quadratic form as ops/weight.rs states them, exactly 0 where D = 0.
+// Shape: a block a row. The first read gives maximum and sums online (a running maximum rescales the sum); the
+// second, out of the L2 cache, makes the gradient; KL has one more between them for its normaliser. The gradient
+// overwrites the row from its start in the precision of storage: bf16 numbers then have a pitch of 2V. A window is
+// read by all threads before any of them writes it, and what is written lies below what is still to be read.
+// fp32 sums in an order that V alone decides. Bytes a logit: 4 read, 2 or 4 written (matched: twice the reads).
+// Roof: device memory. Source: arXiv 2504.13388.
+#include "rows.cuh"
+
+constexpr float kLargest = 3.402823466e38f;
+constexpr float kSmallest = 1.17549435e-38f;
+constexpr uint32_t kPlaces = kBlock * kPack;  // entries a block reads between two barriers
+
+// A maximum and a sum of exp(x - maximum), with a second sum under the same weights.
+struct Online {
+    float top = -INFINITY;
+    float sum = 0.0f;
+    float with = 0.0f;
+
+    __device__ __forceinline__ void add(float x, float value) {
+        if (x > top) {
+            // exp(-inf) = 0 at the first entry.
+            float keep = expf(top - x);
+            sum *= keep;
+            with *= keep;
+            top = x;
+        }
+        float e = expf(x - top);
+        sum += e;
+        with += e * value;
+    }
+};
+
+// The maximum over the block, for all threads.
+__device__ __forceinline__ float block_max(float x) {
+    __shared__ float block_max_s[kBlock / kWarp];
+#pragma unroll
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+        x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, offset));
+    }
+    // The maxima of the call before may still be read.
+    __syncthreads();
+    if (threadIdx.x % kWarp == 0) block_max_s[threadIdx.x / kWarp] = x;
+    // All warps' maxima must be there.
+    __syncthreads();
+    float top = block_max_s[0];
+#pragma unroll
+    for (int w = 1; w < kBlock / kWarp; ++w) top = fmaxf(top, block_max_s[w]);
+    return top;
+}
+
+// Joins the threads' sums; a thread without entries adds nothing.
+__device__ __forceinline__ void join(Online& online) {
+    float top = block_max(online.top);
+    float keep = online.top == -INFINITY ? 0.0f : expf(online.top - top);
+    online.sum = row_sum<kBlock>(online.sum * keep);
+    online.with = row_sum<kBlock>(online.with * keep);
+    online.top = top;
+}
+
+// Writes f(i) over the row: T is the type of the gradient. Every thread of the block calls it.
+template <typename T, typename F>
+__device__ __forceinline__ void rewrite(float* z, uint32_t v, bool vec, F f) {
+    T* out = reinterpret_cast<T*>(z);  // aligned like the row, to at least 4 bytes
+    for (uint32_t start = 0; start < v; start += kPlaces) {
+        const uint32_t at = start + threadIdx.x * kPack;
+        float x_r[kPack];
+        load_pack(z, at, v, vec, x_r);
+        f(at, x_r);
+        // The window is in registers everywhere before its first half is overwritten.
+        __syncthreads();
+        store_pack(out, at, v, vec, x_r);
+    }
+}
+
+struct Formula {
+    float sign, p_power, q_power, pole, threshold;
+    uint32_t divided;
+
+    __device__ __forceinline__ float weight(float p, float q) const {
+        if (threshold != 0.0f && p <= threshold) return 0.0f;
+        float w = sign;
+        if (p_power != 0.0f) w *= p_power == 1.0f ? p : powf(p, p_power);
+        if (q_power != 0.0f) w *= q_power == 1.0f ? q : powf(q, q_power);
+        if (divided != 0) w /= fmaxf(pole + q, kSmallest);
+        return w;
+    }
+};
+
+template <typename T>
+__device__ __forceinline__ void onehot(float* logits, const uint32_t* targets, const float* coefs,
+                                       const float* weights, float* nll, float* value, float* hit,
+                                       uint32_t v, Formula formula, uint32_t grad) {
+    const uint32_t row = blockIdx.x, y = targets[row];
+    float* z = logits + static_cast<uint64_t>(row) * v;
+    const bool vec = v % kPack == 0;
+    const float zy = z[y];
+    Online others;
+    float beaten = 0.0f;
+    for (uint32_t at = threadIdx.x * kPack; at < v; at += kPlaces) {
+        float x_r[kPack];
+        load_pack(z, at, v, vec, x_r);
+#pragma unroll
+        for (int k = 0; k < kPack; ++k) {
+            const uint32_t i = at + k;
+            if (i >= v || i == y) continue;
+            if (i < y ? x_r[k] >= zy : x_r[k] > zy) beaten = 1.0f;
+            others.add(x_r[k], 0.0f);
+        }
+    }
+    // Where the target is the largest, the others are summed below it.
+    if (others.top < zy) {
+        others.sum *= others.top == -INFINITY ? 0.0f : expf(others.top - zy);
+        others.top = zy;
+    }
+    join(others);
+    beaten = row_sum<kBlock>(beaten);
+    const float top = others.top, e = expf(zy - top), total = e + others.sum;
+    const float p = e / total, q = others.sum / total;
+    const float loss = others.sum < e ? log1pf(others.sum / e) : logf(total) + (top - zy);
+    const float w = weights != nullptr ? weights[row] : formula.weight(p, q);
+    if (threadIdx.x == 0) {
+        nll[row] = loss;
+        value[row] = w * loss;
+        hit[row] = beaten == 0.0f ? 1.0f : 0.0f;
+    }
+    if (grad == 0) return;
+    const float coef = coefs[row];
+    // At a pole the weight is the largest float, which a coefficient above 4 would take to infinity. NaN stays.
+    float k_row = coef * w;
+    k_row = k_row > kLargest ? kLargest : (k_row < -kLargest ? -kLargest : k_row);
+    const float scale = k_row / total;
+    rewrite<T>(z, v, vec, [&](uint32_t at, float(&x)[kPack]) {
+#pragma unroll
+        for (int k = 0; k < kPack; ++k) {
+            // A row that is left out is 0 even where its weight is no number.
+            x[k] = coef == 0.0f ? 0.0f : (at + k == y ? -k_row * q : scale * expf(x[k] - top));
+        }
+    });
+}
+
+// e^x - 1 - x without cancellation around 0.
+__device__ __forceinline__ float exp_minus_linear(float x) {
+    float tail = 1.0f;
+#pragma unroll
+    for (int n = 8; n >= 3; --n) tail = 1.0f + x * (1.0f / static_cast<float>(n)) * tail;
+    return fabsf(x) < 0.25f ? 0.5f * x * x * tail : expf(x) - 1.0f - x;
+}
+
+template <typename T>
+__device__ __forceinline__ void uniform(float* logits, const float* coefs, float* value, uint32_t v,
+                                        uint32_t grad) {
+    const uint32_t row = blockIdx.x;
+    float* z = logits + static_cast<uint64_t>(row) * v;
+    const bool vec = v % kPack == 0;
+    const float coef = coefs[row], first = z[0], count = static_cast<float>(v);
+    Online online;
+    float sum = 0.0f;
+    for (uint32_t at = threadIdx.x * kPack; at < v; at += kPlaces) {
+        float x_r[kPack];
+        load_pack(z, at, v, vec, x_r);
+#pragma unroll
+        for (int k = 0; k < kPack; ++k) {
+            if (at + k >= v) continue;
+            online.add(x_r[k], 0.0f);
+            sum += x_r[k] - first;
+        }
+    }
+    join(online);
+    const float mean = row_sum<kBlock>(sum) / count - (online.top - first);
+    if (threadIdx.x == 0) {
+        value[row] = coef == 0.0f ? 0.0f : logf(online.sum) - mean - logf(count);
+    }
+    if (grad == 0) return;
+    rewrite<T>(z, v, vec, [&](uint32_t, float(&x)[kPack]) {
+#pragma unroll
+        for (int k = 0; k < kPack; ++k) {
+            x[k] = coef == 0.0f ? 0.0f
+                                : expf(x[k] - online.top) * (coef / online.sum) - coef / count;
+        }
+    });
+}
+
+// QUADRATIC: the quadratic form, else KL(q, p). With D' = D - E_q D and E = E_q(e^D' - 1 - D'), p/q = e^D' / (1 + E)
+// and KL = log(1 + E). `subtract`: the first logits are z and not D.
+template <bool QUADRATIC, typename T>
+__device__ __forceinline__ void matched(float* logits, const float* teacher, const float* coefs,
+                                        float* value, uint32_t v, uint32_t subtract, uint32_t grad) {
+    const uint32_t row = blockIdx.x;
+    float* z = logits + static_cast<uint64_t>(row) * v;
+    const float* r = teacher + static_cast<uint64_t>(row) * v;
+    const bool vec = v % kPack == 0;
+    const float coef = coefs[row];
+    auto difference = [&](float x, float x_ref) { return subtract != 0 ? x - x_ref : x; };
+    Online online;
+    for (uint32_t at = threadIdx.x * kPack; at < v; at += kPlaces) {
+        float x_r[kPack], ref_r[kPack];
+        load_pack(z, at, v, vec, x_r);
+        load_pack(r, at, v, vec, ref_r);
+#pragma unroll
+        for (int k = 0; k < kPack; ++k) {
+            if (at + k < v) online.add(ref_r[k], difference(x_r[k], ref_r[k]));
+        }
+    }
+    join(online);
+    const float inverse = 1.0f / online.sum, mean = online.with * inverse, top = online.top;
+    float sum = 0.0f;
+    for (uint32_t at = threadIdx.x * kPack; at < v; at += kPlaces) {
+        float x_r[kPack], ref_r[kPack];
+        load_pack(z, at, v, vec, x_r);
+        load_pack(r, at, v, vec, ref_r);
+#pragma unroll
+        for (int k = 0; k < kPack; ++k) {
+            if (at + k >= v) continue;
+            float d = difference(x_r[k], ref_r[k]) - mean;
+            sum += expf(ref_r[k] - top) * inverse * (QUADRATIC ? d * d : exp_minus_linear(d));
+        }
+    }
+    const float excess = row_sum<kBlock>(sum);
+    if (threadIdx.x == 0) {
+        value[row] = coef == 0.0f ? 0.0f : (QUADRATIC ? excess : log1pf(excess));
+    }
+    if (grad == 0) return;
+    const float scale = QUADRATIC ? coef : coef / (1.0f + excess);
+    rewrite<T>(z, v, vec, [&](uint32_t at, float(&x)[kPack]) {
+        float ref_r[kPack];
+        load_pack(r, at, v, vec, ref_r);
+#pragma unroll
+        for (int k = 0; k < kPack; ++k) {
+            float q = expf(ref_r[k] - top) * inverse;
+            float d = difference(x[k], ref_r[k]) - mean;
+            float pull = QUADRATIC ? d : exp_minus_linear(d) + d - excess;
+            x[k] = coef == 0.0f ? 0.0f : scale * q * pull;
+        }
+    });
+}
+
+template <typename T>
+__device__ __forceinline__ void difference(const T* a, const T* b, T* out, uint64_t n) {
+    const uint64_t at = (static_cast<uint64_t>(blockIdx.x) * kBlock + threadIdx.x) * kPack;
+    if (at >= n) return;
+    const uint32_t left = n - at < kPack ? static_cast<uint32_t>(n - at) : kPack;
+#pragma unroll
+    for (int k = 0; k < kPack; ++k) {
+        if (k < static_cast<int>(left)) narrow(widen(a[at + k]) - widen(b[at + k]), out[at + k]);
+    }
+}
+
+// `logits` [rows, V] fp32; the gradient takes its place. `weights` may be null: then the formula. Grid: rows.
+#define ONEHOT(name, T)                                                                           \
+    extern "C" __global__ void __launch_bounds__(kBlock)                                          \
+        name(float* logits, const uint32_t* targets, const float* coefs, const float* weights,    \
+             float* nll, float* value, float* hit, uint32_t v, float sign, float p_power,         \
+             float q_power, float pole, float threshold, uint32_t divided, uint32_t grad) {       \
+        Formula formula = {sign, p_power, q_power, pole, threshold, divided};                     \
+        onehot<T>(logits, targets, coefs, weights, nll, value, hit, v, formula, grad);            \
+    }                                                                                             \
+    KERNEL_EXPORT(name)
+
+ONEHOT(head_onehot_bf16, uint16_t);
+ONEHOT(head_onehot_f32, float);
+
+#define UNIFORM(name, T)                                                                          \
+    extern "C" __global__ void __launch_bounds__(kBlock)                                          \
+        name(float* logits, const float* coefs, float* value, uint32_t v, uint32_t grad) {        \
+        uniform<T>(logits, coefs, value, v, grad);                                                \
+    }                                                                                             \
+    KERNEL_EXPORT(name)
+
+UNIFORM(head_uniform_bf16, uint16_t);
+UNIFORM(head_uniform_f32, float);
+
+#define MATCHED(name, quadratic, T)                                                               \
+    extern "C" __global__ void __launch_bounds__(kBlock)                                          \
+        name(float* logits, const float* teacher, const float* coefs, float* value, uint32_t v,   \
+             uint32_t subtract, uint32_t grad) {                                                  \
+        matched<quadratic, T>(logits, teacher, coefs, value, v, subtract, grad);                  \
+    }                                                                                             \
+    KERNEL_EXPORT(name)
+
+MATCHED(head_kl_bf16, false, uint16_t);
+MATCHED(head_kl_f32, false, float);
+MATCHED(head_qkl_bf16, true, uint16_t);
+MATCHED(head_qkl_f32, true, float);
+
+// out = a - b, rounded to storage. Grid: ceil(n / 2048) blocks.
+extern "C" __global__ void __launch_bounds__(kBlock)
+    head_difference_bf16(const uint16_t* a, const uint16_t* b, uint16_t* out, uint64_t n) {
+    difference(a, b, out, n);
+}
+
+extern "C" __global__ void __launch_bounds__(kBlock)
+    head_difference_f32(const float* a, const float* b, float* out, uint64_t n) {
+    difference(a, b, out, n);
+}
+
+KERNEL_EXPORT(head_difference_bf16);
+KERNEL_EXPORT(head_difference_f32);

@@ -1,0 +1,97 @@
+//! RMSNorm of rows and of heads, forward and backward.
+
+use super::embed::{grad, grad_output};
+use super::{Bench, Dtype, Output, Random, Verdict};
+use crate::backend::cpu::Grad as CpuGrad;
+use crate::backend::gpu::Gpu;
+use crate::ops::{Compute, Heads, StateMode};
+
+const EPS: f64 = 1e-5;
+
+/// Runs all cases.
+pub fn run(gpu: &Gpu) -> Vec<Verdict> {
+    let bench = Bench::new(gpu);
+    let mut verdicts = Vec::new();
+    for n in [1, 3, 67] {
+        for c in [1, 3, 41, 64, 401, 576] {
+            verdicts.push(rows(&bench, n, c, StateMode::Exact));
+            verdicts.push(rows(&bench, n, c, StateMode::Compact));
+        }
+    }
+    // A block a row; one that registers do not hold; one that is not aligned.
+    for c in [1025, 2048, 8192, 8200, 9001] {
+        verdicts.push(rows(&bench, 2, c, StateMode::Compact));
+    }
+    for n in [1, 9, 70] {
+        for (h, g, d) in [(1, 1, 1), (4, 2, 64), (3, 1, 41)] {
+            verdicts.push(heads(&bench, n, Heads { h, g, d, window: None }, StateMode::Exact));
+        }
+    }
+    verdicts
+}
+
+fn rows(bench: &Bench<'_>, n: usize, c: usize, mode: StateMode) -> Verdict {
+    let name = format!("rmsnorm {n}x{c} {mode:?}");
+    let mut random = Random::new(&name);
+    let [x, dy, dx] = [0; 3].map(|_| bench.round(&random.vec(n * c)));
+    let gain = bench.round(&random.vec(c));
+    bench.judge(name, || {
+        let (x_on, dy_on, gain_on) = (bench.act(&x)?, bench.act(&dy)?, bench.act(&gain)?);
+        let (mut y, mut rstd, mut dx_on) =
+            (bench.stale_act(n * c)?, bench.stale_stat(n)?, bench.act(&dx)?);
+        let mut dgain = grad(bench.gpu, c, mode)?;
+        let w = gain_on.as_weight();
+        bench.gpu.rmsnorm(n, c, EPS, &x_on, w, &mut y, &mut rstd);
+        bench.gpu.rmsnorm_bwd(n, c, &dy_on, &x_on, w, &rstd, &mut dx_on, Some(&mut dgain));
+        let (mut y_want, mut rstd_want, mut dx_want) = (vec![0.0; n * c], vec![0.0; n], dx.clone());
+        let mut dgain_want = CpuGrad::wide(c);
+        bench.cpu.rmsnorm(n, c, EPS, &x, &gain, &mut y_want, &mut rstd_want);
+        let to = Some(&mut dgain_want);
+        bench.cpu.rmsnorm_bwd(n, c, &dy, &x, &gain, &rstd_want, &mut dx_want, to);
+        let (stored, sums) = (bench.stored(), (Dtype::F32, c));
+        let (y, dx) = (bench.read_act(&y, n * c), bench.read_act(&dx_on, n * c));
+        let rstd = bench.read_stat(&rstd, n);
+        Ok(vec![
+            Output { name: "y", got: y, want: y_want, stored, sums },
+            Output { name: "rstd", got: rstd, want: rstd_want, stored: Dtype::F32, sums },
+            Output { name: "dx", got: dx, want: dx_want, stored, sums },
+            grad_output(bench.gpu, &dgain, &dgain_want, mode, (Dtype::F32, n), 1),
+        ])
+    })
+}
+
+fn heads(bench: &Bench<'_>, n: usize, heads: Heads, mode: StateMode) -> Verdict {
+    let name = format!("qk_norm {n} {heads:?}");
+    let mut random = Random::new(&name);
+    let (len, d, normed) = (n * heads.qkv_width(), heads.d, heads.h + heads.g);
+    let (raw, dqkv) = (bench.round(&random.vec(len)), bench.round(&random.vec(len)));
+    let gains = [0; 2].map(|_| bench.round(&random.vec(d)));
+    bench.judge(name, || {
+        let (raw_on, mut dqkv_on) = (bench.act(&raw)?, bench.act(&dqkv)?);
+        let gains_on = [bench.act(&gains[0])?, bench.act(&gains[1])?];
+        let w = [gains_on[0].as_weight(), gains_on[1].as_weight()];
+        let (mut qkv, mut rstd) = (bench.stale_act(len)?, bench.stale_stat(n * normed)?);
+        let (mut dq, mut dk) = (grad(bench.gpu, d, mode)?, grad(bench.gpu, d, mode)?);
+        bench.gpu.qk_norm(n, heads, EPS, w, &raw_on, &mut qkv, &mut rstd);
+        let to = Some([&mut dq, &mut dk]);
+        bench.gpu.qk_norm_bwd(n, heads, w, &raw_on, &rstd, &mut dqkv_on, to);
+        let w = [&gains[0][..], &gains[1][..]];
+        let (mut want, mut rstd_want, mut dwant) =
+            (vec![0.0; len], vec![0.0; n * normed], dqkv.clone());
+        let (mut dq_want, mut dk_want) = (CpuGrad::wide(d), CpuGrad::wide(d));
+        bench.cpu.qk_norm(n, heads, EPS, w, &raw, &mut want, &mut rstd_want);
+        let to = Some([&mut dq_want, &mut dk_want]);
+        bench.cpu.qk_norm_bwd(n, heads, w, &raw, &rstd_want, &mut dwant, to);
+        let (stored, sums) = (bench.stored(), (Dtype::F32, d));
+        let (y, dx) = (bench.read_act(&qkv, len), bench.read_act(&dqkv_on, len));
+        let rstd = bench.read_stat(&rstd, n * normed);
+        let terms = (Dtype::F32, n * heads.h);
+        Ok(vec![
+            Output { name: "qkv", got: y, want, stored, sums },
+            Output { name: "rstd", got: rstd, want: rstd_want, stored: Dtype::F32, sums },
+            Output { name: "dqkv", got: dx, want: dwant, stored, sums },
+            grad_output(bench.gpu, &dq, &dq_want, mode, terms, 1),
+            grad_output(bench.gpu, &dk, &dk_want, mode, terms, 1),
+        ])
+    })
+}

@@ -1,0 +1,41 @@
+//! SwiGLU, forward and backward.
+
+use super::{Bench, Dtype, Output, Random, Verdict};
+use crate::backend::gpu::Gpu;
+use crate::ops::Compute;
+
+/// Runs all cases.
+pub fn run(gpu: &Gpu) -> Vec<Verdict> {
+    let bench = Bench::new(gpu);
+    let mut verdicts = Vec::new();
+    for n in [1, 3, 17] {
+        for f in [1, 3, 8, 41, 64, 401, 1536] {
+            verdicts.push(case(&bench, n, f, false));
+            verdicts.push(case(&bench, n, f, true));
+        }
+    }
+    verdicts
+}
+
+fn case(bench: &Bench<'_>, n: usize, f: usize, backward: bool) -> Verdict {
+    let name = format!("swiglu {n}x{f} backward {backward}");
+    let mut random = Random::new(&name);
+    let wide: Vec<f64> = random.vec(2 * n * f).iter().map(|x| 8.0 * x).collect();
+    let (gate_up, dy) = (bench.round(&wide), bench.round(&random.vec(n * f)));
+    bench.judge(name, || {
+        let mut on = bench.act(&gate_up)?;
+        let (got, want) = if backward {
+            bench.gpu.swiglu_bwd(n, f, &bench.act(&dy)?, &mut on);
+            let mut want = gate_up.clone();
+            bench.cpu.swiglu_bwd(n, f, &dy, &mut want);
+            (bench.read_act(&on, 2 * n * f), want)
+        } else {
+            let mut y = bench.stale_act(n * f)?;
+            bench.gpu.swiglu(n, f, &on, &mut y);
+            let mut want = vec![0.0; n * f];
+            bench.cpu.swiglu(n, f, &gate_up, &mut want);
+            (bench.read_act(&y, n * f), want)
+        };
+        Ok(vec![Output { name: "y", got, want, stored: bench.stored(), sums: (Dtype::F32, 4) }])
+    })
+}
