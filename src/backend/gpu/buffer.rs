@@ -16,6 +16,13 @@ pub struct Act {
     pub(super) len: usize,
 }
 
+impl Act {
+    /// Shows the numbers as a weight, which has the same form.
+    pub fn as_weight(&self) -> Weight<'_> {
+        Weight::new(self.at)
+    }
+}
+
 /// Statistics and row results, fp32.
 #[derive(Debug)]
 pub struct Stat {
