@@ -7,6 +7,7 @@ mod attention;
 mod embed;
 mod generate;
 mod head;
+mod linear;
 mod norm;
 mod rope;
 mod swiglu;
@@ -29,6 +30,7 @@ pub type Family = (&'static str, fn(&Gpu) -> Vec<Verdict>);
 pub const FAMILIES: &[Family] = &[
     ("embed", embed::run),
     ("norm", norm::run),
+    ("linear", linear::run),
     ("rope", rope::run),
     ("attention", attention::run),
     ("swiglu", swiglu::run),

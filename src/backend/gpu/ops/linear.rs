@@ -148,14 +148,11 @@ pub(in crate::backend::gpu) fn gemm(gpu: &Gpu, job: &Gemm) {
     };
     let bytes = if wide { 4 } else { 2 };
     if job.residual != 0 && (job.accumulate || bytes != stored) {
-        return gpu.refuse("gemm: a residual needs a result in its own type that does not accumulate");
+        return gpu
+            .refuse("gemm: a residual needs a result in its own type that does not accumulate");
     }
     let addend = if job.accumulate { job.c } else { job.residual };
-    let tile = plan(
-        job.m,
-        job.n,
-        packed(job.a, job.lda, stored) && packed(job.b, job.ldb, stored),
-    );
+    let tile = plan(job.m, job.n, packed(job.a, job.lda, stored) && packed(job.b, job.ldb, stored));
     let rows = packed(job.c, job.ldc, bytes) && packed(addend, job.ldc, bytes);
     let args = Args::new()
         .ptr(job.a)
@@ -280,8 +277,7 @@ pub(in crate::backend::gpu) fn bias_grad(gpu: &Gpu, n: usize, o: usize, dy: &Act
     gpu.launch(name, [blocks(o, COLUMNS), slabs, 1], 256, 0, args);
     let adds = db.adds();
     let name = if db.wide { "bias_grad_sum_f32" } else { "bias_grad_sum_bf16" };
-    let args =
-        Args::new().ptr(partial).ptr(db.at).u32(slabs).u32(o as u32).u32(u32::from(adds));
+    let args = Args::new().ptr(partial).ptr(db.at).u32(slabs).u32(o as u32).u32(u32::from(adds));
     gpu.launch(name, [blocks(o, COLUMNS), 1, 1], 256, 0, args);
 }
 

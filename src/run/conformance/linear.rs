@@ -1,0 +1,171 @@
+//! Linear maps: forward, both gradients and the bias gradient.
+
+use super::{Bench, Dtype, Output, Random, Verdict};
+use crate::backend::cpu::Grad as CpuGrad;
+use crate::backend::gpu::Gpu;
+use crate::error::Result;
+use crate::ops::{Compute, ParamSpec, State, StateMode, TeacherForm, UpdateRule};
+
+/// Rows, outputs and inputs: single numbers, odd widths, ragged tiles of every size, sums that cross several stages.
+const SHAPES: [(usize, usize, usize); 14] = [
+    (1, 1, 1),
+    (1, 8, 8),
+    (3, 41, 401),
+    (2, 3, 5),
+    (17, 9, 41),
+    (1, 64, 96),
+    (5, 72, 40),
+    (64, 64, 64),
+    (65, 72, 136),
+    (130, 8, 24),
+    (7, 200, 264),
+    (63, 1, 33),
+    (33, 136, 8),
+    (100, 48, 520),
+];
+
+/// Runs all cases.
+pub fn run(gpu: &Gpu) -> Vec<Verdict> {
+    let bench = Bench::new(gpu);
+    let mut verdicts = Vec::new();
+    for (n, o, i) in SHAPES {
+        for (bias, residual) in [(false, false), (true, false), (false, true), (true, true)] {
+            verdicts.push(forward(&bench, (n, o, i), bias, residual));
+        }
+        verdicts.push(dgrad(&bench, (n, o, i)));
+        for mode in [StateMode::Exact, StateMode::Compact] {
+            verdicts.push(wgrad(&bench, (n, o, i), mode));
+        }
+    }
+    // A slab is 256 rows, a block 256 columns.
+    for (n, o) in [(1, 1), (3, 41), (5, 256), (256, 8), (257, 264), (600, 401)] {
+        for mode in [StateMode::Exact, StateMode::Compact] {
+            verdicts.push(bias_grad(&bench, (n, o), mode));
+        }
+    }
+    verdicts
+}
+
+type Shape = (usize, usize, usize);
+
+fn forward(bench: &Bench<'_>, (n, o, i): Shape, bias: bool, residual: bool) -> Verdict {
+    let case = format!("linear {n}x{o}x{i} bias {bias} residual {residual}");
+    let mut random = Random::new(&case);
+    let x = bench.round(&random.vec(n * i));
+    let w = bench.round(&random.vec(o * i));
+    let b = bench.round(&random.vec(o));
+    let r = bench.round(&random.vec(n * o));
+    bench.judge(case, || {
+        let (dx, dw, db, dr) = (bench.act(&x)?, bench.act(&w)?, bench.act(&b)?, bench.act(&r)?);
+        let mut y = bench.stale_act(n * o)?;
+        let bias_on = bias.then(|| db.as_weight());
+        let residual_on = residual.then_some(&dr);
+        bench.gpu.linear(n, (o, i), &dx, dw.as_weight(), bias_on, residual_on, &mut y);
+        let mut want = vec![0.0; n * o];
+        let (bias, residual) = (bias.then_some(&b[..]), residual.then_some(&r));
+        bench.cpu.linear(n, (o, i), &x, &w, bias, residual, &mut want);
+        Ok(vec![product(bench, "y", bench.read_act(&y, n * o), want, i)])
+    })
+}
+
+fn dgrad(bench: &Bench<'_>, (n, o, i): Shape) -> Verdict {
+    let case = format!("linear dgrad {n}x{o}x{i}");
+    let mut random = Random::new(&case);
+    let dy = bench.round(&random.vec(n * o));
+    let w = bench.round(&random.vec(o * i));
+    bench.judge(case, || {
+        let (ddy, dw) = (bench.act(&dy)?, bench.act(&w)?);
+        let mut dx = bench.stale_act(n * i)?;
+        bench.gpu.linear_dgrad(n, (o, i), &ddy, dw.as_weight(), &mut dx);
+        let mut want = vec![0.0; n * i];
+        bench.cpu.linear_dgrad(n, (o, i), &dy, &w, &mut want);
+        Ok(vec![product(bench, "dx", bench.read_act(&dx, n * i), want, o)])
+    })
+}
+
+/// The first write, and what two more add up to.
+fn wgrad(bench: &Bench<'_>, (n, o, i): Shape, mode: StateMode) -> Verdict {
+    let case = format!("linear wgrad {n}x{o}x{i} {mode:?}");
+    let mut random = Random::new(&case);
+    let dy = bench.round(&random.vec(n * o));
+    let x = bench.round(&random.vec(n * i));
+    bench.judge(case, || {
+        let (ddy, dx) = (bench.act(&dy)?, bench.act(&x)?);
+        accumulated(
+            bench,
+            (o * i, n, bench.products()),
+            mode,
+            |grad| bench.gpu.linear_wgrad(n, (o, i), &ddy, &dx, grad),
+            |grad| bench.cpu.linear_wgrad(n, (o, i), &dy, &x, grad),
+        )
+    })
+}
+
+fn bias_grad(bench: &Bench<'_>, (n, o): (usize, usize), mode: StateMode) -> Verdict {
+    let case = format!("bias grad {n}x{o} {mode:?}");
+    let mut random = Random::new(&case);
+    let dy = bench.round(&random.vec(n * o));
+    bench.judge(case, || {
+        let ddy = bench.act(&dy)?;
+        accumulated(
+            bench,
+            (o, n, Dtype::F32),
+            mode,
+            |grad| bench.gpu.bias_grad(n, o, &ddy, grad),
+            |grad| bench.cpu.bias_grad(n, o, &dy, grad),
+        )
+    })
+}
+
+/// Writes a gradient of `len` entries, sums of `terms` products, once and then twice more; compares both.
+fn accumulated(
+    bench: &Bench<'_>,
+    (len, terms, products): (usize, usize, Dtype),
+    mode: StateMode,
+    on_gpu: impl Fn(&mut <Gpu as Compute>::Grad),
+    on_cpu: impl Fn(&mut CpuGrad<f64>),
+) -> Result<Vec<Output>> {
+    let mut got = bench.gpu.grad(&spec(len, mode))?;
+    let mut want = CpuGrad::wide(len);
+    let mut outputs = Vec::new();
+    for (name, writes) in [("first write", 1), ("three writes", 2)] {
+        for _ in 0..writes {
+            on_gpu(&mut got);
+            on_cpu(&mut want);
+        }
+        let mut numbers = vec![f32::NAN; len];
+        bench.gpu.read_grad(&got, &mut numbers);
+        let mut expected = vec![0.0; len];
+        want.read(&mut expected);
+        // A bf16 gradient is rounded at every write, which then outweighs what the products lose.
+        let (stored, sums) = match mode {
+            StateMode::Compact if writes > 1 => (Dtype::Bf16, (Dtype::Bf16, 3)),
+            StateMode::Compact => (Dtype::Bf16, (products, terms)),
+            _ => (Dtype::F32, (products, 3 * terms)),
+        };
+        outputs.push(Output { name, got: numbers, want: expected, stored, sums });
+    }
+    Ok(outputs)
+}
+
+fn spec(len: usize, mode: StateMode) -> ParamSpec {
+    ParamSpec {
+        name: "gradient".to_string(),
+        len,
+        trainable: true,
+        mode,
+        teacher: TeacherForm::None,
+        rule: UpdateRule::Sgd { momentum: 0.0 },
+        seed: 0,
+    }
+}
+
+fn product(
+    bench: &Bench<'_>,
+    name: &'static str,
+    got: Vec<f32>,
+    want: Vec<f64>,
+    terms: usize,
+) -> Output {
+    Output { name, got, want, stored: bench.stored(), sums: (bench.products(), terms) }
+}
