@@ -164,6 +164,8 @@ static inline float __fdiv_rn(float a, float b) { return a / b; }
 static inline float __fsqrt_rn(float a) { return sqrtf(a); }
 static inline double __dmul_rn(double a, double b) { return a * b; }
 static inline double __dadd_rn(double a, double b) { return a + b; }
+static inline long long __double_as_longlong(double d) { long long u; memcpy(&u, &d, 8); return u; }
+static inline double __longlong_as_double(long long u) { double d; memcpy(&d, &u, 8); return d; }
 static inline uint16_t __bfloat16_as_ushort(__nv_bfloat16 b) { return b.x; }
 static inline __nv_bfloat16 __ushort_as_bfloat16(uint16_t b) { return {b}; }
 static inline uint16_t __half_as_ushort(__half h) { uint16_t u; memcpy(&u, &h, 2); return u; }

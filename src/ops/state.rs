@@ -1,6 +1,7 @@
 //! Parameters, their teacher, gradients and optimizer state, and the fused update.
 
 use super::compute::Compute;
+use super::format::adam_bound;
 use crate::error::Result;
 
 /// How a trainable parameter and its state are kept.
@@ -52,6 +53,62 @@ pub enum UpdateRule {
         /// Weights shrink by `lr * weight_decay` a step.
         weight_decay: f64,
     },
+}
+
+impl UpdateRule {
+    /// Returns the names of its moments, as [`State::save_param`] uses them; empty for none.
+    pub fn moment_names(&self) -> [&'static str; 2] {
+        match self {
+            Self::Sgd { .. } => ["momentum_buffer", ""],
+            Self::AdamW { .. } => ["exp_avg", "exp_avg_sq"],
+        }
+    }
+}
+
+/// AdamW's numbers of one step, before a backend rounds them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamNumbers {
+    /// 1 - b1.
+    pub one_minus_b1: f64,
+    /// b2.
+    pub b2: f64,
+    /// 1 - b2.
+    pub one_minus_b2: f64,
+    /// sqrt(1 - b2^t).
+    pub root_correction: f64,
+    /// eps.
+    pub eps: f64,
+    /// lr / (1 - b1^t).
+    pub step_size: f64,
+    /// lr weight_decay.
+    pub decay: f64,
+    /// 1 - lr weight_decay.
+    pub keep: f64,
+}
+
+impl AdamNumbers {
+    /// Makes the numbers of step `step`, counted from 0.
+    pub fn new((b1, b2): (f64, f64), eps: f64, weight_decay: f64, lr: f64, step: u64) -> Self {
+        let t = step as f64 + 1.0;
+        Self {
+            one_minus_b1: 1.0 - b1,
+            b2,
+            one_minus_b2: 1.0 - b2,
+            root_correction: (1.0 - b2.powf(t)).sqrt(),
+            eps,
+            step_size: lr / (1.0 - b1.powf(t)),
+            decay: lr * weight_decay,
+            keep: 1.0 - lr * weight_decay,
+        }
+    }
+}
+
+/// Bounds the part of AdamW's step `step` (counted from 0) that its moments make; compact updates are cut to it.
+///
+/// Twice the bound of exact moments: rounding of the stored ones never reaches it in practice, and the cut makes it
+/// hold even where the second moment underflows.
+pub fn moments_bound(betas: (f64, f64), lr: f64, step: u64) -> f64 {
+    2.0 * lr.abs() * adam_bound(betas, step as f64 + 1.0)
 }
 
 /// What changes from step to step.

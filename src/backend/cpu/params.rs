@@ -3,12 +3,12 @@
 use pulp::{Arch, Simd, WithSimd};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::update::{
-    EXPONENT_LIMIT, Element, Numbers, Scale, fold, from_f16, to_f16, update_compact, update_exact,
-};
+use super::update::{Element, Numbers, Scale, fold, update_compact, update_exact};
 use super::{Cpu, Grad, GradData, Real};
 use crate::error::{Error, Kind, Result};
-use crate::ops::format::{NEAREST, drift_exponent, join, narrow, noise, split, widen};
+use crate::ops::format::{
+    EXPONENT_LIMIT, NEAREST, drift_exponent, from_f16, join, narrow, noise, split, to_f16, widen,
+};
 use crate::ops::state::{Distances, GradScan};
 use crate::ops::{ParamSpec, Role, State, StateMode, TeacherForm, UpdateRule, UpdateScalars};
 
@@ -71,13 +71,6 @@ fn filled<X: Copy>(name: &str, len: usize, value: X) -> Result<Vec<X>> {
 
 fn has_second(rule: &UpdateRule) -> bool {
     matches!(rule, UpdateRule::AdamW { .. })
-}
-
-fn moment_names(rule: &UpdateRule) -> [&'static str; 2] {
-    match rule {
-        UpdateRule::Sgd { .. } => ["momentum_buffer", ""],
-        UpdateRule::AdamW { .. } => ["exp_avg", "exp_avg_sq"],
-    }
 }
 
 /// What a pass over the planes makes of them.
@@ -494,7 +487,7 @@ impl<T: Real> State for Cpu<T> {
         param: &Param<T>,
         write: &mut dyn FnMut(&str, &[u8]) -> Result<()>,
     ) -> Result<()> {
-        let [first, second] = moment_names(&param.rule);
+        let [first, second] = param.rule.moment_names();
         match &param.store {
             Store::Frozen(_) => return Ok(()),
             Store::Exact(exact) => {
@@ -531,7 +524,7 @@ impl<T: Real> State for Cpu<T> {
         param: &mut Param<T>,
         read: &mut dyn FnMut(&str, &mut [u8]) -> Result<()>,
     ) -> Result<()> {
-        let [first, second] = moment_names(&param.rule);
+        let [first, second] = param.rule.moment_names();
         match &mut param.store {
             Store::Frozen(_) => return Ok(()),
             Store::Exact(exact) => {
@@ -565,7 +558,7 @@ impl<T: Real> State for Cpu<T> {
     }
 
     fn read_moment(&self, param: &Param<T>, name: &str, out: &mut [f32]) -> bool {
-        let Some(which) = moment_names(&param.rule).iter().position(|n| *n == name) else {
+        let Some(which) = param.rule.moment_names().iter().position(|n| *n == name) else {
             return false;
         };
         if name.is_empty() {
