@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::ops::format::{
     EXPONENT_LIMIT, NEAREST, drift_exponent, from_f16, join, narrow, noise, split, to_f16, widen,
 };
-use crate::ops::state::{Distances, GradScan};
+use crate::ops::state::{Distances, GradScan, StepOutcome, StepSettings, clip_factor};
 use crate::ops::{ParamSpec, Role, State, StateMode, TeacherForm, UpdateRule, UpdateScalars};
 
 /// A parameter on the CPU with its teacher and optimizer state.
@@ -241,6 +241,7 @@ impl<T: Real> Exact<T> {
 
 impl<T: Real> State for Cpu<T> {
     type Param = Param<T>;
+    type Pending = StepOutcome;
 
     fn param(
         &self,
@@ -431,6 +432,35 @@ impl<T: Real> State for Cpu<T> {
             }
         }
         param.counter += 1;
+    }
+
+    fn update_all(
+        &self,
+        params: &mut [Param<T>],
+        grads: &[Option<Grad<T>>],
+        settings: &StepSettings,
+    ) -> Result<StepOutcome> {
+        let scan = |grad: &Option<Grad<T>>| grad.as_ref().map(|grad| self.scan_grad(grad));
+        let scans: Vec<GradScan> =
+            grads.iter().map(|grad| scan(grad).unwrap_or_default()).collect();
+        let norm = scans.iter().map(|scan| scan.sum_sq).sum::<f64>().sqrt();
+        let bad = scans.iter().position(|s| s.nonfinite > 0).map(|i| (i, scans[i].nonfinite));
+        let skipped = bad.is_some() || !norm.is_finite();
+        let clip = if skipped { 1.0 } else { clip_factor(norm, settings.max_norm) };
+        if !skipped {
+            let StepSettings { step, lr, damping, teacher_rate, .. } = *settings;
+            let scalars = UpdateScalars { step, lr, clip, damping, teacher_rate };
+            for ((param, grad), scan) in params.iter_mut().zip(grads).zip(&scans) {
+                if let Some(grad) = grad {
+                    self.update(param, grad, scan, &scalars);
+                }
+            }
+        }
+        Ok(StepOutcome { norm, clip, skipped, bad })
+    }
+
+    fn outcome(&self, pending: StepOutcome) -> Result<StepOutcome> {
+        Ok(pending)
     }
 
     fn read_param(&self, param: &Param<T>, role: Role, out: &mut [f32]) {
