@@ -50,6 +50,11 @@ struct Compact {
 }
 
 impl<T> Param<T> {
+    /// Returns seed and step of its rounding noise.
+    pub(crate) fn noise_key(&self) -> (u64, u64) {
+        (self.seed, self.counter)
+    }
+
     fn len(&self) -> usize {
         match &self.store {
             Store::Frozen(theta) => theta.len(),

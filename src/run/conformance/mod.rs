@@ -3,6 +3,7 @@
 //! A family is one file with its shapes. Each case runs on the device twice, which must give equal bytes, and once on
 //! the CPU in f64; outputs start as NaN, so that an entry nobody wrote is found.
 
+mod state;
 mod tolerance;
 
 pub use tolerance::{Dtype, tol};
@@ -19,7 +20,7 @@ use crate::rng::Stream;
 pub type Family = (&'static str, fn(&Gpu) -> Vec<Verdict>);
 
 /// All families, in the order in which a step needs them.
-pub const FAMILIES: &[Family] = &[];
+pub const FAMILIES: &[Family] = &[("state", state::run)];
 
 /// What came of one case.
 #[derive(Debug, Clone, PartialEq, Serialize)]

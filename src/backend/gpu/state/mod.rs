@@ -10,7 +10,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::driver::Args;
 use super::{Act, Gpu, Grad, Precision, Weight, blocks};
 use crate::error::{Error, Result};
-use crate::ops::format::{EXPONENT_LIMIT, drift_exponent, from_f16, to_f16, widen};
+use crate::ops::format::{EXPONENT_LIMIT, drift_exponent, from_f16, narrow_even, to_f16, widen};
 use crate::ops::state::{Distances, GradScan, StepOutcome, StepSettings};
 use crate::ops::{ParamSpec, Role, State, StateMode, TeacherForm, UpdateRule, UpdateScalars};
 
@@ -225,6 +225,26 @@ impl Gpu {
         });
         let tensor = Tensor { exponent, max_drift: max, ..self.read_tensor(param) };
         self.keep(self.driver.upload(param.tensor, bytemuck::bytes_of(&tensor)));
+    }
+}
+
+/// Test access: what no op shows.
+impl Gpu {
+    /// Writes a gradient as an op would that finds it empty.
+    pub(crate) fn write_grad(&self, grad: &mut Grad, values: &[f32]) -> Result<()> {
+        grad.adds();
+        if grad.wide {
+            return self.driver.upload(grad.at, bytemuck::cast_slice(values));
+        }
+        let narrow: Vec<u16> = values.iter().map(|x| narrow_even(*x)).collect();
+        self.driver.upload(grad.at, bytemuck::cast_slice(&narrow))
+    }
+
+    /// Reads a weight as the kernels read it.
+    pub(crate) fn read_weight(&self, weight: Weight<'_>, len: usize) -> Result<Vec<f32>> {
+        let mut out = vec![0f32; len];
+        self.download_act(weight.at, &mut out)?;
+        Ok(out)
     }
 }
 
