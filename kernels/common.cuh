@@ -15,41 +15,57 @@ constexpr int kBlock = 256;  // threads of every block in these files
 constexpr int kPack = 8;     // elements a thread handles: 16 bytes of a 16-bit plane
 constexpr int kWarp = 32;
 
-// The scalars of one step. The host writes them once before the launches of a step, so that a captured
-// graph can be replayed with new values; norm_finish fills in `clip`, `norm`, `nonfinite` and `apply`.
-// 80 bytes, no padding; all fields are 4 bytes wide.
+// The scalars of one step, in device memory, so that a captured graph can be replayed with new values. The host
+// writes the first part before a step; norm_step writes the second. 152 bytes, no padding.
 struct Step {
-    float lr;            // per step
-    float momentum;      // SGD's m, or AdamW's beta1
-    float damping;
-    float teacher_rate;  // delta
-    float max_norm;      // the clip threshold; not above 0: no clipping
-    float clip;          // c, out
-    float norm;          // |g|_2, out
-    uint32_t nonfinite;  // elements of the gradient that are NaN or infinite, out
-    uint32_t apply;      // 0: the update kernels leave every byte as it is, out
-    uint32_t first;      // 1: momentum starts as the gradient, what lies in its buffer is not read
-    uint32_t seed_lo;
-    uint32_t seed_hi;
-    uint32_t step_old;   // the step whose dither the planes carry now
-    uint32_t step_new;   // the step whose dither they shall carry
-    float beta2;
+    double lr;
+    double damping;
+    double teacher_rate;   // delta
+    double max_norm;       // the clip threshold; infinite for never
+    double momentum;       // SGD's m
+    double moments_bound;  // AdamW: no step's part made by moments is larger
+    double decay_bound;    // AdamW: lr |weight_decay|
+    // The rule's numbers as the update reads them; the CPU backend rounds the same f64 values to fp32.
+    float sgd_lr;
+    float sgd_momentum;
+    float one_minus_b1;
+    float b2;
+    float one_minus_b2;
+    float root_correction;  // sqrt(1 - b2^t)
     float eps;
-    float weight_decay;
-    float bias1;         // 1 - beta1^t
-    float bias2;         // 1 - beta2^t
+    float step_size;  // lr / (1 - b1^t)
+    float decay;      // lr weight_decay
+    float keep;       // 1 - lr weight_decay
+    float clamp;      // moments_bound
+    uint32_t adam;    // 1: AdamW, 0: SGD
+
+    double norm;         // |g|_2
+    double clip;         // c
+    float pull_clip;     // c
+    float pull_damping;  // damping c
+    float pull_rate;     // delta c
+    float pull_keep;     // 1 - delta c
+    uint32_t apply;      // 0: the update kernels leave every byte as it is
+    uint32_t first_bad;  // the first parameter whose gradient is not finite everywhere; ~0: none
+    uint64_t nonfinite;  // how many of its entries are not
+};
+static_assert(sizeof(Step) == 152, "the host writes Step by this layout");
+
+// What a tensor keeps besides its planes. 56 bytes.
+struct Tensor {
+    uint64_t counter;       // updates so far; the planes carry the noise of this count
+    double max_drift;       // max |d|
+    double max_moment;      // max |u| of the first moment as stored
+    double max_theta;       // max |theta|
+    int32_t exponent;       // the drift is stored times 2^exponent
+    int32_t exponent_next;  // of what the update at work stores
+    // Maxima of stored bits in the update at work: fp16 drift, bf16 first moment, fp32 theta.
+    uint32_t seen_drift;
+    uint32_t seen_moment;
+    uint32_t seen_theta;
     uint32_t reserved;
 };
-static_assert(sizeof(Step) == 80, "the host writes Step by this layout");
-
-// The fp16 scale of one tensor's drift: stored value = d * 2^exponent. Device resident, 16 bytes.
-struct DriftScale {
-    int32_t exponent;       // of what is stored now
-    int32_t exponent_next;  // of what the update shall store
-    uint32_t max_bits;      // max |d| after the update, as the bits of a float
-    uint32_t saturated;     // elements that were clamped; the run must stop when it is not 0
-};
-static_assert(sizeof(DriftScale) == 16, "the host reads DriftScale by this layout");
+static_assert(sizeof(Tensor) == 56, "the host writes Tensor by this layout");
 
 // Eight 16-bit values; loads and stores claim 16-byte alignment, which the arena grants every tensor.
 struct alignas(16) Pack16 {
@@ -97,17 +113,16 @@ __device__ __forceinline__ float fp16_to_float(uint16_t bits) {
     return __half2float(__ushort_as_half(bits));
 }
 
-// The one hash of dithering and stochastic rounding. Bits 0 to 15 are the weight's dither, bits 16 to 31
-// the momentum's rounding bits: disjoint, so the two roundings are independent.
-// `index` is the parameter's place in the whole model, not in its tensor.
-__device__ __forceinline__ uint32_t dither_hash(uint32_t seed_lo, uint32_t seed_hi, uint32_t step,
-                                                uint64_t index) {
+// The one hash of dithering and stochastic rounding: 32 random bits of element `index` of its tensor after `count`
+// updates. Bits 0 to 15 are the weight's dither, bits 16 to 31 the first moment's rounding bits: disjoint, so the
+// two roundings are independent. `seed` is the tensor's own. src/ops/format.rs has the same integer operations.
+__device__ __forceinline__ uint32_t dither_hash(uint64_t seed, uint32_t count, uint64_t index) {
     uint32_t x = static_cast<uint32_t>(index) ^
-                 (static_cast<uint32_t>(index >> 32) * 0x9E3779B9u) ^ seed_lo;
+                 (static_cast<uint32_t>(index >> 32) * 0x9E3779B9u) ^ static_cast<uint32_t>(seed);
     x *= 0x85EBCA6Bu;
     x ^= x >> 13;
     // Added behind the first mix: the steps' noises are not permutations of one another.
-    x += step * 0x9E3779B9u + seed_hi;
+    x += count * 0x9E3779B9u + static_cast<uint32_t>(seed >> 32);
     x *= 0xC2B2AE35u;
     x ^= x >> 16;
     x *= 0x27D4EB2Fu;
@@ -115,8 +130,14 @@ __device__ __forceinline__ uint32_t dither_hash(uint32_t seed_lo, uint32_t seed_
     return x;
 }
 
-// The second moment needs rounding bits of its own; a flipped seed gives an independent draw.
-constexpr uint32_t kSecondMomentSeed = 0x9E3779B9u;
+// Draws the rounding bits of the second moment from the noise, independent of both its halves.
+__device__ __forceinline__ uint32_t dither_remix(uint32_t noise) {
+    uint32_t x = (noise ^ (noise >> 15)) * 0x2C1B3C6Du;
+    return ((x ^ (x >> 12)) * 0x297A2D39u) >> 16;
+}
+
+// Rounding bits that make a split round to the nearest bf16, ties away from zero.
+constexpr uint32_t kNearest = 0x8000u;
 
 __device__ __forceinline__ float theta_join(uint16_t hi, uint16_t lo, uint32_t dither) {
     return __uint_as_float((static_cast<uint32_t>(hi) << 16 | lo) - dither);
@@ -129,22 +150,34 @@ __device__ __forceinline__ void theta_split(float theta, uint32_t dither, uint16
     lo = static_cast<uint16_t>(b);
 }
 
-// Rounds x to bf16 up or down with the odds of its distance; `bits` are 16 uniform random bits.
-// A finite x whose magnitude is at most the largest bf16 stays finite. NaN and infinity are cut, not
-// dithered: adding bits could carry a NaN into a number.
-__device__ __forceinline__ uint16_t float_to_bf16_stochastic(float x, uint32_t bits) {
-    uint32_t b = __float_as_uint(x);
-    bool finite = (b & 0x7F800000u) != 0x7F800000u;
-    uint32_t rounded = b + bits;
-    bool overflow = (rounded & 0x7F800000u) == 0x7F800000u;
-    uint32_t cut = (!finite && (b & 0x007FFFFFu) != 0) ? (b | 0x00400000u) : b;
-    return static_cast<uint16_t>(((finite && !overflow) ? rounded : cut) >> 16);
+// Rounds to bf16 under 16 rounding bits: stochastic for random ones.
+__device__ __forceinline__ uint16_t float_to_bf16_dithered(float x, uint32_t bits) {
+    return static_cast<uint16_t>((__float_as_uint(x) + bits) >> 16);
 }
 
 // 2^e as a float, for e in [-126, 127]: exact, without a call.
 __device__ __forceinline__ float exp2_exact(int32_t e) {
     return __uint_as_float(static_cast<uint32_t>(e + 127) << 23);
 }
+
+// What one pass over a gradient finds. 24 bytes.
+struct Scan {
+    double sum_sq;       // sum of squares
+    uint64_t nonfinite;  // entries that are NaN or infinite
+    uint32_t max_bits;   // largest magnitude, NaN apart, as the bits of a float
+    uint32_t reserved;
+};
+static_assert(sizeof(Scan) == 24, "the host writes Scan by this layout");
+
+// A trainable tensor of the step: where its numbers lie, and which partial scans are its own. 24 bytes.
+struct Entry {
+    Tensor* tensor;
+    uint32_t first;     // of its partial scans
+    uint32_t partials;  // none where its gradient is empty
+    uint32_t index;     // its place among all parameters
+    uint32_t compact;   // 1: kept in two planes
+};
+static_assert(sizeof(Entry) == 24, "the host writes Entry by this layout");
 
 // Sums over the 32 lanes by a fixed tree; every lane gets the sum.
 __device__ __forceinline__ float warp_sum(float x) {

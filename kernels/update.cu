@@ -1,319 +1,353 @@
 // The update: clipping, damping, momentum SGD or AdamW, and the teacher's step, in one pass in place.
 //
 // With c = step.clip:  g = c*g + (damping*c)*d
-//   SGD:    u = m*u + g (u = g at the first step);  s = -(lr*u)
-//   AdamW:  u = b1*u + (1-b1)*g;  v = b2*v + (1-b2)*g*g;
-//           s = -(lr*weight_decay*theta) - (lr/bias1)*u / (sqrt(v)/sqrt(bias2) + eps)
+//   SGD:    u = m*u + g;  s = -lr*u
+//   AdamW:  u += (1-b1)*(g - u);  v = b2*v + (1-b2)*g*g;
+//           s = -(lr/(1-b1^t)*u / (sqrt(v)/sqrt(1-b2^t) + eps) + lr*weight_decay*theta)
 //   theta += s;  d = (1 - delta*c) * (d + s)
 // d = theta - teacher. `compact` keeps theta in two dithered planes, d in fp16 with a power-of-two scale per
-// tensor, the moments in bf16 with stochastic rounding; `exact` keeps theta, teacher and moments in fp32 and
-// moves the teacher itself.
-// Shape: elementwise, eight parameters a thread, one 16-byte access per plane and direction; the last
-// n mod 8 parameters go through the same code, one by one. No shared memory; everything in fp32 registers.
-// Bytes a parameter, read + written: SGD compact 10 + 8 with bf16 gradients (12 + 8 with fp32), AdamW compact
-// 12 + 10, SGD exact 16 + 12, AdamW exact 20 + 16. Roof: device memory; aims at 90 % of a copy's rate.
-// Determinism: the only atomics are integer max and add, whose result has no order.
+// tensor, the moments in bf16 with stochastic rounding; `exact` keeps theta, moments, and teacher or drift in
+// fp32. The order of operations is that of src/backend/cpu/update.rs, and results equal its to the bit.
+// update_plan picks each drift's scale from bounds on |d| and |s|, so that it cannot saturate; update_finish makes
+// the maxima that the pass saw the bounds of the next one.
+// Shape: elementwise, eight parameters a thread (exact: four), one 16-byte access per plane and direction; the last
+// few parameters go through the same code, one by one. No shared memory; everything in fp32 registers.
+// Bytes a parameter, read + written: SGD compact 10 + 8, AdamW compact 12 + 10, SGD exact 16 + 12, AdamW exact
+// 20 + 16; without a teacher 2 + 2 less, exact 4 + 4. Roof: device memory; aims at 90 % of a copy's rate.
+// Determinism: the only atomics are integer maxima, whose result has no order.
 // A step with step.apply == 0 changes nothing: a gradient that is not finite never reaches the weights.
 // Source: arXiv 2504.13388 (Klochkov 2025), the reference's run_epoch; torch.optim.SGD and AdamW.
 #include "common.cuh"
 
-constexpr float kFp16Max = 65504.0f;
-// The largest stored drift is kept in [2^8, 2^9): one step may grow it a hundredfold before it saturates.
-constexpr int kDriftTarget = 8;
-constexpr int kDriftExponentMin = -8;
-constexpr int kDriftExponentMax = 40;
+// Exponents stay where 2^k and 2^-k are normal fp32 numbers.
+constexpr int kExponentLimit = 120;
+constexpr float kSmallestNormal = 1.17549435e-38f;
 
 // What a thread needs of `Step`, read once.
 struct Rule {
-    float lr, clip, momentum, damp, keep;
-    bool first;
+    float clip, damping, rate, keep;
+    float lr, momentum;
 };
 
 __device__ __forceinline__ Rule rule_of(const Step& step) {
-    Rule rule;
-    rule.lr = step.lr;
-    rule.clip = step.clip;
-    rule.momentum = step.momentum;
-    rule.damp = __fmul_rn(step.damping, step.clip);
-    rule.keep = __fsub_rn(1.0f, __fmul_rn(step.teacher_rate, step.clip));
-    rule.first = step.first != 0;
-    return rule;
-}
-
-__device__ __forceinline__ float damped(const Rule& rule, float g, float d) {
-    return __fadd_rn(__fmul_rn(rule.clip, g), __fmul_rn(rule.damp, d));
-}
-
-// Returns the step s and replaces the momentum u.
-__device__ __forceinline__ float sgd(const Rule& rule, float g, float& u) {
-    u = rule.first ? g : __fadd_rn(__fmul_rn(rule.momentum, u), g);
-    return -__fmul_rn(rule.lr, u);
+    return Rule{step.pull_clip, step.pull_damping, step.pull_rate,
+                step.pull_keep, step.sgd_lr,       step.sgd_momentum};
 }
 
 struct Adam {
-    float beta1, beta2, one_minus_beta1, one_minus_beta2, eps, decay, rate, root_bias2;
+    float one_minus_b1, b2, one_minus_b2, root_correction, eps, step_size, decay, keep, clamp;
 };
 
 __device__ __forceinline__ Adam adam_of(const Step& step) {
-    Adam adam;
-    adam.beta1 = step.momentum;
-    adam.beta2 = step.beta2;
-    adam.one_minus_beta1 = __fsub_rn(1.0f, step.momentum);
-    adam.one_minus_beta2 = __fsub_rn(1.0f, step.beta2);
-    adam.eps = step.eps;
-    adam.decay = __fmul_rn(step.lr, step.weight_decay);
-    adam.rate = __fdiv_rn(step.lr, step.bias1);
-    adam.root_bias2 = __fsqrt_rn(step.bias2);
-    return adam;
+    return Adam{step.one_minus_b1, step.b2,        step.one_minus_b2, step.root_correction, step.eps,
+                step.step_size,    step.decay,     step.keep,         step.clamp};
 }
 
-// Returns the step s and replaces both moments; at the first step both start from 0.
-__device__ __forceinline__ float adamw(const Adam& adam, bool first, float g, float theta, float& u,
-                                       float& v) {
-    float u0 = first ? 0.0f : u;
-    float v0 = first ? 0.0f : v;
-    u = __fadd_rn(__fmul_rn(adam.beta1, u0), __fmul_rn(adam.one_minus_beta1, g));
-    v = __fadd_rn(__fmul_rn(adam.beta2, v0), __fmul_rn(adam.one_minus_beta2, __fmul_rn(g, g)));
-    float below = __fadd_rn(__fdiv_rn(__fsqrt_rn(v), adam.root_bias2), adam.eps);
-    float pull = __fmul_rn(adam.decay, theta);
-    return -__fadd_rn(pull, __fmul_rn(adam.rate, __fdiv_rn(u, below)));
+__device__ __forceinline__ float second_moment(const Adam& adam, float v, float g) {
+    return __fadd_rn(__fmul_rn(adam.b2, v), __fmul_rn(__fmul_rn(adam.one_minus_b2, g), g));
 }
 
-// One thread's share of what the drift's scale needs to know.
-struct DriftWatch {
-    uint32_t max_bits = 0;
-    uint32_t saturated = 0;
+__device__ __forceinline__ float first_moment(const Adam& adam, float m, float g) {
+    return __fadd_rn(m, __fmul_rn(adam.one_minus_b1, __fsub_rn(g, m)));
+}
+
+__device__ __forceinline__ float spread(const Adam& adam, float v) {
+    return __fadd_rn(__fdiv_rn(__fsqrt_rn(v), adam.root_correction), adam.eps);
+}
+
+// Maxima of stored bits: what the next step's bounds rest on.
+struct Seen {
+    uint32_t drift = 0;
+    uint32_t moment = 0;
+    uint32_t theta = 0;
 };
 
-__device__ __forceinline__ uint16_t drift_store(float d, float scale, DriftWatch& watch) {
-    // Bits of non-negative floats order like the floats, and NaN lies above infinity: nothing hides.
-    watch.max_bits = max(watch.max_bits, __float_as_uint(d) & 0x7FFFFFFFu);
-    float scaled = __fmul_rn(d, scale);
-    if (!(fabsf(scaled) <= kFp16Max)) {
-        watch.saturated += 1;
-        scaled = copysignf(kFp16Max, scaled);
-    }
-    return __half_as_ushort(__float2half_rn(scaled));
+__device__ __forceinline__ void raise(uint32_t* to, uint32_t top) {
+    // Most warps lie below the maximum that is already there; the plain read spares their atomics.
+    if (top > *static_cast<volatile uint32_t*>(to)) atomicMax(to, top);
 }
 
 // Every lane of the warp must call it.
-__device__ __forceinline__ void drift_report(DriftScale* scale, const DriftWatch& watch) {
-    uint32_t top = warp_max(watch.max_bits);
-    uint32_t saturated = warp_sum(watch.saturated);
+__device__ __forceinline__ void report(Tensor* tensor, const Seen& seen) {
+    uint32_t drift = __reduce_max_sync(0xFFFFFFFFu, seen.drift);
+    uint32_t moment = __reduce_max_sync(0xFFFFFFFFu, seen.moment);
+    uint32_t theta = __reduce_max_sync(0xFFFFFFFFu, seen.theta);
     if (threadIdx.x % kWarp == 0) {
-        // Most warps lie below the maximum that is already there; the plain read spares their atomics.
-        if (top > *static_cast<volatile uint32_t*>(&scale->max_bits)) {
-            atomicMax(&scale->max_bits, top);
-        }
-        if (saturated != 0) atomicAdd(&scale->saturated, saturated);
+        raise(&tensor->seen_drift, drift);
+        raise(&tensor->seen_moment, moment);
+        raise(&tensor->seen_theta, theta);
     }
 }
-
-template <typename G>
-__device__ __forceinline__ void load_gradient(const G* g, uint64_t at, float (&out)[kPack]);
-
-template <>
-__device__ __forceinline__ void load_gradient(const uint16_t* g, uint64_t at, float (&out)[kPack]) {
-    Pack16 pack = load16(g + at);
-#pragma unroll
-    for (int k = 0; k < kPack; ++k) out[k] = bf16_to_float(pack.v[k]);
-}
-
-template <>
-__device__ __forceinline__ void load_gradient(const float* g, uint64_t at, float (&out)[kPack]) {
-    Pack32 a = load32(g + at), b = load32(g + at + 4);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-        out[k] = a.v[k];
-        out[k + 4] = b.v[k];
-    }
-}
-
-__device__ __forceinline__ float gradient_at(const uint16_t* g, uint64_t at) {
-    return bf16_to_float(g[at]);
-}
-
-__device__ __forceinline__ float gradient_at(const float* g, uint64_t at) { return g[at]; }
 
 // Everything that is the same for all parameters of a compact tensor.
-template <bool ADAM>
+template <bool ADAM, bool DRIFTS>
 struct Compact {
     Rule rule;
     Adam adam;
-    uint32_t seed_lo, seed_hi, step_old, step_new;
+    uint64_t seed;
+    uint32_t count;
     float drift_read, drift_write;
 
-    __device__ __forceinline__ Compact(const Step& step, const DriftScale& scale)
+    __device__ __forceinline__ Compact(const Step& step, const Tensor& tensor, uint64_t seed)
         : rule(rule_of(step)),
-          seed_lo(step.seed_lo),
-          seed_hi(step.seed_hi),
-          step_old(step.step_old),
-          step_new(step.step_new),
-          drift_read(exp2_exact(-scale.exponent)),
-          drift_write(exp2_exact(scale.exponent_next)) {
-        if (ADAM) adam = adam_of(step);
-    }
+          adam(adam_of(step)),
+          seed(seed),
+          count(static_cast<uint32_t>(tensor.counter)),
+          drift_read(exp2_exact(-tensor.exponent)),
+          drift_write(exp2_exact(tensor.exponent_next)) {}
 
-    __device__ __forceinline__ void one(uint64_t index, float g, uint16_t& hi, uint16_t& lo,
-                                        uint16_t& d16, uint16_t& u16, uint16_t& v16,
-                                        DriftWatch& watch) const {
-        uint32_t old_hash = dither_hash(seed_lo, seed_hi, step_old, index);
-        uint32_t new_hash = dither_hash(seed_lo, seed_hi, step_new, index);
-        float theta = theta_join(hi, lo, old_hash & 0xFFFFu);
-        float d = __fmul_rn(fp16_to_float(d16), drift_read);
-        float u = bf16_to_float(u16);
-        g = damped(rule, g, d);
+    __device__ __forceinline__ void one(uint64_t index, uint16_t g16, uint16_t& hi, uint16_t& lo,
+                                        uint16_t& d16, uint16_t& m16, uint16_t& v16,
+                                        Seen& seen) const {
+        uint32_t old_noise = dither_hash(seed, count, index);
+        uint32_t noise = dither_hash(seed, count + 1, index);
+        float theta = theta_join(hi, lo, old_noise & 0xFFFFu);
+        float d = DRIFTS ? __fmul_rn(fp16_to_float(d16), drift_read) : 0.0f;
+        float g = __fadd_rn(__fmul_rn(bf16_to_float(g16), rule.clip), __fmul_rn(rule.damping, d));
+        float m = bf16_to_float(m16);
         float s;
         if (ADAM) {
-            float v = bf16_to_float(v16);
-            s = adamw(adam, rule.first, g, theta, u, v);
-            uint32_t v_hash = dither_hash(seed_lo, seed_hi ^ kSecondMomentSeed, step_new, index);
-            v16 = float_to_bf16_stochastic(v, v_hash >> 16);
+            m = first_moment(adam, m, g);
+            float v = second_moment(adam, bf16_to_float(v16), g);
+            v16 = float_to_bf16_dithered(v, dither_remix(noise));
+            // Kept off zero so that 0 / 0 is 0 with eps = 0.
+            float below = fmaxf(spread(adam, v), kSmallestNormal);
+            float moved = __fmul_rn(adam.step_size, __fdiv_rn(m, below));
+            moved = fminf(fmaxf(moved, -adam.clamp), adam.clamp);
+            s = -__fadd_rn(moved, __fmul_rn(adam.decay, theta));
         } else {
-            s = sgd(rule, g, u);
+            m = __fadd_rn(__fmul_rn(rule.momentum, m), g);
+            s = __fmul_rn(-rule.lr, m);
         }
-        theta_split(__fadd_rn(theta, s), new_hash & 0xFFFFu, hi, lo);
-        d16 = drift_store(__fmul_rn(rule.keep, __fadd_rn(d, s)), drift_write, watch);
-        u16 = float_to_bf16_stochastic(u, new_hash >> 16);
+        m16 = float_to_bf16_dithered(m, noise >> 16);
+        theta = __fadd_rn(theta, s);
+        theta_split(theta, noise & 0xFFFFu, hi, lo);
+        seen.theta = max(seen.theta, __float_as_uint(theta) & 0x7FFFFFFFu);
+        seen.moment = max(seen.moment, m16 & 0x7FFFu);
+        if (DRIFTS) {
+            float next = __fmul_rn(rule.keep, __fadd_rn(d, s));
+            d16 = __half_as_ushort(__float2half_rn(__fmul_rn(next, drift_write)));
+            seen.drift = max(seen.drift, d16 & 0x7FFFu);
+        }
     }
 };
 
-template <bool ADAM, typename G>
-__device__ __forceinline__ void update_compact(const Step* step, DriftScale* scale, const G* g,
-                                               uint16_t* hi, uint16_t* lo, uint16_t* d, uint16_t* u,
-                                               uint16_t* v, uint64_t n, uint64_t base) {
-    // The same word for all threads of the grid, so whole warps leave together.
-    if (step->apply == 0) return;
-    Compact<ADAM> rule(*step, *scale);
-    DriftWatch watch;
+// An empty gradient (`g` null) is all zeros.
+template <bool ADAM, bool DRIFTS>
+__device__ __forceinline__ void pass_compact(const Step* step, Tensor* tensor, const uint16_t* g,
+                                             uint16_t* hi, uint16_t* lo, uint16_t* d, uint16_t* m,
+                                             uint16_t* v, uint64_t n, uint64_t seed) {
+    const Compact<ADAM, DRIFTS> rule(*step, *tensor, seed);
+    Seen seen;
     uint64_t at = (static_cast<uint64_t>(blockIdx.x) * kBlock + threadIdx.x) * kPack;
     if (at + kPack <= n) {
-        float grad_r[kPack];
-        load_gradient(g, at, grad_r);
-        Pack16 hi_r = load16(hi + at), lo_r = load16(lo + at);
-        Pack16 d_r = load16(d + at), u_r = load16(u + at), v_r = {};
+        Pack16 g_r = {}, d_r = {}, v_r = {};
+        if (g != nullptr) g_r = load16(g + at);
+        Pack16 hi_r = load16(hi + at), lo_r = load16(lo + at), m_r = load16(m + at);
+        if (DRIFTS) d_r = load16(d + at);
         if (ADAM) v_r = load16(v + at);
 #pragma unroll
         for (int k = 0; k < kPack; ++k) {
-            rule.one(base + at + k, grad_r[k], hi_r.v[k], lo_r.v[k], d_r.v[k], u_r.v[k], v_r.v[k],
-                     watch);
+            rule.one(at + k, g_r.v[k], hi_r.v[k], lo_r.v[k], d_r.v[k], m_r.v[k], v_r.v[k], seen);
         }
         store16(hi + at, hi_r);
         store16(lo + at, lo_r);
-        store16(d + at, d_r);
-        store16(u + at, u_r);
+        store16(m + at, m_r);
+        if (DRIFTS) store16(d + at, d_r);
         if (ADAM) store16(v + at, v_r);
     } else {
         for (; at < n; ++at) {
-            uint16_t v_r = ADAM ? v[at] : 0;
-            uint16_t hi_r = hi[at], lo_r = lo[at], d_r = d[at], u_r = u[at];
-            rule.one(base + at, gradient_at(g, at), hi_r, lo_r, d_r, u_r, v_r, watch);
+            uint16_t g_r = g != nullptr ? g[at] : uint16_t(0);
+            uint16_t d_r = DRIFTS ? d[at] : uint16_t(0);
+            uint16_t v_r = ADAM ? v[at] : uint16_t(0);
+            uint16_t hi_r = hi[at], lo_r = lo[at], m_r = m[at];
+            rule.one(at, g_r, hi_r, lo_r, d_r, m_r, v_r, seen);
             hi[at] = hi_r;
             lo[at] = lo_r;
-            d[at] = d_r;
-            u[at] = u_r;
+            m[at] = m_r;
+            if (DRIFTS) d[at] = d_r;
             if (ADAM) v[at] = v_r;
         }
     }
-    drift_report(scale, watch);
+    report(tensor, seen);
 }
 
 template <bool ADAM>
-__device__ __forceinline__ void update_exact(const Step* step, const float* g, float* theta,
-                                             float* teacher, float* u, float* v, uint64_t n) {
+__device__ __forceinline__ void update_compact(const Step* step, Tensor* tensor, const uint16_t* g,
+                                               uint16_t* hi, uint16_t* lo, uint16_t* d, uint16_t* m,
+                                               uint16_t* v, uint64_t n, uint64_t seed) {
+    // The same words for all threads of the grid, so whole warps branch together.
     if (step->apply == 0) return;
+    if (d != nullptr) {
+        pass_compact<ADAM, true>(step, tensor, g, hi, lo, d, m, v, n, seed);
+    } else {
+        pass_compact<ADAM, false>(step, tensor, g, hi, lo, d, m, v, n, seed);
+    }
+}
+
+// How an exact teacher is kept.
+enum Teacher { kNone, kFull, kDrift };
+
+template <bool ADAM, int TEACHER>
+__device__ __forceinline__ void one_exact(const Rule& rule, const Adam& adam, float g, float& theta,
+                                          float& ref, float& m, float& v) {
+    float force = __fmul_rn(g, rule.clip);
+    if (TEACHER == kFull) force = __fadd_rn(force, __fmul_rn(rule.damping, __fsub_rn(theta, ref)));
+    if (TEACHER == kDrift) force = __fadd_rn(force, __fmul_rn(rule.damping, ref));
+    float s;
+    if (ADAM) {
+        m = first_moment(adam, m, force);
+        v = second_moment(adam, v, force);
+        float moved = __fmul_rn(adam.step_size, __fdiv_rn(m, spread(adam, v)));
+        s = -__fadd_rn(moved, __fmul_rn(adam.decay, theta));
+        theta = __fsub_rn(__fmul_rn(theta, adam.keep), moved);
+    } else {
+        m = __fadd_rn(__fmul_rn(rule.momentum, m), force);
+        s = __fmul_rn(-rule.lr, m);
+        theta = __fadd_rn(theta, s);
+    }
+    if (TEACHER == kFull) {
+        ref = __fadd_rn(__fmul_rn(ref, rule.keep), __fmul_rn(rule.rate, theta));
+    }
+    if (TEACHER == kDrift) ref = __fmul_rn(rule.keep, __fadd_rn(ref, s));
+}
+
+template <bool ADAM, int TEACHER>
+__device__ __forceinline__ void pass_exact(const Step* step, const float* g, float* theta, float* ref,
+                                           float* m, float* v, uint64_t n) {
     const Rule rule = rule_of(*step);
-    const float move = __fmul_rn(step->teacher_rate, step->clip);
-    Adam adam = {};
-    if (ADAM) adam = adam_of(*step);
-    auto one = [&](float g1, float& theta1, float& teacher1, float& u1, float& v1) {
-        g1 = damped(rule, g1, __fsub_rn(theta1, teacher1));
-        float s = ADAM ? adamw(adam, rule.first, g1, theta1, u1, v1) : sgd(rule, g1, u1);
-        theta1 = __fadd_rn(theta1, s);
-        teacher1 = __fadd_rn(__fmul_rn(rule.keep, teacher1), __fmul_rn(move, theta1));
-    };
+    const Adam adam = adam_of(*step);
     uint64_t at = (static_cast<uint64_t>(blockIdx.x) * kBlock + threadIdx.x) * 4;
     if (at + 4 <= n) {
-        Pack32 g_r = load32(g + at), theta_r = load32(theta + at);
-        Pack32 teacher_r = load32(teacher + at), u_r = load32(u + at), v_r = {};
+        Pack32 g_r = {}, ref_r = {}, v_r = {};
+        if (g != nullptr) g_r = load32(g + at);
+        Pack32 theta_r = load32(theta + at), m_r = load32(m + at);
+        if (TEACHER != kNone) ref_r = load32(ref + at);
         if (ADAM) v_r = load32(v + at);
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-            one(g_r.v[k], theta_r.v[k], teacher_r.v[k], u_r.v[k], v_r.v[k]);
+            one_exact<ADAM, TEACHER>(rule, adam, g_r.v[k], theta_r.v[k], ref_r.v[k], m_r.v[k],
+                                     v_r.v[k]);
         }
         store32(theta + at, theta_r);
-        store32(teacher + at, teacher_r);
-        store32(u + at, u_r);
+        store32(m + at, m_r);
+        if (TEACHER != kNone) store32(ref + at, ref_r);
         if (ADAM) store32(v + at, v_r);
     } else {
         for (; at < n; ++at) {
+            float g_r = g != nullptr ? g[at] : 0.0f;
+            float ref_r = TEACHER != kNone ? ref[at] : 0.0f;
             float v_r = ADAM ? v[at] : 0.0f;
-            one(g[at], theta[at], teacher[at], u[at], v_r);
+            float theta_r = theta[at], m_r = m[at];
+            one_exact<ADAM, TEACHER>(rule, adam, g_r, theta_r, ref_r, m_r, v_r);
+            theta[at] = theta_r;
+            m[at] = m_r;
+            if (TEACHER != kNone) ref[at] = ref_r;
             if (ADAM) v[at] = v_r;
         }
     }
 }
 
-// `n` parameters of one tensor; `base` is the model-wide index of its first. Grid: ceil(n / 2048) blocks.
+// `ref` holds weights (`full` not 0) or the drift, or is null.
+template <bool ADAM>
+__device__ __forceinline__ void update_exact(const Step* step, const float* g, float* theta, float* ref,
+                                             float* m, float* v, uint64_t n, uint32_t full) {
+    if (step->apply == 0) return;
+    if (ref == nullptr) {
+        pass_exact<ADAM, kNone>(step, g, theta, ref, m, v, n);
+    } else if (full != 0) {
+        pass_exact<ADAM, kFull>(step, g, theta, ref, m, v, n);
+    } else {
+        pass_exact<ADAM, kDrift>(step, g, theta, ref, m, v, n);
+    }
+}
+
+// ceil(log2(x)) of a positive finite number; denormals count as the largest of them.
+__device__ __forceinline__ int32_t ceil_log2(double x) {
+    int64_t bits = __double_as_longlong(x);
+    int32_t floor = static_cast<int32_t>(bits >> 52) - 1023;
+    return floor + ((bits & 0xFFFFFFFFFFFFFll) != 0);
+}
+
+// The largest k within the limit for which bound * 2^k still fits an fp16 with two bits of room; 0 for no bound.
+__device__ __forceinline__ int32_t drift_exponent(double bound) {
+    if (!(bound > 0.0 && bound < __longlong_as_double(0x7FF0000000000000ll))) return 0;
+    return min(max(13 - ceil_log2(bound), -kExponentLimit), kExponentLimit);
+}
+
+// Picks the scale at which the coming update stores each drift; one thread a tensor.
 extern "C" __global__ void __launch_bounds__(kBlock)
-    update_sgd_compact_bf16(const Step* step, DriftScale* scale, const uint16_t* g, uint16_t* hi,
-                            uint16_t* lo, uint16_t* d, uint16_t* u, uint64_t n, uint64_t base) {
-    update_compact<false>(step, scale, g, hi, lo, d, u, nullptr, n, base);
+    update_plan(const Step* step, const Entry* entries, const Scan* scans, uint32_t count) {
+    uint32_t i = blockIdx.x * kBlock + threadIdx.x;
+    if (i >= count || step->apply == 0 || entries[i].compact == 0) return;
+    Tensor* tensor = entries[i].tensor;
+    double moved;
+    if (step->adam != 0) {
+        moved = __dadd_rn(step->moments_bound, __dmul_rn(step->decay_bound, tensor->max_theta));
+    } else {
+        double max_abs = static_cast<double>(__uint_as_float(scans[i].max_bits));
+        double pull = fabs(__dmul_rn(step->damping, tensor->max_drift));
+        double force = __dmul_rn(fabs(step->clip), __dadd_rn(max_abs, pull));
+        double carried = __dmul_rn(fabs(step->momentum), tensor->max_moment);
+        moved = __dmul_rn(fabs(step->lr), __dadd_rn(carried, force));
+    }
+    double keep = __dadd_rn(1.0, -__dmul_rn(step->teacher_rate, step->clip));
+    double bound = __dmul_rn(fabs(keep), __dadd_rn(tensor->max_drift, moved));
+    tensor->exponent_next = drift_exponent(bound);
+    tensor->seen_drift = 0;
+    tensor->seen_moment = 0;
+    tensor->seen_theta = 0;
+}
+
+// Makes what the update stored the current state; one thread a tensor.
+extern "C" __global__ void __launch_bounds__(kBlock)
+    update_finish(const Step* step, const Entry* entries, uint32_t count) {
+    uint32_t i = blockIdx.x * kBlock + threadIdx.x;
+    if (i >= count || step->apply == 0) return;
+    Tensor* tensor = entries[i].tensor;
+    tensor->counter += 1;
+    if (entries[i].compact == 0) return;
+    int32_t exponent = tensor->exponent_next;
+    double unscale = __longlong_as_double(static_cast<int64_t>(1023 - exponent) << 52);
+    float drift = fp16_to_float(static_cast<uint16_t>(tensor->seen_drift));
+    tensor->exponent = exponent;
+    tensor->max_drift = __dmul_rn(static_cast<double>(drift), unscale);
+    tensor->max_moment =
+        static_cast<double>(bf16_to_float(static_cast<uint16_t>(tensor->seen_moment)));
+    tensor->max_theta = static_cast<double>(__uint_as_float(tensor->seen_theta));
+}
+
+// `n` parameters of one tensor with its own noise `seed`. Grid: ceil(n / 2048) blocks.
+extern "C" __global__ void __launch_bounds__(kBlock)
+    update_sgd_compact_bf16(const Step* step, Tensor* tensor, const uint16_t* g, uint16_t* hi,
+                            uint16_t* lo, uint16_t* d, uint16_t* m, uint16_t* v, uint64_t n,
+                            uint64_t seed) {
+    update_compact<false>(step, tensor, g, hi, lo, d, m, v, n, seed);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
-    update_sgd_compact_f32(const Step* step, DriftScale* scale, const float* g, uint16_t* hi,
-                           uint16_t* lo, uint16_t* d, uint16_t* u, uint64_t n, uint64_t base) {
-    update_compact<false>(step, scale, g, hi, lo, d, u, nullptr, n, base);
-}
-
-extern "C" __global__ void __launch_bounds__(kBlock)
-    update_adamw_compact_bf16(const Step* step, DriftScale* scale, const uint16_t* g, uint16_t* hi,
-                              uint16_t* lo, uint16_t* d, uint16_t* u, uint16_t* v, uint64_t n,
-                              uint64_t base) {
-    update_compact<true>(step, scale, g, hi, lo, d, u, v, n, base);
-}
-
-extern "C" __global__ void __launch_bounds__(kBlock)
-    update_adamw_compact_f32(const Step* step, DriftScale* scale, const float* g, uint16_t* hi,
-                             uint16_t* lo, uint16_t* d, uint16_t* u, uint16_t* v, uint64_t n,
-                             uint64_t base) {
-    update_compact<true>(step, scale, g, hi, lo, d, u, v, n, base);
+    update_adamw_compact_bf16(const Step* step, Tensor* tensor, const uint16_t* g, uint16_t* hi,
+                              uint16_t* lo, uint16_t* d, uint16_t* m, uint16_t* v, uint64_t n,
+                              uint64_t seed) {
+    update_compact<true>(step, tensor, g, hi, lo, d, m, v, n, seed);
 }
 
 // Grid: ceil(n / 1024) blocks.
 extern "C" __global__ void __launch_bounds__(kBlock)
-    update_sgd_exact_f32(const Step* step, const float* g, float* theta, float* teacher, float* u,
-                         uint64_t n) {
-    update_exact<false>(step, g, theta, teacher, u, nullptr, n);
+    update_sgd_exact_f32(const Step* step, const float* g, float* theta, float* ref, float* m, float* v,
+                         uint64_t n, uint32_t full) {
+    update_exact<false>(step, g, theta, ref, m, v, n, full);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
-    update_adamw_exact_f32(const Step* step, const float* g, float* theta, float* teacher, float* u,
-                           float* v, uint64_t n) {
-    update_exact<true>(step, g, theta, teacher, u, v, n);
+    update_adamw_exact_f32(const Step* step, const float* g, float* theta, float* ref, float* m, float* v,
+                           uint64_t n, uint32_t full) {
+    update_exact<true>(step, g, theta, ref, m, v, n, full);
 }
 
-// Makes the update's scale the current one and picks the next from max |d|; runs after the updates of a
-// step, one thread a tensor. A maximum of 0 keeps the exponent: nothing is known yet.
-extern "C" __global__ void __launch_bounds__(kBlock)
-    update_drift_scale(const Step* step, DriftScale* scales, uint32_t tensors) {
-    uint32_t tensor = blockIdx.x * kBlock + threadIdx.x;
-    if (tensor >= tensors || step->apply == 0) return;
-    DriftScale scale = scales[tensor];
-    scale.exponent = scale.exponent_next;
-    if (scale.max_bits != 0) {
-        int32_t top = static_cast<int32_t>(scale.max_bits >> 23) - 127;
-        scale.exponent_next = min(max(kDriftTarget - top, kDriftExponentMin), kDriftExponentMax);
-    }
-    scale.max_bits = 0;
-    scales[tensor] = scale;
-}
-
+KERNEL_EXPORT(update_plan);
+KERNEL_EXPORT(update_finish);
 KERNEL_EXPORT(update_sgd_compact_bf16);
-KERNEL_EXPORT(update_sgd_compact_f32);
 KERNEL_EXPORT(update_adamw_compact_bf16);
-KERNEL_EXPORT(update_adamw_compact_f32);
 KERNEL_EXPORT(update_sgd_exact_f32);
 KERNEL_EXPORT(update_adamw_exact_f32);
-KERNEL_EXPORT(update_drift_scale);

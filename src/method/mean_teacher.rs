@@ -9,8 +9,8 @@ use super::{Knobs, Objective};
 use crate::data::MicroBatch;
 use crate::error::{Error, Kind, Result};
 use crate::model::Model;
-use crate::ops::{GradScan, Ops, UpdateScalars};
-use crate::optim::{Schedule, clip_factor};
+use crate::ops::{Ops, StepOutcome, StepSettings};
+use crate::optim::Schedule;
 
 /// What is minimised, by name already resolved.
 #[derive(Clone, Copy)]
@@ -79,7 +79,7 @@ pub struct MeanTeacher<O: Ops> {
     pub settings: Settings,
     /// The next step, counted from 0.
     pub step: u64,
-    scans: Vec<GradScan>,
+    bad: Option<(usize, u64)>,
 }
 
 impl<O: Ops> MeanTeacher<O> {
@@ -91,8 +91,7 @@ impl<O: Ops> MeanTeacher<O> {
         method: Method,
         settings: Settings,
     ) -> Self {
-        let scans = vec![GradScan::default(); model.params.len()];
-        Self { model, base, passes, method, settings, step: 0, scans }
+        Self { model, base, passes, method, settings, step: 0, bad: None }
     }
 
     /// Adds the gradients of one step without an update: alpha times the loss, beta times the penalty.
@@ -129,29 +128,18 @@ impl<O: Ops> MeanTeacher<O> {
     ) -> Result<StepReport> {
         let (tr, kl, [time_forget, time_kl]) = self.gradients(ops, forget, retain)?;
         let start = Instant::now();
-        for (scan, grad) in self.scans.iter_mut().zip(&self.model.grads) {
-            *scan = grad.as_ref().map(|grad| ops.scan_grad(grad)).unwrap_or_default();
-        }
-        let norm = self.scans.iter().map(|scan| scan.sum_sq).sum::<f64>().sqrt();
         let lr = self.settings.schedule.rate(self.step);
-        let clip = clip_factor(norm, self.settings.clip);
-        let skipped = !norm.is_finite() || self.scans.iter().any(|scan| scan.nonfinite > 0);
-        if !skipped {
-            let scalars = UpdateScalars {
-                step: self.step,
-                lr,
-                clip,
-                damping: self.settings.damping,
-                teacher_rate: self.settings.teacher_rate,
-            };
-            let Model { params, grads, .. } = &mut self.model;
-            for ((param, grad), scan) in params.iter_mut().zip(grads).zip(&self.scans) {
-                if let Some(grad) = grad {
-                    ops.update(param, grad, scan, &scalars);
-                }
-            }
-            ops.sync()?;
-        }
+        let settings = StepSettings {
+            step: self.step,
+            lr,
+            max_norm: self.settings.clip,
+            damping: self.settings.damping,
+            teacher_rate: self.settings.teacher_rate,
+        };
+        let Model { params, grads, .. } = &mut self.model;
+        let pending = ops.update_all(params, grads, &settings)?;
+        let StepOutcome { norm, clip, skipped, bad } = ops.outcome(pending)?;
+        self.bad = bad;
         let report = StepReport {
             global_step: self.step,
             loss_tr: tr.nll,
@@ -170,9 +158,9 @@ impl<O: Ops> MeanTeacher<O> {
 
     /// Returns the error for a gradient that is not finite: the first block that holds one, by name.
     pub fn nonfinite(&self, step: u64) -> Error {
-        let at = self.scans.iter().position(|scan| scan.nonfinite > 0);
-        let place = at.map_or("gradient norm", |b| self.model.layout.blocks[b].name.as_str());
-        let count = at.map_or(0, |b| self.scans[b].nonfinite);
+        let place =
+            self.bad.map_or("gradient norm", |(b, _)| self.model.layout.blocks[b].name.as_str());
+        let count = self.bad.map_or(0, |(_, count)| count);
         Error::new(
             Kind::Numeric,
             format!("step {step}: {place}: {count} gradient entries are not finite"),

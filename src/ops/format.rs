@@ -60,10 +60,64 @@ pub fn narrow_even(value: f32) -> u16 {
     (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }
 
-/// The largest exponent k for which `bound * 2^k` still fits an fp16 with two bits of room; 0 for a zero bound.
-pub fn drift_exponent(bound: f64) -> i32 {
-    if bound > 0.0 && bound.is_finite() { 13 - bound.log2().ceil() as i32 } else { 0 }
+/// Rounds to the nearest fp16, ties to even, for |x| < 65520; branch-free, so that it vectorises.
+#[inline(always)]
+pub fn to_f16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let magnitude = bits & 0x7fff_ffff;
+    // 0.5 has an ulp of 2^-24, the step of fp16 subnormals: the addition rounds to it.
+    let small = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
+    let large = magnitude.wrapping_add(0xc800_0fff).wrapping_add(magnitude >> 13 & 1) >> 13;
+    let rounded = if magnitude < 0x3880_0000 { small } else { large };
+    (rounded | bits >> 16 & 0x8000) as u16
 }
+
+/// Widens a finite fp16.
+#[inline(always)]
+pub fn from_f16(h: u16) -> f32 {
+    let sign = u32::from(h & 0x8000) << 16;
+    let shifted = u32::from(h & 0x7fff) << 13;
+    // A subnormal gets the exponent of 2^-14 and an implicit one, which is then taken off.
+    let small = (f32::from_bits(shifted + (113 << 23)) - f32::from_bits(113 << 23)).to_bits();
+    let large = shifted + (112 << 23);
+    f32::from_bits(sign | if shifted < 1 << 23 { small } else { large })
+}
+
+/// Draws the rounding bits of the second moment from the noise, independent of both its halves.
+#[inline(always)]
+pub fn remix(noise: u32) -> u32 {
+    let x = (noise ^ noise >> 15).wrapping_mul(0x2C1B_3C6D);
+    (x ^ x >> 12).wrapping_mul(0x297A_2D39) >> 16
+}
+
+/// The largest exponent k for which `bound * 2^k` still fits an fp16 with two bits of room; 0 for a zero bound.
+///
+/// In integers, so that every backend finds the same; a denormal bound counts as the largest of them.
+pub fn drift_exponent(bound: f64) -> i32 {
+    if !(bound > 0.0 && bound.is_finite()) {
+        return 0;
+    }
+    let bits = bound.to_bits();
+    let above = bits & ((1 << 52) - 1) != 0;
+    13 - ((bits >> 52) as i32 - 1023 + i32::from(above))
+}
+
+/// Exponents stay where 2^k and 2^-k are normal fp32 numbers.
+pub const EXPONENT_LIMIT: i32 = 120;
+
+/// Bounds |m / (1 - b1^t)| / sqrt(v / (1 - b2^t)) of Adam after `t` steps, for any gradients.
+///
+/// With m = (1-b1) sum b1^(t-i) g_i and v = (1-b2) sum b2^(t-i) g_i^2, write b1^j = (b1/sqrt(b2))^j sqrt(b2)^j;
+/// Cauchy-Schwarz gives m^2 <= (1-b1)^2/(1-b2) S v with S = sum over j < t of (b1^2/b2)^j. One at t = 1.
+pub fn adam_bound((b1, b2): (f64, f64), t: f64) -> f64 {
+    let ratio = b1 * b1 / b2;
+    let sum = if (ratio - 1.0).abs() < 1e-9 { t } else { (1.0 - ratio.powf(t)) / (1.0 - ratio) };
+    let bound = (1.0 - b1) * (sum * (1.0 - b2.powf(t)) / (1.0 - b2)).sqrt() / (1.0 - b1.powf(t));
+    // b2 far below b1^2 has no useful bound; NaN comes from b2 = 0.
+    if bound < ADAM_CEILING { bound } else { ADAM_CEILING }
+}
+
+const ADAM_CEILING: f64 = 1e4;
 
 #[cfg(test)]
 mod tests {

@@ -12,7 +12,8 @@ pub mod weight;
 
 pub use compute::{Compute, Direction, HeadGrads, HeadShape, Heads, PackData, RopeTable, RowStats};
 pub use state::{
-    Distances, GradScan, ParamSpec, Role, State, StateMode, TeacherForm, UpdateRule, UpdateScalars,
+    Distances, GradScan, ParamSpec, Role, State, StateMode, StepOutcome, StepSettings, TeacherForm,
+    UpdateRule, UpdateScalars,
 };
 pub use weight::{Matched, TokenFormula, TokenWeight};
 

@@ -1,6 +1,7 @@
 //! Parameters, their teacher, gradients and optimizer state, and the fused update.
 
 use super::compute::Compute;
+use super::format::adam_bound;
 use crate::error::Result;
 
 /// How a trainable parameter and its state are kept.
@@ -54,6 +55,62 @@ pub enum UpdateRule {
     },
 }
 
+impl UpdateRule {
+    /// Returns the names of its moments, as [`State::save_param`] uses them; empty for none.
+    pub fn moment_names(&self) -> [&'static str; 2] {
+        match self {
+            Self::Sgd { .. } => ["momentum_buffer", ""],
+            Self::AdamW { .. } => ["exp_avg", "exp_avg_sq"],
+        }
+    }
+}
+
+/// AdamW's numbers of one step, before a backend rounds them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamNumbers {
+    /// 1 - b1.
+    pub one_minus_b1: f64,
+    /// b2.
+    pub b2: f64,
+    /// 1 - b2.
+    pub one_minus_b2: f64,
+    /// sqrt(1 - b2^t).
+    pub root_correction: f64,
+    /// eps.
+    pub eps: f64,
+    /// lr / (1 - b1^t).
+    pub step_size: f64,
+    /// lr weight_decay.
+    pub decay: f64,
+    /// 1 - lr weight_decay.
+    pub keep: f64,
+}
+
+impl AdamNumbers {
+    /// Makes the numbers of step `step`, counted from 0.
+    pub fn new((b1, b2): (f64, f64), eps: f64, weight_decay: f64, lr: f64, step: u64) -> Self {
+        let t = step as f64 + 1.0;
+        Self {
+            one_minus_b1: 1.0 - b1,
+            b2,
+            one_minus_b2: 1.0 - b2,
+            root_correction: (1.0 - b2.powf(t)).sqrt(),
+            eps,
+            step_size: lr / (1.0 - b1.powf(t)),
+            decay: lr * weight_decay,
+            keep: 1.0 - lr * weight_decay,
+        }
+    }
+}
+
+/// Bounds the part of AdamW's step `step` (counted from 0) that its moments make; compact updates are cut to it.
+///
+/// Twice the bound of exact moments: rounding of the stored ones never reaches it in practice, and the cut makes it
+/// hold even where the second moment underflows.
+pub fn moments_bound(betas: (f64, f64), lr: f64, step: u64) -> f64 {
+    2.0 * lr.abs() * adam_bound(betas, step as f64 + 1.0)
+}
+
 /// What changes from step to step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct UpdateScalars {
@@ -99,6 +156,39 @@ pub struct GradScan {
     pub nonfinite: u64,
 }
 
+/// What an update of all parameters is given.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepSettings {
+    /// The step, counted from 0.
+    pub step: u64,
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// The gradient norm above which everything is scaled down; infinite for never.
+    pub max_norm: f64,
+    /// Damping: pull of the student to its teacher.
+    pub damping: f64,
+    /// Teacher rate delta.
+    pub teacher_rate: f64,
+}
+
+/// What became of an update of all parameters.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct StepOutcome {
+    /// L2 norm of all gradients together.
+    pub norm: f64,
+    /// Clip factor c in (0, 1].
+    pub clip: f64,
+    /// Whether a gradient that is not finite kept the update from changing anything.
+    pub skipped: bool,
+    /// The first parameter with such a gradient, by its place, and how many of its entries are not finite.
+    pub bad: Option<(usize, u64)>,
+}
+
+/// Returns c = min(1, clip / norm); 1 for a norm that is not finite (such a step is left out anyway).
+pub fn clip_factor(norm: f64, clip: f64) -> f64 {
+    if norm > clip && norm.is_finite() { clip / norm } else { 1.0 }
+}
+
 /// Squared distances of one parameter, for logs.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Distances {
@@ -114,6 +204,8 @@ pub struct Distances {
 pub trait State: Compute {
     /// A parameter with its teacher and optimizer state.
     type Param;
+    /// An update of all parameters whose outcome nobody has read yet.
+    type Pending;
 
     /// Allocates a parameter and fills it by `init`; the teacher starts equal to it.
     fn param(
@@ -152,6 +244,18 @@ pub trait State: Compute {
         scan: &GradScan,
         scalars: &UpdateScalars,
     );
+    /// Does a whole update without waiting for it: norm of all gradients, clip factor, [`State::update`] of each
+    /// parameter that has a gradient. A gradient that is not finite changes no byte of any parameter.
+    ///
+    /// `grads` are those of `params` by place; `None` for a frozen one. All parameters follow one rule.
+    fn update_all(
+        &self,
+        params: &mut [Self::Param],
+        grads: &[Option<Self::Grad>],
+        settings: &StepSettings,
+    ) -> Result<Self::Pending>;
+    /// Waits for an update and tells what became of it; the last one started is the only one that can be asked.
+    fn outcome(&self, pending: Self::Pending) -> Result<StepOutcome>;
     /// Copies student or teacher to the host in fp32, exactly as stored (compact: both planes joined, but
     /// [`Role::Evaluated`] rounded as [`State::view`] shows it).
     fn read_param(&self, param: &Self::Param, role: Role, out: &mut [f32]);
@@ -171,4 +275,15 @@ pub trait State: Compute {
     ) -> Result<()>;
     /// Copies one optimizer buffer (`momentum_buffer`, `exp_avg`, `exp_avg_sq`) to the host; false if absent.
     fn read_moment(&self, param: &Self::Param, name: &str, out: &mut [f32]) -> bool;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clip_factor_caps_the_norm() {
+        assert_eq!(clip_factor(4.0, 1.0), 0.25);
+        assert_eq!(clip_factor(0.5, 1.0), 1.0);
+    }
 }

@@ -98,11 +98,6 @@ impl Schedule {
     }
 }
 
-/// Returns c = min(1, clip / norm); 1 for a norm that is not finite (such a step is left out anyway).
-pub fn clip_factor(norm: f64, clip: f64) -> f64 {
-    if norm > clip && norm.is_finite() { clip / norm } else { 1.0 }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,11 +108,5 @@ mod tests {
         let rates: Vec<f64> = [0, 10, 11, 20, 21].map(|s| schedule.rate(s)).to_vec();
         assert_eq!(rates, [0.01, 0.01, 0.1, 1.0, 1.0]);
         assert_eq!(Schedule { lr: 2.0, warmup: Some(0) }.rate(0), 0.02);
-    }
-
-    #[test]
-    fn clip_factor_caps_the_norm() {
-        assert_eq!(clip_factor(4.0, 1.0), 0.25);
-        assert_eq!(clip_factor(0.5, 1.0), 1.0);
     }
 }

@@ -3,13 +3,13 @@
 use pulp::{Arch, Simd, WithSimd};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::update::{
-    EXPONENT_LIMIT, Element, Numbers, Scale, fold, from_f16, to_f16, update_compact, update_exact,
-};
+use super::update::{Element, Numbers, Scale, fold, update_compact, update_exact};
 use super::{Cpu, Grad, GradData, Real};
 use crate::error::{Error, Kind, Result};
-use crate::ops::format::{NEAREST, drift_exponent, join, narrow, noise, split, widen};
-use crate::ops::state::{Distances, GradScan};
+use crate::ops::format::{
+    EXPONENT_LIMIT, NEAREST, drift_exponent, from_f16, join, narrow, noise, split, to_f16, widen,
+};
+use crate::ops::state::{Distances, GradScan, StepOutcome, StepSettings, clip_factor};
 use crate::ops::{ParamSpec, Role, State, StateMode, TeacherForm, UpdateRule, UpdateScalars};
 
 /// A parameter on the CPU with its teacher and optimizer state.
@@ -50,6 +50,11 @@ struct Compact {
 }
 
 impl<T> Param<T> {
+    /// Returns seed and step of its rounding noise.
+    pub(crate) fn noise_key(&self) -> (u64, u64) {
+        (self.seed, self.counter)
+    }
+
     fn len(&self) -> usize {
         match &self.store {
             Store::Frozen(theta) => theta.len(),
@@ -71,13 +76,6 @@ fn filled<X: Copy>(name: &str, len: usize, value: X) -> Result<Vec<X>> {
 
 fn has_second(rule: &UpdateRule) -> bool {
     matches!(rule, UpdateRule::AdamW { .. })
-}
-
-fn moment_names(rule: &UpdateRule) -> [&'static str; 2] {
-    match rule {
-        UpdateRule::Sgd { .. } => ["momentum_buffer", ""],
-        UpdateRule::AdamW { .. } => ["exp_avg", "exp_avg_sq"],
-    }
 }
 
 /// What a pass over the planes makes of them.
@@ -248,6 +246,7 @@ impl<T: Real> Exact<T> {
 
 impl<T: Real> State for Cpu<T> {
     type Param = Param<T>;
+    type Pending = StepOutcome;
 
     fn param(
         &self,
@@ -440,6 +439,35 @@ impl<T: Real> State for Cpu<T> {
         param.counter += 1;
     }
 
+    fn update_all(
+        &self,
+        params: &mut [Param<T>],
+        grads: &[Option<Grad<T>>],
+        settings: &StepSettings,
+    ) -> Result<StepOutcome> {
+        let scan = |grad: &Option<Grad<T>>| grad.as_ref().map(|grad| self.scan_grad(grad));
+        let scans: Vec<GradScan> =
+            grads.iter().map(|grad| scan(grad).unwrap_or_default()).collect();
+        let norm = scans.iter().map(|scan| scan.sum_sq).sum::<f64>().sqrt();
+        let bad = scans.iter().position(|s| s.nonfinite > 0).map(|i| (i, scans[i].nonfinite));
+        let skipped = bad.is_some() || !norm.is_finite();
+        let clip = if skipped { 1.0 } else { clip_factor(norm, settings.max_norm) };
+        if !skipped {
+            let StepSettings { step, lr, damping, teacher_rate, .. } = *settings;
+            let scalars = UpdateScalars { step, lr, clip, damping, teacher_rate };
+            for ((param, grad), scan) in params.iter_mut().zip(grads).zip(&scans) {
+                if let Some(grad) = grad {
+                    self.update(param, grad, scan, &scalars);
+                }
+            }
+        }
+        Ok(StepOutcome { norm, clip, skipped, bad })
+    }
+
+    fn outcome(&self, pending: StepOutcome) -> Result<StepOutcome> {
+        Ok(pending)
+    }
+
     fn read_param(&self, param: &Param<T>, role: Role, out: &mut [f32]) {
         let out = &mut out[..param.len()];
         let fill = |out: &mut [f32], from: &[T]| {
@@ -494,7 +522,7 @@ impl<T: Real> State for Cpu<T> {
         param: &Param<T>,
         write: &mut dyn FnMut(&str, &[u8]) -> Result<()>,
     ) -> Result<()> {
-        let [first, second] = moment_names(&param.rule);
+        let [first, second] = param.rule.moment_names();
         match &param.store {
             Store::Frozen(_) => return Ok(()),
             Store::Exact(exact) => {
@@ -531,7 +559,7 @@ impl<T: Real> State for Cpu<T> {
         param: &mut Param<T>,
         read: &mut dyn FnMut(&str, &mut [u8]) -> Result<()>,
     ) -> Result<()> {
-        let [first, second] = moment_names(&param.rule);
+        let [first, second] = param.rule.moment_names();
         match &mut param.store {
             Store::Frozen(_) => return Ok(()),
             Store::Exact(exact) => {
@@ -565,7 +593,7 @@ impl<T: Real> State for Cpu<T> {
     }
 
     fn read_moment(&self, param: &Param<T>, name: &str, out: &mut [f32]) -> bool {
-        let Some(which) = moment_names(&param.rule).iter().position(|n| *n == name) else {
+        let Some(which) = param.rule.moment_names().iter().position(|n| *n == name) else {
             return false;
         };
         if name.is_empty() {

@@ -5,7 +5,10 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::{Grad, GradData, Real};
-use crate::ops::format::{drift_exponent, join, narrow, noise, split, widen};
+use crate::ops::format::{
+    EXPONENT_LIMIT, drift_exponent, from_f16, join, narrow, noise, remix, split, to_f16, widen,
+};
+use crate::ops::state::{AdamNumbers, moments_bound};
 use crate::ops::{GradScan, UpdateRule, UpdateScalars};
 
 /// Elements per chunk; a power of two, so that a chunk never straddles 2^32.
@@ -127,50 +130,6 @@ pub(super) fn fold<P: Part, R: Send>(
     merge(x, y)
 }
 
-/// Rounds to the nearest fp16, ties to even, for |x| < 65520; branch-free, so that it vectorises.
-#[inline(always)]
-pub(super) fn to_f16(x: f32) -> u16 {
-    let bits = x.to_bits();
-    let magnitude = bits & 0x7fff_ffff;
-    // 0.5 has an ulp of 2^-24, the step of fp16 subnormals: the addition rounds to it.
-    let small = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
-    let large = magnitude.wrapping_add(0xc800_0fff).wrapping_add(magnitude >> 13 & 1) >> 13;
-    let rounded = if magnitude < 0x3880_0000 { small } else { large };
-    (rounded | bits >> 16 & 0x8000) as u16
-}
-
-/// Widens a finite fp16.
-#[inline(always)]
-pub(super) fn from_f16(h: u16) -> f32 {
-    let sign = u32::from(h & 0x8000) << 16;
-    let shifted = u32::from(h & 0x7fff) << 13;
-    // A subnormal gets the exponent of 2^-14 and an implicit one, which is then taken off.
-    let small = (f32::from_bits(shifted + (113 << 23)) - f32::from_bits(113 << 23)).to_bits();
-    let large = shifted + (112 << 23);
-    f32::from_bits(sign | if shifted < 1 << 23 { small } else { large })
-}
-
-/// Draws the rounding bits of the second moment from the noise, independent of both its halves.
-#[inline(always)]
-fn remix(noise: u32) -> u32 {
-    let x = (noise ^ noise >> 15).wrapping_mul(0x2C1B_3C6D);
-    (x ^ x >> 12).wrapping_mul(0x297A_2D39) >> 16
-}
-
-/// Bounds |m / (1 - b1^t)| / sqrt(v / (1 - b2^t)) of Adam after `t` steps, for any gradients.
-///
-/// With m = (1-b1) sum b1^(t-i) g_i and v = (1-b2) sum b2^(t-i) g_i^2, write b1^j = (b1/sqrt(b2))^j sqrt(b2)^j;
-/// Cauchy-Schwarz gives m^2 <= (1-b1)^2/(1-b2) S v with S = sum over j < t of (b1^2/b2)^j. One at t = 1.
-pub(super) fn adam_bound((b1, b2): (f64, f64), t: f64) -> f64 {
-    let ratio = b1 * b1 / b2;
-    let sum = if (ratio - 1.0).abs() < 1e-9 { t } else { (1.0 - ratio.powf(t)) / (1.0 - ratio) };
-    let bound = (1.0 - b1) * (sum * (1.0 - b2.powf(t)) / (1.0 - b2)).sqrt() / (1.0 - b1.powf(t));
-    // b2 far below b1^2 has no useful bound; NaN comes from b2 = 0.
-    if bound < ADAM_CEILING { bound } else { ADAM_CEILING }
-}
-
-const ADAM_CEILING: f64 = 1e4;
-
 /// AdamW's numbers of one step.
 #[derive(Clone, Copy)]
 struct Adam<T> {
@@ -190,17 +149,16 @@ struct Adam<T> {
 
 impl<T: Real> Adam<T> {
     fn new(betas: (f64, f64), eps: f64, weight_decay: f64, scalars: &UpdateScalars) -> Self {
-        let (b1, b2) = betas;
-        let t = scalars.step as f64 + 1.0;
+        let n = AdamNumbers::new(betas, eps, weight_decay, scalars.lr, scalars.step);
         Self {
-            one_minus_b1: T::from_f64(1.0 - b1),
-            b2: T::from_f64(b2),
-            one_minus_b2: T::from_f64(1.0 - b2),
-            root_correction: T::from_f64((1.0 - b2.powf(t)).sqrt()),
-            eps: T::from_f64(eps),
-            step_size: T::from_f64(scalars.lr / (1.0 - b1.powf(t))),
-            decay: T::from_f64(scalars.lr * weight_decay),
-            keep: T::from_f64(1.0 - scalars.lr * weight_decay),
+            one_minus_b1: T::from_f64(n.one_minus_b1),
+            b2: T::from_f64(n.b2),
+            one_minus_b2: T::from_f64(n.one_minus_b2),
+            root_correction: T::from_f64(n.root_correction),
+            eps: T::from_f64(n.eps),
+            step_size: T::from_f64(n.step_size),
+            decay: T::from_f64(n.decay),
+            keep: T::from_f64(n.keep),
         }
     }
 }
@@ -381,9 +339,6 @@ pub(super) struct Scale {
     pub max_theta: f64,
 }
 
-/// Exponents stay where 2^k and 2^-k are normal fp32 numbers.
-pub(super) const EXPONENT_LIMIT: i32 = 120;
-
 impl Scale {
     /// Bounds |s| of the coming step: for AdamW the clamp of the moments' part, and the whole.
     fn step_bound(
@@ -400,9 +355,7 @@ impl Scale {
                 (f64::INFINITY, lr * (momentum.abs() * self.max_moment + force))
             }
             UpdateRule::AdamW { betas, weight_decay, .. } => {
-                // Twice the bound of exact moments: rounding of the stored ones never reaches it in practice, and
-                // the clamp in the pass makes it hold even where the second moment underflows.
-                let moments = 2.0 * lr * adam_bound(betas, scalars.step as f64 + 1.0);
+                let moments = moments_bound(betas, scalars.lr, scalars.step);
                 (moments, moments + lr * weight_decay.abs() * self.max_theta)
             }
         }

@@ -10,6 +10,7 @@ mod head;
 mod linear;
 mod norm;
 mod rope;
+mod state;
 mod swiglu;
 mod tolerance;
 
@@ -36,6 +37,7 @@ pub const FAMILIES: &[Family] = &[
     ("swiglu", swiglu::run),
     ("head", head::run),
     ("generate", generate::run),
+    ("state", state::run),
 ];
 
 /// What came of one case.

@@ -1,0 +1,595 @@
+//! Parameters, their teacher, gradients and update on the device: kernels/{update,norm,view,cast}.cu.
+//!
+//! Formats, names and bytes are those of the CPU backend: a checkpoint of either resumes on the other.
+
+mod step;
+
+use bytemuck::{Pod, Zeroable};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::driver::Args;
+use super::{Act, Gpu, Grad, Precision, Weight, blocks};
+use crate::error::{Error, Result};
+use crate::ops::format::{EXPONENT_LIMIT, drift_exponent, from_f16, narrow_even, to_f16, widen};
+use crate::ops::state::{Distances, GradScan, StepOutcome, StepSettings};
+use crate::ops::{ParamSpec, Role, State, StateMode, TeacherForm, UpdateRule, UpdateScalars};
+
+pub(super) use step::StepBlock;
+
+/// A parameter on the device with its teacher and optimizer state.
+#[derive(Debug)]
+pub struct Param {
+    seed: u64,
+    len: usize,
+    rule: UpdateRule,
+    /// struct Tensor of kernels/common.cuh; 0 where frozen.
+    tensor: u64,
+    store: Store,
+}
+
+/// Device addresses; absent buffers are 0.
+#[derive(Debug)]
+enum Store {
+    /// In the precision of storage.
+    Frozen(u64),
+    Exact {
+        theta: u64,
+        form: TeacherForm,
+        teacher: u64,
+        first: u64,
+        second: u64,
+    },
+    Compact {
+        hi: u64,
+        lo: u64,
+        drift: u64,
+        first: u64,
+        second: u64,
+    },
+}
+
+/// What a tensor keeps besides its planes: struct Tensor of kernels/common.cuh.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+struct Tensor {
+    counter: u64,
+    max_drift: f64,
+    max_moment: f64,
+    max_theta: f64,
+    exponent: i32,
+    exponent_next: i32,
+    seen: [u32; 3],
+    reserved: u32,
+}
+
+/// What view kernels show: enum Show of kernels/view.cu.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Show {
+    Plane,
+    DitheredTeacher,
+    Evaluated,
+    Joined,
+    JoinedTeacher,
+}
+
+/// Numbers that pass between host and device at once; a multiple of what a kernel's thread takes.
+const PIECE: usize = 1 << 22;
+/// Numbers a block of a view kernel or of a compact update takes.
+const ROW: usize = 2048;
+
+/// Cuts `len` numbers into pieces: first index and length of each.
+fn pieces(len: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..len).step_by(PIECE).map(move |start| (start, PIECE.min(len - start)))
+}
+
+/// Returns the device address of number `index` of a plane, or 0 for an absent one.
+fn at(plane: u64, index: usize, size: u64) -> u64 {
+    if plane == 0 { 0 } else { plane + index as u64 * size }
+}
+
+impl Gpu {
+    fn read_tensor(&self, param: &Param) -> Tensor {
+        let mut tensor = Tensor::zeroed();
+        if param.tensor != 0 {
+            self.keep(self.driver.download(param.tensor, bytemuck::bytes_of_mut(&mut tensor)));
+        }
+        tensor
+    }
+
+    /// Allocates `len` zeros of `size` bytes each.
+    fn zeros(&self, len: usize, size: u64) -> Result<u64> {
+        let address = self.arena.alloc(len as u64 * size)?;
+        if len > 0 {
+            self.driver.fill(address, 0, len as u64 * size)?;
+        }
+        Ok(address)
+    }
+
+    /// Splits initial values into planes on the device, piece by piece.
+    fn split(&self, param: &Param, (hi, lo): (u64, u64), values: &[f32]) -> Result<()> {
+        let scratch = self.scratch(4 * PIECE.min(values.len()) as u64);
+        for (start, n) in pieces(values.len()) {
+            self.driver.upload(scratch, bytemuck::cast_slice(&values[start..start + n]))?;
+            let args = Args::new()
+                .ptr(param.tensor)
+                .ptr(scratch)
+                .ptr(at(hi, start, 2))
+                .ptr(at(lo, start, 2))
+                .u64(n as u64)
+                .u64(start as u64)
+                .u64(param.seed);
+            self.launch("cast_f32_split", [blocks(n, ROW), 1, 1], 256, 0, args);
+        }
+        self.take_failure()?;
+        let mut tensor = self.read_tensor(param);
+        tensor.max_theta = f64::from(f32::from_bits(tensor.seen[2]));
+        self.driver.upload(param.tensor, bytemuck::bytes_of(&tensor))
+    }
+
+    /// Starts the kernel that shows numbers `start..start + n` of a compact parameter at `out`.
+    fn show(&self, wide: bool, param: &Param, show: Show, (start, n): (usize, usize), out: u64) {
+        let Store::Compact { hi, lo, drift, .. } = param.store else { return };
+        let args = Args::new()
+            .ptr(param.tensor)
+            .u32(show as u32)
+            .ptr(at(hi, start, 2))
+            .ptr(at(lo, start, 2))
+            .ptr(at(drift, start, 2))
+            .ptr(out)
+            .u64(n as u64)
+            .u64(start as u64)
+            .u64(param.seed);
+        let kernel = if wide { "view_compact_f32" } else { "view_compact_bf16" };
+        self.launch(kernel, [blocks(n, ROW), 1, 1], 256, 0, args);
+    }
+
+    /// Copies what `show` asks of a compact parameter to the host.
+    fn read_compact(&self, param: &Param, show: Show, start: usize, out: &mut [f32]) {
+        let scratch = self.scratch(4 * PIECE.min(out.len()) as u64);
+        for (offset, n) in pieces(out.len()) {
+            self.show(true, param, show, (start + offset, n), scratch);
+            let to = bytemuck::cast_slice_mut(&mut out[offset..offset + n]);
+            self.keep(self.driver.download(scratch, to));
+        }
+    }
+
+    fn read_f32(&self, plane: u64, start: usize, out: &mut [f32]) {
+        if !out.is_empty() {
+            let to = bytemuck::cast_slice_mut(out);
+            self.keep(self.driver.download(at(plane, start, 4), to));
+        }
+    }
+
+    fn read_u16(&self, plane: u64, start: usize, n: usize) -> Vec<u16> {
+        let mut out = vec![0u16; n];
+        if n > 0 && plane != 0 {
+            let to = bytemuck::cast_slice_mut(&mut out);
+            self.keep(self.driver.download(at(plane, start, 2), to));
+        }
+        out
+    }
+
+    /// Returns student and teacher of numbers `start..start + n` in f64, differences of drifts not rounded.
+    fn read_pairs(&self, param: &Param, (start, n): (usize, usize)) -> Vec<(f64, f64)> {
+        let wide = |x: &f32| f64::from(*x);
+        let mut theta = vec![0f32; n];
+        match param.store {
+            Store::Frozen(plane) => {
+                let bytes = self.precision.bytes();
+                self.keep(self.download_act(at(plane, start, bytes), &mut theta));
+                theta.iter().map(|t| (wide(t), wide(t))).collect()
+            }
+            Store::Exact { theta: plane, form, teacher, .. } => {
+                let mut other = vec![0f32; n];
+                self.read_f32(plane, start, &mut theta);
+                if form != TeacherForm::None {
+                    self.read_f32(teacher, start, &mut other);
+                }
+                let pair = |(t, o): (&f32, &f32)| match form {
+                    TeacherForm::None => (wide(t), wide(t)),
+                    TeacherForm::Full => (wide(t), wide(o)),
+                    TeacherForm::Drift => (wide(t), wide(t) - wide(o)),
+                };
+                theta.iter().zip(&other).map(pair).collect()
+            }
+            Store::Compact { drift, .. } => {
+                let unscale = 2f64.powi(-self.read_tensor(param).exponent);
+                self.read_compact(param, Show::Joined, start, &mut theta);
+                let drift = self.read_u16(drift, start, n);
+                let pair =
+                    |(t, d): (&f32, u16)| (wide(t), wide(t) - f64::from(from_f16(d)) * unscale);
+                theta.iter().zip(drift).map(pair).collect()
+            }
+        }
+    }
+
+    /// Gives a compact parameter the drift to `values`.
+    fn set_drift(&self, param: &Param, drift: u64, values: &[f32]) {
+        let mut theta = vec![0f32; PIECE.min(values.len())];
+        let mut each = |visit: &mut dyn FnMut(usize, &[f32])| {
+            for (start, n) in pieces(values.len()) {
+                self.read_compact(param, Show::Joined, start, &mut theta[..n]);
+                let pairs = theta[..n].iter_mut().zip(&values[start..start + n]);
+                pairs.for_each(|(t, v)| *t -= v);
+                visit(start, &theta[..n]);
+            }
+        };
+        let mut max = 0f64;
+        each(&mut |_, d| max = d.iter().fold(max, |a, d| a.max(f64::from(d.abs()))));
+        let exponent = drift_exponent(max).clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT);
+        let scale = 2f32.powi(exponent);
+        each(&mut |start, d| {
+            let stored: Vec<u16> = d.iter().map(|d| to_f16(d * scale)).collect();
+            let bytes = bytemuck::cast_slice(&stored);
+            self.keep(self.driver.upload(at(drift, start, 2), bytes));
+        });
+        let tensor = Tensor { exponent, max_drift: max, ..self.read_tensor(param) };
+        self.keep(self.driver.upload(param.tensor, bytemuck::bytes_of(&tensor)));
+    }
+}
+
+/// Test access: what no op shows.
+impl Gpu {
+    /// Writes a gradient as an op would that finds it empty.
+    pub(crate) fn write_grad(&self, grad: &mut Grad, values: &[f32]) -> Result<()> {
+        grad.adds();
+        if grad.wide {
+            return self.driver.upload(grad.at, bytemuck::cast_slice(values));
+        }
+        let narrow: Vec<u16> = values.iter().map(|x| narrow_even(*x)).collect();
+        self.driver.upload(grad.at, bytemuck::cast_slice(&narrow))
+    }
+
+    /// Reads a weight as the kernels read it.
+    pub(crate) fn read_weight(&self, weight: Weight<'_>, len: usize) -> Result<Vec<f32>> {
+        let mut out = vec![0f32; len];
+        self.download_act(weight.at, &mut out)?;
+        Ok(out)
+    }
+}
+
+impl Param {
+    /// Returns the state buffers that exist, by the names of a checkpoint: address and bytes of a number.
+    fn buffers(&self) -> Vec<(&'static str, u64, u64)> {
+        let [one, two] = self.rule.moment_names();
+        let all = match self.store {
+            Store::Frozen(_) => Vec::new(),
+            Store::Exact { theta, form, teacher, first, second } => {
+                let name = if form == TeacherForm::Full { "teacher" } else { "drift" };
+                vec![("theta", theta, 4), (name, teacher, 4), (one, first, 4), (two, second, 4)]
+            }
+            Store::Compact { hi, lo, drift, first, second } => vec![
+                ("theta_hi", hi, 2),
+                ("theta_lo", lo, 2),
+                ("drift", drift, 2),
+                (one, first, 2),
+                (two, second, 2),
+            ],
+        };
+        all.into_iter().filter(|(_, address, _)| *address != 0).collect()
+    }
+
+    fn is_compact(&self) -> bool {
+        matches!(self.store, Store::Compact { .. })
+    }
+}
+
+impl State for Gpu {
+    type Param = Param;
+    type Pending = ();
+
+    fn param(
+        &self,
+        spec: &ParamSpec,
+        init: &mut dyn FnMut(&mut [f32]) -> Result<()>,
+    ) -> Result<Param> {
+        let (name, len) = (spec.name.as_str(), spec.len);
+        let compact = spec.trainable && spec.mode == StateMode::Compact;
+        if compact && spec.teacher == TeacherForm::Full {
+            return Err(Error::config(format!(
+                "{name}: compact state keeps a teacher as drift, got a full one"
+            )));
+        }
+        let mut initial = vec![0f32; len];
+        init(&mut initial)?;
+        let second = if matches!(spec.rule, UpdateRule::AdamW { .. }) { len } else { 0 };
+        let seed = xxh3_64_with_seed(name.as_bytes(), spec.seed);
+        let tensor = if spec.trainable { self.zeros(1, size_of::<Tensor>() as u64)? } else { 0 };
+        let has = |form| if spec.teacher == form { len } else { 0 };
+        let store = if compact {
+            Store::Compact {
+                hi: self.arena.alloc(2 * len as u64)?,
+                lo: self.arena.alloc(2 * len as u64)?,
+                drift: self.zeros(has(TeacherForm::Drift), 2)?,
+                first: self.zeros(len, 2)?,
+                second: self.zeros(second, 2)?,
+            }
+        } else if spec.trainable {
+            Store::Exact {
+                theta: self.arena.alloc(4 * len as u64)?,
+                form: spec.teacher,
+                teacher: self.zeros(has(TeacherForm::Drift) + has(TeacherForm::Full), 4)?,
+                first: self.zeros(len, 4)?,
+                second: self.zeros(second, 4)?,
+            }
+        } else {
+            Store::Frozen(self.arena.alloc(len as u64 * self.precision.bytes())?)
+        };
+        let param = Param { seed, len, rule: spec.rule, tensor, store };
+        match param.store {
+            _ if len == 0 => {}
+            Store::Frozen(plane) => {
+                for (start, n) in pieces(len) {
+                    let to = at(plane, start, self.precision.bytes());
+                    self.upload_act(to, &initial[start..start + n])?;
+                }
+            }
+            Store::Exact { theta, form, teacher, .. } => {
+                self.driver.upload(theta, bytemuck::cast_slice(&initial))?;
+                if form == TeacherForm::Full {
+                    self.driver.copy(theta, teacher, 4 * len as u64)?;
+                }
+            }
+            Store::Compact { hi, lo, .. } => self.split(&param, (hi, lo), &initial)?,
+        }
+        Ok(param)
+    }
+
+    fn set_teacher(&self, param: &mut Param, values: &[f32]) {
+        match param.store {
+            Store::Exact { theta, form: TeacherForm::Drift, teacher, .. } => {
+                let mut drift = vec![0f32; PIECE.min(param.len)];
+                for (start, n) in pieces(param.len) {
+                    self.read_f32(theta, start, &mut drift[..n]);
+                    let pairs = drift[..n].iter_mut().zip(&values[start..start + n]);
+                    pairs.for_each(|(t, v)| *t -= v);
+                    let bytes = bytemuck::cast_slice(&drift[..n]);
+                    self.keep(self.driver.upload(at(teacher, start, 4), bytes));
+                }
+            }
+            Store::Exact { form: TeacherForm::Full, teacher, .. } if param.len > 0 => {
+                let bytes = bytemuck::cast_slice(&values[..param.len]);
+                self.keep(self.driver.upload(teacher, bytes));
+            }
+            Store::Compact { drift, .. } if drift != 0 => self.set_drift(param, drift, values),
+            _ => {}
+        }
+    }
+
+    fn grad(&self, spec: &ParamSpec) -> Result<Grad> {
+        let len = if spec.trainable { spec.len } else { 0 };
+        let wide = spec.mode == StateMode::Exact;
+        let at = self.arena.alloc(len as u64 * if wide { 4 } else { 2 })?;
+        Ok(Grad { at, len, wide, written: false.into() })
+    }
+
+    fn clear_grad(&self, grad: &mut Grad) {
+        *grad.written.get_mut() = false;
+    }
+
+    fn view<'a>(&self, param: &'a Param, role: Role, scratch: &'a mut Act) -> Weight<'a> {
+        let direct = match (&param.store, role) {
+            (Store::Frozen(plane), _) => *plane,
+            (Store::Exact { form: TeacherForm::Full, teacher, .. }, Role::Teacher) => *teacher,
+            (Store::Exact { theta, .. }, _) => *theta,
+            (Store::Compact { hi, .. }, _) => *hi,
+        };
+        if !self.needs_scratch(param, role) {
+            return Weight::new(direct);
+        }
+        if scratch.len < param.len {
+            self.refuse(format!("a scratch of {} for {} weights", scratch.len, param.len));
+            return Weight::new(scratch.at);
+        }
+        let show = match role {
+            Role::Student => Show::Plane,
+            Role::Teacher => Show::DitheredTeacher,
+            Role::Evaluated => Show::Evaluated,
+        };
+        if param.is_compact() {
+            let wide = self.precision == Precision::Fp32;
+            self.show(wide, param, show, (0, param.len), scratch.at);
+        } else {
+            let drift = match param.store {
+                Store::Exact { form: TeacherForm::Drift, teacher, .. } if role == Role::Teacher => {
+                    teacher
+                }
+                _ => 0,
+            };
+            let args = Args::new()
+                .ptr(param.tensor)
+                .u32(show as u32)
+                .ptr(direct)
+                .ptr(drift)
+                .ptr(scratch.at)
+                .u64(param.len as u64)
+                .u64(param.seed);
+            let kernel = self.pick("view_exact_bf16", "view_exact_f32");
+            self.launch(kernel, [blocks(param.len, ROW), 1, 1], 256, 0, args);
+        }
+        Weight::new(scratch.at)
+    }
+
+    fn needs_scratch(&self, param: &Param, role: Role) -> bool {
+        match (&param.store, self.precision) {
+            (Store::Frozen(_), _) => false,
+            (Store::Exact { form, .. }, Precision::Fp32) => {
+                role == Role::Teacher && *form == TeacherForm::Drift
+            }
+            // Products in bf16 read fp32 state rounded: by common noise in training, to nearest in evaluation.
+            (Store::Exact { .. }, Precision::Bf16) | (Store::Compact { .. }, Precision::Fp32) => {
+                true
+            }
+            // The plane is what products read; without a drift it is the teacher's too.
+            (Store::Compact { drift, .. }, Precision::Bf16) => match role {
+                Role::Student => false,
+                Role::Teacher => *drift != 0,
+                Role::Evaluated => true,
+            },
+        }
+    }
+
+    fn scan_grad(&self, grad: &Grad) -> GradScan {
+        self.scan(grad)
+    }
+
+    fn read_grad(&self, grad: &Grad, out: &mut [f32]) {
+        if !grad.is_written() {
+            out.fill(0.0);
+        } else if grad.wide {
+            self.read_f32(grad.at, 0, out);
+        } else {
+            let narrow = self.read_u16(grad.at, 0, out.len());
+            out.iter_mut().zip(narrow).for_each(|(to, from)| *to = widen(from));
+        }
+    }
+
+    fn update(&self, param: &mut Param, grad: &Grad, scan: &GradScan, scalars: &UpdateScalars) {
+        if scan.nonfinite == 0 {
+            self.update_one(param, grad, scan, scalars);
+        }
+    }
+
+    fn update_all(
+        &self,
+        params: &mut [Param],
+        grads: &[Option<Grad>],
+        settings: &StepSettings,
+    ) -> Result<()> {
+        self.launch_step(params, grads, settings)
+    }
+
+    fn outcome(&self, (): ()) -> Result<StepOutcome> {
+        self.read_outcome()
+    }
+
+    fn read_param(&self, param: &Param, role: Role, out: &mut [f32]) {
+        let out = &mut out[..param.len];
+        match (&param.store, role) {
+            (Store::Frozen(plane), _) => {
+                for (start, n) in pieces(param.len) {
+                    let from = at(*plane, start, self.precision.bytes());
+                    self.keep(self.download_act(from, &mut out[start..start + n]));
+                }
+            }
+            (Store::Exact { theta, form, teacher, .. }, Role::Teacher) => match form {
+                TeacherForm::None => self.read_f32(*theta, 0, out),
+                TeacherForm::Full => self.read_f32(*teacher, 0, out),
+                TeacherForm::Drift => {
+                    self.read_f32(*theta, 0, out);
+                    let mut drift = vec![0f32; PIECE.min(param.len)];
+                    for (start, n) in pieces(param.len) {
+                        self.read_f32(*teacher, start, &mut drift[..n]);
+                        let pairs = out[start..start + n].iter_mut().zip(&drift);
+                        pairs.for_each(|(to, d)| *to -= d);
+                    }
+                }
+            },
+            (Store::Exact { theta, .. }, _) => self.read_f32(*theta, 0, out),
+            (Store::Compact { .. }, role) => {
+                let show = match role {
+                    Role::Teacher => Show::JoinedTeacher,
+                    Role::Student => Show::Joined,
+                    // As evaluation views it, so that a saved model has the figures it was saved with.
+                    Role::Evaluated => Show::Evaluated,
+                };
+                self.read_compact(param, show, 0, out);
+            }
+        }
+    }
+
+    fn distances(&self, param: &Param, initial: &[f32]) -> Distances {
+        let mut sum = Distances::default();
+        for (start, n) in pieces(param.len.min(initial.len())) {
+            let pairs = self.read_pairs(param, (start, n));
+            for ((theta, teacher), initial) in pairs.into_iter().zip(&initial[start..start + n]) {
+                let initial = f64::from(*initial);
+                sum.student_teacher += (theta - teacher) * (theta - teacher);
+                sum.student_initial += (theta - initial) * (theta - initial);
+                sum.teacher_initial += (teacher - initial) * (teacher - initial);
+            }
+        }
+        sum
+    }
+
+    fn save_param(
+        &self,
+        param: &Param,
+        write: &mut dyn FnMut(&str, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        if param.tensor == 0 {
+            return Ok(());
+        }
+        for (name, address, size) in param.buffers() {
+            let mut bytes = vec![0u8; param.len * size as usize];
+            self.driver.download(address, &mut bytes)?;
+            write(name, &bytes)?;
+        }
+        let tensor = self.read_tensor(param);
+        self.take_failure()?;
+        let maxima = [tensor.max_drift, tensor.max_moment, tensor.max_theta].map(f64::to_bits);
+        let words =
+            [tensor.counter, i64::from(tensor.exponent) as u64, maxima[0], maxima[1], maxima[2]];
+        write("scalars", &words.map(u64::to_le_bytes).concat())
+    }
+
+    /// After an error the parameter holds a mixture of old and new state.
+    fn load_param(
+        &self,
+        param: &mut Param,
+        read: &mut dyn FnMut(&str, &mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        if param.tensor == 0 {
+            return Ok(());
+        }
+        for (name, address, size) in param.buffers() {
+            let mut bytes = vec![0u8; param.len * size as usize];
+            read(name, &mut bytes)?;
+            self.driver.upload(address, &bytes)?;
+        }
+        let mut words = [[0u8; 8]; 5];
+        read("scalars", words.as_flattened_mut())?;
+        let [counter, exponent, max_drift, max_moment, max_theta] = words.map(u64::from_le_bytes);
+        let mut tensor = Tensor { counter, ..Tensor::zeroed() };
+        if param.is_compact() {
+            let exponent = exponent as i64;
+            if exponent.unsigned_abs() > EXPONENT_LIMIT as u64 {
+                return Err(Error::data(format!(
+                    "saved state: drift exponent {exponent} is not within {EXPONENT_LIMIT}"
+                )));
+            }
+            tensor.exponent = exponent as i32;
+            tensor.max_drift = f64::from_bits(max_drift);
+            tensor.max_moment = f64::from_bits(max_moment);
+            tensor.max_theta = f64::from_bits(max_theta);
+        }
+        self.driver.upload(param.tensor, bytemuck::bytes_of(&tensor))
+    }
+
+    fn read_moment(&self, param: &Param, name: &str, out: &mut [f32]) -> bool {
+        let wanted = param.rule.moment_names().contains(&name) && !name.is_empty();
+        let found = param.buffers().into_iter().find(|(n, ..)| wanted && *n == name);
+        match found {
+            Some((_, address, 4)) => self.read_f32(address, 0, out),
+            Some((_, address, _)) => {
+                let narrow = self.read_u16(address, 0, out.len());
+                out.iter_mut().zip(narrow).for_each(|(to, from)| *to = widen(from));
+            }
+            None => return false,
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_cover_everything_once() {
+        assert_eq!(pieces(0).count(), 0);
+        let cut: Vec<_> = pieces(PIECE + 3).collect();
+        assert_eq!(cut, [(0, PIECE), (PIECE, 3)]);
+        assert_eq!((at(0, 5, 2), at(256, 5, 2)), (0, 266));
+    }
+}

@@ -1,0 +1,315 @@
+//! The update of all parameters: its scalars live in device memory, the host writes them and reads the outcome.
+
+use std::sync::{Mutex, PoisonError};
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Param, ROW, Store};
+use crate::backend::gpu::arena::Arena;
+use crate::backend::gpu::driver::Args;
+use crate::backend::gpu::{Gpu, Grad, blocks};
+use crate::error::{Error, Result};
+use crate::ops::state::{AdamNumbers, GradScan, StepOutcome, StepSettings, moments_bound};
+use crate::ops::{TeacherForm, UpdateRule, UpdateScalars};
+
+/// Numbers a block of the scan takes: kChunk of kernels/norm.cu.
+const CHUNK: usize = 16384;
+/// Bytes of a partial scan: struct Partial of kernels/norm.cu.
+const PARTIAL: u64 = 16;
+/// Numbers a block of an exact update takes.
+const EXACT_ROW: usize = 1024;
+
+/// The scalars of a step: struct Step of kernels/common.cuh.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+struct Step {
+    lr: f64,
+    damping: f64,
+    teacher_rate: f64,
+    max_norm: f64,
+    momentum: f64,
+    moments_bound: f64,
+    decay_bound: f64,
+    sgd: [f32; 2],
+    adam_numbers: [f32; 8],
+    clamp: f32,
+    adam: u32,
+    norm: f64,
+    clip: f64,
+    pull: [f32; 4],
+    apply: u32,
+    first_bad: u32,
+    nonfinite: u64,
+}
+
+/// What a scan finds: struct Scan of kernels/common.cuh.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+struct Scan {
+    sum_sq: f64,
+    nonfinite: u64,
+    max_bits: u32,
+    reserved: u32,
+}
+
+/// A trainable tensor of the step: struct Entry of kernels/common.cuh.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+struct Entry {
+    tensor: u64,
+    first: u32,
+    partials: u32,
+    index: u32,
+    compact: u32,
+}
+
+/// The device memory of steps.
+#[derive(Debug)]
+pub(in crate::backend::gpu) struct StepBlock {
+    /// [`Step`].
+    at: u64,
+    roster: Mutex<Roster>,
+}
+
+/// The entries of the last step and where they lie; uploaded again only when they change.
+#[derive(Debug, Default)]
+struct Roster {
+    entries: Vec<Entry>,
+    room: usize,
+    at: u64,
+    scans: u64,
+}
+
+impl StepBlock {
+    pub(in crate::backend::gpu) fn new(arena: &Arena) -> Result<Self> {
+        Ok(Self { at: arena.alloc(size_of::<Step>() as u64)?, roster: Mutex::default() })
+    }
+}
+
+impl Step {
+    fn new(rule: &UpdateRule, settings: &StepSettings) -> Self {
+        let StepSettings { step, lr, max_norm, damping, teacher_rate } = *settings;
+        let mut out = Self { lr, damping, teacher_rate, max_norm, ..Self::zeroed() };
+        match *rule {
+            UpdateRule::Sgd { momentum } => {
+                out.momentum = momentum;
+                out.sgd = [lr as f32, momentum as f32];
+            }
+            UpdateRule::AdamW { betas, eps, weight_decay } => {
+                let n = AdamNumbers::new(betas, eps, weight_decay, lr, step);
+                out.adam = 1;
+                out.adam_numbers = [
+                    n.one_minus_b1,
+                    n.b2,
+                    n.one_minus_b2,
+                    n.root_correction,
+                    n.eps,
+                    n.step_size,
+                    n.decay,
+                    n.keep,
+                ]
+                .map(|x| x as f32);
+                out.moments_bound = moments_bound(betas, lr, step);
+                out.clamp = out.moments_bound as f32;
+                out.decay_bound = lr.abs() * weight_decay.abs();
+            }
+        }
+        out
+    }
+
+    /// Fills in what norm_step finds, for a clip factor that is known.
+    fn clipped(mut self, clip: f64) -> Self {
+        let rate = self.teacher_rate * clip;
+        self.clip = clip;
+        self.pull = [clip, self.damping * clip, rate, 1.0 - rate].map(|x| x as f32);
+        self.apply = 1;
+        self
+    }
+}
+
+impl Gpu {
+    fn launch_scan(&self, grad: &Grad, partials: u64) {
+        let kernel = if grad.wide { "norm_partial_f32" } else { "norm_partial_bf16" };
+        let args = Args::new().ptr(grad.at).ptr(partials).u64(grad.len as u64);
+        self.launch(kernel, [blocks(grad.len, CHUNK), 1, 1], 256, 0, args);
+    }
+
+    pub(super) fn scan(&self, grad: &Grad) -> GradScan {
+        if !grad.is_written() || grad.len == 0 {
+            return GradScan::default();
+        }
+        let partials = blocks(grad.len, CHUNK);
+        let entry = Entry { partials, ..Entry::zeroed() };
+        let room = u64::from(partials) * PARTIAL;
+        let scratch = self.scratch(room + 48);
+        self.launch_scan(grad, scratch);
+        let (entries, scans) = (scratch + room, scratch + room + 24);
+        self.keep(self.driver.upload(entries, bytemuck::bytes_of(&entry)));
+        let args = Args::new().ptr(entries).ptr(scratch).ptr(scans);
+        self.launch("norm_tensor", [1, 1, 1], 256, 0, args);
+        let mut scan = Scan::zeroed();
+        self.keep(self.driver.download(scans, bytemuck::bytes_of_mut(&mut scan)));
+        GradScan {
+            sum_sq: scan.sum_sq,
+            max_abs: f64::from(f32::from_bits(scan.max_bits)),
+            nonfinite: scan.nonfinite,
+        }
+    }
+
+    /// Starts the update of one parameter by the scalars in device memory; `idle`: its teacher neither pulls nor moves.
+    fn launch_update(&self, param: &Param, grad: &Grad, idle: bool) {
+        let g = if grad.is_written() { grad.at } else { 0 };
+        let sgd = matches!(param.rule, UpdateRule::Sgd { .. });
+        let n = param.len as u64;
+        match param.store {
+            Store::Frozen(_) => {}
+            Store::Exact { theta, form, teacher, first, second } => {
+                let full = form == TeacherForm::Full;
+                let teacher = if full && idle { 0 } else { teacher };
+                let args = Args::new().ptr(self.step.at).ptr(g).ptr(theta).ptr(teacher).ptr(first);
+                let args = args.ptr(second).u64(n).u32(u32::from(full));
+                let kernel = if sgd { "update_sgd_exact_f32" } else { "update_adamw_exact_f32" };
+                self.launch(kernel, [blocks(param.len, EXACT_ROW), 1, 1], 256, 0, args);
+            }
+            Store::Compact { hi, lo, drift, first, second } => {
+                let args = Args::new().ptr(self.step.at).ptr(param.tensor).ptr(g).ptr(hi).ptr(lo);
+                let args = args.ptr(drift).ptr(first).ptr(second).u64(n).u64(param.seed);
+                let kernel =
+                    if sgd { "update_sgd_compact_bf16" } else { "update_adamw_compact_bf16" };
+                self.launch(kernel, [blocks(param.len, ROW), 1, 1], 256, 0, args);
+            }
+        }
+    }
+
+    fn launch_plan(&self, entries: u64, scans: u64, count: usize) {
+        let args = Args::new().ptr(self.step.at).ptr(entries).ptr(scans).u32(count as u32);
+        self.launch("update_plan", [blocks(count, 256), 1, 1], 256, 0, args);
+    }
+
+    fn launch_finish(&self, entries: u64, count: usize) {
+        let args = Args::new().ptr(self.step.at).ptr(entries).u32(count as u32);
+        self.launch("update_finish", [blocks(count, 256), 1, 1], 256, 0, args);
+    }
+
+    /// Updates one parameter by a clip factor and a scan that the host knows.
+    pub(super) fn update_one(
+        &self,
+        param: &Param,
+        grad: &Grad,
+        scan: &GradScan,
+        scalars: &UpdateScalars,
+    ) {
+        if param.tensor == 0 {
+            return;
+        }
+        let UpdateScalars { step, lr, clip, damping, teacher_rate } = *scalars;
+        let settings = StepSettings { step, lr, max_norm: f64::INFINITY, damping, teacher_rate };
+        let step = Step::new(&param.rule, &settings).clipped(clip);
+        let compact = u32::from(param.is_compact());
+        let entry = Entry { tensor: param.tensor, compact, ..Entry::zeroed() };
+        let max_bits = (scan.max_abs as f32).to_bits();
+        let scan = Scan { sum_sq: scan.sum_sq, nonfinite: 0, max_bits, reserved: 0 };
+        let entries = self.scratch(48);
+        let scans = entries + 24;
+        self.keep(self.driver.upload(self.step.at, bytemuck::bytes_of(&step)));
+        self.keep(self.driver.upload(entries, bytemuck::bytes_of(&entry)));
+        self.keep(self.driver.upload(scans, bytemuck::bytes_of(&scan)));
+        self.launch_plan(entries, scans, 1);
+        self.launch_update(param, grad, damping == 0.0 && teacher_rate == 0.0);
+        self.launch_finish(entries, 1);
+    }
+
+    /// Starts scan, clip, refusal and update of all parameters that have a gradient.
+    pub(super) fn launch_step(
+        &self,
+        params: &[Param],
+        grads: &[Option<Grad>],
+        settings: &StepSettings,
+    ) -> Result<()> {
+        let trained: Vec<(usize, &Param, &Grad)> = params
+            .iter()
+            .zip(grads)
+            .enumerate()
+            .filter_map(|(i, (param, grad))| grad.as_ref().map(|grad| (i, param, grad)))
+            .filter(|(_, param, _)| param.tensor != 0)
+            .collect();
+        let rule = trained.first().map_or(UpdateRule::Sgd { momentum: 0.0 }, |(_, p, _)| p.rule);
+        if trained.iter().any(|(_, param, _)| param.rule != rule) {
+            return Err(Error::config("the parameters of one step follow different rules"));
+        }
+        let mut partials = 0;
+        let entries: Vec<Entry> = trained
+            .iter()
+            .map(|(index, param, grad)| {
+                let count = if grad.is_written() { blocks(grad.len, CHUNK) } else { 0 };
+                let first = partials;
+                partials += count;
+                Entry {
+                    tensor: param.tensor,
+                    first,
+                    partials: count,
+                    index: *index as u32,
+                    compact: u32::from(param.is_compact()),
+                }
+            })
+            .collect();
+        let step = Step::new(&rule, settings);
+        self.driver.upload(self.step.at, bytemuck::bytes_of(&step))?;
+        let (at, scans) = self.roster(&entries)?;
+        let scratch = self.scratch(u64::from(partials.max(1)) * PARTIAL);
+        for ((_, _, grad), entry) in trained.iter().zip(&entries) {
+            if entry.partials > 0 {
+                self.launch_scan(grad, scratch + u64::from(entry.first) * PARTIAL);
+            }
+        }
+        let count = entries.len();
+        let args = Args::new().ptr(at).ptr(scratch).ptr(scans);
+        self.launch("norm_tensor", [count as u32, 1, 1], 256, 0, args);
+        let args = Args::new().ptr(self.step.at).ptr(at).ptr(scans).u32(count as u32);
+        self.launch("norm_step", [1, 1, 1], 256, 0, args);
+        self.launch_plan(at, scans, count);
+        let idle = settings.damping == 0.0 && settings.teacher_rate == 0.0;
+        trained.iter().for_each(|(_, param, grad)| self.launch_update(param, grad, idle));
+        self.launch_finish(at, count);
+        Ok(())
+    }
+
+    /// Puts the entries into device memory where they are not those of the last step; returns them and the scans.
+    fn roster(&self, entries: &[Entry]) -> Result<(u64, u64)> {
+        let mut roster = self.step.roster.lock().unwrap_or_else(PoisonError::into_inner);
+        if roster.room < entries.len() {
+            let bytes = entries.len() as u64 * 24;
+            *roster = Roster {
+                entries: Vec::new(),
+                room: entries.len(),
+                at: self.arena.alloc(bytes)?,
+                scans: self.arena.alloc(bytes)?,
+            };
+        }
+        if roster.entries != entries {
+            self.driver.upload(roster.at, bytemuck::cast_slice(entries))?;
+            roster.entries = entries.to_vec();
+        }
+        Ok((roster.at, roster.scans))
+    }
+
+    /// Waits for the step and reads what became of it.
+    pub(super) fn read_outcome(&self) -> Result<StepOutcome> {
+        let mut step = Step::zeroed();
+        self.driver.download(self.step.at, bytemuck::bytes_of_mut(&mut step))?;
+        self.take_failure()?;
+        let bad = (step.first_bad != u32::MAX).then_some((step.first_bad as usize, step.nonfinite));
+        Ok(StepOutcome { norm: step.norm, clip: step.clip, skipped: step.apply == 0, bad })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn structs_have_the_kernels_sizes() {
+        assert_eq!((size_of::<Step>(), size_of::<Scan>(), size_of::<Entry>()), (152, 24, 24));
+        assert_eq!(size_of::<super::super::Tensor>(), 56);
+    }
+}
