@@ -31,7 +31,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
-    args.device.check()?;
+    let engine = args.device.open()?;
     let dir = args.out.clone().unwrap_or_else(|| free(Path::new(OUT)));
     check_out(&dir, false)?;
     let recipe = demo::unpack(&dir.join("input"), args.seed, &args.set)?;
@@ -40,9 +40,9 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
          it is to forget them and keep the rest\nrun folder: {}",
         dir.display()
     ));
-    let backend = args.device.name();
+    let backend = engine.name();
     let job = Training { recipe, out: dir.clone(), resume: false };
-    let summary = engine::compute(&args.device, job)?;
+    let summary = engine::compute(&engine, job)?;
     let value = json!({
         "before": summary["before"], "after": summary["after"], "retrain": summary["retrain"],
         "steps": summary["steps"], "seconds": summary["seconds"], "backend": backend,

@@ -2,18 +2,27 @@
 
 use serde_json::{Value, json};
 
-use super::output::{Output, bytes};
-use crate::backend::gpu::{self, images, probe};
-use crate::error::Result;
+use std::time::Instant;
 
-/// Options of `doctor`: none.
+use super::engine::{DeviceArgs, Engine};
+use super::output::{Output, bytes, note, table};
+use crate::backend::gpu::{Gpu, Precision, images, probe};
+use crate::error::{Error, Kind, Result};
+use crate::run::conformance::FAMILIES;
+
+/// Options of `doctor`.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {}
+pub(super) struct Args {
+    #[command(flatten)]
+    device: DeviceArgs,
+}
 
 /// The architectures that build.rs compiles every kernel for.
 const KERNEL_TARGETS: [&str; 3] = ["sm_80", "sm_90a", "PTX"];
 
-pub(super) fn run(_: &Args, out: &Output) -> Result<()> {
+pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
+    let (engine, problem) = args.device.open_or_why()?;
+    let why_no_cuda = problem.as_ref().map(Error::message);
     let probe = probe::probe();
     let kernels: Vec<Value> = images::IMAGES
         .iter()
@@ -36,7 +45,6 @@ pub(super) fn run(_: &Args, out: &Output) -> Result<()> {
         })
         .collect();
     let (total, available) = host_memory();
-    let refusal = gpu::refuse(&probe);
     let features: &[&str] = if cfg!(feature = "cuda") { &["cuda"] } else { &[] };
     let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
     let value = json!({
@@ -52,10 +60,69 @@ pub(super) fn run(_: &Args, out: &Output) -> Result<()> {
             "devices": devices, "problem": probe.problem.as_ref().map(|p| p.to_string()),
         },
         "possible": {
-            "cpu": true, "cuda": false, "why_no_cuda": refusal.message(),
+            "cpu": true, "cuda": engine.name() == "cuda", "why_no_cuda": why_no_cuda,
         },
+        "conformance": conformance(&engine)?,
     });
-    out.result(&value, || text(&value))
+    out.result(&value, || text(&value))?;
+    let failed = |row: &&Value| row["failures"].as_array().is_some_and(|list| !list.is_empty());
+    let rows = value["conformance"].as_array().map(Vec::as_slice).unwrap_or_default();
+    match rows.iter().filter(failed).count() {
+        0 => Ok(()),
+        n => Err(Error::new(
+            Kind::Device,
+            format!("doctor: {n} of {} families differ from the CPU backend", rows.len()),
+        )
+        .hint("use --device cpu, and report the table above with the driver's version")),
+    }
+}
+
+/// Runs every family of ops on a GPU in both precisions against the CPU backend; nothing on the CPU.
+fn conformance(engine: &Engine) -> Result<Vec<Value>> {
+    let Engine::Gpu(driver, ..) = engine else { return Ok(Vec::new()) };
+    let mut rows = Vec::new();
+    for (precision, label) in [(Precision::Bf16, "bf16"), (Precision::Fp32, "fp32")] {
+        for (name, family) in FAMILIES {
+            note(&format!("{name}, {label}"));
+            // A device of its own for each family: what its cases allocate goes back with it.
+            let gpu = Gpu::new(driver.clone(), precision, 0)?;
+            let start = Instant::now();
+            let verdicts = family(&gpu);
+            let failures: Vec<String> = verdicts
+                .iter()
+                .filter_map(|v| Some(format!("{}: {}", v.case, v.failure.as_ref()?)))
+                .collect();
+            rows.push(json!({
+                "family": name, "precision": label, "cases": verdicts.len(),
+                "worst": verdicts.iter().fold(0.0, |worst: f64, v| worst.max(v.worst)),
+                "seconds": start.elapsed().as_secs_f64(), "failures": failures,
+            }));
+        }
+    }
+    Ok(rows)
+}
+
+/// Lays the families out: cases, the worst share of the tolerance, seconds, and what failed below.
+fn families(rows: &[Value]) -> String {
+    let head = ["family", "precision", "cases", "worst", "seconds", ""].map(str::to_owned);
+    let mut cells = vec![head.to_vec()];
+    let mut failures = String::new();
+    for row in rows {
+        let failed = row["failures"].as_array().map(Vec::as_slice).unwrap_or_default();
+        cells.push(vec![
+            row["family"].as_str().unwrap_or_default().to_owned(),
+            row["precision"].as_str().unwrap_or_default().to_owned(),
+            row["cases"].to_string(),
+            // JSON has no infinity: a failed comparison has no share.
+            row["worst"].as_f64().map_or("-".to_owned(), |worst| format!("{worst:.3}")),
+            format!("{:.2}", row["seconds"].as_f64().unwrap_or(0.0)),
+            if failed.is_empty() { String::new() } else { format!("{} FAILED", failed.len()) },
+        ]);
+        for text in failed.iter().filter_map(Value::as_str) {
+            failures.push_str(&format!("FAILED {} {text}\n", row["family"]));
+        }
+    }
+    format!("{}{failures}", table(&cells))
 }
 
 fn text(value: &Value) -> String {
@@ -114,7 +181,15 @@ fn text(value: &Value) -> String {
         ));
     }
     lines.push("possible  --device cpu".to_owned());
-    lines.push(format!("not       {}", word(&value["possible"]["why_no_cuda"])));
+    if value["possible"]["cuda"] == true {
+        lines.push("possible  --device cuda".to_owned());
+    } else if let Some(why) = value["possible"]["why_no_cuda"].as_str() {
+        lines.push(format!("not       {why}"));
+    }
+    let rows = value["conformance"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if !rows.is_empty() {
+        lines.push(format!("\n{}", families(rows)));
+    }
     lines.join("\n")
 }
 

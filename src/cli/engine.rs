@@ -1,48 +1,124 @@
 //! The one place that picks the backend and hands over to the layers that compute.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::ValueEnum;
 use serde_json::Value;
 
+use super::output::{bytes, note};
 use crate::backend::cpu::{Cpu, on_worker};
-use crate::backend::gpu;
-use crate::error::Result;
-use crate::ops::Ops;
+use crate::backend::gpu::driver::Driver;
+use crate::backend::gpu::{self, Gpu, Precision};
+use crate::error::{Error, Result};
+use crate::model::{Layout, ModelConfig};
+use crate::ops::{Compute, Ops};
+use crate::run::plan::{Plan, Target};
 use crate::run::{Recipe, train};
 
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Device {
+    /// An NVIDIA GPU where one can be used, else the CPU.
+    Auto,
     /// All cores of this machine.
     Cpu,
     /// An NVIDIA GPU.
     Cuda,
+    /// The kernels on this CPU, for tests.
+    #[cfg(feature = "sim")]
+    #[value(hide = true)]
+    Sim,
 }
 
-/// The option that picks the device.
+/// What a GPU stores activations in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Storage {
+    /// bf16, with bf16 products.
+    Bf16,
+    /// fp32, with TF32 products.
+    Fp32,
+}
+
+/// The options that pick the device.
 #[derive(Debug, clap::Args)]
 pub(super) struct DeviceArgs {
     /// What computes
-    #[arg(long, value_enum, default_value = "cpu")]
-    pub(super) device: Device,
+    #[arg(long, value_enum, default_value = "auto")]
+    device: Device,
+    /// What a GPU stores activations in; the CPU computes in fp32
+    #[arg(long, value_enum, default_value = "bf16")]
+    precision: Storage,
+}
+
+/// A device in hand.
+#[derive(Debug)]
+pub(super) enum Engine {
+    /// All cores of this machine.
+    Cpu,
+    /// A GPU, or the simulator in its place.
+    Gpu(Arc<dyn Driver>, Precision, &'static str),
 }
 
 impl DeviceArgs {
+    /// Takes the device into use, before anything is read.
+    ///
+    /// Errors: [`crate::Kind::Device`] where a device was named and cannot be used.
+    pub(super) fn open(&self) -> Result<Engine> {
+        let precision = match self.precision {
+            Storage::Bf16 => Precision::Bf16,
+            Storage::Fp32 => Precision::Fp32,
+        };
+        match self.device {
+            Device::Cpu => Ok(Engine::Cpu),
+            Device::Cuda => Ok(Engine::Gpu(gpu::open()?, precision, "cuda")),
+            // Which one it became is said when the work starts, behind all errors of the command line.
+            Device::Auto => Ok(match gpu::open() {
+                Ok(driver) => Engine::Gpu(driver, precision, "cuda"),
+                Err(_) => Engine::Cpu,
+            }),
+            #[cfg(feature = "sim")]
+            Device::Sim => {
+                use crate::backend::gpu::driver::sim::{Simulator, Timing};
+                Ok(Engine::Gpu(Simulator::open(Timing::ALL[0])?, precision, "sim"))
+            }
+        }
+    }
+}
+
+impl DeviceArgs {
+    /// Like [`DeviceArgs::open`], but says beside the CPU why there is no GPU, also where one was named.
+    pub(super) fn open_or_why(&self) -> Result<(Engine, Option<Error>)> {
+        match self.device {
+            Device::Auto | Device::Cuda => match (Self { device: Device::Cuda, ..*self }).open() {
+                Ok(engine) => Ok((engine, None)),
+                Err(error) => Ok((Engine::Cpu, Some(error))),
+            },
+            _ => Ok((self.open()?, None)),
+        }
+    }
+}
+
+impl Engine {
     /// Returns the name of the backend.
     pub(super) fn name(&self) -> &'static str {
-        match self.device {
-            Device::Cpu => "cpu",
-            Device::Cuda => "cuda",
+        match self {
+            Self::Cpu => "cpu",
+            Self::Gpu(_, _, name) => name,
         }
     }
 
-    /// Fails where this version cannot use the device, before anything is read.
-    pub(super) fn check(&self) -> Result<()> {
-        match self.device {
-            Device::Cpu => Ok(()),
-            Device::Cuda => Err(gpu::refuse(&gpu::probe::probe())),
-        }
+    /// Fails where the free memory of a GPU does not hold a run, before anything is loaded.
+    ///
+    /// Errors: [`crate::Kind::Memory`] with the bytes of each category and ways out.
+    pub(super) fn require(&self, config: &ModelConfig, recipe: &Recipe) -> Result<()> {
+        let Self::Gpu(driver, ..) = self else { return Ok(()) };
+        let Some(free) = driver.free_bytes() else { return Ok(()) };
+        let trained = Layout::new(config, recipe.train()).trainable();
+        let plan = Plan::new(config, recipe, recipe.state_mode(trained), Target::Cuda, free);
+        let parts: Vec<String> =
+            plan.resident.iter().map(|c| format!("{} {}", c.name, bytes(c.bytes))).collect();
+        plan.require().map_err(|error| error.at(format!("device cuda: {}", parts.join(", "))))
     }
 }
 
@@ -54,14 +130,22 @@ pub(super) trait Job {
     fn run<O: Ops>(self, ops: &O) -> Result<Self::Out>;
 }
 
-/// Does `job` on the backend of `device`.
-pub(super) fn compute<J>(device: &DeviceArgs, job: J) -> Result<J::Out>
+/// Does `job` on `engine`.
+pub(super) fn compute<J>(engine: &Engine, job: J) -> Result<J::Out>
 where
     J: Job + Send,
     J::Out: Send,
 {
-    device.check()?;
-    on_worker(|| job.run(&Cpu::<f32>::new()))
+    note(&format!("device: {}", engine.name()));
+    match engine {
+        Engine::Cpu => on_worker(|| job.run(&Cpu::<f32>::new())),
+        Engine::Gpu(driver, precision, _) => {
+            let gpu = Gpu::new(driver.clone(), *precision, 0)?;
+            let out = job.run(&gpu)?;
+            gpu.sync()?;
+            Ok(out)
+        }
+    }
 }
 
 /// A training run: what `unlearn` and `finetune` have in common.

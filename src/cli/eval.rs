@@ -43,7 +43,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
-    args.device.check()?;
+    let engine = args.device.open()?;
     let folder = Folder::open(&args.model)?;
     let tokenizer = folder.tokenizer()?;
     let options = CorpusOptions { context: args.context, ..CorpusOptions::default() };
@@ -66,7 +66,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     };
     let job =
         Evaluation { folder, tokenizer, likelihoods: &likelihoods, memories: &memories, request };
-    let (nll, verbmem) = engine::compute(&args.device, job)?;
+    let (nll, verbmem) = engine::compute(&engine, job)?;
     let value = json!({
         "model": args.model.display().to_string(), "nll": nll, "verbmem": verbmem,
     });

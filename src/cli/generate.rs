@@ -50,7 +50,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     let choice = choice(args)?;
-    args.device.check()?;
+    let engine = args.device.open()?;
     let folder = Folder::open(&args.model)?;
     let tokenizer = folder.tokenizer()?;
     let texts = match &args.prompts {
@@ -63,7 +63,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     let end_tokens = if args.stop_at_eos { folder.end_tokens(&tokenizer)? } else { Vec::new() };
     let request =
         Request { max_new_tokens: args.max_new_tokens, end_tokens, choice, batch: args.batch };
-    let new = engine::compute(&args.device, Generation { folder, prompts: &prompts, request })?;
+    let new = engine::compute(&engine, Generation { folder, prompts: &prompts, request })?;
     let mut items = Vec::with_capacity(new.len());
     let mut lines = String::new();
     for (prompt, ids) in prompts.iter().zip(&new) {

@@ -67,7 +67,9 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     };
     let target = match args.device {
         Device::Cpu => Target::Cpu,
-        Device::Cuda => Target::Cuda,
+        Device::Auto | Device::Cuda => Target::Cuda,
+        #[cfg(feature = "sim")]
+        Device::Sim => Target::Cuda,
     };
     let memory = memory(&args.gpu_memory, target)?;
     let plans = [StateMode::Exact, StateMode::Compact]

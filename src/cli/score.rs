@@ -32,7 +32,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
-    args.device.check()?;
+    let engine = args.device.open()?;
     let folder = Folder::open(&args.model)?;
     let tokenizer = folder.tokenizer()?;
     let texts = match &args.data {
@@ -44,7 +44,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
         return Err(Error::data(format!("document {i}: has no tokens, nothing to score")));
     }
     warn_length(&folder.config, rows.iter().map(Vec::len).max().unwrap_or(0));
-    let scores = engine::compute(&args.device, Scoring { folder, rows: &rows })?;
+    let scores = engine::compute(&engine, Scoring { folder, rows: &rows })?;
     let mut items = Vec::with_capacity(rows.len());
     let mut lines = vec![["token", "id", "log p (nats)"].map(str::to_owned).to_vec()];
     for (ids, logprobs) in rows.iter().zip(&scores) {

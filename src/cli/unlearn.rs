@@ -85,15 +85,16 @@ impl RunArgs {
 
     /// Checks all that can be checked cheaply, runs, and prints the summary.
     pub(super) fn start(&self, recipe: Recipe, out: &Output) -> Result<()> {
-        self.device.check()?;
+        let engine = self.device.open()?;
         check_out(&self.out, self.resume)?;
         check_data("data.forget", &recipe.data.forget)?;
         if recipe.method.penalty != "none" {
             check_data("data.retain", &recipe.data.retain)?;
         }
-        Folder::open(&recipe.model.path)?;
+        let folder = Folder::open(&recipe.model.path)?;
+        engine.require(&folder.config, &recipe)?;
         let job = Training { recipe, out: self.out.clone(), resume: self.resume };
-        let summary = engine::compute(&self.device, job)?;
+        let summary = engine::compute(&engine, job)?;
         out.result(&summary, || lines(&summary))
     }
 }

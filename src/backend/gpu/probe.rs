@@ -131,6 +131,15 @@ fn fill(_: &mut Probe) -> Result<(), Problem> {
 
 #[cfg(feature = "cuda")]
 fn fill(probe: &mut Probe) -> Result<(), Problem> {
+    for ordinal in 0..connect(probe)? {
+        probe.devices.push(describe(ordinal)?);
+    }
+    if probe.devices.is_empty() { Err(Problem::NoDevice) } else { Ok(()) }
+}
+
+/// Loads and starts the driver, notes its version, and returns how many devices it has.
+#[cfg(feature = "cuda")]
+pub(super) fn connect(probe: &mut Probe) -> Result<i32, Problem> {
     use cudarc::driver::{result, sys};
 
     // SAFETY: loading the driver library runs its initialisers, which every CUDA program relies on.
@@ -169,16 +178,14 @@ fn fill(probe: &mut Probe) -> Result<(), Problem> {
         }
         Err(error) => return Err(failed("cuInit", error)),
     }
-    let count =
-        result::device::get_count().map_err(|error| failed("cuDeviceGetCount", error))?.max(0);
-    for ordinal in 0..count {
-        probe.devices.push(describe(ordinal)?);
-    }
-    if probe.devices.is_empty() { Err(Problem::NoDevice) } else { Ok(()) }
+    result::device::get_count()
+        .map(|count| count.max(0))
+        .map_err(|error| failed("cuDeviceGetCount", error))
 }
 
+/// Asks for what a device is; free memory by way of a context.
 #[cfg(feature = "cuda")]
-fn describe(ordinal: i32) -> Result<Device, Problem> {
+pub(super) fn describe(ordinal: i32) -> Result<Device, Problem> {
     use cudarc::driver::sys::CUdevice_attribute as Attribute;
     use cudarc::driver::{result, sys};
 
@@ -232,8 +239,9 @@ fn free_bytes(device: cudarc::driver::sys::CUdevice) -> Option<u64> {
     free
 }
 
+/// Looks up entry points before any is called: the binding panics on a missing one.
 #[cfg(feature = "cuda")]
-fn require(symbols: &[&'static str]) -> Result<(), Problem> {
+pub(super) fn require(symbols: &[&'static str]) -> Result<(), Problem> {
     // SAFETY: is_culib_present said that the library loads, so this returns it; an entry point is only looked up
     // here, never called through this type.
     let missing = |symbol: &&&'static str| unsafe {
@@ -246,7 +254,7 @@ fn require(symbols: &[&'static str]) -> Result<(), Problem> {
 }
 
 #[cfg(feature = "cuda")]
-fn failed(call: &'static str, error: cudarc::driver::result::DriverError) -> Problem {
+pub(super) fn failed(call: &'static str, error: cudarc::driver::result::DriverError) -> Problem {
     // The enum's own name: asking the driver for a text may fail as the call itself did.
     Problem::Failed { call, code: format!("{:?}", error.0) }
 }

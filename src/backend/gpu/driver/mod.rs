@@ -1,8 +1,12 @@
 //! What the GPU backend asks of a machine: memory, copies, launches. Two machines answer: the NVIDIA driver, and
 //! the simulator that runs the same kernels on this CPU.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 #[cfg(feature = "sim")]
 pub mod sim;
+#[cfg(feature = "cuda")]
+mod staging;
 
 use std::fmt;
 
@@ -154,4 +158,15 @@ pub trait Driver: Send + Sync + fmt::Debug {
     fn launch(&self, launch: Launch) -> Result<()>;
     /// Waits for all work.
     fn sync(&self) -> Result<()>;
+    /// Records the launches, fills and copies that `work` starts, for [`Driver::replay`], and returns their number.
+    ///
+    /// `None` says that this device records nothing and that `work` has been done instead; otherwise nothing of it
+    /// has. Addresses and scalars are recorded as they are. Inside `work` nothing may be allocated, given back,
+    /// uploaded, downloaded or waited for; that is an error. Do the work once before it is recorded: the first
+    /// launch of a kernel may have to load it, which waits for the device.
+    fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<u64>>;
+    /// Starts what [`Driver::capture`] recorded under this number, in the order of all work.
+    fn replay(&self, graph: u64) -> Result<()>;
+    /// Returns the seconds that the device spends on what `work` starts; waits for it.
+    fn timed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use libloading::Library;
 
@@ -270,5 +271,19 @@ impl Driver for Simulator {
 
     fn sync(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<u64>> {
+        work().map(|()| None)
+    }
+
+    fn replay(&self, graph: u64) -> Result<()> {
+        Err(failed(format!("simulator: graph {graph} was never recorded")))
+    }
+
+    fn timed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let start = Instant::now();
+        work()?;
+        Ok(start.elapsed().as_secs_f64())
     }
 }

@@ -1,0 +1,515 @@
+//! The NVIDIA driver as a device: primary context, one stream, the kernels of [`images::IMAGES`].
+//!
+//! Every call is one of cudarc's thin `result` layer, which looks the entry point up when it is first used and panics
+//! where it is missing: [`Cuda::open`] therefore asks for all of them first. All work goes to one stream, because
+//! [`Driver`] promises one order; an upload joins it from pinned memory and makes nobody wait.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_int};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::result::DriverError;
+use cudarc::driver::sys::{
+    CUdevice_attribute as Attribute, CUevent_flags, CUfunction_attribute, CUresult,
+    CUstreamCaptureMode,
+};
+use cudarc::driver::{result, sys};
+
+use super::staging::Staging;
+use super::{Driver, Identity, Launch};
+use crate::backend::gpu::{images, probe};
+use crate::error::{Error, Kind, Result};
+
+/// Entry points that are called here or by the staging ring.
+const SYMBOLS: &[&str] = &[
+    "cuCtxSetCurrent",
+    "cuMemAlloc_v2",
+    "cuMemFree_v2",
+    "cuMemHostAlloc",
+    "cuMemFreeHost",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyDtoDAsync_v2",
+    "cuMemsetD8Async",
+    "cuModuleLoadData",
+    "cuModuleGetFunction",
+    "cuModuleUnload",
+    "cuFuncSetAttribute",
+    "cuLaunchKernel",
+    "cuStreamCreate",
+    "cuStreamSynchronize",
+    "cuStreamDestroy_v2",
+    "cuStreamBeginCapture_v2",
+    "cuStreamEndCapture",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+    "cuEventCreate",
+    "cuEventRecord",
+    "cuEventSynchronize",
+    "cuEventElapsedTime",
+    "cuEventDestroy_v2",
+];
+
+/// Dynamic shared memory that a kernel gets without asking, in bytes.
+const SHARED_DEFAULT: u32 = 48 << 10;
+
+/// `cuFuncGetParamInfo` of CUDA 12.4: offset and size of a parameter, an error behind the last one.
+type ParamInfo = unsafe extern "C" fn(sys::CUfunction, usize, *mut usize, *mut usize) -> c_int;
+
+/// A kernel, loaded.
+#[derive(Debug)]
+struct Function {
+    handle: sys::CUfunction,
+    /// Dynamic shared memory it may be launched with.
+    shared: u32,
+    /// The sizes of its parameters, where the driver tells.
+    sizes: Option<Vec<u8>>,
+}
+
+/// An NVIDIA GPU.
+#[derive(Debug)]
+pub struct Cuda {
+    identity: Identity,
+    ordinal: u32,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    modules: Vec<(&'static images::Image, sys::CUmodule)>,
+    functions: Mutex<HashMap<&'static str, Function>>,
+    param_info: Option<ParamInfo>,
+    staging: Mutex<Option<Staging>>,
+    graphs: Mutex<Vec<sys::CUgraphExec>>,
+    capturing: AtomicBool,
+}
+
+// SAFETY: driver handles may be used by any thread in which their context is current, which `bind` sees to; all that
+// changes is behind a mutex.
+unsafe impl Send for Cuda {}
+// SAFETY: as above.
+unsafe impl Sync for Cuda {}
+
+/// Turns a failed call of the driver into an error that names it.
+pub(super) fn check<T>(
+    call: &'static str,
+    result: std::result::Result<T, DriverError>,
+) -> Result<T> {
+    // The enum's own name: asking the driver for a text may fail as the call itself did.
+    result.map_err(|error| Error::new(Kind::Device, format!("cuda: {call}: {:?}", error.0)))
+}
+
+/// Turns a failed allocation into an error that says what was wanted and what is free.
+pub(super) fn check_memory(
+    what: &str,
+    bytes: u64,
+    free: Option<u64>,
+    DriverError(code): DriverError,
+) -> Error {
+    if code != CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+        return Error::new(Kind::Device, format!("cuda: {what}: {bytes} bytes: {code:?}"));
+    }
+    let free = free.map_or_else(|| "unknown".to_owned(), |free| free.to_string());
+    Error::new(Kind::Memory, format!("cuda: {what}: wanted {bytes} bytes, free are {free}"))
+        .hint("smaller packs, --set model.state=compact, or fewer trained parameters; `nepenthe plan` counts them")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Cuda {
+    /// Takes the device of this number into use and loads all kernels.
+    ///
+    /// Errors: [`Kind::Device`] where there is no driver, no such device, one below capability 8.0, no kernel in this
+    /// build, or kernels that the driver refuses.
+    pub fn open(ordinal: u32) -> Result<Arc<Self>> {
+        let count = probe::connect(&mut probe::Probe::default())?;
+        if i64::from(ordinal) >= i64::from(count) {
+            return Err(Error::new(
+                Kind::Device,
+                format!("no device {ordinal}, the driver shows {count}"),
+            )
+            .hint("check CUDA_VISIBLE_DEVICES, or use --device cpu"));
+        }
+        probe::require(SYMBOLS)?;
+        let found = probe::describe(ordinal as i32)?;
+        if !found.supported() {
+            let (major, minor) = found.capability;
+            return Err(Error::new(
+                Kind::Device,
+                format!(
+                    "{} has compute capability {major}.{minor}, wanted 8.0 or more",
+                    found.name
+                ),
+            )
+            .hint("use --device cpu"));
+        }
+        if images::IMAGES.is_empty() {
+            return Err(Error::new(
+                Kind::Device,
+                format!("this build carries no kernels: {}", images::WHY_EMPTY),
+            )
+            .hint("build where nvcc is found (docs/building.md), or use --device cpu"));
+        }
+        let device = check("cuDeviceGet", result::device::get(ordinal as c_int))?;
+        let attribute = |which| {
+            // SAFETY: `device` came from cuDeviceGet.
+            check("cuDeviceGetAttribute", unsafe { result::device::get_attribute(device, which) })
+                .map(|value| value.max(0) as u32)
+        };
+        let identity = Identity {
+            name: found.name,
+            capability: found.capability,
+            processors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            shared_bytes: attribute(
+                Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+            )?,
+            total_bytes: found.total_bytes,
+        };
+        // SAFETY: `device` came from cuDeviceGet; drop releases the context.
+        let context =
+            check("cuDevicePrimaryCtxRetain", unsafe { result::primary_ctx::retain(device) })?;
+        // From here on drop gives back whatever is there.
+        let mut cuda = Self {
+            identity,
+            ordinal,
+            device,
+            context,
+            stream: std::ptr::null_mut(),
+            modules: Vec::new(),
+            functions: Mutex::default(),
+            // SAFETY: is_culib_present said that the library loads; the type is the one of cuda.h since 12.4.
+            param_info: unsafe { sys::culib().get::<ParamInfo>(b"cuFuncGetParamInfo") }
+                .ok()
+                .map(|symbol| *symbol),
+            staging: Mutex::new(None),
+            graphs: Mutex::default(),
+            capturing: AtomicBool::new(false),
+        };
+        cuda.bind()?;
+        cuda.stream = check(
+            "cuStreamCreate",
+            result::stream::create(result::stream::StreamKind::NonBlocking),
+        )?;
+        cuda.staging = Mutex::new(Some(Staging::new()?));
+        for image in images::IMAGES {
+            // SAFETY: a context is current and the image is a fatbin of nvcc, aligned to 16 bytes.
+            let module = unsafe { result::module::load_data(image.fatbin.as_ptr().cast()) };
+            cuda.modules.push((image, module.map_err(|error| refused(image, error))?));
+        }
+        Ok(Arc::new(cuda))
+    }
+
+    /// Makes the context current in this thread.
+    fn bind(&self) -> Result<()> {
+        // SAFETY: the context is retained until drop.
+        check("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.context) })
+    }
+
+    /// Refuses what must not happen while work is recorded; makes the context current.
+    fn outside_capture(&self, what: &str) -> Result<()> {
+        if self.capturing.load(Ordering::Relaxed) {
+            return Err(Error::new(Kind::Device, format!("cuda: {what} inside captured work")));
+        }
+        self.bind()
+    }
+
+    fn named(&self) -> String {
+        format!("{} (device {})", self.identity.name, self.ordinal)
+    }
+
+    /// Finds a kernel in the loaded modules.
+    fn load(&self, kernel: &'static str) -> Result<Function> {
+        let failed = |text: String| Error::new(Kind::Device, format!("cuda: {kernel}: {text}"));
+        let (_, module) = self
+            .modules
+            .iter()
+            .find(|(image, _)| image.kernels.contains(&kernel))
+            .ok_or_else(|| failed("no kernel of this name in this build".to_owned()))?;
+        let name = CString::new(kernel).map_err(|e| failed(e.to_string()))?;
+        // SAFETY: the module stays loaded until drop.
+        let handle = unsafe { result::module::get_function(*module, name) }
+            .map_err(|DriverError(code)| failed(format!("cuModuleGetFunction: {code:?}")))?;
+        let sizes = self.param_info.map(|ask| {
+            let (mut sizes, mut offset, mut size) = (Vec::new(), 0, 0);
+            // SAFETY: the function is alive; the call writes two numbers that live on this stack.
+            while unsafe { ask(handle, sizes.len(), &mut offset, &mut size) } == 0 {
+                sizes.push(u8::try_from(size).unwrap_or(u8::MAX));
+            }
+            sizes
+        });
+        Ok(Function { handle, shared: SHARED_DEFAULT, sizes })
+    }
+
+    /// Returns a kernel that may use `shared` bytes and takes arguments of these sizes.
+    fn function(&self, launch: &Launch) -> Result<sys::CUfunction> {
+        let mut functions = lock(&self.functions);
+        if !functions.contains_key(launch.kernel) {
+            functions.insert(launch.kernel, self.load(launch.kernel)?);
+        }
+        let failed = |text: String| {
+            Error::new(Kind::Device, format!("cuda: {launch}, {}: {text}", self.named()))
+        };
+        let Some(function) = functions.get_mut(launch.kernel) else {
+            return Err(failed("not loaded".to_owned()));
+        };
+        if let Some(wanted) = &function.sizes
+            && wanted != launch.args.sizes()
+        {
+            let got = launch.args.sizes();
+            return Err(failed(format!("argument sizes {got:?}, wanted {wanted:?}")));
+        }
+        if launch.shared > function.shared {
+            // SAFETY: the function is alive.
+            let set = unsafe {
+                result::function::set_function_attribute(
+                    function.handle,
+                    CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                    launch.shared as i32,
+                )
+            };
+            set.map_err(|DriverError(code)| {
+                let most = self.identity.shared_bytes;
+                failed(format!("cuFuncSetAttribute: {code:?}; a block has at most {most} bytes"))
+            })?;
+            function.shared = launch.shared;
+        }
+        Ok(function.handle)
+    }
+
+    /// Runs `work` between two events and returns the seconds between them.
+    fn between(
+        &self,
+        events: [sys::CUevent; 2],
+        work: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<f64> {
+        let [start, end] = events;
+        // SAFETY: events and stream are alive.
+        check("cuEventRecord", unsafe { result::event::record(start, self.stream) })?;
+        work()?;
+        self.bind()?;
+        // SAFETY: as above.
+        check("cuEventRecord", unsafe { result::event::record(end, self.stream) })?;
+        // SAFETY: as above.
+        check("cuEventSynchronize", unsafe { result::event::synchronize(end) })?;
+        // SAFETY: both were recorded on one stream, and the later one has happened.
+        check("cuEventElapsedTime", unsafe { result::event::elapsed(start, end) })
+            .map(|milliseconds| f64::from(milliseconds) / 1e3)
+    }
+}
+
+/// Says which kernels a driver refused, and what usually helps.
+fn refused(image: &images::Image, DriverError(code): DriverError) -> Error {
+    let nvcc = images::NVCC_VERSION.unwrap_or("unknown");
+    Error::new(
+        Kind::Device,
+        format!("cuda: kernels {} (nvcc {nvcc}): cuModuleLoadData: {code:?}", image.name),
+    )
+    .hint("kernels of nvcc 13 need a driver of the 580 series or newer: update it, or build with an nvcc 12")
+}
+
+impl Driver for Cuda {
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        self.bind().ok()?;
+        result::mem_get_info().ok().map(|(free, _)| free as u64)
+    }
+
+    fn alloc(&self, bytes: u64) -> Result<u64> {
+        self.outside_capture("an allocation")?;
+        // SAFETY: a context is current. The driver aligns to 256 bytes at least.
+        unsafe { result::malloc_sync(bytes as usize) }
+            .map_err(|error| check_memory(&self.named(), bytes, self.free_bytes(), error))
+    }
+
+    fn free(&self, address: u64) {
+        if address != 0 && self.bind().is_ok() {
+            // SAFETY: the caller gives back what alloc returned, once. The driver waits for work that uses it; what
+            // it says of earlier failures was said by the call that failed.
+            let _ = unsafe { result::free_sync(address) };
+        }
+    }
+
+    fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
+        self.outside_capture("an upload")?;
+        match lock(&self.staging).as_mut() {
+            // SAFETY: the context is current, the range is the caller's, nothing is being captured.
+            Some(staging) => unsafe { staging.send(address, bytes, self.stream) },
+            None => Err(Error::new(Kind::Device, "cuda: no staging memory")),
+        }
+    }
+
+    fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
+        self.outside_capture("a download")?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the range is the caller's; `bytes` stays borrowed until the wait below has ended, also where the
+        // copy failed.
+        let copied = unsafe { result::memcpy_dtoh_async(bytes, address, self.stream) };
+        // SAFETY: the stream is alive.
+        let waited = unsafe { result::stream::synchronize(self.stream) };
+        check("cuMemcpyDtoHAsync", copied)?;
+        check("cuStreamSynchronize", waited)
+    }
+
+    fn fill(&self, address: u64, value: u8, bytes: u64) -> Result<()> {
+        self.bind()?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: the range is the caller's.
+        let done = unsafe { result::memset_d8_async(address, value, bytes as usize, self.stream) };
+        check("cuMemsetD8Async", done)
+    }
+
+    fn copy(&self, from: u64, to: u64, bytes: u64) -> Result<()> {
+        self.bind()?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: the ranges are the caller's and do not overlap.
+        let done = unsafe { result::memcpy_dtod_async(to, from, bytes as usize, self.stream) };
+        check("cuMemcpyDtoDAsync", done)
+    }
+
+    fn launch(&self, mut launch: Launch) -> Result<()> {
+        self.bind()?;
+        let function = self.function(&launch)?;
+        let [x, y, z] = launch.grid;
+        let mut addresses = launch.args.addresses();
+        // SAFETY: the argument block has what the kernel takes (checked where the driver tells; the simulator checks
+        // the same launches), and the driver copies it before it returns.
+        let started = unsafe {
+            result::launch_kernel(
+                function,
+                (x, y, z),
+                (launch.block, 1, 1),
+                launch.shared,
+                self.stream,
+                &mut addresses,
+            )
+        };
+        started.map_err(|DriverError(code)| {
+            Error::new(Kind::Device, format!("cuda: {launch}, {}: {code:?}", self.named()))
+        })
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.outside_capture("a wait")?;
+        // SAFETY: the stream is alive.
+        check("cuStreamSynchronize", unsafe { result::stream::synchronize(self.stream) })
+    }
+
+    fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<u64>> {
+        self.outside_capture("a capture")?;
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is alive and not the legacy stream, which cannot be captured.
+        check("cuStreamBeginCapture", unsafe { result::stream::begin_capture(self.stream, mode) })?;
+        self.capturing.store(true, Ordering::Relaxed);
+        let worked = work();
+        self.capturing.store(false, Ordering::Relaxed);
+        // SAFETY: this thread began the capture. It must end, whatever came of the work.
+        let graph = unsafe { result::stream::end_capture(self.stream) };
+        if let (Err(error), Ok(graph)) = (&worked, graph) {
+            if !graph.is_null() {
+                // SAFETY: the graph is ours and nothing was made of it.
+                let _ = unsafe { result::graph::destroy(graph) };
+            }
+            return Err(Error::new(error.kind(), error.message()));
+        }
+        worked?;
+        let graph = check("cuStreamEndCapture", graph)?;
+        // SAFETY: the graph is ours; an executable graph does not need it any more.
+        let made = unsafe {
+            let made = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+            let _ = result::graph::destroy(graph);
+            made
+        };
+        let mut graphs = lock(&self.graphs);
+        graphs.push(check("cuGraphInstantiate", made)?);
+        Ok(Some(graphs.len() as u64 - 1))
+    }
+
+    fn replay(&self, graph: u64) -> Result<()> {
+        self.outside_capture("a replay")?;
+        let found = lock(&self.graphs).get(graph as usize).copied().ok_or_else(|| {
+            Error::new(Kind::Device, format!("cuda: graph {graph} was never recorded"))
+        })?;
+        // SAFETY: graph and stream are alive until drop.
+        check("cuGraphLaunch", unsafe { result::graph::launch(found, self.stream) })
+    }
+
+    fn timed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        self.outside_capture("a measurement")?;
+        let create =
+            || check("cuEventCreate", result::event::create(CUevent_flags::CU_EVENT_DEFAULT));
+        let events = [create()?, create()?];
+        let seconds = self.between(events, work);
+        for event in events {
+            // SAFETY: made above, destroyed once.
+            let _ = unsafe { result::event::destroy(event) };
+        }
+        seconds
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        if self.bind().is_ok() {
+            // SAFETY: every handle was made by this value and is given back once, after all work has ended. Failures
+            // repeat what an earlier call said.
+            unsafe {
+                if !self.stream.is_null() {
+                    let _ = result::stream::synchronize(self.stream);
+                }
+                for graph in lock(&self.graphs).drain(..) {
+                    let _ = result::graph::exec_destroy(graph);
+                }
+                if let Some(staging) = lock(&self.staging).as_mut() {
+                    staging.release();
+                }
+                for (_, module) in self.modules.drain(..) {
+                    let _ = result::module::unload(module);
+                }
+                if !self.stream.is_null() {
+                    let _ = result::stream::destroy(self.stream);
+                }
+                let _ = result::ctx::set_current(std::ptr::null_mut());
+            }
+        }
+        // SAFETY: pairs with the retain of open.
+        let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_on_a_machine_without_a_device_is_a_device_error() {
+        match Cuda::open(0) {
+            Ok(cuda) => assert!(cuda.identity().capability >= (8, 0)),
+            Err(error) => {
+                assert_eq!(error.kind(), Kind::Device, "{error}");
+                assert!(error.hint_text().is_some(), "{error}");
+                eprintln!("skipped: no CUDA device: {}", error.message());
+            }
+        }
+    }
+
+    #[test]
+    fn out_of_memory_names_wanted_and_free_bytes() {
+        let error = check_memory("x", 10, Some(3), DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY));
+        assert_eq!(error.kind(), Kind::Memory);
+        assert_eq!(error.message(), "cuda: x: wanted 10 bytes, free are 3");
+        let other = check_memory("x", 10, None, DriverError(CUresult::CUDA_ERROR_INVALID_VALUE));
+        assert_eq!(other.kind(), Kind::Device);
+    }
+}
