@@ -5,7 +5,7 @@
 // registers and go to m16n8k8, so both precisions move 32 bytes of k a step and share all addresses.
 // Shape: a block owns a BM x BN tile of C and all of k, hence the sum's order follows from k alone and no atomics
 // are needed. Four stages of 64 bytes of k each, filled by cp.async three stages ahead, one barrier a stage;
-// fragments of the next step are loaded before the products of this one. Warps own 64x64 (32x32 in the small
+// fragments of the next step of bf16 are loaded before the products of this one. Warps own 64x64 (32x32 in the small
 // tile): 128 FLOP for each byte of shared memory read, what the tensor pipe needs. The tile of C goes through shared
 // memory, so that global accesses are whole 16-byte packs and an epilogue sees any column of its row.
 // Tiles: 128x256 with 8 warps for large products, 128x128 with 4 warps (two blocks share a processor, one's
@@ -221,18 +221,21 @@ __device__ __forceinline__ void multiply(float (&acc_r)[S::kMt][S::kNt][4], Feed
     ptx::cp_async_wait<kStages - 2>();
     // Every thread's part of tile 0 is there.
     __syncthreads();
-    if (tiles > 0) load(0, 0, 0);
+    // Addresses of single words leave fp32 no registers for a second set of fragments.
+    constexpr bool kAhead = sizeof(T) == 2;
+    if (kAhead && tiles > 0) load(0, 0, 0);
 #pragma unroll 1
     for (uint32_t tile = 0; tile < tiles; ++tile) {
-        load(tile, 1, 1);
+        load(tile, kAhead ? 1 : 0, kAhead ? 1 : 0);
         // This stage held tile - 1, whose last fragments all warps had loaded before the last barrier.
         if (tile + kStages - 1 < tiles) fetch(tile + kStages - 1);
         ptx::cp_async_commit();
         product(0);
+        if (!kAhead) load(tile, 1, 1);
         ptx::cp_async_wait<kStages - 2>();
         // Tile + 1 is there in full, and nobody reads this tile's stage any more.
         __syncthreads();
-        if (tile + 1 < tiles) load(tile + 1, 0, 0);
+        if (kAhead && tile + 1 < tiles) load(tile + 1, 0, 0);
         product(1);
     }
 }
