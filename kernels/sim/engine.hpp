@@ -26,7 +26,7 @@ constexpr uint32_t kMaxEngines = 256;
 // An engine's window of shared memory: the block's bytes begin behind a margin that is never valid.
 constexpr uintptr_t kWindowBytes = 1 << 20, kMargin = 256 << 10;
 constexpr uint32_t kSharedBytes = 227 << 10;
-constexpr uint32_t kStaticBytes = 64 << 10;
+constexpr uint32_t kStaticBytes = 256 << 10;
 // The shared address of a block's first dynamic byte: not 0, as on a GPU.
 constexpr uint32_t kSharedStart = 1024;
 

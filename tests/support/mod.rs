@@ -1,7 +1,10 @@
 //! What the tests of ops and of the update share: the one tolerance, random numbers, comparisons.
 #![allow(dead_code)]
 
+pub mod model;
+
 use nepenthe::rng::Stream;
+use nepenthe::run::conformance;
 
 /// What a number was computed in, as far as its error goes.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -16,18 +19,14 @@ pub enum Dtype {
 /// The step that balances truncation (h^4) and rounding (eps / h) of a five-point difference: eps^(1/5).
 pub const STEP: f64 = 1.0 / 2048.0;
 
-/// Returns the relative error allowed after a reduction of `reduction` terms in `dtype`.
-///
-/// Errors of a sum grow like the root of its length when they are independent; four of them, and four terms more,
-/// leave room for the handful of roundings around the sum. The one tolerance of all these tests.
+/// Returns the relative error allowed after a reduction of `reduction` terms in `dtype`: the library's one tolerance.
 pub fn tol(dtype: Dtype, reduction: usize) -> f64 {
-    let unit = match dtype {
-        Dtype::F64 => f64::EPSILON / 2.0,
-        Dtype::F32 => f64::from(f32::EPSILON) / 2.0,
-        Dtype::Bf16 => 2f64.powi(-9),
-        Dtype::Difference => f64::EPSILON / 2.0 / STEP,
-    };
-    4.0 * (4.0 + (reduction as f64).sqrt()) * unit
+    match dtype {
+        Dtype::F64 => conformance::tol(conformance::Dtype::F64, reduction),
+        Dtype::F32 => conformance::tol(conformance::Dtype::F32, reduction),
+        Dtype::Bf16 => conformance::tol(conformance::Dtype::Bf16, reduction),
+        Dtype::Difference => conformance::tol(conformance::Dtype::F64, reduction) / STEP,
+    }
 }
 
 /// Numbers that depend on a name and on how many were drawn before.

@@ -103,7 +103,7 @@ impl Job {
         &self,
         bench: &Bench<'_>,
         name: String,
-        onehot: bool,
+        matched: Option<(Dtype, usize)>,
         on_gpu: impl Fn(&Side<'_>, &mut RowStats<Stat>, Option<HeadGrads<'_, Act, Grad>>),
         on_cpu: impl Fn(&mut RowStats<Vec<f64>>, Option<HeadGrads<'_, Vec<f64>, CpuGrad<f64>>>),
     ) -> Verdict {
@@ -148,10 +148,10 @@ impl Job {
                     got: bench.read_stat(got, n),
                     want,
                     stored,
-                    sums: logits,
+                    sums: matched.unwrap_or(logits),
                 };
                 let mut outputs = vec![stat("value", &stats.value, want.value)];
-                if onehot {
+                if matched.is_none() {
                     outputs.push(stat("nll", &stats.nll, want.nll));
                     outputs.push(stat("hit", &stats.hit, want.hit));
                 }
@@ -184,7 +184,7 @@ impl Job {
         self.judge(
             bench,
             format!("head {formula:?}"),
-            true,
+            None,
             |side, stats, grads| {
                 let weight = match formula {
                     Some(formula) => TokenWeight::Formula(formula),
@@ -206,10 +206,17 @@ impl Job {
     fn matched(&self, bench: &Bench<'_>, target: Matched, own: bool) -> Verdict {
         let mut pack = Default::default();
         bench.cpu.load_pack(&mut pack, &self.data);
+        let HeadShape { c, v, .. } = self.shape;
+        let shared = !own && target != Matched::Uniform;
+        let value = match bench.stored() {
+            // The difference of hidden rows is rounded to storage before its product.
+            Dtype::Bf16 if shared => (Dtype::Bf16, 1),
+            _ => (bench.products(), c + v),
+        };
         self.judge(
             bench,
             format!("head {target:?} own {own}"),
-            false,
+            Some(value),
             |side, stats, grads| {
                 let (w, w_ref) = (side.w.as_weight(), own.then(|| side.w_ref.as_weight()));
                 let (h, h_ref) = (side.h, side.h_ref);

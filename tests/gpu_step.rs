@@ -1,0 +1,214 @@
+//! One whole mean-teacher step of a small Llama in compact state, in the simulator and on the CPU: every loss and
+//! every penalty, gradients, update and teacher.
+#![cfg(feature = "sim")]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use nepenthe::backend::cpu::Cpu;
+use nepenthe::backend::gpu::driver::sim::{Simulator, Timing};
+use nepenthe::backend::gpu::{Gpu, Precision};
+use nepenthe::data::MicroBatch;
+use nepenthe::method::passes::Passes;
+use nepenthe::method::{FORGET, Knobs, MeanTeacher, Method, Objective, PENALTIES, Settings, StepReport};
+use nepenthe::model::params::Keeping;
+use nepenthe::model::{Model, ModelConfig, Train};
+use nepenthe::ops::{Ops, Role, StateMode, TeacherForm, UpdateRule};
+use nepenthe::optim::Schedule;
+use nepenthe::run::conformance::{Dtype, tol};
+use support::model::weights;
+use support::Random;
+
+const V: usize = 101;
+const C: usize = 64;
+
+/// A head width that has tensor-core attention, grouped heads, and an ffn that fills no tile.
+const LLAMA: &str = r#"{"model_type":"llama","hidden_size":64,"num_attention_heads":2,"num_key_value_heads":1,
+    "head_dim":64,"hidden_act":"silu","vocab_size":101,"num_hidden_layers":2,"intermediate_size":88,
+    "rms_norm_eps":1e-5}"#;
+/// Biases, head norms, a head width without tensor-core attention, a tied head.
+const QWEN3: &str = r#"{"model_type":"qwen3","hidden_size":64,"num_attention_heads":4,"num_key_value_heads":2,
+    "head_dim":12,"hidden_act":"silu","vocab_size":101,"num_hidden_layers":2,"intermediate_size":41,
+    "rms_norm_eps":1e-5,"tie_word_embeddings":true}"#;
+
+/// What a step is to do.
+#[derive(Clone, Copy)]
+struct Job {
+    config: &'static str,
+    train: Train,
+    mode: StateMode,
+    rule: UpdateRule,
+    loss: &'static dyn Objective,
+    penalty: Option<&'static dyn Objective>,
+    /// Tokens of a pack.
+    pack: usize,
+}
+
+/// What a step left behind: its report, and per tensor the gradient, the student and the teacher.
+struct Outcome {
+    report: StepReport,
+    tensors: Vec<(String, [Vec<f32>; 3])>,
+}
+
+fn step<O: Ops>(ops: &O, job: Job) -> Outcome {
+    let config = ModelConfig::parse(job.config).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let [student, teacher, other] =
+        ["student", "teacher", "base"].map(|name| weights(&config, name, folder.path()));
+    let keep = Keeping {
+        train: Some(job.train),
+        mode: job.mode,
+        teacher: TeacherForm::Drift,
+        rule: job.rule,
+        seed: 1,
+    };
+    let mut model = Model::load(ops, config.clone(), &student, &keep).unwrap();
+    model.load_teacher(ops, &teacher).unwrap();
+    let base = Model::load(ops, config, &other, &Keeping::inference()).unwrap();
+    let mut random = Random::new("documents");
+    let mut row = |len: usize| (0..len).map(|_| random.below(V) as u32).collect::<Vec<_>>();
+    let forget = [MicroBatch::new([row(41), row(1), row(3)]), MicroBatch::new([row(5), row(2)])];
+    let retain = [MicroBatch::new([row(7), row(39)]), MicroBatch::new([row(17)])];
+    let passes = Passes::new(ops, &model, job.pack, true).unwrap();
+    let settings = Settings {
+        forget_weight: 0.5,
+        retain_weight: 1.0,
+        clip: 0.25,
+        damping: 0.3,
+        teacher_rate: 0.1,
+        schedule: Schedule { lr: 0.05, warmup: None },
+    };
+    let knobs = Knobs { tol: 0.02, nlul_threshold: 0.0, beta_npo: 2.0 };
+    let method = Method { loss: job.loss, penalty: job.penalty, knobs };
+    let mut run = MeanTeacher::new(model, Some(base), passes, method, settings);
+    let report = run.step(ops, &forget, &retain).unwrap();
+    let mut tensors: Vec<(String, [Vec<f32>; 3])> = Vec::new();
+    let mut add = |name: &str, values: &[f32]| {
+        tensors.push((name.to_string(), [values.to_vec(), Vec::new(), Vec::new()]));
+        Ok(())
+    };
+    run.model.visit_grads(ops, &mut add).unwrap();
+    for (slot, role) in [(1, Role::Student), (2, Role::Teacher)] {
+        let mut fill = |name: &str, values: &[f32]| {
+            if let Some((_, all)) = tensors.iter_mut().find(|(n, _)| n == name) {
+                all[slot] = values.to_vec();
+            }
+            Ok(())
+        };
+        run.model.visit_weights(ops, role, &mut fill).unwrap();
+    }
+    ops.sync().unwrap();
+    Outcome { report, tensors }
+}
+
+/// Returns |a - b| / |b|.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let square = |x: f64| x * x;
+    let off: f64 = a.iter().zip(b).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    let length: f64 = b.iter().map(|b| square(f64::from(*b))).sum();
+    if off == 0.0 { 0.0 } else { (off / length).sqrt() }
+}
+
+fn gpu(timing: Timing, precision: Precision) -> Option<Gpu> {
+    match Simulator::open(timing) {
+        Ok(driver) => Some(Gpu::guarded(driver, precision).unwrap()),
+        Err(error) => {
+            eprintln!("skipped: {error}");
+            None
+        }
+    }
+}
+
+/// Holds a step in the simulator to that of the CPU; activations are bf16 there and fp32 here.
+fn compare(name: &str, job: Job, precision: Precision) {
+    let [Some(first), Some(second)] =
+        [Timing::ALL[0], Timing::ALL[3]].map(|timing| gpu(timing, precision))
+    else {
+        return;
+    };
+    let got = step(&first, job);
+    let again = step(&second, job);
+    let want = step(&Cpu::<f32>::new(), job);
+    let allowed = match precision {
+        Precision::Bf16 => tol(Dtype::Bf16, C),
+        Precision::Fp32 => tol(Dtype::Tf32, C),
+    };
+    let near = |what: &str, got: f64, want: f64| {
+        assert!(
+            (got - want).abs() <= allowed * want.abs(),
+            "{name}: {what}: got {got:e}, want {want:e}, allowed {allowed:.3}"
+        );
+    };
+    near("loss_tr", got.report.loss_tr, want.report.loss_tr);
+    near("loss_kl", got.report.loss_kl, want.report.loss_kl);
+    near("grad_norm", got.report.grad_norm, want.report.grad_norm);
+    near("clip_coef", got.report.clip_coef, want.report.clip_coef);
+    assert_eq!(got.report.skipped, want.report.skipped, "{name}");
+    assert_eq!(got.tensors.len(), want.tensors.len(), "{name}");
+    let mut worst = 0.0f64;
+    for (((tensor, got), (_, again)), (other, want)) in
+        got.tensors.iter().zip(&again.tensors).zip(&want.tensors)
+    {
+        assert_eq!(tensor, other, "{name}");
+        for (k, what) in ["gradient", "student", "teacher"].iter().enumerate() {
+            let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&got[k]), bits(&again[k]), "{name}: {tensor}: {what}: two runs differ");
+            let off = distance(&got[k], &want[k]);
+            worst = worst.max(off / allowed);
+            assert!(off <= allowed, "{name}: {tensor}: {what}: off by {off:.4}, allowed {allowed:.4}");
+        }
+    }
+    eprintln!("{name}: {precision:?}: worst tensor at {worst:.3} of the tolerance {allowed:.4}");
+}
+
+const SGD: UpdateRule = UpdateRule::Sgd { momentum: 0.9 };
+const ADAMW: UpdateRule =
+    UpdateRule::AdamW { betas: (0.9, 0.95), eps: 1e-8, weight_decay: 0.01 };
+
+fn job(config: &'static str, loss: usize, penalty: Option<usize>) -> Job {
+    Job {
+        config,
+        train: Train::Body,
+        mode: StateMode::Compact,
+        rule: SGD,
+        loss: FORGET[loss],
+        penalty: penalty.map(|p| PENALTIES[p]),
+        pack: 64,
+    }
+}
+
+#[test]
+fn every_loss_with_every_penalty_steps_as_on_the_cpu() {
+    for (l, loss) in FORGET.iter().enumerate() {
+        for penalty in [None, Some(0), Some(1)] {
+            let job = job(LLAMA, l, penalty);
+            let name = format!("{} + {}", loss.name(), job.penalty.map_or("none", |p| p.name()));
+            compare(&name, job, Precision::Bf16);
+        }
+    }
+}
+
+#[test]
+fn other_families_rules_and_precisions_step_as_on_the_cpu() {
+    let nlul = FORGET.iter().position(|o| o.name() == "nlul").unwrap();
+    let base = job(QWEN3, nlul, Some(1));
+    compare("qwen3", base, Precision::Bf16);
+    compare("qwen3 all", Job { train: Train::All, ..base }, Precision::Bf16);
+    compare("qwen3 adamw", Job { rule: ADAMW, ..base }, Precision::Bf16);
+    let exact = Job { mode: StateMode::Exact, train: Train::All, ..base };
+    compare("qwen3 exact", exact, Precision::Fp32);
+    compare("llama exact", Job { config: LLAMA, ..exact }, Precision::Fp32);
+}
+
+#[test]
+fn packing_changes_rounding_only() {
+    let nlul = FORGET.iter().position(|o| o.name() == "nlul").unwrap();
+    let Some(ops) = gpu(Timing::ALL[0], Precision::Fp32) else { return };
+    let wide = Job { mode: StateMode::Exact, pack: 128, ..job(LLAMA, nlul, Some(1)) };
+    let (all, split) = (step(&ops, wide), step(&ops, Job { pack: 41, ..wide }));
+    let allowed = tol(Dtype::Tf32, C);
+    for ((name, a), (_, b)) in all.tensors.iter().zip(&split.tensors) {
+        let off = distance(&a[0], &b[0]);
+        assert!(off <= allowed, "{name}: gradients of packed and split rows differ by {off:.2e}");
+    }
+}
