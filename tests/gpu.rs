@@ -72,3 +72,16 @@ mod simulated {
         run(2, Precision::Fp32);
     }
 }
+
+#[test]
+fn every_kernel_agrees_on_a_gpu_where_there_is_one() {
+    match nepenthe::backend::gpu::open() {
+        Ok(driver) => {
+            for precision in [Precision::Bf16, Precision::Fp32] {
+                let device = || Gpu::new(driver.clone(), precision, 0).unwrap();
+                run_all(&format!("{precision:?}"), device);
+            }
+        }
+        Err(error) => eprintln!("skipped: {error}"),
+    }
+}

@@ -10,14 +10,16 @@ use nepenthe::backend::gpu::driver::sim::{Simulator, Timing};
 use nepenthe::backend::gpu::{Gpu, Precision};
 use nepenthe::data::MicroBatch;
 use nepenthe::method::passes::Passes;
-use nepenthe::method::{FORGET, Knobs, MeanTeacher, Method, Objective, PENALTIES, Settings, StepReport};
+use nepenthe::method::{
+    FORGET, Knobs, MeanTeacher, Method, Objective, PENALTIES, Settings, StepReport,
+};
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Train};
 use nepenthe::ops::{Ops, Role, StateMode, TeacherForm, UpdateRule};
 use nepenthe::optim::Schedule;
 use nepenthe::run::conformance::{Dtype, tol};
-use support::model::weights;
 use support::Random;
+use support::model::weights;
 
 const V: usize = 101;
 const C: usize = 64;
@@ -155,15 +157,17 @@ fn compare(name: &str, job: Job, precision: Precision) {
             assert_eq!(bits(&got[k]), bits(&again[k]), "{name}: {tensor}: {what}: two runs differ");
             let off = distance(&got[k], &want[k]);
             worst = worst.max(off / allowed);
-            assert!(off <= allowed, "{name}: {tensor}: {what}: off by {off:.4}, allowed {allowed:.4}");
+            assert!(
+                off <= allowed,
+                "{name}: {tensor}: {what}: off by {off:.4}, allowed {allowed:.4}"
+            );
         }
     }
     eprintln!("{name}: {precision:?}: worst tensor at {worst:.3} of the tolerance {allowed:.4}");
 }
 
 const SGD: UpdateRule = UpdateRule::Sgd { momentum: 0.9 };
-const ADAMW: UpdateRule =
-    UpdateRule::AdamW { betas: (0.9, 0.95), eps: 1e-8, weight_decay: 0.01 };
+const ADAMW: UpdateRule = UpdateRule::AdamW { betas: (0.9, 0.95), eps: 1e-8, weight_decay: 0.01 };
 
 fn job(config: &'static str, loss: usize, penalty: Option<usize>) -> Job {
     Job {

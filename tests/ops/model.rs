@@ -1,5 +1,7 @@
 //! Whole models against finite differences: every forget loss and penalty, body and all parameters, f64.
 
+use std::collections::BTreeMap;
+
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::data::MicroBatch;
 use nepenthe::method::passes::Passes;

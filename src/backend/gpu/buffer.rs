@@ -214,10 +214,8 @@ fn id_groups(ids: &[u32]) -> (Vec<u32>, Vec<u32>) {
     let mut order: Vec<u32> = (0..ids.len() as u32).collect();
     order.sort_by_key(|row| ids[*row as usize]);
     let id = |at: usize| ids[order[at] as usize];
-    let mut groups: Vec<u32> = (0..ids.len())
-        .filter(|at| *at == 0 || id(*at) != id(at - 1))
-        .map(|at| at as u32)
-        .collect();
+    let mut groups: Vec<u32> =
+        (0..ids.len()).filter(|at| *at == 0 || id(*at) != id(at - 1)).map(|at| at as u32).collect();
     groups.push(ids.len() as u32);
     (order, groups)
 }
