@@ -292,8 +292,8 @@ mod tests {
         // 32 large tiles would leave three processors of four idle.
         assert_eq!(plan(1024, 1024, true), Tile::Small);
         assert_eq!(plan(1, 4096, true), Tile::Small);
-        // 576 columns are two and a quarter large tiles.
-        assert_ne!(plan(4096, 576, true), Tile::Large);
+        // 640 columns are two and a half large tiles, which need a second round.
+        assert_eq!(plan(6400, 640, true), Tile::Medium);
         assert_eq!(plan(4096, 4096, false), Tile::Any);
     }
 
