@@ -136,10 +136,10 @@ where
     J: Job + Send,
     J::Out: Send,
 {
-    note(&format!("device: {}", engine.name()));
     match engine {
         Engine::Cpu => on_worker(|| job.run(&Cpu::<f32>::new())),
         Engine::Gpu(driver, precision, _) => {
+            note(&format!("device: {}", driver.identity().name));
             let gpu = Gpu::new(driver.clone(), *precision, 0)?;
             let out = job.run(&gpu)?;
             gpu.sync()?;
