@@ -34,11 +34,6 @@ __device__ __forceinline__ Rows rows_of(const uint4* blocks, uint32_t entry) {
     return Rows{b.x, b.y - b.x, b.z - b.x};
 }
 
-__device__ __forceinline__ float widen(uint16_t x) { return bf16_to_float(x); }
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ void narrow(float x, uint16_t& out) { out = float_to_bf16_rne(x); }
-__device__ __forceinline__ void narrow(float x, float& out) { out = x; }
-
 // E elements that are loaded at once: 16 bytes, or one where rows are not made of whole packs.
 template <typename T, int E>
 struct alignas(sizeof(T) * E) Pack {

@@ -109,6 +109,12 @@ __device__ __forceinline__ uint16_t float_to_bf16_rne(float x) {
     return __bfloat16_as_ushort(__float2bfloat16_rn(x));
 }
 
+// Storage to fp32 and back, to nearest even: bf16 as its bits, fp32 as itself.
+__device__ __forceinline__ float widen(uint16_t x) { return bf16_to_float(x); }
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ void narrow(float x, uint16_t& out) { out = float_to_bf16_rne(x); }
+__device__ __forceinline__ void narrow(float x, float& out) { out = x; }
+
 __device__ __forceinline__ float fp16_to_float(uint16_t bits) {
     return __half2float(__ushort_as_half(bits));
 }

@@ -341,16 +341,12 @@ struct Raw {
     }
 };
 
-__device__ __forceinline__ float to_float(uint16_t x) { return bf16_to_float(x); }
-__device__ __forceinline__ float to_float(float x) { return x; }
-__device__ __forceinline__ void from_float(float x, uint16_t& out) { out = float_to_bf16_rne(x); }
-__device__ __forceinline__ void from_float(float x, float& out) { out = x; }
 
 // Reads up to eight numbers one by one; those that do not exist are 0.
 template <typename T>
 __device__ __forceinline__ void load_some(const T* p, uint32_t count, float (&out)[kChunk]) {
 #pragma unroll
-    for (int e = 0; e < kChunk; ++e) out[e] = e < count ? to_float(p[e]) : 0.0f;
+    for (int e = 0; e < kChunk; ++e) out[e] = e < count ? widen(p[e]) : 0.0f;
 }
 
 // Writes `count` numbers, rounded to nearest even; `packed`: by 16 bytes where all eight exist.
@@ -369,7 +365,7 @@ __device__ __forceinline__ void store_row(T* p, uint32_t count, bool packed, con
     } else {
 #pragma unroll
         for (int e = 0; e < kChunk; ++e) {
-            if (e < count) from_float(x[e], p[e]);
+            if (e < count) narrow(x[e], p[e]);
         }
     }
 }
@@ -387,7 +383,7 @@ __device__ __forceinline__ void sums_of(const float* x, const T* bias, uint32_t 
     if (bias != nullptr) {
 #pragma unroll
         for (int e = 0; e < kChunk; ++e) {
-            if (e < count) out[e] += to_float(bias[e]);
+            if (e < count) out[e] += widen(bias[e]);
         }
     }
 }

@@ -83,7 +83,7 @@ __device__ __forceinline__ void decode_span(const uint32_t* slots, const uint32_
     const T* q = qkv + static_cast<uint64_t>(row) * heads.qkv_width() + head0 * d;
     for (uint32_t i = threadIdx.x; i < kHeads * d; i += kThreads) {
         // Heads that are not there score 0 everywhere and are not written.
-        q_s[i / d][i % d] = i < count * d ? attn::widen(q[i]) : 0.0f;
+        q_s[i / d][i % d] = i < count * d ? widen(q[i]) : 0.0f;
     }
     // All of the queries are needed next.
     __syncthreads();
@@ -106,8 +106,8 @@ __device__ __forceinline__ void decode_span(const uint32_t* slots, const uint32_
 #pragma unroll
                 for (int r = 0; r < kHeads; ++r) {
                     const float q1 = q_s[r][pack * E + e];
-                    s[0][r] = fmaf(attn::widen(x0.v[e]), q1, s[0][r]);
-                    s[1][r] = fmaf(attn::widen(x1.v[e]), q1, s[1][r]);
+                    s[0][r] = fmaf(widen(x0.v[e]), q1, s[0][r]);
+                    s[1][r] = fmaf(widen(x1.v[e]), q1, s[1][r]);
                 }
             }
         }
@@ -164,7 +164,7 @@ __device__ __forceinline__ void decode_span(const uint32_t* slots, const uint32_
                 for (int e = 0; e < E; ++e) {
 #pragma unroll
                     for (int h = 0; h < kHeads; ++h) {
-                        sum[h][e] = fmaf(p_s[h][k], attn::widen(x.v[e]), sum[h][e]);
+                        sum[h][e] = fmaf(p_s[h][k], widen(x.v[e]), sum[h][e]);
                     }
                 }
             }
@@ -212,7 +212,7 @@ __device__ __forceinline__ void decode_merge(const uint32_t* positions, const fl
         total = fmaf(weight, partial[result * 2 + 1], total);
         sum = fmaf(weight, sums[result * heads.d + c], sum);
     }
-    attn::narrow(sum / total, out[at]);
+    narrow(sum / total, out[at]);
 }
 
 // A thread a pack of the gathered rows.

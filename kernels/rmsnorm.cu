@@ -146,18 +146,6 @@ __device__ __forceinline__ void gain_partial(const T* dy, const T* x, const floa
     partials[static_cast<uint64_t>(blockIdx.y) * units.d + column] = sum;
 }
 
-template <typename G>
-__device__ __forceinline__ void gain_finish(const float* partials, G* dgain, uint32_t parts,
-                                            uint32_t d, uint32_t adds) {
-    const uint32_t column = blockIdx.x * kBlock + threadIdx.x;
-    if (column >= d) return;
-    float sum = 0.0f;
-    for (uint32_t p = 0; p < parts; ++p) sum += partials[static_cast<uint64_t>(p) * d + column];
-    // What was never written must not be read.
-    if (adds != 0) sum += widen(dgain[column]);
-    narrow(sum, dgain[column]);
-}
-
 // `rows` rows of `heads` units of width d, of which the first `normed` are normed (the others are copied), with the
 // first gain for the first `queries`. Grid: _warp ceil(rows * heads / 8) blocks, _block rows * heads.
 #define FORWARD(name, threads, T)                                                                 \
@@ -212,20 +200,5 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     gain_partial(dy, x, rstd, partials, units, first);
 }
 
-// Grid: ceil(d / 256) blocks.
-extern "C" __global__ void __launch_bounds__(kBlock)
-    rmsnorm_dgain_sum_bf16(const float* partials, uint16_t* dgain, uint32_t parts, uint32_t d,
-                           uint32_t adds) {
-    gain_finish(partials, dgain, parts, d, adds);
-}
-
-extern "C" __global__ void __launch_bounds__(kBlock)
-    rmsnorm_dgain_sum_f32(const float* partials, float* dgain, uint32_t parts, uint32_t d,
-                          uint32_t adds) {
-    gain_finish(partials, dgain, parts, d, adds);
-}
-
 KERNEL_EXPORT(rmsnorm_dgain_bf16);
 KERNEL_EXPORT(rmsnorm_dgain_f32);
-KERNEL_EXPORT(rmsnorm_dgain_sum_bf16);
-KERNEL_EXPORT(rmsnorm_dgain_sum_f32);

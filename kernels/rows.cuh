@@ -6,11 +6,6 @@
 
 #include "common.cuh"
 
-__device__ __forceinline__ float widen(uint16_t x) { return bf16_to_float(x); }
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ void narrow(float x, uint16_t& out) { out = float_to_bf16_rne(x); }
-__device__ __forceinline__ void narrow(float x, float& out) { out = x; }
-
 __device__ __forceinline__ void load_whole(const uint16_t* p, float (&out)[kPack]) {
     Pack16 pack = load16(p);
 #pragma unroll

@@ -3,7 +3,6 @@
 
 pub mod model;
 
-use nepenthe::rng::Stream;
 use nepenthe::run::conformance;
 
 /// What a number was computed in, as far as its error goes.
@@ -29,32 +28,26 @@ pub fn tol(dtype: Dtype, reduction: usize) -> f64 {
     }
 }
 
-/// Numbers that depend on a name and on how many were drawn before.
-pub struct Random {
-    stream: Stream,
-    drawn: u64,
+/// The library's numbers, and some that stay away from 0.
+pub struct Random(conformance::Random);
+
+impl std::ops::Deref for Random {
+    type Target = conformance::Random;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Random {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
 }
 
 impl Random {
     pub fn new(name: &str) -> Self {
-        Self { stream: Stream::new(41, name), drawn: 0 }
-    }
-
-    fn next(&mut self) -> u64 {
-        self.drawn += 1;
-        self.drawn
-    }
-
-    /// Draws a number in [0, 1).
-    pub fn unit(&mut self) -> f64 {
-        let at = self.next();
-        self.stream.uniform(0, at)
-    }
-
-    /// Draws a whole number below `bound`.
-    pub fn below(&mut self, bound: usize) -> usize {
-        let at = self.next();
-        self.stream.below(0, at, bound as u64) as usize
+        Self(conformance::Random::new(name))
     }
 
     /// Draws numbers of magnitude 1/4 to 1, exact in f32: norms of few numbers stay smooth within a step.

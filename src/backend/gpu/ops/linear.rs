@@ -1,5 +1,6 @@
-//! Linear maps: kernels/gemm.cuh and its instances, kernels/bias_grad.cu.
+//! Linear maps: kernels/gemm.cuh and its instances, kernels/columns.cu.
 
+use super::columns::{self, COLUMNS};
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Grad, Precision, Weight, blocks};
 
@@ -257,8 +258,6 @@ pub(in crate::backend::gpu) fn wgrad(
 
 /// Rows that one block of the first pass of [`bias_grad`] sums.
 const SLAB: usize = 256;
-/// Columns that a block of either pass sums.
-const COLUMNS: usize = 256;
 
 /// Sums columns in two passes: a block sums a slab of rows into scratch, then one thread a column adds the slabs in
 /// order.
@@ -273,12 +272,9 @@ pub(in crate::backend::gpu) fn bias_grad(gpu: &Gpu, n: usize, o: usize, dy: &Act
         .u32(o as u32)
         .u32(SLAB as u32)
         .u32(u32::from(rows));
-    let name = gpu.pick("bias_grad_slab_bf16", "bias_grad_slab_f32");
+    let name = gpu.pick("column_slab_bf16", "column_slab_f32");
     gpu.launch(name, [blocks(o, COLUMNS), slabs, 1], 256, 0, args);
-    let adds = db.adds();
-    let name = if db.wide { "bias_grad_sum_f32" } else { "bias_grad_sum_bf16" };
-    let args = Args::new().ptr(partial).ptr(db.at).u32(slabs).u32(o as u32).u32(u32::from(adds));
-    gpu.launch(name, [blocks(o, COLUMNS), 1, 1], 256, 0, args);
+    columns::sum(gpu, partial, slabs, o, db);
 }
 
 #[cfg(test)]

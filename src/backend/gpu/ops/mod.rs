@@ -1,6 +1,7 @@
 //! One file a family of kernels: geometry and launches.
 
 pub(super) mod attention;
+mod columns;
 pub(super) mod embed;
 pub(super) mod generate;
 pub(super) mod head;

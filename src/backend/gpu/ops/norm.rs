@@ -1,5 +1,6 @@
-//! RMSNorm of rows and of heads: kernels/rmsnorm.cu.
+//! RMSNorm of rows and of heads: kernels/rmsnorm.cu, columns.cu.
 
+use super::columns;
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Grad, Stat, Weight, blocks};
 use crate::ops::Heads;
@@ -121,14 +122,7 @@ fn gain_gradient(
     let columns = blocks(units.d, 256);
     let kernel = gpu.pick("rmsnorm_dgain_bf16", "rmsnorm_dgain_f32");
     gpu.launch(kernel, [columns, parts as u32, 1], 256, 0, args);
-    let sum = if dgain.wide { "rmsnorm_dgain_sum_f32" } else { "rmsnorm_dgain_sum_bf16" };
-    let args = Args::new()
-        .ptr(partials)
-        .ptr(dgain.at)
-        .u32(parts as u32)
-        .u32(units.d as u32)
-        .u32(u32::from(dgain.adds()));
-    gpu.launch(sum, [columns, 1, 1], 256, 0, args);
+    columns::sum(gpu, partials, parts as u32, units.d, dgain);
 }
 
 #[allow(clippy::too_many_arguments)]

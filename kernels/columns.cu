@@ -1,32 +1,15 @@
-// Gradient of a bias: db[o] = or += the sum over rows of dy[n, o], in two passes with a fixed order.
+// Sums over rows, column by column: db[o] = or += the sum over rows of dy[n, o], in two passes with a fixed order.
+// The first is the gradient of a bias; the second also ends the gradients of gains (rmsnorm.cu makes their slabs).
 //
 // Shape: pass one, a block sums a slab of rows for 256 columns; its eight groups of 32 threads take every eighth row,
 // eight columns (16 bytes of bf16) a thread, and are added in the order of the groups. Pass two adds the slabs in order, a
 // thread a column. The order follows from n and the slab's length alone. Sums are fp32; a bf16 gradient is
 // old + new in fp32, rounded to nearest even.
 // Bytes read + written: |dy| + 8 slabs o. Roof: device memory; four loads of 16 bytes in flight a thread.
-#include "common.cuh"
+#include "rows.cuh"
 
 constexpr int kGroups = kBlock / kWarp;
 constexpr int kColumns = kWarp * kPack;
-
-__device__ __forceinline__ void load_packed(const uint16_t* p, float (&x)[kPack]) {
-    Pack16 pack = load16(p);
-#pragma unroll
-    for (int e = 0; e < kPack; ++e) x[e] = bf16_to_float(pack.v[e]);
-}
-
-__device__ __forceinline__ void load_packed(const float* p, float (&x)[kPack]) {
-    Pack32 low = load32(p), high = load32(p + 4);
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-        x[e] = low.v[e];
-        x[e + 4] = high.v[e];
-    }
-}
-
-__device__ __forceinline__ float number(uint16_t x) { return bf16_to_float(x); }
-__device__ __forceinline__ float number(float x) { return x; }
 
 // `packed`: rows of dy are whole 16-byte packs.
 template <typename T>
@@ -41,7 +24,7 @@ __device__ __forceinline__ void slab(const T* dy, float* partial, uint32_t n, ui
 #pragma unroll 4
         for (uint32_t row = first + group; row < end; row += kGroups) {
             float x[kPack];
-            load_packed(dy + static_cast<uint64_t>(row) * o + col, x);
+            load_whole(dy + static_cast<uint64_t>(row) * o + col, x);
 #pragma unroll
             for (int e = 0; e < kPack; ++e) sum[e] += x[e];
         }
@@ -49,7 +32,7 @@ __device__ __forceinline__ void slab(const T* dy, float* partial, uint32_t n, ui
         for (uint32_t row = first + group; row < end; row += kGroups) {
 #pragma unroll
             for (int e = 0; e < kPack; ++e) {
-                if (col + e < o) sum[e] += number(dy[static_cast<uint64_t>(row) * o + col + e]);
+                if (col + e < o) sum[e] += widen(dy[static_cast<uint64_t>(row) * o + col + e]);
             }
         }
     }
@@ -71,38 +54,34 @@ __device__ __forceinline__ void sum(const float* partial, G* db, uint32_t slabs,
     if (col >= o) return;
     float total = 0.0f;
     for (uint32_t s = 0; s < slabs; ++s) total += partial[static_cast<uint64_t>(s) * o + col];
-    if (adds != 0) total += number(db[col]);
-    if (sizeof(G) == 2) {
-        db[col] = static_cast<G>(float_to_bf16_rne(total));
-    } else {
-        db[col] = static_cast<G>(total);
-    }
+    if (adds != 0) total += widen(db[col]);
+    narrow(total, db[col]);
 }
 
 // Grid: ceil(o / 256) x ceil(n / rows).
 extern "C" __global__ void __launch_bounds__(kBlock)
-    bias_grad_slab_bf16(const uint16_t* dy, float* partial, uint32_t n, uint32_t o, uint32_t rows,
+    column_slab_bf16(const uint16_t* dy, float* partial, uint32_t n, uint32_t o, uint32_t rows,
                         uint32_t packed) {
     slab(dy, partial, n, o, rows, packed);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
-    bias_grad_slab_f32(const float* dy, float* partial, uint32_t n, uint32_t o, uint32_t rows, uint32_t packed) {
+    column_slab_f32(const float* dy, float* partial, uint32_t n, uint32_t o, uint32_t rows, uint32_t packed) {
     slab(dy, partial, n, o, rows, packed);
 }
 
 // Grid: ceil(o / 256).
 extern "C" __global__ void __launch_bounds__(kBlock)
-    bias_grad_sum_bf16(const float* partial, uint16_t* db, uint32_t slabs, uint32_t o, uint32_t adds) {
+    column_sum_bf16(const float* partial, uint16_t* db, uint32_t slabs, uint32_t o, uint32_t adds) {
     sum(partial, db, slabs, o, adds);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
-    bias_grad_sum_f32(const float* partial, float* db, uint32_t slabs, uint32_t o, uint32_t adds) {
+    column_sum_f32(const float* partial, float* db, uint32_t slabs, uint32_t o, uint32_t adds) {
     sum(partial, db, slabs, o, adds);
 }
 
-KERNEL_EXPORT(bias_grad_slab_bf16);
-KERNEL_EXPORT(bias_grad_slab_f32);
-KERNEL_EXPORT(bias_grad_sum_bf16);
-KERNEL_EXPORT(bias_grad_sum_f32);
+KERNEL_EXPORT(column_slab_bf16);
+KERNEL_EXPORT(column_slab_f32);
+KERNEL_EXPORT(column_sum_bf16);
+KERNEL_EXPORT(column_sum_f32);
