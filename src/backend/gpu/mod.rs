@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use buffer::{Act, Grad, Pack, Stat, Weight};
 pub use ops::generate::Cache;
+pub use ops::head::chunk_rows;
 pub use ops::linear::Tile;
 pub use state::Param;
 pub use sweep::Tally;

@@ -26,9 +26,14 @@ pub(in crate::backend::gpu) struct Room {
     fits: (usize, usize),
 }
 
+/// Returns the rows of a chunk of logits over a vocabulary of `v`, where a pack has as many.
+pub fn chunk_rows(v: usize) -> usize {
+    (LOGITS / v.max(1)).max(ROWS)
+}
+
 /// Returns the rows of a chunk; it depends on the shape alone.
 fn plan(shape: HeadShape) -> usize {
-    (LOGITS / shape.v.max(1)).max(ROWS).min(shape.n)
+    chunk_rows(shape.v).min(shape.n)
 }
 
 pub(in crate::backend::gpu) fn reserve(gpu: &Gpu, shape: HeadShape) -> Result<()> {
