@@ -16,6 +16,7 @@ mod state;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use buffer::{Act, Grad, Pack, Stat, Weight};
+pub use ops::dynamic_shared;
 pub use ops::generate::Cache;
 pub use ops::linear::Tile;
 pub use state::Param;
