@@ -14,6 +14,7 @@ mod rope;
 mod state;
 mod swiglu;
 mod tolerance;
+pub mod trajectory;
 
 pub use tolerance::{Dtype, tol};
 
