@@ -67,7 +67,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
         "trajectories": trajectories(&engine)?,
     });
     out.result(&value, || text(&value))?;
-    let failed = |row: &&Value| list(&row["failures"]).len() > 0;
+    let failed = |row: &&Value| !list(&row["failures"]).is_empty();
     let count = |key: &str| {
         let rows = list(&value[key]);
         (rows.iter().filter(failed).count(), rows.len())
