@@ -18,6 +18,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use buffer::{Act, Grad, Pack, Stat, Weight};
+pub use ops::dynamic_shared;
 pub use ops::generate::Cache;
 pub use ops::head::chunk_rows;
 pub use ops::linear::Tile;

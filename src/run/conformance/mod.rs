@@ -15,6 +15,7 @@ mod state;
 mod swiglu;
 mod tally;
 mod tolerance;
+pub mod trajectory;
 
 pub use tolerance::{Dtype, tol};
 
