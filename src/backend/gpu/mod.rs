@@ -101,7 +101,7 @@ impl Gpu {
 
     /// Bounds the rows of a head chunk, so that small shapes too take several; `None` leaves them to the plan.
     ///
-    /// For checks of the device. Call it between sweeps; room that was reserved stays enough.
+    /// For checks of the device. Reserve room after it; a sweep in more rows than were reserved is refused.
     pub fn cap_head_rows(&self, cap: Option<usize>) {
         ops::head::cap_rows(self, cap);
     }

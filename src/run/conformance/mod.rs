@@ -4,6 +4,7 @@
 //! the CPU in f64; outputs start as NaN, so that an entry nobody wrote is found.
 
 mod attention;
+mod choose;
 mod embed;
 mod generate;
 mod head;
@@ -37,6 +38,7 @@ pub const FAMILIES: &[Family] = &[
     ("swiglu", swiglu::run),
     ("head", head::run),
     ("generate", generate::run),
+    ("choose", choose::run),
     ("state", state::run),
 ];
 
