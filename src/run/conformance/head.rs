@@ -89,11 +89,12 @@ fn chunked(bench: &Bench<'_>, verdicts: &mut Vec<Verdict>) {
 
 /// Rows at which a formula could break down.
 fn edges(bench: &Bench<'_>, verdicts: &mut Vec<Verdict>) {
-    for (i, v) in [2, 41, 401, 1000, 4100].into_iter().enumerate() {
+    for (i, v) in [2, 41, 401, 1000].into_iter().enumerate() {
         let way = WAYS[2 + i % 2];
-        // p -> 1: 1 - p from e^-8 down to what fp32 cannot hold, under weights with and without a pole there.
+        // p -> 1: 1 - p from e^-8 to the smallest normal fp32 number, and one that is 0 there (between them lie sums
+        // of few bits, which nothing rests on), under weights with and without a pole there.
         let peaks = Job::logits(v, 5, way, |row, target, random| {
-            let gap = [8.0, 17.0, 60.0, 88.0, 104.0][row];
+            let gap = [8.0, 17.0, 60.0, 86.0, 128.0][row];
             if target { gap } else { random.below(16) as f64 / 16.0 }
         });
         for formula in &formulas()[..5] {
