@@ -50,13 +50,18 @@ pub fn generate<O: Ops>(
     let mut order: Vec<usize> = (0..prompts.len()).collect();
     order.sort_by_key(|&i| (prompts[i].len(), i));
     let mut outputs = vec![Vec::new(); prompts.len()];
-    for group in order.chunks(request.batch.max(1)) {
-        let mut session = Session::new(ops, model, prompts, group, request)?;
-        session.run(ops, model, prompts, &mut outputs)?;
+    if prompts.is_empty() || request.max_new_tokens == 0 {
+        return Ok(outputs);
+    }
+    let groups: Vec<&[usize]> = order.chunks(request.batch.max(1)).collect();
+    let mut session = Session::new(ops, model, prompts, &groups, request)?;
+    for group in groups {
+        session.run(ops, model, prompts, group, &mut outputs)?;
     }
     Ok(outputs)
 }
 
+/// Buffers that fit every group of prompts, and the group at work.
 struct Session<'a, O: Ops> {
     group: &'a [usize],
     request: &'a Request,
@@ -65,7 +70,7 @@ struct Session<'a, O: Ops> {
     pack: O::Pack,
     data: PackData,
     rows: O::Act,
-    /// Numbers of the group's prompts that still run, in the order of the pack's documents.
+    /// Places in the group of the prompts that still run, in the order of the pack's documents.
     live: Vec<usize>,
     /// The new token of each of these.
     ids: Vec<u32>,
@@ -76,26 +81,28 @@ impl<'a, O: Ops> Session<'a, O> {
         ops: &O,
         model: &Model<O>,
         prompts: &[Vec<u32>],
-        group: &'a [usize],
+        groups: &[&[usize]],
         request: &'a Request,
     ) -> Result<Self> {
         let cfg = &model.config;
-        let longest = group.iter().map(|&i| prompts[i].len()).max().unwrap_or(0);
-        let tokens: usize = group.iter().map(|&i| prompts[i].len()).sum();
+        let tokens = |group: &&[usize]| group.iter().map(|&i| prompts[i].len()).sum::<usize>();
+        let tokens = groups.iter().map(tokens).max().unwrap_or(0);
+        let slots = groups.iter().map(|group| group.len()).max().unwrap_or(0);
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let capacity = longest + request.max_new_tokens;
         let caches = (0..cfg.layers)
-            .map(|l| ops.cache(group.len(), capacity, cfg.heads(l)))
+            .map(|l| ops.cache(slots, capacity, cfg.heads(l)))
             .collect::<Result<_>>()?;
         Ok(Self {
-            group,
+            group: &[],
             request,
             ws: Workspace::new(ops, model, tokens, false)?,
             caches,
             pack: ops.pack(tokens)?,
             data: PackData::default(),
-            rows: ops.act(group.len() * cfg.width)?,
-            live: (0..group.len()).collect(),
-            ids: vec![0; group.len()],
+            rows: ops.act(slots * cfg.width)?,
+            live: Vec::new(),
+            ids: vec![0; slots],
         })
     }
 
@@ -104,11 +111,10 @@ impl<'a, O: Ops> Session<'a, O> {
         ops: &O,
         model: &Model<O>,
         prompts: &[Vec<u32>],
+        group: &'a [usize],
         outputs: &mut [Vec<u32>],
     ) -> Result<()> {
-        if self.request.max_new_tokens == 0 {
-            return Ok(());
-        }
+        (self.group, self.live) = (group, (0..group.len()).collect());
         self.data.clear();
         for (slot, &i) in self.group.iter().enumerate() {
             self.data.push(&prompts[i], |_| 0.0);
