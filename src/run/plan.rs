@@ -24,8 +24,8 @@ const OP_SCRATCH: u64 = 16 << 20;
 /// Ids, targets, positions, document numbers (4 bytes each), three factors (8 each) of a token in the host's pack, and
 /// its row result as f64.
 const HOST_TOKEN_BYTES: u64 = 16 + 24 + 8;
-/// What a device keeps of a token in a pack: 15 numbers of 4 bytes, in two packs that take turns.
-const DEVICE_TOKEN_BYTES: u64 = 2 * 15 * 4;
+/// What a device keeps of a token in a pack: 15 numbers of 4 bytes in two packs that take turns; a draw and a picked id.
+const DEVICE_TOKEN_BYTES: u64 = 2 * 15 * 4 + 12;
 
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

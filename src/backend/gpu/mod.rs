@@ -112,6 +112,13 @@ impl Gpu {
         &self.driver
     }
 
+    /// Bounds the rows of a head chunk, so that small shapes too take several; `None` leaves them to the plan.
+    ///
+    /// For checks of the device. Reserve room after it; a sweep in more rows than were reserved is refused.
+    pub fn cap_head_rows(&self, cap: Option<usize>) {
+        ops::head::cap_rows(self, cap);
+    }
+
     /// Returns the bytes held from the device and the bytes handed out to buffers.
     pub fn bytes(&self) -> (u64, u64) {
         self.arena.bytes()

@@ -4,6 +4,7 @@
 //! the CPU in f64; outputs start as NaN, so that an entry nobody wrote is found.
 
 mod attention;
+mod choose;
 mod embed;
 mod fused;
 mod generate;
@@ -42,6 +43,7 @@ pub const FAMILIES: &[Family] = &[
     ("head", head::run),
     ("tally", tally::run),
     ("generate", generate::run),
+    ("choose", choose::run),
     ("state", state::run),
 ];
 

@@ -1,6 +1,7 @@
 //! One file a family of kernels: geometry and launches.
 
 pub(super) mod attention;
+pub(super) mod choose;
 mod columns;
 pub(super) mod embed;
 pub(super) mod fused;
