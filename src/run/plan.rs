@@ -17,7 +17,7 @@ pub const GIB: f64 = 1073741824.0;
 /// Rows of the head that are swept at once; their logits never exist for a whole pack.
 const HEAD_ROWS: u64 = 1024;
 /// What driver context, kernels and allocator granularity take of a GPU, in bytes.
-const DEVICE_RESERVE: u64 = 1 << 30;
+pub const DEVICE_RESERVE: u64 = 1 << 30;
 /// Ids, targets, positions, document numbers (4 bytes each), coefficients (8) of a token in a pack.
 const PACK_BYTES: u64 = 24;
 /// Per-row results copied to the host as f64: two rows of [`crate::method::passes::Passes`].

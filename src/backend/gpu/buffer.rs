@@ -17,6 +17,11 @@ pub struct Act {
 }
 
 impl Act {
+    /// Returns the device address; 0 where there are no numbers.
+    pub fn address(&self) -> u64 {
+        self.at
+    }
+
     /// Shows the numbers as a weight, which has the same form.
     pub fn as_weight(&self) -> Weight<'_> {
         Weight::new(self.at)
@@ -61,6 +66,16 @@ pub struct Grad {
 }
 
 impl Grad {
+    /// Returns the device address; 0 where there are no numbers.
+    pub fn address(&self) -> u64 {
+        self.at
+    }
+
+    /// Returns the bytes of a number.
+    pub fn number_bytes(&self) -> u64 {
+        if self.wide { 4 } else { 2 }
+    }
+
     /// Tells whether the coming write adds (else it overwrites), and notes the write.
     pub(super) fn adds(&mut self) -> bool {
         std::mem::replace(self.written.get_mut(), true)
