@@ -173,7 +173,7 @@ fn load() -> Result<(Library, Api)> {
     // SAFETY: loading NVIDIA's library runs its initialisers, which every program that uses it relies on.
     let library = NAMES
         .iter()
-        .find_map(|name| unsafe { Library::new(name) }.ok())
+        .find_map(|name| unsafe { Library::new(*name) }.ok())
         .ok_or_else(|| none(format!("no library found ({}, ...)", NAMES[0])))?;
     macro_rules! get {
         ($name:literal) => {
