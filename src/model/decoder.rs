@@ -1,7 +1,8 @@
 //! Forward and backward of a Llama-family decoder over packed documents.
 //!
 //! The residual stream of every layer, its qkv rows, attention output and gate/up rows are kept for the
-//! backward pass; normed rows and SwiGLU outputs are made again there, which costs no product.
+//! backward pass; normed rows and SwiGLU outputs are made again there, which costs no product. Linear maps go to the
+//! backend together with what follows them, so that it may do both in one kernel.
 
 use super::layout::LayerBlocks;
 use super::params::{Model, View};
@@ -39,7 +40,6 @@ struct Flow<O: Ops> {
     dh: O::Act,
     dqkv: O::Act,
     dattn: O::Act,
-    dact: O::Act,
 }
 
 /// All buffers of forward and backward for packs of up to a given number of tokens, allocated once.
@@ -104,7 +104,6 @@ impl<O: Ops> Workspace<O> {
                 dh: act(cfg.width)?,
                 dqkv: act(heads.qkv_width())?,
                 dattn: act(heads.out_width())?,
-                dact: act(cfg.ffn)?,
             })
         } else {
             None
@@ -226,14 +225,18 @@ impl<O: Ops> Model<O> {
         ops.rmsnorm(n, cfg.width, cfg.eps, &x[from], gain, normed, &mut s.rstd1);
         let w = self.show(ops, blocks.qkv, role, &mut scratch.matrix);
         let bias = blocks.qkv_bias.map(|b| self.show(ops, b, role, &mut scratch.bias));
-        let rows = s.qk_raw.as_mut().unwrap_or(&mut s.qkv);
-        ops.linear(n, (heads.qkv_width(), cfg.width), normed, w, bias, None, rows);
-        if let (Some(raw), Some(rstd), Some(gains)) = (&s.qk_raw, &mut s.qk_rstd, blocks.qk_norm) {
+        if let (Some(raw), Some(rstd), Some(gains)) =
+            (&mut s.qk_raw, &mut s.qk_rstd, blocks.qk_norm)
+        {
+            ops.linear(n, (heads.qkv_width(), cfg.width), normed, w, bias, None, raw);
             let [q, k] = &mut scratch.gains;
             let gains = [self.show(ops, gains[0], role, q), self.show(ops, gains[1], role, k)];
             ops.qk_norm(n, heads, cfg.eps, gains, raw, &mut s.qkv, rstd);
+            ops.rope(pack, heads, &self.rope, Direction::Forward, &mut s.qkv);
+        } else {
+            let shape = (n, cfg.width);
+            ops.linear_rope(pack, shape, heads, &self.rope, normed, w, bias, &mut s.qkv);
         }
-        ops.rope(pack, heads, &self.rope, Direction::Forward, &mut s.qkv);
         match attend {
             Attend::Pack => ops.attention(pack, heads, &s.qkv, &mut s.attn, &mut s.lse),
             Attend::Prefill(caches) => {
@@ -261,14 +264,14 @@ impl<O: Ops> Model<O> {
         blocks: &LayerBlocks,
     ) {
         let cfg = &self.config;
-        let Workspace { x, saved, normed, act, scratch, .. } = ws;
+        let Workspace { x, saved, normed, act, scratch, flow, .. } = ws;
         let s = &mut saved[slot];
         let gain = self.show(ops, blocks.norm2, role, &mut scratch.bias);
         ops.rmsnorm(n, cfg.width, cfg.eps, &s.mid, gain, normed, &mut s.rstd2);
         let w = self.show(ops, blocks.gate_up, role, &mut scratch.matrix);
         let bias = blocks.gate_up_bias.map(|b| self.show(ops, b, role, &mut scratch.bias));
-        ops.linear(n, (2 * cfg.ffn, cfg.width), normed, w, bias, None, &mut s.gate_up);
-        ops.swiglu(n, cfg.ffn, &s.gate_up, act);
+        let (shape, keep) = ((cfg.ffn, cfg.width), flow.is_some() && role == Role::Student);
+        ops.linear_swiglu(n, shape, normed, w, bias, keep, &mut s.gate_up, act);
         let w = self.show(ops, blocks.down, role, &mut scratch.matrix);
         let bias = blocks.down_bias.map(|b| self.show(ops, b, role, &mut scratch.bias));
         ops.linear(n, (cfg.width, cfg.ffn), act, w, bias, Some(&s.mid), &mut x[to]);
@@ -318,7 +321,7 @@ impl<O: Ops> Model<O> {
     fn backward(&mut self, ops: &O, pack: &O::Pack, n: usize, ws: &mut Workspace<O>) {
         let Self { config: cfg, layout, rope, params, grads } = self;
         let Workspace { x, saved, normed, act, rstd, scratch, flow, .. } = ws;
-        let Some(Flow { dx, dh, dqkv, dattn, dact }) = flow else { return };
+        let Some(Flow { dx, dh, dqkv, dattn }) = flow else { return };
         let role = Role::Student;
         let (c, f) = (cfg.width, cfg.ffn);
         ops.zero(n * c, dx);
@@ -328,11 +331,9 @@ impl<O: Ops> Model<O> {
         for (l, blocks) in layout.layers.iter().enumerate().rev() {
             let s = &mut saved[l];
             let heads: Heads = cfg.heads(l);
-            ops.swiglu(n, f, &s.gate_up, act);
-            wgrad::<O>(ops, n, (c, f), dx, act, grads, (blocks.down, blocks.down_bias));
             let w = ops.view(&params[blocks.down], role, &mut scratch.matrix);
-            ops.linear_dgrad(n, (c, f), dx, w, dact);
-            ops.swiglu_bwd(n, f, dact, &mut s.gate_up);
+            ops.linear_dgrad_swiglu(n, (c, f), dx, w, &mut s.gate_up, act);
+            wgrad::<O>(ops, n, (c, f), dx, act, grads, (blocks.down, blocks.down_bias));
             let gain = ops.view(&params[blocks.norm2], role, &mut scratch.bias);
             ops.rmsnorm(n, c, cfg.eps, &s.mid, gain, normed, &mut s.rstd2);
             let into = (blocks.gate_up, blocks.gate_up_bias);

@@ -292,8 +292,64 @@ pub trait Compute {
 
     /// SwiGLU: `y[N,F] = silu(gate) up`, a `gate_up` row being F gates and then F ups.
     fn swiglu(&self, n: usize, f: usize, gate_up: &Self::Act, y: &mut Self::Act);
-    /// SwiGLU backward in place: `gate_up` becomes its own gradient.
-    fn swiglu_bwd(&self, n: usize, f: usize, dy: &Self::Act, gate_up: &mut Self::Act);
+    /// SwiGLU backward in place: `gate_up` becomes its own gradient, and `dy` the `y` of the forward pass, made again.
+    fn swiglu_bwd(&self, n: usize, f: usize, dy: &mut Self::Act, gate_up: &mut Self::Act);
+
+    /// Linear map to qkv rows and rotary positions on them: [`Compute::linear`], then [`Compute::rope`].
+    ///
+    /// A backend that does both at once rounds once: the rows from before the rotation are never stored.
+    #[allow(clippy::too_many_arguments)]
+    fn linear_rope(
+        &self,
+        pack: &Self::Pack,
+        (n, c): (usize, usize),
+        heads: Heads,
+        table: &RopeTable,
+        x: &Self::Act,
+        w: Self::Weight<'_>,
+        bias: Option<Self::Weight<'_>>,
+        qkv: &mut Self::Act,
+    ) {
+        self.linear(n, (heads.qkv_width(), c), x, w, bias, None, qkv);
+        self.rope(pack, heads, table, Direction::Forward, qkv);
+    }
+    /// Linear map to gate and up, and SwiGLU of them: [`Compute::linear`] to `2 F` columns, then
+    /// [`Compute::swiglu`], to the bit.
+    ///
+    /// Without `keep` the content of `gate_up` is undefined afterwards, and need not be written.
+    #[allow(clippy::too_many_arguments)]
+    fn linear_swiglu(
+        &self,
+        n: usize,
+        (f, c): (usize, usize),
+        x: &Self::Act,
+        w: Self::Weight<'_>,
+        bias: Option<Self::Weight<'_>>,
+        keep: bool,
+        gate_up: &mut Self::Act,
+        y: &mut Self::Act,
+    ) {
+        let _ = keep;
+        self.linear(n, (2 * f, c), x, w, bias, None, gate_up);
+        self.swiglu(n, f, gate_up, y);
+    }
+    /// Input gradient of the linear map `[C,F]` behind SwiGLU, sent on through it: [`Compute::linear_dgrad`], then
+    /// [`Compute::swiglu_bwd`], which leaves `y` and the gradient of `gate_up`.
+    ///
+    /// A backend that does both at once never rounds the gradient at `y`.
+    #[allow(clippy::too_many_arguments)]
+    fn linear_dgrad_swiglu(
+        &self,
+        n: usize,
+        (c, f): (usize, usize),
+        dy: &Self::Act,
+        w: Self::Weight<'_>,
+        gate_up: &mut Self::Act,
+        y: &mut Self::Act,
+    ) {
+        self.linear_dgrad(n, (c, f), dy, w, y);
+        self.swiglu_bwd(n, f, y, gate_up);
+    }
 
     /// Fused head and one-hot loss, chunked over rows so that logits never exist for a whole batch.
     ///

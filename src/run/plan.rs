@@ -82,7 +82,7 @@ pub fn workspace_per_token(config: &ModelConfig) -> (u64, u64) {
     let norm = u64::from(config.qk_norm);
     let saved = (1 + norm) * qkv + hd + c + 2 * f;
     let saved_stats = 2 + h + norm * (h + g);
-    let flow = 2 * c + qkv + hd + f;
+    let flow = 2 * c + qkv + hd;
     // normed, h, h_ref; act; rstd and three row results, and the row weights of Passes.
     let acts = (l + 1) * c + l * saved + flow + 3 * c + f;
     (acts, l * saved_stats + 5)

@@ -126,8 +126,10 @@ fn swiglu_backward_matches_differences() {
     let mut random = Random::new("swiglu");
     for (n, f) in [(1, 1), (3, 41), (401, 3), (41, 401)] {
         let (gate_up, dy) = (random.vec(n * 2 * f), random.vec(n * f));
-        let mut grad = gate_up.clone();
-        ops.swiglu_bwd(n, f, &dy, &mut grad);
+        let (mut grad, mut turned, mut y) = (gate_up.clone(), dy.clone(), stale(n * f));
+        ops.swiglu_bwd(n, f, &mut turned, &mut grad);
+        ops.swiglu(n, f, &gate_up, &mut y);
+        assert_eq!(turned, y, "the output made again");
         assert_gradient(&format!("swiglu {n} {f}"), 1, &gate_up, &grad, &dy, &mut |gate_up| {
             let mut y = stale(n * f);
             ops.swiglu(n, f, &gate_up.to_vec(), &mut y);
@@ -143,7 +145,7 @@ fn swiglu_of_huge_gates_stays_finite() {
         let (mut y, mut grad) = (stale(1), vec![gate, 0.5]);
         ops.swiglu(1, 1, &grad, &mut y);
         assert!(y[0].is_finite() && (y[0] == 0.5 * gate.max(0.0) || y[0].abs() < 1e-30), "{y:?}");
-        ops.swiglu_bwd(1, 1, &vec![1.0], &mut grad);
+        ops.swiglu_bwd(1, 1, &mut vec![1.0], &mut grad);
         assert!(grad.iter().all(|g| g.is_finite()), "{gate}: {grad:?}");
     }
 }

@@ -156,10 +156,10 @@ fn swiglu<T: Real>() -> Vec<Output> {
     let (ops, mut random) = (Cpu::<T>::new(), Random::new("swiglu"));
     let (n, f) = (41, 401);
     let gates: Vec<f64> = random.vec(n * 2 * f).iter().map(|x| 8.0 * x).collect();
-    let (mut gate_up, dy) = (cast::<T>(&gates), cast::<T>(&random.vec(n * f)));
+    let (mut gate_up, mut dy) = (cast::<T>(&gates), cast::<T>(&random.vec(n * f)));
     let mut y = stale(n * f);
     ops.swiglu(n, f, &gate_up, &mut y);
-    ops.swiglu_bwd(n, f, &dy, &mut gate_up);
+    ops.swiglu_bwd(n, f, &mut dy, &mut gate_up);
     vec![output("y", wide(&y), 1), output("grad", wide(&gate_up), 1)]
 }
 

@@ -2,7 +2,7 @@
 
 use super::gemm::{Matrix, parallel};
 use super::head::{MatchedRows, OneHot, Results, Sweep, accumulate, sweep};
-use super::rows::{each, simd};
+use super::rows::{each, each2, simd};
 use super::{Cpu, Grad, Real, attention, norm};
 use crate::error::Result;
 use crate::ops::{
@@ -281,20 +281,25 @@ impl<T: Real> Compute for Cpu<T> {
         );
     }
 
-    fn swiglu_bwd(&self, n: usize, f: usize, dy: &Vec<T>, gate_up: &mut Vec<T>) {
-        each(
+    fn swiglu_bwd(&self, n: usize, f: usize, dy: &mut Vec<T>, gate_up: &mut Vec<T>) {
+        each2(
             n,
-            2 * f,
+            (2 * f, f),
             gate_up,
+            dy,
             #[inline(always)]
-            |r, row| {
+            |_, row, dy| {
                 let (gate, up) = row.split_at_mut(f);
-                for ((g, u), d) in gate.iter_mut().zip(up).zip(&dy[r * f..(r + 1) * f]) {
-                    let s = T::ONE / (T::ONE + (-*g).exp());
+                for ((g, u), d) in gate.iter_mut().zip(up).zip(dy) {
+                    let e = T::ONE + (-*g).exp();
+                    let s = T::ONE / e;
                     let silu = *g * s;
                     let dgate = *d * *u * (s + silu * (T::ONE - s));
+                    // As in the forward pass, to the bit.
+                    let y = *g / e * *u;
                     *u = *d * silu;
                     *g = dgate;
+                    *d = y;
                 }
             },
         );

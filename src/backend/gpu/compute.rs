@@ -1,6 +1,6 @@
 //! The catalogue's compute ops as launches; each family's file in `ops` says how.
 
-use super::ops::{attention, embed, generate, head, linear, norm, rope, swiglu};
+use super::ops::{attention, embed, fused, generate, head, linear, norm, rope, swiglu};
 use super::{Act, Cache, Gpu, Grad, Pack, Stat, Weight};
 use crate::error::Result;
 use crate::ops::{
@@ -185,8 +185,48 @@ impl Compute for Gpu {
         swiglu::forward(self, n, f, gate_up, y);
     }
 
-    fn swiglu_bwd(&self, n: usize, f: usize, dy: &Act, gate_up: &mut Act) {
+    fn swiglu_bwd(&self, n: usize, f: usize, dy: &mut Act, gate_up: &mut Act) {
         swiglu::backward(self, n, f, dy, gate_up);
+    }
+
+    fn linear_rope(
+        &self,
+        pack: &Pack,
+        nc: (usize, usize),
+        heads: Heads,
+        table: &RopeTable,
+        x: &Act,
+        w: Weight<'_>,
+        bias: Option<Weight<'_>>,
+        qkv: &mut Act,
+    ) {
+        fused::rope(self, pack, nc, heads, table, x, w, bias, qkv);
+    }
+
+    fn linear_swiglu(
+        &self,
+        n: usize,
+        fc: (usize, usize),
+        x: &Act,
+        w: Weight<'_>,
+        bias: Option<Weight<'_>>,
+        keep: bool,
+        gate_up: &mut Act,
+        y: &mut Act,
+    ) {
+        fused::swiglu(self, n, fc, x, w, bias, keep, gate_up, y);
+    }
+
+    fn linear_dgrad_swiglu(
+        &self,
+        n: usize,
+        cf: (usize, usize),
+        dy: &Act,
+        w: Weight<'_>,
+        gate_up: &mut Act,
+        y: &mut Act,
+    ) {
+        fused::swiglu_backward(self, n, cf, dy, w, gate_up, y);
     }
 
     fn head_onehot(

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use buffer::{Act, Grad, Pack, Stat, Weight};
 pub use ops::generate::Cache;
+pub use ops::linear::Tile;
 pub use state::Param;
 
 use crate::error::{Error, Kind, Result};
@@ -52,6 +53,7 @@ pub struct Gpu {
     angles: ops::rope::Angles,
     head: Mutex<ops::head::Room>,
     step: state::StepBlock,
+    tile: Mutex<Option<Tile>>,
     failure: Mutex<Option<Error>>,
 }
 
@@ -85,6 +87,7 @@ impl Gpu {
             angles: ops::rope::Angles::default(),
             head: Mutex::default(),
             step,
+            tile: Mutex::new(None),
             failure: Mutex::new(None),
         })
     }
@@ -102,6 +105,16 @@ impl Gpu {
     /// Returns the bytes held from the device and the bytes handed out to buffers.
     pub fn bytes(&self) -> (u64, u64) {
         self.arena.bytes()
+    }
+
+    /// Takes `tile` for every product whose operands are aligned, or again the fastest one: for the checks and the
+    /// measurements of single kernels.
+    pub fn force_tile(&self, tile: Option<Tile>) {
+        *self.tile.lock().unwrap_or_else(PoisonError::into_inner) = tile;
+    }
+
+    fn forced_tile(&self) -> Option<Tile> {
+        *self.tile.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Picks a kernel's name by the precision of storage.

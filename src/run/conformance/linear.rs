@@ -1,6 +1,6 @@
 //! Linear maps: forward, both gradients and the bias gradient.
 
-use super::{Bench, Dtype, Output, Random, Verdict};
+use super::{Bench, Dtype, Output, Random, TILES, Verdict, with_tile};
 use crate::backend::cpu::Grad as CpuGrad;
 use crate::backend::gpu::Gpu;
 use crate::error::Result;
@@ -35,6 +35,16 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
         verdicts.push(dgrad(&bench, (n, o, i)));
         for mode in [StateMode::Exact, StateMode::Compact] {
             verdicts.push(wgrad(&bench, (n, o, i), mode));
+        }
+    }
+    // Tiles that these shapes are too small for, two each way and the last ones ragged.
+    for tile in TILES.into_iter().skip(1) {
+        for (n, o, i) in [(130, 264, 72), (200, 520, 136), (129, 8, 392)] {
+            let named = |case: Verdict| Verdict { case: format!("{} {tile:?}", case.case), ..case };
+            let with = |case: &dyn Fn() -> Verdict| named(with_tile(&bench, tile, case));
+            verdicts.push(with(&|| forward(&bench, (n, o, i), true, true)));
+            verdicts.push(with(&|| dgrad(&bench, (n, i, o))));
+            verdicts.push(with(&|| wgrad(&bench, (i, n, o), StateMode::Compact)));
         }
     }
     // A slab is 256 rows, a block 256 columns.

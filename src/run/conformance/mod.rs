@@ -5,6 +5,7 @@
 
 mod attention;
 mod embed;
+mod fused;
 mod generate;
 mod head;
 mod linear;
@@ -19,7 +20,7 @@ pub use tolerance::{Dtype, tol};
 use serde::Serialize;
 
 use crate::backend::cpu::Cpu;
-use crate::backend::gpu::{Act, Gpu, Precision, Stat};
+use crate::backend::gpu::{Act, Gpu, Precision, Stat, Tile};
 use crate::error::Result;
 use crate::ops::{Compute, PackData};
 use crate::rng::Stream;
@@ -35,6 +36,7 @@ pub const FAMILIES: &[Family] = &[
     ("rope", rope::run),
     ("attention", attention::run),
     ("swiglu", swiglu::run),
+    ("fused", fused::run),
     ("head", head::run),
     ("generate", generate::run),
     ("state", state::run),
@@ -232,6 +234,17 @@ impl Random {
     pub fn vec(&mut self, len: usize) -> Vec<f64> {
         (0..len).map(|_| 2.0 * self.unit() - 1.0).collect()
     }
+}
+
+/// The tiles that [`Gpu::force_tile`] can ask for; `None` is the one that a run would take.
+const TILES: [Option<Tile>; 4] = [None, Some(Tile::Large), Some(Tile::Medium), Some(Tile::Small)];
+
+/// Runs `case` on a device that takes `tile` for its products.
+fn with_tile(bench: &Bench<'_>, tile: Option<Tile>, case: impl FnOnce() -> Verdict) -> Verdict {
+    bench.gpu.force_tile(tile);
+    let verdict = case();
+    bench.gpu.force_tile(None);
+    verdict
 }
 
 /// Lays documents of the given lengths end to end, with random ids and coefficient 1.

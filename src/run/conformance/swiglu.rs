@@ -24,18 +24,24 @@ fn case(bench: &Bench<'_>, n: usize, f: usize, backward: bool) -> Verdict {
     let (gate_up, dy) = (bench.round(&wide), bench.round(&random.vec(n * f)));
     bench.judge(name, || {
         let mut on = bench.act(&gate_up)?;
-        let (got, want) = if backward {
-            bench.gpu.swiglu_bwd(n, f, &bench.act(&dy)?, &mut on);
-            let mut want = gate_up.clone();
-            bench.cpu.swiglu_bwd(n, f, &dy, &mut want);
-            (bench.read_act(&on, 2 * n * f), want)
-        } else {
+        if !backward {
             let mut y = bench.stale_act(n * f)?;
             bench.gpu.swiglu(n, f, &on, &mut y);
             let mut want = vec![0.0; n * f];
             bench.cpu.swiglu(n, f, &gate_up, &mut want);
-            (bench.read_act(&y, n * f), want)
-        };
-        Ok(vec![Output { name: "y", got, want, stored: bench.stored(), sums: (Dtype::F32, 4) }])
+            return Ok(vec![output(bench, "y", bench.read_act(&y, n * f), want)]);
+        }
+        let mut y = bench.act(&dy)?;
+        bench.gpu.swiglu_bwd(n, f, &mut y, &mut on);
+        let (mut want, mut want_y) = (gate_up.clone(), dy.clone());
+        bench.cpu.swiglu_bwd(n, f, &mut want_y, &mut want);
+        Ok(vec![
+            output(bench, "gate_up", bench.read_act(&on, 2 * n * f), want),
+            output(bench, "y", bench.read_act(&y, n * f), want_y),
+        ])
     })
+}
+
+fn output(bench: &Bench<'_>, name: &'static str, got: Vec<f32>, want: Vec<f64>) -> Output {
+    Output { name, got, want, stored: bench.stored(), sums: (Dtype::F32, 4) }
 }

@@ -52,9 +52,9 @@ pub(in crate::backend::gpu) struct Gemm {
     pub residual: u64,
 }
 
-/// The part of the result that one block computes.
+/// The part of a product's result that one block computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Tile {
+pub enum Tile {
     /// 128 x 256 by 256 threads, one block a processor.
     Large,
     /// 128 x 128 by 128 threads, two blocks a processor.
@@ -93,14 +93,18 @@ impl Tile {
     }
 }
 
-/// Picks the tile for an `m` x `n` result: the one that a device of 128 processors should finish first.
+/// Returns the tile for an `m` x `n` result: the one asked for by [`Gpu::force_tile`], or the fastest.
+///
+/// The choice does not touch the order of any sum.
+pub(super) fn plan(gpu: &Gpu, m: usize, n: usize, aligned: bool) -> Tile {
+    if aligned { gpu.forced_tile().unwrap_or_else(|| fastest(m, n)) } else { Tile::Any }
+}
+
+/// Picks the tile that a device of 128 processors should finish an `m` x `n` result with first.
 ///
 /// The time of a tile is its area over the rate at which its blocks together keep a processor busy: the smaller the
-/// tile, the more bytes of operands it needs for a product. The choice does not touch the order of any sum.
-pub(super) fn plan(m: usize, n: usize, aligned: bool) -> Tile {
-    if !aligned {
-        return Tile::Any;
-    }
+/// tile, the more bytes of operands it needs for a product.
+fn fastest(m: usize, n: usize) -> Tile {
     let time = |(tile, together, rate): (Tile, usize, f64)| {
         let (rows, columns) = tile.size();
         let rounds = (tile.blocks(m, n) as usize).div_ceil(128 * together);
@@ -117,25 +121,28 @@ pub(super) fn packed(address: u64, pitch: usize, bytes: u64) -> bool {
     address.is_multiple_of(16) && (pitch as u64 * bytes).is_multiple_of(16)
 }
 
-/// Returns the kernels of a layout by precision and tile.
+/// Names the kernel of a tile: the name of the product and that of the tile.
+macro_rules! kernel_of_tile {
+    ($tile:expr, $name:literal) => {
+        match $tile {
+            Tile::Large => concat!($name, "_128x256"),
+            Tile::Medium => concat!($name, "_128x128"),
+            Tile::Small => concat!($name, "_64x64"),
+            Tile::Any => concat!($name, "_any"),
+        }
+    };
+}
+pub(super) use kernel_of_tile;
+
+/// Returns the kernel of a layout, a precision and a tile.
 fn kernel(layout: Layout, precision: Precision, tile: Tile) -> &'static str {
-    macro_rules! tiles {
-        ($name:literal) => {
-            match tile {
-                Tile::Large => concat!($name, "_128x256"),
-                Tile::Medium => concat!($name, "_128x128"),
-                Tile::Small => concat!($name, "_64x64"),
-                Tile::Any => concat!($name, "_any"),
-            }
-        };
-    }
     match (layout, precision) {
-        (Layout::Nt, Precision::Bf16) => tiles!("gemm_nt_bf16"),
-        (Layout::Nn, Precision::Bf16) => tiles!("gemm_nn_bf16"),
-        (Layout::Tn, Precision::Bf16) => tiles!("gemm_tn_bf16"),
-        (Layout::Nt, Precision::Fp32) => tiles!("gemm_nt_f32"),
-        (Layout::Nn, Precision::Fp32) => tiles!("gemm_nn_f32"),
-        (Layout::Tn, Precision::Fp32) => tiles!("gemm_tn_f32"),
+        (Layout::Nt, Precision::Bf16) => kernel_of_tile!(tile, "gemm_nt_bf16"),
+        (Layout::Nn, Precision::Bf16) => kernel_of_tile!(tile, "gemm_nn_bf16"),
+        (Layout::Tn, Precision::Bf16) => kernel_of_tile!(tile, "gemm_tn_bf16"),
+        (Layout::Nt, Precision::Fp32) => kernel_of_tile!(tile, "gemm_nt_f32"),
+        (Layout::Nn, Precision::Fp32) => kernel_of_tile!(tile, "gemm_nn_f32"),
+        (Layout::Tn, Precision::Fp32) => kernel_of_tile!(tile, "gemm_tn_f32"),
     }
 }
 
@@ -153,7 +160,8 @@ pub(in crate::backend::gpu) fn gemm(gpu: &Gpu, job: &Gemm) {
             .refuse("gemm: a residual needs a result in its own type that does not accumulate");
     }
     let addend = if job.accumulate { job.c } else { job.residual };
-    let tile = plan(job.m, job.n, packed(job.a, job.lda, stored) && packed(job.b, job.ldb, stored));
+    let aligned = packed(job.a, job.lda, stored) && packed(job.b, job.ldb, stored);
+    let tile = plan(gpu, job.m, job.n, aligned);
     let rows = packed(job.c, job.ldc, bytes) && packed(addend, job.ldc, bytes);
     let args = Args::new()
         .ptr(job.a)
@@ -282,15 +290,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plan_takes_large_tiles_where_they_fill_the_device_and_small_ones_where_not() {
-        assert_eq!(plan(4096, 12288, true), Tile::Large);
-        assert_eq!(plan(4096, 4096, true), Tile::Large);
+    fn fastest_is_a_large_tile_where_it_fills_the_device_and_a_small_one_where_not() {
+        assert_eq!(fastest(4096, 12288), Tile::Large);
+        assert_eq!(fastest(4096, 4096), Tile::Large);
         // 32 large tiles would leave three processors of four idle.
-        assert_eq!(plan(1024, 1024, true), Tile::Small);
-        assert_eq!(plan(1, 4096, true), Tile::Small);
+        assert_eq!(fastest(1024, 1024), Tile::Small);
+        assert_eq!(fastest(1, 4096), Tile::Small);
         // 640 columns are two and a half large tiles, which need a second round.
-        assert_eq!(plan(6400, 640, true), Tile::Medium);
-        assert_eq!(plan(4096, 4096, false), Tile::Any);
+        assert_eq!(fastest(6400, 640), Tile::Medium);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 pub(super) mod attention;
 mod columns;
 pub(super) mod embed;
+pub(super) mod fused;
 pub(super) mod generate;
 pub(super) mod head;
 pub(super) mod linear;

@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Pack, blocks};
 use crate::error::Result;
 use crate::ops::{Direction, Heads, RopeTable};
@@ -19,7 +20,7 @@ struct Known {
 }
 
 impl Angles {
-    /// Returns the addresses of the cosines and the sines, fp32 `[positions, R/2]` each, and R/2.
+    /// Returns the addresses of the cosines and the sines, fp32 `[positions, R/2]` each.
     ///
     /// The addresses are 0 (and a failure is kept) where there is no more memory.
     pub(in crate::backend::gpu) fn tables(
@@ -27,12 +28,11 @@ impl Angles {
         gpu: &Gpu,
         table: &RopeTable,
         positions: usize,
-    ) -> (u64, u64, usize) {
-        let half = table.inv_freq.len();
+    ) -> (u64, u64) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let found = known.iter().position(|k| k.table == *table);
         if let Some(k) = found.map(|i| &known[i]).filter(|k| k.positions >= positions) {
-            return (k.cosines, k.sines, half);
+            return (k.cosines, k.sines);
         }
         let positions = positions.next_power_of_two();
         match upload(gpu, table, positions) {
@@ -42,11 +42,11 @@ impl Angles {
                     Some(i) => known[i] = made,
                     None => known.push(made),
                 }
-                (cosines, sines, half)
+                (cosines, sines)
             }
             Err(error) => {
                 gpu.keep(Err(error));
-                (0, 0, half)
+                (0, 0)
             }
         }
     }
@@ -70,6 +70,14 @@ fn plan(n: usize, heads: usize, half: usize) -> u32 {
     blocks(n * heads * half.div_ceil(8), 256)
 }
 
+/// Returns the addresses of cosines and sines that reach all positions of the pack; `None` where it is empty or
+/// memory ran out.
+pub(super) fn angles(gpu: &Gpu, pack: &Pack, table: &RopeTable) -> Option<(u64, u64)> {
+    let longest = pack.data.positions.iter().max()?;
+    let (cosines, sines) = gpu.angles.tables(gpu, table, *longest as usize + 1);
+    (cosines != 0).then_some((cosines, sines))
+}
+
 pub(in crate::backend::gpu) fn rotate(
     gpu: &Gpu,
     pack: &Pack,
@@ -78,16 +86,13 @@ pub(in crate::backend::gpu) fn rotate(
     direction: Direction,
     qkv: &mut Act,
 ) {
-    let Some(longest) = pack.data.positions.iter().max().filter(|_| !table.inv_freq.is_empty())
-    else {
-        return;
-    };
-    let (cosines, sines, half) = gpu.angles.tables(gpu, table, *longest as usize + 1);
-    if cosines == 0 {
+    let half = table.inv_freq.len();
+    if half == 0 {
         return;
     }
+    let Some((cosines, sines)) = angles(gpu, pack, table) else { return };
     let (n, turned) = (pack.data.tokens(), heads.h + heads.g);
-    let args = crate::backend::gpu::driver::Args::new()
+    let args = Args::new()
         .ptr(qkv.at)
         .ptr(pack.positions)
         .ptr(cosines)

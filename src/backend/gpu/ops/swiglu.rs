@@ -18,7 +18,7 @@ pub(in crate::backend::gpu) fn backward(
     gpu: &Gpu,
     n: usize,
     f: usize,
-    dy: &Act,
+    dy: &mut Act,
     gate_up: &mut Act,
 ) {
     let args = Args::new().ptr(dy.at).ptr(gate_up.at).u32(n as u32).u32(f as u32);
