@@ -22,6 +22,11 @@ impl Floor {
         Self { flop: 0.0, bytes }
     }
 
+    /// Adds bytes.
+    fn and(self, bytes: f64) -> Self {
+        Self { bytes: self.bytes + bytes, ..self }
+    }
+
     /// Returns the seconds below which the op cannot be done.
     pub fn seconds(&self, roofs: &Roofs) -> f64 {
         (self.flop / roofs.flops).max(self.bytes / roofs.bytes)
@@ -86,9 +91,26 @@ pub fn swiglu(n: usize, ffn: usize, stored: f64) -> Floor {
     Floor::of_bytes(stored * f(3 * n * ffn))
 }
 
-/// SwiGLU backward: reads `dy`, gate and up, writes the gradients of both.
+/// SwiGLU backward: reads `dy`, gate and up, writes the gradients of both and the forward pass's result.
 pub fn swiglu_bwd(n: usize, ffn: usize, stored: f64) -> Floor {
-    Floor::of_bytes(stored * f(5 * n * ffn))
+    Floor::of_bytes(stored * f(6 * n * ffn))
+}
+
+/// A product to qkv rows with rotary positions: also reads positions.
+pub fn linear_rope(n: usize, c: usize, heads: Heads, stored: f64) -> Floor {
+    product((n, heads.qkv_width(), c), stored, stored, false).and(4.0 * f(n))
+}
+
+/// A product to gate and up with SwiGLU: writes its result, and gate and up where they are kept.
+pub fn linear_swiglu(n: usize, (ffn, c): (usize, usize), stored: f64, keep: bool) -> Floor {
+    let kept = if keep { stored } else { 0.0 };
+    product((n, 2 * ffn, c), stored, kept, false).and(stored * f(n * ffn))
+}
+
+/// An input gradient sent on through SwiGLU: reads gate and up in its place, writes their gradients and the forward
+/// pass's result; the gradient between them stays inside.
+pub fn linear_dgrad_swiglu(n: usize, (c, ffn): (usize, usize), stored: f64) -> Floor {
+    product((n, ffn, c), stored, 0.0, false).and(stored * f(5 * n * ffn))
 }
 
 /// Embedding of `n` ids of which `distinct` differ: reads their rows, writes `n` rows.
@@ -185,9 +207,24 @@ mod tests {
         assert_eq!(rmsnorm(3, 8, 2.0).bytes, 2.0 * 56.0 + 12.0);
         assert_eq!(rmsnorm_bwd(3, 8, 2.0).bytes, 2.0 * 104.0 + 12.0);
         assert_eq!(rope(3, LLAMA, 2.0).bytes, 2.0 * 2.0 * 3.0 * 40.0 * 128.0 + 12.0);
-        assert_eq!((swiglu(3, 8, 2.0).bytes, swiglu_bwd(3, 8, 2.0).bytes), (144.0, 240.0));
+        assert_eq!((swiglu(3, 8, 2.0).bytes, swiglu_bwd(3, 8, 2.0).bytes), (144.0, 288.0));
         assert_eq!(embed(5, 4, 8, 2.0).bytes, 2.0 * 72.0 + 20.0);
         assert_eq!(embed_bwd(5, 4, 8, 2.0, 4.0).bytes, 2.0 * 40.0 + 2.0 * 4.0 * 32.0 + 20.0);
+    }
+
+    #[test]
+    fn fused_products_write_what_is_left() {
+        // Rows of 3 * 8 and 6144 numbers, a matrix of 8 * 6144.
+        let rope = linear_rope(3, 8, LLAMA, 2.0);
+        assert_eq!(rope.flop, 2.0 * 3.0 * 8.0 * 6144.0);
+        assert_eq!(rope.bytes, 2.0 * (24.0 + 3.0 * 6144.0 + 8.0 * 6144.0) + 12.0);
+        // x 3 * 5, w 10 * 5 * 2, gate and up 3 * 20, y 3 * 10.
+        let swiglu = |keep| linear_swiglu(3, (10, 5), 2.0, keep);
+        assert_eq!(swiglu(true), Floor { flop: 600.0, bytes: 2.0 * 205.0 });
+        assert_eq!(swiglu(false).bytes, 2.0 * 145.0);
+        // dy 3 * 5, w 5 * 10, gate and up twice, y.
+        let backward = linear_dgrad_swiglu(3, (5, 10), 2.0);
+        assert_eq!(backward, Floor { flop: 300.0, bytes: 2.0 * (65.0 + 150.0) });
     }
 
     #[test]

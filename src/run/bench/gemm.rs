@@ -1,8 +1,9 @@
-//! The products of a layer: forward, input gradient and weight gradient of each linear map.
+//! The products of a layer: forward, input gradient and weight gradient of each linear map, alone and with what
+//! follows them.
 
 use super::floors::{Floor, product};
 use super::lab::Case;
-use super::{Lab, Measurement, Preset};
+use super::{Lab, Measurement, Preset, fused};
 use crate::backend::gpu::{Act, Gpu, Grad};
 use crate::error::Result;
 use crate::ops::{Compute, ParamSpec, State, StateMode, TeacherForm, UpdateRule};
@@ -59,6 +60,7 @@ pub(super) fn run(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
             lines.push(measure(lab, "gemm", name, shape, form, floor)?);
         }
     }
+    lines.extend(fused::run(lab, preset)?);
     Ok(lines)
 }
 

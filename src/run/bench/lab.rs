@@ -21,6 +21,9 @@ const LEAD: usize = 1 << 30;
 /// Laps that the host can start in the time that [`LEAD`] takes.
 const LEAD_LAPS: usize = 50;
 
+/// What is done with one set of operands.
+pub(super) type OnSet<'a, T> = &'a mut dyn FnMut(&mut T) -> Result<()>;
+
 /// A device at measurement.
 #[derive(Debug)]
 pub struct Lab {
@@ -168,8 +171,8 @@ impl Lab {
         gpu: &Gpu,
         sets: &mut [T],
         repeat: usize,
-        run: &mut dyn FnMut(&mut T) -> Result<()>,
-        mut restore: Option<&mut dyn FnMut(&mut T) -> Result<()>>,
+        run: OnSet<'_, T>,
+        mut restore: Option<OnSet<'_, T>>,
     ) -> Result<f64> {
         for set in &mut *sets {
             // Loads kernels, lets scratch grow, writes what is written.

@@ -5,6 +5,7 @@
 
 mod attention;
 pub mod floors;
+mod fused;
 mod gemm;
 mod head;
 mod lab;
