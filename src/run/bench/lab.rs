@@ -14,10 +14,11 @@ use crate::rng::Stream;
 
 /// Laps that do not count: the first ones meet a cold clock.
 const WARMUP: usize = 3;
-/// Numbers that are drawn for a buffer; a longer one holds them again and again.
-const DRAWN: usize = 1 << 18;
-/// Bytes set at the start of every [`LEAD_LAPS`] laps' worth of launches: some 0.4 ms of an H100.
-const LEAD: usize = 1 << 30;
+/// Numbers that are drawn for a buffer; a longer one holds them again and again. A prime, so that no two rows of a
+/// matrix are alike.
+const DRAWN: usize = 65_521;
+/// Bytes that the device sets before the first lap, once for every [`LEAD_LAPS`] laps: some 0.4 ms of an H100.
+const LEAD: u64 = 1 << 30;
 /// Laps that the host can start in the time that [`LEAD`] takes.
 const LEAD_LAPS: usize = 50;
 
@@ -179,25 +180,25 @@ impl Lab {
             run(set)?;
             restore.as_mut().map_or(Ok(()), |restore| restore(set))?;
         }
-        // The simulator has no queue to fill.
-        let ahead = self.driver.stream().is_some();
-        let bytes = if ahead { LEAD } else { 0 };
-        let mut lead = gpu.act(bytes / self.precision.bytes() as usize)?;
         gpu.sync()?;
         let (laps, each) = (WARMUP + repeat, 1 + usize::from(restore.is_some()));
+        // The simulator has no queue to fill.
+        let lead = if self.driver.stream().is_some() { self.driver.alloc(LEAD)? } else { 0 };
         let count = sets.len();
         let seconds = self.driver.laps(each * laps, &mut |lap| {
-            if ahead && lap == 0 {
-                (0..laps.div_ceil(LEAD_LAPS)).for_each(|_| gpu.zero(usize::MAX, &mut lead));
+            if lead != 0 && lap == 0 {
+                let fills = (each * laps).div_ceil(LEAD_LAPS);
+                (0..fills).try_for_each(|_| self.driver.fill(lead, 0, LEAD))?;
             }
             let set = &mut sets[lap / each % count];
             match &mut restore {
                 Some(restore) if lap % each == 1 => restore(set),
                 _ => run(set),
             }
-        })?;
+        });
+        self.driver.free(lead);
         gpu.sync()?;
-        let timed: Vec<f64> = seconds.into_iter().step_by(each).skip(WARMUP).collect();
+        let timed: Vec<f64> = seconds?.into_iter().step_by(each).skip(WARMUP).collect();
         Ok(median(&timed))
     }
 

@@ -35,7 +35,9 @@ struct Updated {
     params: Vec<Param>,
     grads: Vec<Option<Grad>>,
     scratch: Act,
+    /// Weights of all of them, and of the last one.
     len: usize,
+    last: usize,
     mode: StateMode,
     rule: UpdateRule,
     settings: StepSettings,
@@ -46,7 +48,7 @@ impl Updated {
         let gpu = lab.gpu()?;
         let (recipe, settings) = (&preset.recipe, preset.recipe.settings());
         let layout = Layout::new(&preset.config, recipe.train());
-        let (mut params, mut grads, mut len) = (Vec::new(), Vec::new(), 0);
+        let (mut params, mut grads, mut len, mut last) = (Vec::new(), Vec::new(), 0, 0);
         for block in blocks(&layout, preset.updated) {
             let spec = ParamSpec {
                 name: block.name.clone(),
@@ -64,7 +66,8 @@ impl Updated {
             let mut grad = gpu.grad(&spec)?;
             lab.fill_grad(&gpu, &mut grad, block.len())?;
             grads.push(Some(grad));
-            len += block.len();
+            last = block.len();
+            len += last;
         }
         let scratch = gpu.act(layout.longest_layer_block())?;
         let settings = StepSettings {
@@ -74,7 +77,7 @@ impl Updated {
             damping: settings.damping,
             teacher_rate: settings.teacher_rate,
         };
-        Ok(Self { gpu, params, grads, scratch, len, mode, rule, settings })
+        Ok(Self { gpu, params, grads, scratch, len, last, mode, rule, settings })
     }
 
     fn update(&mut self, lab: &Lab, name: &str) -> Result<Measurement> {
@@ -98,7 +101,7 @@ impl Updated {
     }
 
     fn teacher(&mut self, lab: &Lab, name: &str) -> Result<Measurement> {
-        let Self { gpu, params, scratch, len, .. } = self;
+        let Self { gpu, params, scratch, len, last, .. } = self;
         let floor = floors::teacher(*len, lab.stored());
         let seconds = lab.time(gpu, &mut [()], |()| {
             for param in &*params {
@@ -106,9 +109,8 @@ impl Updated {
             }
             Ok(())
         })?;
-        let last = self.len / self.params.len().max(1);
-        lab.check_act(&self.gpu, name, &self.scratch, last.min(1))?;
-        let case = Case { kind: KIND, name: name.to_owned(), shape: self.len.to_string(), floor };
+        lab.check_act(gpu, name, scratch, *last)?;
+        let case = Case { kind: KIND, name: name.to_owned(), shape: len.to_string(), floor };
         Ok(lab.record(case, seconds, None))
     }
 }
