@@ -25,6 +25,8 @@ template <typename T, typename G>
 __device__ __forceinline__ void embed_bwd(const T* dx, const uint32_t* ids, const uint32_t* order,
                                           const uint32_t* groups, G* dtable, uint32_t c) {
     const uint32_t begin = groups[blockIdx.x], end = groups[blockIdx.x + 1];
+    // There are fewer distinct ids than rows.
+    if (begin == end) return;
     const bool vec = c % kPack == 0;
     G* to = dtable + static_cast<uint64_t>(ids[order[begin]]) * c;
     for (uint32_t at = threadIdx.x * kPack; at < c; at += kBlock * kPack) {
@@ -54,8 +56,9 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     embed(table, ids, x, n, c);
 }
 
-// `order` holds the rows sorted by id, `groups` where each distinct id begins. The table has been written before.
-// The last word of a name is the gradient's type. Grid: a block a distinct id.
+// `order` holds the rows sorted by id, `groups` where each distinct id begins, then the number of rows up to entry n.
+// The table has been written before. The last word of a name is the gradient's type. Grid: n blocks, those of no id
+// return, so that the launch does not depend on the ids.
 extern "C" __global__ void __launch_bounds__(kBlock)
     embed_bwd_bf16_bf16(const uint16_t* dx, const uint32_t* ids, const uint32_t* order,
                         const uint32_t* groups, uint16_t* dtable, uint32_t c) {

@@ -52,7 +52,19 @@ struct Outcome {
     tensors: Vec<(String, [Vec<f32>; 3])>,
 }
 
-fn step<O: Ops>(ops: &O, job: Job) -> Outcome {
+/// The documents of a step: its forget and its retain micro-batches.
+type Batches = ([MicroBatch; 2], [MicroBatch; 2]);
+
+/// Draws documents of lengths that depend on `shape` alone.
+fn batches(random: &mut Random, shape: usize) -> Batches {
+    let mut row = |len: usize| (0..len).map(|_| random.below(V) as u32).collect::<Vec<_>>();
+    (
+        [MicroBatch::new([row(41), row(1), row(3)]), MicroBatch::new([row(5 + shape), row(2)])],
+        [MicroBatch::new([row(7), row(39)]), MicroBatch::new([row(17)])],
+    )
+}
+
+fn start<O: Ops>(ops: &O, job: Job) -> MeanTeacher<O> {
     let config = ModelConfig::parse(job.config).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let [student, teacher, other] =
@@ -67,10 +79,6 @@ fn step<O: Ops>(ops: &O, job: Job) -> Outcome {
     let mut model = Model::load(ops, config.clone(), &student, &keep).unwrap();
     model.load_teacher(ops, &teacher).unwrap();
     let base = Model::load(ops, config, &other, &Keeping::inference()).unwrap();
-    let mut random = Random::new("documents");
-    let mut row = |len: usize| (0..len).map(|_| random.below(V) as u32).collect::<Vec<_>>();
-    let forget = [MicroBatch::new([row(41), row(1), row(3)]), MicroBatch::new([row(5), row(2)])];
-    let retain = [MicroBatch::new([row(7), row(39)]), MicroBatch::new([row(17)])];
     let passes = Passes::new(ops, &model, job.pack, true).unwrap();
     let settings = Settings {
         forget_weight: 0.5,
@@ -82,8 +90,18 @@ fn step<O: Ops>(ops: &O, job: Job) -> Outcome {
     };
     let knobs = Knobs { tol: 0.02, nlul_threshold: 0.0, beta_npo: 2.0 };
     let method = Method { loss: job.loss, penalty: job.penalty, knobs };
-    let mut run = MeanTeacher::new(model, Some(base), passes, method, settings);
+    MeanTeacher::new(model, Some(base), passes, method, settings)
+}
+
+fn step<O: Ops>(ops: &O, job: Job) -> Outcome {
+    let mut run = start(ops, job);
+    let (forget, retain) = batches(&mut Random::new("documents"), 0);
     let report = run.step(ops, &forget, &retain).unwrap();
+    Outcome { report, tensors: tensors(ops, &run) }
+}
+
+/// Reads gradient, student and teacher of every tensor.
+fn tensors<O: Ops>(ops: &O, run: &MeanTeacher<O>) -> Vec<(String, [Vec<f32>; 3])> {
     let mut tensors: Vec<(String, [Vec<f32>; 3])> = Vec::new();
     let mut add = |name: &str, values: &[f32]| {
         tensors.push((name.to_string(), [values.to_vec(), Vec::new(), Vec::new()]));
@@ -100,7 +118,7 @@ fn step<O: Ops>(ops: &O, job: Job) -> Outcome {
         run.model.visit_weights(ops, role, &mut fill).unwrap();
     }
     ops.sync().unwrap();
-    Outcome { report, tensors }
+    tensors
 }
 
 /// Returns |a - b| / |b|.
@@ -214,5 +232,43 @@ fn packing_changes_rounding_only() {
     for ((name, a), (_, b)) in all.tensors.iter().zip(&split.tensors) {
         let off = distance(&a[0], &b[0]);
         assert!(off <= allowed, "{name}: gradients of packed and split rows differ by {off:.2e}");
+    }
+}
+
+/// Steps whose packs come again in shape are started from recordings, with the bytes of steps started op by op.
+#[test]
+fn recorded_work_gives_the_bytes_of_work_started_op_by_op() {
+    for (loss, config) in [("nlul", LLAMA), ("npo", QWEN3)] {
+        let loss = FORGET.iter().position(|o| o.name() == loss).unwrap();
+        let [Some(recorded), Some(alone)] =
+            [Timing::ALL[0], Timing::ALL[0]].map(|timing| gpu(timing, Precision::Bf16))
+        else {
+            return;
+        };
+        alone.record_work(false);
+        let job = Job { train: Train::All, pack: 48, ..job(config, loss, Some(1)) };
+        let run = |ops: &Gpu| {
+            let (mut run, mut random) = (start(ops, job), Random::new("documents"));
+            let reports: Vec<[f64; 3]> = [0, 0, 0, 0, 1, 0, 0, 0]
+                .into_iter()
+                .map(|shape| {
+                    let (forget, retain) = batches(&mut random, shape);
+                    let report = run.step(ops, &forget, &retain).unwrap();
+                    [report.loss_tr, report.loss_kl, report.grad_norm]
+                })
+                .collect();
+            (reports, tensors(ops, &run))
+        };
+        let (got, want) = (run(&recorded), run(&alone));
+        assert_eq!(got.0, want.0);
+        assert!(got.0.windows(2).all(|pair| pair[0] != pair[1]), "each step has its own documents");
+        for ((name, got), (_, want)) in got.1.iter().zip(&want.1) {
+            let bits =
+                |all: &[Vec<f32>; 3]| all.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert!(bits(got) == bits(want), "{name}");
+        }
+        let (recordings, replays) = recorded.replays();
+        assert!(recordings >= 5 && replays > 20, "{recordings} recordings, {replays} replays");
+        assert_eq!(alone.replays(), (0, 0));
     }
 }

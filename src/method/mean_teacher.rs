@@ -1,16 +1,20 @@
 //! One step of mean-teacher unlearning: both gradients, clip, and the fused update of student and teacher.
 
-use std::time::Instant;
-
 use serde::Serialize;
 
-use super::passes::{Passes, Sums};
+use super::passes::{Passes, Slot, Sums};
 use super::{Knobs, Objective};
 use crate::data::MicroBatch;
 use crate::error::{Error, Kind, Result};
 use crate::model::Model;
 use crate::ops::{Ops, StepOutcome, StepSettings};
 use crate::optim::Schedule;
+
+/// Marks of a step on the backend's clock, in their order.
+const START: usize = 0;
+const LOSS_DONE: usize = 1;
+const PENALTY_DONE: usize = 2;
+const UPDATE_DONE: usize = 3;
 
 /// What is minimised, by name already resolved.
 #[derive(Clone, Copy)]
@@ -94,29 +98,29 @@ impl<O: Ops> MeanTeacher<O> {
         Self { model, base, passes, method, settings, step: 0, bad: None }
     }
 
-    /// Adds the gradients of one step without an update: alpha times the loss, beta times the penalty.
-    pub fn gradients(
+    /// Starts the gradients of one step, without an update: alpha times the loss, beta times the penalty.
+    fn start_gradients(
         &mut self,
         ops: &O,
         forget: &[MicroBatch],
         retain: &[MicroBatch],
-    ) -> Result<(Sums, Sums, [f64; 2])> {
-        let start = Instant::now();
+    ) -> Result<()> {
+        ops.mark(START);
         self.model.clear_grads(ops);
         let Self { model, base, passes, method, settings, .. } = self;
-        let (loss, knobs) = (method.loss, &method.knobs);
+        let (loss, knobs) = ((Slot::Loss, method.loss), &method.knobs);
         let weight = Some(settings.forget_weight);
-        let tr = passes.sweep(ops, model, base.as_mut(), loss, knobs, forget, weight)?;
-        let middle = Instant::now();
-        let mut kl = Sums::default();
+        passes.start(ops, model, base.as_mut(), loss, knobs, forget, weight)?;
+        ops.mark(LOSS_DONE);
         if let Some(penalty) = method.penalty {
-            let weight = Some(settings.retain_weight);
-            kl = passes.sweep(ops, model, None, penalty, knobs, retain, weight)?;
+            let (penalty, weight) = ((Slot::Penalty, penalty), Some(settings.retain_weight));
+            passes.start(ops, model, None, penalty, knobs, retain, weight)?;
         }
-        Ok((tr, kl, [(middle - start).as_secs_f64(), middle.elapsed().as_secs_f64()]))
+        ops.mark(PENALTY_DONE);
+        Ok(())
     }
 
-    /// Does one step.
+    /// Does one step; the host waits once, at its end.
     ///
     /// A gradient with a NaN or an infinity never reaches the weights: the update is left out and the report
     /// says so.
@@ -126,8 +130,7 @@ impl<O: Ops> MeanTeacher<O> {
         forget: &[MicroBatch],
         retain: &[MicroBatch],
     ) -> Result<StepReport> {
-        let (tr, kl, [time_forget, time_kl]) = self.gradients(ops, forget, retain)?;
-        let start = Instant::now();
+        self.start_gradients(ops, forget, retain)?;
         let lr = self.settings.schedule.rate(self.step);
         let settings = StepSettings {
             step: self.step,
@@ -138,8 +141,14 @@ impl<O: Ops> MeanTeacher<O> {
         };
         let Model { params, grads, .. } = &mut self.model;
         let pending = ops.update_all(params, grads, &settings)?;
+        ops.mark(UPDATE_DONE);
         let StepOutcome { norm, clip, skipped, bad } = ops.outcome(pending)?;
         self.bad = bad;
+        let tr = self.passes.sums(ops, Slot::Loss)?;
+        let kl = match self.method.penalty {
+            Some(_) => self.passes.sums(ops, Slot::Penalty)?,
+            None => Sums::default(),
+        };
         let report = StepReport {
             global_step: self.step,
             loss_tr: tr.nll,
@@ -148,8 +157,8 @@ impl<O: Ops> MeanTeacher<O> {
             clip_coef: clip,
             lr,
             skipped,
-            time_tr: time_forget + start.elapsed().as_secs_f64(),
-            time_kl,
+            time_tr: ops.seconds(START, LOSS_DONE) + ops.seconds(PENALTY_DONE, UPDATE_DONE),
+            time_kl: ops.seconds(LOSS_DONE, PENALTY_DONE),
             tokens: tr.tokens + kl.tokens,
         };
         self.step += 1;

@@ -16,7 +16,7 @@ mod qkl;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, nearest};
-use crate::ops::{Matched, TokenFormula};
+use crate::ops::{DocumentFormula, Matched, TokenFormula};
 
 pub use mean_teacher::{MeanTeacher, Method, Settings, StepReport};
 
@@ -25,14 +25,11 @@ pub use mean_teacher::{MeanTeacher, Method, Settings, StepReport};
 pub enum Rows {
     /// Each token weighs by a formula of its own probability.
     Token(TokenFormula),
-    /// All tokens of a document weigh alike, by a function of its mean log-ratio to a base model.
-    Document(DocumentWeight),
+    /// All tokens of a document weigh alike, by a formula of its mean log-ratio to a base model.
+    Document(DocumentFormula),
     /// Each row matches a distribution.
     Matched(Matched),
 }
-
-/// The weight of a document's tokens, from its mean log-ratio to the base model.
-pub type DocumentWeight = fn(&Knobs, f64) -> f64;
 
 /// What the sum over rows is divided by, per micro-batch of B documents padded to T.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! Negative preference optimisation, in the form the reference computes.
 
 use super::{Knobs, Normaliser, Objective, Rows};
+use crate::ops::DocumentFormula;
 
 /// `(2/beta) softplus(beta r)` per document, r the mean log-ratio to the base model over the T - 1 padded
 /// positions (not the sum of the NPO paper), tokens averaged over the micro-batch.
@@ -18,8 +19,8 @@ impl Objective for Npo {
         "(2/beta_npo) log(1 + (p/p_base)^beta_npo) with the mean log-ratio over the padded length"
     }
 
-    fn rows(&self, _: &Knobs) -> Rows {
-        Rows::Document(|knobs, ratio| -2.0 / (1.0 + (-knobs.beta_npo * ratio).exp()))
+    fn rows(&self, knobs: &Knobs) -> Rows {
+        Rows::Document(DocumentFormula { factor: -2.0, slope: knobs.beta_npo })
     }
 
     fn normaliser(&self) -> Normaliser {

@@ -9,7 +9,7 @@ use crate::data::MicroBatch;
 use crate::error::{Error, Result};
 use crate::model::decoder::HeadLoss;
 use crate::model::{Model, Workspace};
-use crate::ops::{Ops, PackData, Role, TokenFormula, TokenWeight};
+use crate::ops::{Matched, Ops, PackData, Role, RowCounts, Tallied, TokenFormula, TokenWeight};
 
 /// A document on its way into a pack.
 #[derive(Debug, Clone, Copy)]
@@ -36,15 +36,30 @@ pub struct Sums {
     pub tokens: usize,
 }
 
+/// Which sums a sweep adds to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Slot {
+    /// Those of the loss.
+    Loss,
+    /// Those of the penalty.
+    Penalty,
+}
+
 /// The buffers of a run: packs, workspace, host rows. Allocated once.
 pub struct Passes<O: Ops> {
     /// Forward and backward buffers.
     pub ws: Workspace<O>,
-    pack: O::Pack,
+    /// Two that take turns: while one is worked on, the next is made and loaded.
+    packs: [O::Pack; 2],
+    turn: usize,
     data: PackData,
     weights: O::Stat,
+    /// The base model's NLL of each row.
+    base_nll: O::Stat,
+    tallies: [O::Tally; 2],
+    /// Tokens behind each tally.
+    tokens: [usize; 2],
     rows: Vec<f64>,
-    other: Vec<f64>,
 }
 
 impl<O: Ops> Passes<O> {
@@ -52,17 +67,18 @@ impl<O: Ops> Passes<O> {
     pub fn new(ops: &O, model: &Model<O>, tokens: usize, training: bool) -> Result<Self> {
         Ok(Self {
             ws: Workspace::new(ops, model, tokens, training)?,
-            pack: ops.pack(tokens)?,
+            packs: [ops.pack(tokens)?, ops.pack(tokens)?],
+            turn: 0,
             data: PackData::default(),
             weights: ops.stat(tokens)?,
+            base_nll: ops.stat(tokens)?,
+            tallies: [ops.tally_room()?, ops.tally_room()?],
+            tokens: [0; 2],
             rows: vec![0.0; tokens],
-            other: vec![0.0; tokens],
         })
     }
 
-    /// Sweeps `objective` over `batches`; with `weight` its gradient times that is added to the model's.
-    ///
-    /// `base` is the base model of document-weighted losses. Penalties read the teacher of `model`.
+    /// Sweeps `objective` over `batches` and waits for the sums; see [`Passes::start`].
     #[allow(clippy::too_many_arguments)]
     pub fn sweep(
         &mut self,
@@ -74,110 +90,75 @@ impl<O: Ops> Passes<O> {
         batches: &[MicroBatch],
         weight: Option<f64>,
     ) -> Result<Sums> {
-        let mut sums = Sums::default();
-        let mut base = base;
+        self.start(ops, model, base, (Slot::Loss, objective), knobs, batches, weight)?;
+        self.sums(ops, Slot::Loss)
+    }
+
+    /// Starts a sweep of `objective` over `batches`; with `weight` its gradient times that is added to the model's.
+    ///
+    /// `base` is the base model of document-weighted losses. Penalties read the teacher of `model`. Nothing is waited
+    /// for; [`Passes::sums`] tells what the rows came to.
+    #[allow(clippy::too_many_arguments)]
+    pub fn start(
+        &mut self,
+        ops: &O,
+        model: &mut Model<O>,
+        mut base: Option<&mut Model<O>>,
+        (slot, objective): (Slot, &dyn Objective),
+        knobs: &Knobs,
+        batches: &[MicroBatch],
+        weight: Option<f64>,
+    ) -> Result<()> {
+        let rows = objective.rows(knobs);
+        if matches!(rows, Rows::Document(_)) && base.is_none() {
+            return Err(Error::config("this loss compares with a base model, and none is loaded"));
+        }
+        ops.clear_tally(&mut self.tallies[slot as usize]);
+        self.tokens[slot as usize] = 0;
         let shifted = objective.normaliser() != Normaliser::Positions;
+        // Everything that decides which ops with which numbers a pack is given, beside its shape.
+        let backward = weight.is_some();
+        let (name, params) = (objective.name(), model.params.as_ptr());
+        let key = format!("{slot:?} {name} {rows:?} {params:p}");
         for group in packs(objective.normaliser(), batches, self.ws.tokens())? {
             self.data.clear();
             for doc in &group {
                 let rows = doc.ids.len() - usize::from(shifted);
-                let coef = doc.share * weight.unwrap_or(1.0);
-                self.data.push(doc.ids, |t| if t < rows { coef } else { 0.0 });
+                let counts = RowCounts {
+                    coef: doc.share * weight.unwrap_or(1.0),
+                    share: doc.share,
+                    monitor: if shifted { doc.monitor } else { 0.0 },
+                };
+                let span = doc.width.saturating_sub(1);
+                self.data.push_counted(doc.ids, span, |t| {
+                    if t < rows { counts } else { RowCounts::default() }
+                });
             }
+            self.tokens[slot as usize] += self.data.tokens();
+            self.turn = 1 - self.turn;
+            ops.load_pack(&mut self.packs[self.turn], &self.data);
             let n = self.data.tokens();
-            sums.tokens += n;
-            ops.load_pack(&mut self.pack, &self.data);
-            let rows = objective.rows(knobs);
-            self.run(ops, model, base.as_deref_mut(), &rows, &group, knobs, weight.is_some())?;
-            self.collect(ops, &group, shifted, &mut sums);
+            let Self { ws, packs, turn, weights, base_nll, tallies, .. } = self;
+            let (pack, tally) = (&packs[*turn], &mut tallies[slot as usize]);
+            let mut pass = Pass { ops, ws, pack, n, weights, base_nll };
+            let mut work = || {
+                pass.run(model, base.as_deref_mut(), rows, backward);
+                ops.tally(pack, &pass.ws.stats, tally);
+            };
+            if backward {
+                ops.replay(pack, &key, &mut work);
+            } else {
+                work();
+            }
         }
-        Ok(sums)
+        Ok(())
     }
 
-    /// Runs the loaded pack forward, and backward where asked.
-    #[allow(clippy::too_many_arguments)]
-    fn run(
-        &mut self,
-        ops: &O,
-        model: &mut Model<O>,
-        base: Option<&mut Model<O>>,
-        rows: &Rows,
-        group: &[Document<'_>],
-        knobs: &Knobs,
-        backward: bool,
-    ) -> Result<()> {
-        let n = self.data.tokens();
-        let student = if backward { Role::Student } else { Role::Evaluated };
-        let plain = || HeadLoss::OneHot(TokenWeight::Formula(TokenFormula::constant(1.0)));
-        match *rows {
-            Rows::Token(formula) => {
-                model.forward(ops, &self.pack, n, student, &mut self.ws);
-                let loss = HeadLoss::OneHot(TokenWeight::Formula(formula));
-                model.head(ops, &self.pack, n, student, &mut self.ws, loss, backward);
-            }
-            Rows::Document(weigh) => {
-                let base = base.ok_or_else(|| {
-                    Error::config("this loss compares with a base model, and none is loaded")
-                })?;
-                // The base first: a training workspace must end on the student's forward pass.
-                base.forward(ops, &self.pack, n, Role::Evaluated, &mut self.ws);
-                base.head(ops, &self.pack, n, Role::Evaluated, &mut self.ws, plain(), false);
-                ops.read_stat(&self.ws.stats.nll, &mut self.other[..n]);
-                model.forward(ops, &self.pack, n, student, &mut self.ws);
-                model.head(ops, &self.pack, n, student, &mut self.ws, plain(), false);
-                ops.read_stat(&self.ws.stats.nll, &mut self.rows[..n]);
-                let mut start = 0;
-                for doc in group {
-                    let targets = start..start + doc.ids.len() - 1;
-                    let log_ratio: f64 = targets.map(|r| self.other[r] - self.rows[r]).sum();
-                    let weight = weigh(knobs, log_ratio / (doc.width - 1) as f64);
-                    self.other[start..start + doc.ids.len()].fill(weight);
-                    start += doc.ids.len();
-                }
-                ops.write_stat(&self.other[..n], &mut self.weights);
-                let loss = HeadLoss::OneHot(TokenWeight::PerRow(&self.weights));
-                model.head(ops, &self.pack, n, student, &mut self.ws, loss, backward);
-            }
-            Rows::Matched(target) => {
-                let penalty = target != crate::ops::Matched::Uniform;
-                if penalty {
-                    model.forward(ops, &self.pack, n, Role::Teacher, &mut self.ws);
-                }
-                model.forward(ops, &self.pack, n, student, &mut self.ws);
-                if !penalty {
-                    model.head(ops, &self.pack, n, student, &mut self.ws, plain(), false);
-                }
-                model.head(
-                    ops,
-                    &self.pack,
-                    n,
-                    student,
-                    &mut self.ws,
-                    HeadLoss::Matched(target),
-                    backward,
-                );
-            }
-        }
-        ops.sync()
-    }
-
-    /// Adds the rows of the pack just run to `sums`.
-    fn collect(&mut self, ops: &O, group: &[Document<'_>], shifted: bool, sums: &mut Sums) {
-        let n = self.data.tokens();
-        let mut add = |stat: &O::Stat, of: fn(&Document<'_>) -> f64, into: &mut f64| {
-            ops.read_stat(stat, &mut self.rows[..n]);
-            let mut start = 0;
-            for doc in group {
-                let rows = doc.ids.len() - usize::from(shifted);
-                *into += of(doc) * self.rows[start..start + rows].iter().sum::<f64>();
-                start += doc.ids.len();
-            }
-        };
-        add(&self.ws.stats.value, |doc| doc.share, &mut sums.value);
-        if shifted {
-            add(&self.ws.stats.nll, |doc| doc.monitor, &mut sums.nll);
-            add(&self.ws.stats.hit, |doc| doc.monitor, &mut sums.accuracy);
-        }
+    /// Waits for the sweep that was last started into `slot` and returns its sums.
+    pub fn sums(&mut self, ops: &O, slot: Slot) -> Result<Sums> {
+        let Tallied { value, nll, hit } = ops.read_tally(&self.tallies[slot as usize]);
+        ops.sync()?;
+        Ok(Sums { value, nll, accuracy: hit, tokens: self.tokens[slot as usize] })
     }
 
     /// Returns the log-probability of every token but the first of each document, nats.
@@ -192,10 +173,10 @@ impl<O: Ops> Passes<O> {
             self.data.clear();
             group.iter().for_each(|ids| self.data.push(ids, |_| 0.0));
             let n = self.data.tokens();
-            ops.load_pack(&mut self.pack, &self.data);
-            let loss = HeadLoss::OneHot(TokenWeight::Formula(TokenFormula::constant(1.0)));
-            model.forward(ops, &self.pack, n, Role::Evaluated, &mut self.ws);
-            model.head(ops, &self.pack, n, Role::Evaluated, &mut self.ws, loss, false);
+            let pack = &mut self.packs[0];
+            ops.load_pack(pack, &self.data);
+            model.forward(ops, pack, n, Role::Evaluated, &mut self.ws);
+            model.head(ops, pack, n, Role::Evaluated, &mut self.ws, plain(), false);
             ops.sync()?;
             ops.read_stat(&self.ws.stats.nll, &mut self.rows[..n]);
             let mut start = 0;
@@ -208,6 +189,67 @@ impl<O: Ops> Passes<O> {
         }
         Ok(scores)
     }
+}
+
+/// One pack on its way through the model.
+struct Pass<'a, O: Ops> {
+    ops: &'a O,
+    ws: &'a mut Workspace<O>,
+    pack: &'a O::Pack,
+    n: usize,
+    weights: &'a mut O::Stat,
+    base_nll: &'a mut O::Stat,
+}
+
+impl<O: Ops> Pass<'_, O> {
+    /// Starts forward, and backward where asked. Documents are weighed against `base`.
+    fn run(
+        &mut self,
+        model: &mut Model<O>,
+        base: Option<&mut Model<O>>,
+        rows: Rows,
+        backward: bool,
+    ) {
+        let Self { ops, ws, pack, n, weights, base_nll } = self;
+        let (ops, pack, n) = (*ops, *pack, *n);
+        let student = if backward { Role::Student } else { Role::Evaluated };
+        match rows {
+            Rows::Token(formula) => {
+                model.forward(ops, pack, n, student, ws);
+                let loss = HeadLoss::OneHot(TokenWeight::Formula(formula));
+                model.head(ops, pack, n, student, ws, loss, backward);
+            }
+            Rows::Document(formula) => {
+                let Some(base) = base else { return };
+                // The base first: a training workspace must end on the student's forward pass.
+                base.forward(ops, pack, n, Role::Evaluated, ws);
+                std::mem::swap(&mut ws.stats.nll, base_nll);
+                base.head(ops, pack, n, Role::Evaluated, ws, plain(), false);
+                std::mem::swap(&mut ws.stats.nll, base_nll);
+                model.forward(ops, pack, n, student, ws);
+                model.head(ops, pack, n, student, ws, plain(), false);
+                ops.document_weights(pack, base_nll, &ws.stats.nll, formula, weights);
+                let loss = HeadLoss::OneHot(TokenWeight::PerRow(&**weights));
+                model.head(ops, pack, n, student, ws, loss, backward);
+            }
+            Rows::Matched(target) => {
+                let penalty = target != Matched::Uniform;
+                if penalty {
+                    model.forward(ops, pack, n, Role::Teacher, ws);
+                }
+                model.forward(ops, pack, n, student, ws);
+                if !penalty {
+                    model.head(ops, pack, n, student, ws, plain(), false);
+                }
+                model.head(ops, pack, n, student, ws, HeadLoss::Matched(target), backward);
+            }
+        }
+    }
+}
+
+/// The rows of plain NLL.
+fn plain<'a, S>() -> HeadLoss<'a, S> {
+    HeadLoss::OneHot(TokenWeight::Formula(TokenFormula::constant(1.0)))
 }
 
 /// Lays the documents of all micro-batches into packs of up to `limit` tokens, in order.

@@ -59,8 +59,25 @@ pub struct PackData {
     pub targets: Vec<u32>,
     /// What each row's loss is multiplied by: mask, normaliser and loss weight in one; 0 leaves the row out, N.
     pub coefs: Vec<f64>,
+    /// What each row's value counts in a sweep's sum; 0 leaves it out, N.
+    pub shares: Vec<f64>,
+    /// What each row counts in the NLL and the accuracy that are monitored; 0 leaves it out, N.
+    pub monitors: Vec<f64>,
+    /// What the sum over each document's targets is divided by where documents are weighed.
+    pub spans: Vec<u32>,
     /// The cache slot of each document (generation only).
     pub slots: Vec<u32>,
+}
+
+/// What a row counts in a loss and in the sums over a sweep.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct RowCounts {
+    /// See [`PackData::coefs`].
+    pub coef: f64,
+    /// See [`PackData::shares`].
+    pub share: f64,
+    /// See [`PackData::monitors`].
+    pub monitor: f64,
 }
 
 impl PackData {
@@ -71,13 +88,27 @@ impl PackData {
         self.starts.clear();
         self.targets.clear();
         self.coefs.clear();
+        self.shares.clear();
+        self.monitors.clear();
+        self.spans.clear();
         self.slots.clear();
     }
 
     /// Appends a document whose token t predicts token t + 1; the last row's target is 0.
     ///
-    /// `coef(t)` is the coefficient of row t.
+    /// `coef(t)` is the coefficient of row t; no row counts in sums.
     pub fn push(&mut self, ids: &[u32], mut coef: impl FnMut(usize) -> f64) {
+        let span = ids.len().saturating_sub(1);
+        self.push_counted(ids, span, |t| RowCounts { coef: coef(t), ..RowCounts::default() });
+    }
+
+    /// Appends a document whose token t predicts token t + 1 and counts `counts(t)`; the last row's target is 0.
+    pub fn push_counted(
+        &mut self,
+        ids: &[u32],
+        span: usize,
+        counts: impl FnMut(usize) -> RowCounts,
+    ) {
         if self.starts.is_empty() {
             self.starts.push(0);
         }
@@ -85,7 +116,12 @@ impl PackData {
         self.positions.extend(0..ids.len() as u32);
         self.targets.extend_from_slice(ids.get(1..).unwrap_or(&[]));
         self.targets.extend(ids.first().map(|_| 0));
-        self.coefs.extend((0..ids.len()).map(&mut coef));
+        for RowCounts { coef, share, monitor } in (0..ids.len()).map(counts) {
+            self.coefs.push(coef);
+            self.shares.push(share);
+            self.monitors.push(monitor);
+        }
+        self.spans.push(span as u32);
         self.starts.push(self.ids.len() as u32);
     }
 

@@ -1,23 +1,27 @@
 //! The op catalogue: the only door to compute.
 //!
-//! The model and the method are written once over [`Compute`] (activations) and [`State`] (parameters and
-//! their update). Each formula stands here; a backend carries it out. Letters: N packed tokens (rows), C model
+//! The model and the method are written once over [`Compute`] (activations), [`Sweep`] (what binds them together) and
+//! [`State`] (parameters and their update). Each formula stands here; a backend carries it out. Letters: N packed tokens (rows), C model
 //! width, H heads, G kv heads, D head width, F ffn width, V vocabulary, O and I the outputs and inputs of a
 //! linear map. Matrices are row-major. Sums are taken in an order that depends on shapes alone.
 
 pub mod compute;
 pub mod format;
 pub mod state;
+pub mod sweep;
 pub mod weight;
 
-pub use compute::{Compute, Direction, HeadGrads, HeadShape, Heads, PackData, RopeTable, RowStats};
+pub use compute::{
+    Compute, Direction, HeadGrads, HeadShape, Heads, PackData, RopeTable, RowCounts, RowStats,
+};
 pub use state::{
     Distances, GradScan, ParamSpec, Role, State, StateMode, StepOutcome, StepSettings, TeacherForm,
     UpdateRule, UpdateScalars,
 };
-pub use weight::{Matched, TokenFormula, TokenWeight};
+pub use sweep::{Sweep, Tallied};
+pub use weight::{DocumentFormula, Matched, TokenFormula, TokenWeight};
 
 /// A backend that can do everything.
-pub trait Ops: Compute + State {}
+pub trait Ops: Compute + Sweep + State {}
 
-impl<T: Compute + State> Ops for T {}
+impl<T: Compute + Sweep + State> Ops for T {}

@@ -50,6 +50,23 @@ impl TokenFormula {
     }
 }
 
+/// The weight of all tokens of a document, as a formula of its log-ratio r to a base model:
+/// `factor / (1 + exp(-slope r))`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DocumentFormula {
+    /// The weight of a document that became far more probable.
+    pub factor: f64,
+    /// How fast the weight grows with r.
+    pub slope: f64,
+}
+
+impl DocumentFormula {
+    /// Returns the weight at log-ratio `ratio`.
+    pub fn weight(&self, ratio: f64) -> f64 {
+        self.factor / (1.0 + (-self.slope * ratio).exp())
+    }
+}
+
 /// Where the weights of a one-hot sweep come from; `S` is the backend's fp32 vector.
 #[derive(Debug)]
 pub enum TokenWeight<'a, S> {

@@ -192,6 +192,7 @@ fn decoding_sees_what_a_whole_pass_sees() {
             targets: vec![0; 3],
             coefs: vec![0.0; 3],
             slots,
+            ..PackData::default()
         };
         let rows: Vec<u32> = ends.iter().map(|e| *e as u32).collect();
         let mut last = stale(3 * width);

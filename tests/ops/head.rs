@@ -48,7 +48,7 @@ fn pack_data(n: usize, v: usize, mask: Mask, random: &mut Random) -> PackData {
         starts: vec![0, n as u32],
         targets: ids(),
         coefs,
-        slots: Vec::new(),
+        ..PackData::default()
     }
 }
 
@@ -233,7 +233,7 @@ fn nlul_without_tol_stays_finite_where_p_is_one() {
                 starts: vec![0, 1],
                 targets: vec![0],
                 coefs: vec![coef],
-                slots: Vec::new(),
+                ..PackData::default()
             };
             let rule = formula(-1.0, (1.0, 0.0), Some(0.0), 0.0);
             let mut out = RowStats { nll: stale(1), value: stale(1), hit: stale(1) };

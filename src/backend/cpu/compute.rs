@@ -16,6 +16,12 @@ pub struct Pack {
     data: PackData,
 }
 
+impl Pack {
+    pub(super) fn data(&self) -> &PackData {
+        &self.data
+    }
+}
+
 /// Keys and values of one layer: `[slots, capacity, G, D]` each.
 #[derive(Debug, Clone)]
 pub struct Cache<T> {

@@ -15,6 +15,7 @@ mod real;
 mod rope;
 mod rows;
 mod strip;
+mod sweep;
 mod update;
 
 pub use compute::{Cache, Pack};
@@ -30,12 +31,17 @@ use pool::Pool;
 pub struct Cpu<T> {
     pool: Pool<T>,
     angles: rope::Angles<T>,
+    marks: sweep::Marks,
 }
 
 impl<T: Real> Cpu<T> {
     /// Makes the backend.
     pub fn new() -> Self {
-        Self { pool: Pool::default(), angles: rope::Angles::default() }
+        Self {
+            pool: Pool::default(),
+            angles: rope::Angles::default(),
+            marks: sweep::Marks::default(),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Typed device memory. None of it frees itself: it belongs to the arena of its [`Gpu`](super::Gpu).
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Gpu, Precision};
@@ -62,7 +63,7 @@ pub struct Grad {
     /// Whether they are fp32.
     pub(super) wide: bool,
     /// Whether something was written since it was cleared; until then its memory means nothing.
-    pub(super) written: AtomicBool,
+    pub(super) written: Arc<AtomicBool>,
 }
 
 impl Grad {
@@ -76,9 +77,9 @@ impl Grad {
         if self.wide { 4 } else { 2 }
     }
 
-    /// Tells whether the coming write adds (else it overwrites), and notes the write.
-    pub(super) fn adds(&mut self) -> bool {
-        std::mem::replace(self.written.get_mut(), true)
+    /// Notes that its memory means nothing any more.
+    pub(super) fn clear(&mut self) {
+        self.written.store(false, Ordering::Relaxed);
     }
 
     /// Tells whether anything was written.
@@ -92,6 +93,8 @@ impl Grad {
 pub struct Pack {
     /// Room, in tokens.
     pub(super) tokens: usize,
+    /// Which of the two that take turns it is, for copies beside the work.
+    pub(super) lane: usize,
     /// Token ids, u32.
     pub(super) ids: u64,
     /// Position of each token in its document, u32.
@@ -100,6 +103,12 @@ pub struct Pack {
     pub(super) targets: u64,
     /// Coefficient of each row, fp32.
     pub(super) coefs: u64,
+    /// What each row's value counts, fp32.
+    pub(super) shares: u64,
+    /// What each row's NLL and hit count, fp32.
+    pub(super) monitors: u64,
+    /// What the sum over each document's targets is divided by, u32.
+    pub(super) spans: u64,
     /// First row of each document and N at the end, u32, `tokens + 1` entries of room.
     pub(super) starts: u64,
     /// Cache slot of each document, u32.
@@ -110,10 +119,8 @@ pub struct Pack {
     pub(super) block_count: usize,
     /// Rows sorted by id, rows of equal id in their order, u32.
     pub(super) order: u64,
-    /// Where each distinct id begins in `order`, and N at the end, u32, `tokens + 1` entries of room.
+    /// Where each distinct id begins in `order`, then N up to entry N, u32, `tokens + 1` entries of room.
     pub(super) groups: u64,
-    /// How many distinct ids there are now.
-    pub(super) group_count: usize,
     /// What the host handed over.
     pub(super) data: PackData,
 }
@@ -134,17 +141,20 @@ impl Gpu {
         let words = |n: usize| self.arena.alloc(4 * n as u64);
         Ok(Pack {
             tokens,
+            lane: self.packs.fetch_add(1, Ordering::Relaxed) % 2,
             ids: words(tokens)?,
             positions: words(tokens)?,
             targets: words(tokens)?,
             coefs: words(tokens)?,
+            shares: words(tokens)?,
+            monitors: words(tokens)?,
+            spans: words(tokens)?,
             starts: words(tokens + 1)?,
             slots: words(tokens)?,
             blocks: words(4 * tokens)?,
             block_count: 0,
             order: words(tokens)?,
             groups: words(tokens + 1)?,
-            group_count: 0,
             data: PackData::default(),
         })
     }
@@ -158,26 +168,27 @@ impl Gpu {
                 pack.tokens
             )));
         }
-        let coefs: Vec<f32> = data.coefs.iter().map(|c| *c as f32).collect();
+        let narrow = |wide: &[f64]| wide.iter().map(|x| *x as f32).collect::<Vec<_>>();
+        let [coefs, shares, monitors] =
+            [&data.coefs, &data.shares, &data.monitors].map(|wide| narrow(wide));
         let blocks = attention_blocks(&data.starts);
         pack.block_count = blocks.len();
         let (order, groups) = id_groups(&data.ids);
-        pack.group_count = groups.len() - 1;
-        for (to, bytes) in [
+        let parts = [
             (pack.ids, bytemuck::cast_slice::<u32, u8>(&data.ids)),
             (pack.positions, bytemuck::cast_slice(&data.positions)),
             (pack.targets, bytemuck::cast_slice(&data.targets)),
             (pack.coefs, bytemuck::cast_slice(&coefs)),
+            (pack.shares, bytemuck::cast_slice(&shares)),
+            (pack.monitors, bytemuck::cast_slice(&monitors)),
+            (pack.spans, bytemuck::cast_slice(&data.spans)),
             (pack.starts, bytemuck::cast_slice(&data.starts)),
             (pack.slots, bytemuck::cast_slice(&data.slots)),
             (pack.blocks, bytemuck::cast_slice(&blocks)),
             (pack.order, bytemuck::cast_slice(&order)),
             (pack.groups, bytemuck::cast_slice(&groups)),
-        ] {
-            if !bytes.is_empty() {
-                self.driver.upload(to, bytes)?;
-            }
-        }
+        ];
+        self.driver.stage(pack.lane, &parts)?;
         pack.data.clone_from(data);
         Ok(())
     }
@@ -224,14 +235,14 @@ fn attention_blocks(starts: &[u32]) -> Vec<[u32; 4]> {
     blocks
 }
 
-/// Sorts rows by id, stably, and tells where each distinct id begins, with the number of rows at the end.
+/// Sorts rows by id, stably, and tells where each distinct id begins; N + 1 entries, the last ones N.
 fn id_groups(ids: &[u32]) -> (Vec<u32>, Vec<u32>) {
     let mut order: Vec<u32> = (0..ids.len() as u32).collect();
     order.sort_by_key(|row| ids[*row as usize]);
     let id = |at: usize| ids[order[at] as usize];
     let mut groups: Vec<u32> =
         (0..ids.len()).filter(|at| *at == 0 || id(*at) != id(at - 1)).map(|at| at as u32).collect();
-    groups.push(ids.len() as u32);
+    groups.resize(ids.len() + 1, ids.len() as u32);
     (order, groups)
 }
 
@@ -241,7 +252,7 @@ mod tests {
 
     #[test]
     fn id_groups_keep_rows_of_an_id_in_order() {
-        assert_eq!(id_groups(&[7, 2, 7, 7, 0]), (vec![4, 1, 0, 2, 3], vec![0, 1, 2, 5]));
+        assert_eq!(id_groups(&[7, 2, 7, 7, 0]), (vec![4, 1, 0, 2, 3], vec![0, 1, 2, 5, 5, 5]));
         assert_eq!(id_groups(&[]), (vec![], vec![0]));
     }
 

@@ -12,13 +12,16 @@ pub mod images;
 mod ops;
 pub mod probe;
 mod state;
+mod sweep;
 
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use buffer::{Act, Grad, Pack, Stat, Weight};
 pub use ops::generate::Cache;
 pub use ops::linear::Tile;
 pub use state::Param;
+pub use sweep::Tally;
 
 use crate::error::{Error, Kind, Result};
 use arena::Arena;
@@ -53,6 +56,9 @@ pub struct Gpu {
     angles: ops::rope::Angles,
     head: Mutex<ops::head::Room>,
     step: state::StepBlock,
+    recordings: sweep::Recordings,
+    /// Packs made so far: they take turns.
+    packs: AtomicUsize,
     tile: Mutex<Option<Tile>>,
     failure: Mutex<Option<Error>>,
 }
@@ -87,6 +93,8 @@ impl Gpu {
             angles: ops::rope::Angles::default(),
             head: Mutex::default(),
             step,
+            recordings: sweep::Recordings::default(),
+            packs: AtomicUsize::new(0),
             tile: Mutex::new(None),
             failure: Mutex::new(None),
         })

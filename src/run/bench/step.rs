@@ -12,8 +12,8 @@ use crate::ops::StateMode;
 use crate::rng::Stream;
 use crate::run::plan::{DEVICE_RESERVE, Plan, Target};
 
-/// Steps that do not count: the first makes rotary tables and loads kernels.
-const WARMUP: u64 = 1;
+/// Steps that do not count: the first loads kernels and makes rotary tables, the second records what comes again.
+const WARMUP: u64 = 2;
 /// Repetitions of a kernel for each repetition of a step.
 const SHORTER: usize = 10;
 

@@ -13,6 +13,7 @@ mod norm;
 mod rope;
 mod state;
 mod swiglu;
+mod tally;
 mod tolerance;
 
 pub use tolerance::{Dtype, tol};
@@ -38,6 +39,7 @@ pub const FAMILIES: &[Family] = &[
     ("swiglu", swiglu::run),
     ("fused", fused::run),
     ("head", head::run),
+    ("tally", tally::run),
     ("generate", generate::run),
     ("state", state::run),
 ];

@@ -16,8 +16,9 @@ use cudarc::driver::sys::{
 };
 use cudarc::driver::{result, sys};
 
+use super::lanes::Lanes;
 use super::staging::Staging;
-use super::{Driver, Identity, Launch};
+use super::{Driver, Identity, Launch, MARKS};
 use crate::backend::gpu::{images, probe};
 use crate::error::{Error, Kind, Result};
 
@@ -39,6 +40,7 @@ const SYMBOLS: &[&str] = &[
     "cuLaunchKernel",
     "cuStreamCreate",
     "cuStreamSynchronize",
+    "cuStreamWaitEvent",
     "cuStreamDestroy_v2",
     "cuStreamBeginCapture_v2",
     "cuStreamEndCapture",
@@ -81,6 +83,8 @@ pub struct Cuda {
     functions: Mutex<HashMap<&'static str, Function>>,
     param_info: Option<ParamInfo>,
     staging: Mutex<Option<Staging>>,
+    lanes: Mutex<Option<Lanes>>,
+    marks: [sys::CUevent; MARKS],
     graphs: Mutex<Vec<sys::CUgraphExec>>,
     capturing: AtomicBool,
 }
@@ -186,6 +190,8 @@ impl Cuda {
                 .ok()
                 .map(|symbol| *symbol),
             staging: Mutex::new(None),
+            lanes: Mutex::new(None),
+            marks: [std::ptr::null_mut(); MARKS],
             graphs: Mutex::default(),
             capturing: AtomicBool::new(false),
         };
@@ -195,6 +201,11 @@ impl Cuda {
             result::stream::create(result::stream::StreamKind::NonBlocking),
         )?;
         cuda.staging = Mutex::new(Some(Staging::new()?));
+        cuda.lanes = Mutex::new(Some(Lanes::new()?));
+        for mark in &mut cuda.marks {
+            let event = result::event::create(CUevent_flags::CU_EVENT_DEFAULT);
+            *mark = check("cuEventCreate", event)?;
+        }
         for image in images::IMAGES {
             // SAFETY: a context is current and the image is a fatbin of nvcc, aligned to 16 bytes.
             let module = unsafe { result::module::load_data(image.fatbin.as_ptr().cast()) };
@@ -348,6 +359,15 @@ impl Driver for Cuda {
         }
     }
 
+    fn stage(&self, lane: usize, parts: &[(u64, &[u8])]) -> Result<()> {
+        self.outside_capture("an upload")?;
+        match lock(&self.lanes).as_mut() {
+            // SAFETY: the context is current, the ranges are the caller's, nothing is being captured.
+            Some(lanes) => unsafe { lanes.stage(lane, parts, self.stream) },
+            None => Err(Error::new(Kind::Device, "cuda: no staging memory")),
+        }
+    }
+
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
         self.outside_capture("a download")?;
         if bytes.is_empty() {
@@ -449,6 +469,23 @@ impl Driver for Cuda {
         check("cuGraphLaunch", unsafe { result::graph::launch(found, self.stream) })
     }
 
+    fn mark(&self, at: usize) -> Result<()> {
+        self.outside_capture("a mark")?;
+        // SAFETY: event and stream are alive.
+        check("cuEventRecord", unsafe { result::event::record(self.marks[at], self.stream) })
+    }
+
+    fn between_marks(&self, from: usize, to: usize) -> Result<f64> {
+        self.outside_capture("a wait")?;
+        let (from, to) = (self.marks[from], self.marks[to]);
+        // SAFETY: the events are alive; one that was never recorded is an error of the second call.
+        unsafe {
+            check("cuEventSynchronize", result::event::synchronize(to))?;
+            let milliseconds = check("cuEventElapsedTime", result::event::elapsed(from, to))?;
+            Ok(f64::from(milliseconds) / 1e3)
+        }
+    }
+
     fn laps(&self, count: usize, work: &mut dyn FnMut(usize) -> Result<()>) -> Result<Vec<f64>> {
         self.outside_capture("a measurement")?;
         let mut events = Vec::with_capacity(count + 1);
@@ -482,8 +519,14 @@ impl Drop for Cuda {
                 for graph in lock(&self.graphs).drain(..) {
                     let _ = result::graph::exec_destroy(graph);
                 }
+                if let Some(lanes) = lock(&self.lanes).as_mut() {
+                    lanes.release();
+                }
                 if let Some(staging) = lock(&self.staging).as_mut() {
                     staging.release();
+                }
+                for mark in self.marks.iter().filter(|mark| !mark.is_null()) {
+                    let _ = result::event::destroy(*mark);
                 }
                 for (_, module) in self.modules.drain(..) {
                     let _ = result::module::unload(module);

@@ -5,6 +5,8 @@
 pub mod cublaslt;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(feature = "cuda")]
+mod lanes;
 #[cfg(feature = "sim")]
 pub mod sim;
 #[cfg(feature = "cuda")]
@@ -140,6 +142,9 @@ impl fmt::Display for Launch {
     }
 }
 
+/// Marks of [`Driver::mark`].
+pub const MARKS: usize = 8;
+
 /// A machine that runs kernels. All work is in one order; [`Driver::sync`] waits for it.
 pub trait Driver: Send + Sync + fmt::Debug {
     /// Returns what the device says of itself.
@@ -152,6 +157,12 @@ pub trait Driver: Send + Sync + fmt::Debug {
     fn free(&self, address: u64);
     /// Copies host bytes to the device; `bytes` may be reused when it returns.
     fn upload(&self, address: u64, bytes: &[u8]) -> Result<()>;
+    /// Copies host bytes to device addresses beside the work in flight; the bytes may be reused when it returns.
+    ///
+    /// There are two lanes, 0 and 1, for buffers that take turns. Work started later sees the bytes. The copy waits
+    /// for the work that was started before another lane was last staged to, or for all work where the last one was
+    /// this very lane: what reads a lane's buffers must be started before the next lane is staged to.
+    fn stage(&self, lane: usize, parts: &[(u64, &[u8])]) -> Result<()>;
     /// Waits for the work before it and copies device bytes to the host.
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()>;
     /// Sets device bytes to `value`.
@@ -171,6 +182,10 @@ pub trait Driver: Send + Sync + fmt::Debug {
     fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<u64>>;
     /// Starts what [`Driver::capture`] recorded under this number, in the order of all work.
     fn replay(&self, graph: u64) -> Result<()>;
+    /// Notes the time at which the work before it has ended, under a number below [`MARKS`].
+    fn mark(&self, at: usize) -> Result<()>;
+    /// Returns the seconds between two marks; waits for them.
+    fn between_marks(&self, from: usize, to: usize) -> Result<f64>;
     /// Starts `work(0)`, `work(1)` and so on up to `count`, and returns the seconds that the device spends on each;
     /// waits for the last one alone, so that the host can stay ahead of the device.
     fn laps(&self, count: usize, work: &mut dyn FnMut(usize) -> Result<()>) -> Result<Vec<f64>>;

@@ -1,12 +1,12 @@
 //! The simulator as a device: kernels/sim/ and all kernels, compiled by g++ into one library that is loaded here.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use libloading::Library;
 
-use super::{Driver, Identity, Launch};
+use super::{Driver, Identity, Launch, MARKS};
 use crate::error::{Error, Kind, Result};
 
 /// The library that build.rs made; empty where it could not.
@@ -127,6 +127,18 @@ pub struct Simulator {
     api: &'static Api,
     identity: Identity,
     timing: Timing,
+    /// What the capture at work has recorded.
+    recording: Mutex<Option<Vec<Work>>>,
+    recorded: Mutex<Vec<Vec<Work>>>,
+    marks: Mutex<[Option<Instant>; MARKS]>,
+}
+
+/// A piece of recorded work.
+#[derive(Debug, Clone, Copy)]
+enum Work {
+    Fill(u64, u8, u64),
+    Copy(u64, u64, u64),
+    Launch(Launch),
 }
 
 impl std::fmt::Debug for Simulator {
@@ -148,7 +160,33 @@ impl Simulator {
             total_bytes: 4 << 30,
             cache_bytes: 4 << 10,
         };
-        Ok(Arc::new(Self { api: api()?, identity, timing }))
+        Ok(Arc::new(Self {
+            api: api()?,
+            identity,
+            timing,
+            recording: Mutex::default(),
+            recorded: Mutex::default(),
+            marks: Mutex::default(),
+        }))
+    }
+
+    /// Refuses what a device refuses while work is recorded.
+    fn outside_capture(&self, what: &str) -> Result<()> {
+        match lock(&self.recording).as_ref() {
+            Some(_) => Err(failed(format!("simulator: {what} inside captured work"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Records a piece of work; false where nothing is being recorded.
+    fn records(&self, work: Work) -> bool {
+        match lock(&self.recording).as_mut() {
+            Some(list) => {
+                list.push(work);
+                true
+            }
+            None => false,
+        }
     }
 
     fn copied(&self, what: &str, address: u64, bytes: usize, code: c_int) -> Result<()> {
@@ -159,6 +197,10 @@ impl Simulator {
             ))),
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn failed(message: String) -> Error {
@@ -175,6 +217,7 @@ impl Driver for Simulator {
     }
 
     fn alloc(&self, bytes: u64) -> Result<u64> {
+        self.outside_capture("an allocation")?;
         let mut out = std::ptr::null_mut();
         // SAFETY: writes one pointer, which lives on this stack.
         match unsafe { (self.api.mem_alloc)(&mut out, bytes as usize) } {
@@ -191,6 +234,7 @@ impl Driver for Simulator {
     }
 
     fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
+        self.outside_capture("an upload")?;
         // SAFETY: reads `bytes`; a device range that is not allocated is refused there.
         let code = unsafe {
             (self.api.upload)(address as *mut c_void, bytes.as_ptr().cast(), bytes.len())
@@ -198,7 +242,12 @@ impl Driver for Simulator {
         self.copied("upload", address, bytes.len(), code)
     }
 
+    fn stage(&self, _: usize, parts: &[(u64, &[u8])]) -> Result<()> {
+        parts.iter().try_for_each(|(address, bytes)| self.upload(*address, bytes))
+    }
+
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
+        self.outside_capture("a download")?;
         // SAFETY: writes `bytes`; a device range that is not allocated is refused there.
         let code = unsafe {
             (self.api.download)(bytes.as_mut_ptr().cast(), address as *const c_void, bytes.len())
@@ -207,12 +256,18 @@ impl Driver for Simulator {
     }
 
     fn fill(&self, address: u64, value: u8, bytes: u64) -> Result<()> {
+        if self.records(Work::Fill(address, value, bytes)) {
+            return Ok(());
+        }
         // SAFETY: a device range that is not allocated is refused there.
         let code = unsafe { (self.api.fill)(address as *mut c_void, value, bytes as usize) };
         self.copied("fill", address, bytes as usize, code)
     }
 
     fn copy(&self, from: u64, to: u64, bytes: u64) -> Result<()> {
+        if self.records(Work::Copy(from, to, bytes)) {
+            return Ok(());
+        }
         // SAFETY: device ranges that are not allocated are refused there.
         let code =
             unsafe { (self.api.copy)(to as *mut c_void, from as *const c_void, bytes as usize) };
@@ -220,6 +275,9 @@ impl Driver for Simulator {
     }
 
     fn launch(&self, mut launch: Launch) -> Result<()> {
+        if self.records(Work::Launch(launch)) {
+            return Ok(());
+        }
         let kernel = launch.kernel;
         let name = CString::new(kernel).map_err(|e| failed(format!("{kernel}: {e}")))?;
         // SAFETY: the name is a C string.
@@ -271,15 +329,44 @@ impl Driver for Simulator {
     }
 
     fn sync(&self) -> Result<()> {
-        Ok(())
+        self.outside_capture("a wait")
     }
 
     fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<u64>> {
-        work().map(|()| None)
+        self.outside_capture("a capture")?;
+        *lock(&self.recording) = Some(Vec::new());
+        let worked = work();
+        let list = lock(&self.recording).take().unwrap_or_default();
+        worked?;
+        let mut recorded = lock(&self.recorded);
+        recorded.push(list);
+        Ok(Some(recorded.len() as u64 - 1))
     }
 
     fn replay(&self, graph: u64) -> Result<()> {
-        Err(failed(format!("simulator: graph {graph} was never recorded")))
+        self.outside_capture("a replay")?;
+        let list = lock(&self.recorded).get(graph as usize).cloned();
+        let list =
+            list.ok_or_else(|| failed(format!("simulator: graph {graph} was never recorded")))?;
+        list.into_iter().try_for_each(|work| match work {
+            Work::Fill(address, value, bytes) => self.fill(address, value, bytes),
+            Work::Copy(from, to, bytes) => self.copy(from, to, bytes),
+            Work::Launch(launch) => self.launch(launch),
+        })
+    }
+
+    fn mark(&self, at: usize) -> Result<()> {
+        self.outside_capture("a mark")?;
+        lock(&self.marks)[at] = Some(Instant::now());
+        Ok(())
+    }
+
+    fn between_marks(&self, from: usize, to: usize) -> Result<f64> {
+        let marks = lock(&self.marks);
+        match (marks[from], marks[to]) {
+            (Some(from), Some(to)) => Ok(to.saturating_duration_since(from).as_secs_f64()),
+            _ => Err(failed(format!("simulator: marks {from} and {to} were not both set"))),
+        }
     }
 
     fn laps(&self, count: usize, work: &mut dyn FnMut(usize) -> Result<()>) -> Result<Vec<f64>> {

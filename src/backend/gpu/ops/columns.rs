@@ -9,7 +9,7 @@ pub(super) const COLUMNS: usize = 256;
 /// Adds `slabs` rows of `width` fp32 numbers at `partial`, in order, into a gradient.
 pub(super) fn sum(gpu: &Gpu, partial: u64, slabs: u32, width: usize, grad: &mut Grad) {
     let name = if grad.wide { "column_sum_f32" } else { "column_sum_bf16" };
-    let adds = grad.adds();
+    let adds = gpu.adds(grad);
     let args =
         Args::new().ptr(partial).ptr(grad.at).u32(slabs).u32(width as u32).u32(u32::from(adds));
     gpu.launch(name, [blocks(width, COLUMNS), 1, 1], 256, 0, args);

@@ -23,7 +23,7 @@ pub(in crate::backend::gpu) fn backward(
     dx: &Act,
     dtable: &mut Grad,
 ) {
-    if !dtable.adds() {
+    if !gpu.adds(dtable) {
         // Rows that do not occur are zero too.
         let bytes = dtable.len as u64 * if dtable.wide { 4 } else { 2 };
         gpu.keep(gpu.driver.fill(dtable.at, 0, bytes));
@@ -40,5 +40,5 @@ pub(in crate::backend::gpu) fn backward(
         .ptr(pack.groups)
         .ptr(dtable.at)
         .u32(c as u32);
-    gpu.launch(kernel, [pack.group_count as u32, 1, 1], 256, 0, args);
+    gpu.launch(kernel, [pack.data.tokens() as u32, 1, 1], 256, 0, args);
 }

@@ -117,7 +117,7 @@ fn back(
             ldb: c,
             c: dw.at,
             out: if dw.wide { Out::F32 } else { Out::Bf16 },
-            accumulate: dw.adds(),
+            accumulate: gpu.adds(dw),
             ..job
         };
         gemm(gpu, &job);

@@ -257,7 +257,7 @@ pub(in crate::backend::gpu) fn wgrad(
         c: dw.at,
         ldc: i,
         out: if dw.wide { Out::F32 } else { Out::Bf16 },
-        accumulate: dw.adds(),
+        accumulate: gpu.adds(dw),
         bias: 0,
         residual: 0,
     };

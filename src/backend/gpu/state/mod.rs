@@ -232,7 +232,7 @@ impl Gpu {
 impl Gpu {
     /// Writes a gradient as an op would that finds it empty.
     pub(crate) fn write_grad(&self, grad: &mut Grad, values: &[f32]) -> Result<()> {
-        grad.adds();
+        self.adds(grad);
         if grad.wide {
             return self.driver.upload(grad.at, bytemuck::cast_slice(values));
         }
@@ -360,11 +360,11 @@ impl State for Gpu {
         let len = if spec.trainable { spec.len } else { 0 };
         let wide = spec.mode == StateMode::Exact;
         let at = self.arena.alloc(len as u64 * if wide { 4 } else { 2 })?;
-        Ok(Grad { at, len, wide, written: false.into() })
+        Ok(Grad { at, len, wide, written: Default::default() })
     }
 
     fn clear_grad(&self, grad: &mut Grad) {
-        *grad.written.get_mut() = false;
+        grad.clear();
     }
 
     fn view<'a>(&self, param: &'a Param, role: Role, scratch: &'a mut Act) -> Weight<'a> {

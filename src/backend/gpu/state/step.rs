@@ -3,6 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use bytemuck::{Pod, Zeroable};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Param, ROW, Store};
 use crate::backend::gpu::arena::Arena;
@@ -257,7 +258,25 @@ impl Gpu {
         self.driver.upload(self.step.at, bytemuck::bytes_of(&step))?;
         let (at, scans) = self.roster(&entries)?;
         let scratch = self.scratch(u64::from(partials.max(1)) * PARTIAL);
-        for ((_, _, grad), entry) in trained.iter().zip(&entries) {
+        let idle = settings.damping == 0.0 && settings.teacher_rate == 0.0;
+        // The scalars are read from device memory; all else follows from the entries and from where they lie.
+        let hash = xxh3_64(bytemuck::cast_slice(&entries));
+        let key = format!("update {at:#x} {scratch:#x} {idle} {rule:?} {hash:#x}");
+        self.replay_as(&key, &mut || {
+            self.launch_all(&trained, &entries, (at, scans, scratch), idle)
+        });
+        Ok(())
+    }
+
+    /// Starts the kernels of a step on entries that are in device memory.
+    fn launch_all(
+        &self,
+        trained: &[(usize, &Param, &Grad)],
+        entries: &[Entry],
+        (at, scans, scratch): (u64, u64, u64),
+        idle: bool,
+    ) {
+        for ((_, _, grad), entry) in trained.iter().zip(entries) {
             if entry.partials > 0 {
                 self.launch_scan(grad, scratch + u64::from(entry.first) * PARTIAL);
             }
@@ -268,10 +287,8 @@ impl Gpu {
         let args = Args::new().ptr(self.step.at).ptr(at).ptr(scans).u32(count as u32);
         self.launch("norm_step", [1, 1, 1], 256, 0, args);
         self.launch_plan(at, scans, count);
-        let idle = settings.damping == 0.0 && settings.teacher_rate == 0.0;
         trained.iter().for_each(|(_, param, grad)| self.launch_update(param, grad, idle));
         self.launch_finish(at, count);
-        Ok(())
     }
 
     /// Puts the entries into device memory where they are not those of the last step; returns them and the scans.

@@ -1,0 +1,82 @@
+//! Sums over rows and weights of documents on the CPU, where all work has ended when its op returns.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use super::compute::Pack;
+use super::{Cpu, Real};
+use crate::error::Result;
+use crate::ops::{DocumentFormula, RowStats, Sweep, Tallied};
+
+/// Times noted by [`Sweep::mark`].
+#[derive(Debug, Default)]
+pub(super) struct Marks(Mutex<[Option<Instant>; 8]>);
+
+impl Clone for Marks {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl<T: Real> Sweep for Cpu<T> {
+    type Tally = Tallied;
+
+    fn tally_room(&self) -> Result<Tallied> {
+        Ok(Tallied::default())
+    }
+
+    fn clear_tally(&self, tally: &mut Tallied) {
+        *tally = Tallied::default();
+    }
+
+    fn tally(&self, pack: &Pack, stats: &RowStats<Vec<T>>, tally: &mut Tallied) {
+        let data = pack.data();
+        for (row, (share, monitor)) in data.shares.iter().zip(&data.monitors).enumerate() {
+            if *share != 0.0 {
+                tally.value += share * stats.value[row].to_f64();
+            }
+            if *monitor != 0.0 {
+                tally.nll += monitor * stats.nll[row].to_f64();
+                tally.hit += monitor * stats.hit[row].to_f64();
+            }
+        }
+    }
+
+    fn read_tally(&self, tally: &Tallied) -> Tallied {
+        *tally
+    }
+
+    fn document_weights(
+        &self,
+        pack: &Pack,
+        base: &Vec<T>,
+        nll: &Vec<T>,
+        formula: DocumentFormula,
+        weights: &mut Vec<T>,
+    ) {
+        let data = pack.data();
+        for (ends, span) in data.starts.windows(2).zip(&data.spans) {
+            let (start, end) = (ends[0] as usize, ends[1] as usize);
+            let targets = start..end.saturating_sub(1).max(start);
+            let ratio: f64 = targets.map(|r| base[r].to_f64() - nll[r].to_f64()).sum();
+            let weight = formula.weight(ratio / f64::from((*span).max(1)));
+            weights[start..end].fill(T::from_f64(weight));
+        }
+    }
+
+    fn replay(&self, _: &Pack, _: &str, work: &mut dyn FnMut()) {
+        work();
+    }
+
+    fn mark(&self, at: usize) {
+        self.marks.0.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(Instant::now());
+    }
+
+    fn seconds(&self, from: usize, to: usize) -> f64 {
+        let marks = self.marks.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match (marks[from], marks[to]) {
+            (Some(from), Some(to)) => to.saturating_duration_since(from).as_secs_f64(),
+            _ => 0.0,
+        }
+    }
+}

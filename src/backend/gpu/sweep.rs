@@ -1,0 +1,179 @@
+//! Sums over rows, weights of documents (kernels/tally.cu), and work recorded once and started again.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::driver::Args;
+use super::{Gpu, Grad, Pack, Stat};
+use crate::error::Result;
+use crate::ops::{DocumentFormula, RowStats, Sweep, Tallied};
+
+/// Sums over rows: three fp64 numbers at an address.
+#[derive(Debug)]
+pub struct Tally {
+    at: u64,
+}
+
+const TALLY_BYTES: u64 = 24;
+
+/// Recordings of one device at most; work of further shapes is started op by op.
+const RECORDINGS: usize = 32;
+
+/// Whether a gradient was written, and whether it had been when the work was recorded.
+type Flag = (Arc<AtomicBool>, bool);
+
+/// Work on the device's side, and what it means for the gradients on the host's.
+#[derive(Debug)]
+struct Recording {
+    graph: u64,
+    /// The gradients it writes. First writes overwrite and later ones add, which is recorded as it was.
+    flags: Vec<Flag>,
+}
+
+/// What was recorded, by key.
+#[derive(Debug, Default)]
+pub(super) struct Recordings {
+    known: Mutex<HashMap<String, Vec<Recording>>>,
+    /// First writes seen by the recording at work.
+    flags: Mutex<Option<Vec<Flag>>>,
+    replays: AtomicU64,
+    off: AtomicBool,
+}
+
+impl Gpu {
+    /// Tells whether the coming write of a gradient adds (else it overwrites), and notes the write.
+    pub(super) fn adds(&self, grad: &Grad) -> bool {
+        let before = grad.written.swap(true, Ordering::Relaxed);
+        let mut flags = self.recordings.flags.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(flags) = flags.as_mut()
+            && !flags.iter().any(|(flag, _)| Arc::ptr_eq(flag, &grad.written))
+        {
+            flags.push((grad.written.clone(), before));
+        }
+        before
+    }
+
+    /// Records work that comes again and starts it as a whole (which is how a device begins), or starts every op alone:
+    /// a failing kernel is easier to find that way.
+    pub fn record_work(&self, on: bool) {
+        self.recordings.off.store(!on, Ordering::Relaxed);
+    }
+
+    /// Returns how much work was recorded, and how often recorded work was started.
+    pub fn replays(&self) -> (usize, u64) {
+        let known = self.recordings.known.lock().unwrap_or_else(PoisonError::into_inner);
+        (known.values().map(Vec::len).sum(), self.recordings.replays.load(Ordering::Relaxed))
+    }
+
+    /// Starts what was recorded.
+    fn start_recorded(&self, graph: u64) {
+        self.recordings.replays.fetch_add(1, Ordering::Relaxed);
+        self.keep(self.driver.replay(graph));
+    }
+
+    /// Does `work`, or starts again what it started when `key` came before with gradients in the same state.
+    ///
+    /// The first time of a key the work is done as it is: kernels are loaded, and scratch grows. The second time it is
+    /// recorded, and from then on started as a whole.
+    pub(super) fn replay_as(&self, key: &str, work: &mut dyn FnMut()) {
+        if self.recordings.off.load(Ordering::Relaxed) {
+            return work();
+        }
+        let mut known = self.recordings.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let count: usize = known.values().map(Vec::len).sum();
+        let Some(recordings) = known.get_mut(key) else {
+            known.insert(key.to_owned(), Vec::new());
+            drop(known);
+            return work();
+        };
+        let same = |(flag, before): &Flag| flag.load(Ordering::Relaxed) == *before;
+        if let Some(found) = recordings.iter().find(|r| r.flags.iter().all(same)) {
+            self.start_recorded(found.graph);
+            found.flags.iter().for_each(|(flag, _)| flag.store(true, Ordering::Relaxed));
+            return;
+        }
+        if count >= RECORDINGS {
+            drop(known);
+            return work();
+        }
+        let slot = |flags| {
+            let mut at = self.recordings.flags.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *at, flags)
+        };
+        slot(Some(Vec::new()));
+        let recorded = self.driver.capture(&mut || {
+            work();
+            Ok(())
+        });
+        let flags = slot(None).unwrap_or_default();
+        match recorded {
+            Ok(Some(graph)) => {
+                recordings.push(Recording { graph, flags });
+                self.start_recorded(graph);
+            }
+            // The device records nothing, and the work is done.
+            Ok(None) => {}
+            Err(error) => self.keep(Err(error)),
+        }
+    }
+}
+
+impl Sweep for Gpu {
+    type Tally = Tally;
+
+    fn tally_room(&self) -> Result<Tally> {
+        Ok(Tally { at: self.arena.alloc(TALLY_BYTES)? })
+    }
+
+    fn clear_tally(&self, tally: &mut Tally) {
+        self.keep(self.driver.fill(tally.at, 0, TALLY_BYTES));
+    }
+
+    fn tally(&self, pack: &Pack, stats: &RowStats<Stat>, tally: &mut Tally) {
+        let args = Args::new().ptr(stats.value.at).ptr(stats.nll.at).ptr(stats.hit.at);
+        let args = args.ptr(pack.shares).ptr(pack.monitors).ptr(tally.at);
+        let args = args.u32(pack.data.tokens() as u32);
+        self.launch("tally_rows", [1, 1, 1], 256, 0, args);
+    }
+
+    fn read_tally(&self, tally: &Tally) -> Tallied {
+        let mut sums = [0f64; 3];
+        self.keep(self.driver.download(tally.at, bytemuck::cast_slice_mut(&mut sums)));
+        let [value, nll, hit] = sums;
+        Tallied { value, nll, hit }
+    }
+
+    fn document_weights(
+        &self,
+        pack: &Pack,
+        base: &Stat,
+        nll: &Stat,
+        formula: DocumentFormula,
+        weights: &mut Stat,
+    ) {
+        let args = Args::new().ptr(base.at).ptr(nll.at).ptr(pack.starts).ptr(pack.spans);
+        let args = args.ptr(weights.at).f32(formula.factor as f32).f32(formula.slope as f32);
+        self.launch("tally_document", [pack.data.spans.len() as u32, 1, 1], 256, 0, args);
+    }
+
+    fn replay(&self, pack: &Pack, key: &str, work: &mut dyn FnMut()) {
+        let Pack { ids, block_count, data, .. } = pack;
+        // Tables of angles are made for powers of two.
+        let reach = data.positions.iter().max().map_or(0, |last| (last + 1).next_power_of_two());
+        let (n, documents) = (data.tokens(), data.spans.len());
+        let shape = format!("pack {ids:#x}: {n} {documents} {block_count} {reach}; {key}");
+        self.replay_as(&shape, work);
+    }
+
+    fn mark(&self, at: usize) {
+        self.keep(self.driver.mark(at));
+    }
+
+    fn seconds(&self, from: usize, to: usize) -> f64 {
+        self.driver.between_marks(from, to).unwrap_or_else(|error| {
+            self.keep(Err(error));
+            0.0
+        })
+    }
+}

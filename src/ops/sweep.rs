@@ -1,0 +1,54 @@
+//! What binds the ops of a sweep over packs together without the host: sums over rows, weights of whole documents,
+//! work that is started again.
+
+use super::compute::{Compute, RowStats};
+use super::weight::DocumentFormula;
+use crate::error::Result;
+
+/// Sums over the rows of a sweep.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Tallied {
+    /// Values, each row times its share.
+    pub value: f64,
+    /// Plain NLL, each row times what it counts in monitors.
+    pub nll: f64,
+    /// Rows whose target is the most probable token, each times what it counts in monitors.
+    pub hit: f64,
+}
+
+/// The ops between sweeps. None of them waits, but those that return what the backend found.
+pub trait Sweep: Compute {
+    /// Sums over rows, on the backend.
+    type Tally;
+
+    /// Allocates sums.
+    fn tally_room(&self) -> Result<Self::Tally>;
+    /// Sets sums to 0.
+    fn clear_tally(&self, tally: &mut Self::Tally);
+    /// Adds the row results of the pack just swept, in f64 and in row order.
+    ///
+    /// A row that counts nothing is left out, whatever its results hold.
+    fn tally(&self, pack: &Self::Pack, stats: &RowStats<Self::Stat>, tally: &mut Self::Tally);
+    /// Waits for the work before it and returns the sums; 0 after a failure, which [`Compute::sync`] tells.
+    fn read_tally(&self, tally: &Self::Tally) -> Tallied;
+    /// Weighs all rows of each document alike: the formula of r, the sum of `base - nll` over its targets divided by
+    /// its span.
+    fn document_weights(
+        &self,
+        pack: &Self::Pack,
+        base: &Self::Stat,
+        nll: &Self::Stat,
+        formula: DocumentFormula,
+        weights: &mut Self::Stat,
+    );
+    /// Does `work`, or starts again what it started when `key` came before.
+    ///
+    /// Under one key `work` must start the same ops on the same buffers with the same numbers; the contents of buffers
+    /// may differ, and those of `pack`, whose shape the backend adds to the key. What `work` does on the host beside
+    /// starting ops may not happen. It must not wait, read back, allocate or load.
+    fn replay(&self, pack: &Self::Pack, key: &str, work: &mut dyn FnMut());
+    /// Notes the time at which the work before it has ended, under a number below 8.
+    fn mark(&self, at: usize);
+    /// Returns the seconds between two marks; waits for the later one.
+    fn seconds(&self, from: usize, to: usize) -> f64;
+}
