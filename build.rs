@@ -46,6 +46,7 @@ fn main() {
     }
     let out = PathBuf::from(variable("OUT_DIR").unwrap_or_default());
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR").unwrap_or_default());
+    println!("cargo:rustc-env=NEPENTHE_COMMIT={}", commit(&root).unwrap_or("unknown".to_string()));
     simulator(&root, &out);
     let table = match working_nvcc(&root, &out) {
         Ok((nvcc, version)) => {
@@ -71,6 +72,22 @@ fn main() {
     if let Err(cause) = fs::write(out.join("images.rs"), table) {
         fail(&format!("{}: cannot write: {cause}", out.join("images.rs").display()));
     }
+}
+
+/// Returns the commit of this checkout, where it is one and git can say.
+fn commit(root: &Path) -> Option<String> {
+    // A source archive inside somebody else's repository is not at its commit.
+    if !root.join(".git").exists() {
+        return None;
+    }
+    let git = |arguments: &[&str]| {
+        let result = Command::new("git").arg("-C").arg(root).args(arguments).output().ok()?;
+        let text = String::from_utf8(result.stdout).ok()?;
+        result.status.success().then(|| text.trim().to_string())
+    };
+    let head = root.join(git(&["rev-parse", "--git-path", "HEAD"])?);
+    println!("cargo:rerun-if-changed={}", head.display());
+    git(&["rev-parse", "--short", "HEAD"])
 }
 
 /// Compiles kernels/sim/ and every kernel with a C++ compiler into one library, for the feature `sim`.

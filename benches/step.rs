@@ -5,27 +5,26 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Instant;
 
 use clap::Parser;
 use nepenthe::backend::cpu::{Cpu, on_worker};
 use nepenthe::data::MicroBatch;
-use nepenthe::io::safetensors::{Dtype, Entry, Weights, write_file};
 use nepenthe::method::passes::Passes;
 use nepenthe::method::{FORGET, MeanTeacher, Method, PENALTIES, Settings, find};
 use nepenthe::model::params::Keeping;
-use nepenthe::model::{Layout, Model, ModelConfig, Train};
+use nepenthe::model::{Block, Model, Train};
 use nepenthe::ops::{StateMode, TeacherForm, UpdateRule};
 use nepenthe::optim::Schedule;
 use nepenthe::rng::Stream;
-use serde_json::{Value, json};
+use nepenthe::run::bench::floors;
+use nepenthe::run::plan;
+use serde_json::json;
 
 /// Times mean-teacher steps
 #[derive(Debug, Parser)]
 struct Args {
-    /// tiny or smollm2-135m
+    /// A model whose shape is known: tiny, smollm2-135m, ...
     #[arg(long, default_value = "tiny")]
     model: String,
     #[arg(long, default_value_t = 4)]
@@ -52,69 +51,20 @@ struct Args {
     bench: bool,
 }
 
-fn config(name: &str) -> Value {
-    let llama = |width, layers, heads, kv, ffn, vocab, theta: f64| {
-        json!({
-            "model_type": "llama", "hidden_act": "silu", "hidden_size": width, "num_hidden_layers": layers,
-            "num_attention_heads": heads, "num_key_value_heads": kv, "intermediate_size": ffn,
-            "vocab_size": vocab, "rope_theta": theta, "rms_norm_eps": 1e-5, "tie_word_embeddings": true,
-            "max_position_embeddings": 2048,
-        })
-    };
-    match name {
-        "tiny" => llama(128, 5, 4, 2, 384, 1024, 1e4),
-        "smollm2-135m" => llama(576, 30, 9, 3, 1536, 49152, 1e5),
-        _ => panic!("--model {name}: known are tiny, smollm2-135m"),
+/// Draws weights of scale 0.02; norms start at 1.
+fn fill(block: &Block, out: &mut [f32]) {
+    if block.name.contains("norm") {
+        return out.fill(1.0);
     }
-}
-
-/// Writes weights of scale 0.02 in bf16, which the run maps like any model folder.
-fn write_weights(dir: &Path, config: &ModelConfig) {
-    let layout = Layout::new(config, Train::Body);
-    let entries: Vec<Entry> = layout
-        .blocks
-        .iter()
-        .flat_map(|block| &block.parts)
-        .map(|part| Entry {
-            name: part.name.clone(),
-            dtype: Dtype::Bf16,
-            shape: part.shape.clone(),
-        })
-        .collect();
-    let (stream, mut tensor) = (Stream::new(1, "bench"), 0);
-    write_file(&dir.join("model.safetensors"), &entries, &BTreeMap::new(), &mut |entry, out| {
-        tensor += 1;
-        let gain = entry.name.contains("norm");
-        let bytes: Vec<u8> = (0..entry.bytes() as u64 / 2)
-            .flat_map(|i| {
-                let x = if gain { 1.0 } else { 0.07 * (stream.uniform(tensor, i) - 0.5) };
-                ((x as f32).to_bits() >> 16).to_le_bytes().into_iter().take(2)
-            })
-            .collect();
-        out.write_all(&bytes).unwrap();
-        Ok(())
-    })
-    .unwrap();
+    let stream = Stream::new(1, &block.name);
+    for (i, x) in out.iter_mut().enumerate() {
+        *x = 0.07 * (stream.uniform(0, i as u64) - 0.5) as f32;
+    }
 }
 
 fn batch(stream: &Stream, step: u64, rows: usize, seq: usize, vocab: usize) -> MicroBatch {
     let id = |i: usize| (stream.uniform(step, i as u64) * vocab as f64) as u32;
     MicroBatch::new((0..rows).map(|b| (0..seq).map(|t| id(b * seq + t)).collect::<Vec<_>>()))
-}
-
-/// Products of a step, in FLOP: forward 1, backward 2 (head 1: it is frozen), teacher 1, causal attention half.
-fn flop(config: &ModelConfig, args: &Args) -> f64 {
-    let heads = config.heads(0);
-    let (c, f) = (config.width as f64, config.ffn as f64);
-    let qkv = (heads.h + 2 * heads.g) as f64 * heads.d as f64;
-    let out = heads.h as f64 * heads.d as f64;
-    let linear = 2.0 * config.layers as f64 * (c * qkv + c * out + 3.0 * c * f);
-    let head = 2.0 * c * config.vocab as f64;
-    let attention = 2.0 * args.seq as f64 * out * config.layers as f64;
-    let student = 3.0 * linear + 2.0 * head + 3.5 * attention;
-    let teacher = linear + head + attention;
-    let (forget, retain) = (args.forget_batch * args.seq, args.retain_batch * args.seq);
-    (forget + retain) as f64 * student + retain as f64 * teacher
 }
 
 /// The best rate of a plain product on all threads, FLOP/s: the roof.
@@ -166,10 +116,7 @@ fn main() {
     let args = Args::parse();
     rayon::ThreadPoolBuilder::new().num_threads(args.threads).build_global().unwrap();
     let roof = roof();
-    let config = ModelConfig::parse(&config(&args.model).to_string()).unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    write_weights(dir.path(), &config);
-    let weights = Weights::open(dir.path()).unwrap();
+    let config = plan::model(&args.model).unwrap();
     let ops = Cpu::<f32>::new();
     let mode = match args.state.as_str() {
         "exact" => StateMode::Exact,
@@ -183,7 +130,11 @@ fn main() {
         rule: UpdateRule::Sgd { momentum: 0.9 },
         seed: 1,
     };
-    let model = Model::load(&ops, config.clone(), &weights, &keep).unwrap();
+    let mut weights = |block: &Block, out: &mut [f32]| {
+        fill(block, out);
+        Ok(())
+    };
+    let model = Model::make(&ops, config.clone(), &keep, &mut weights).unwrap();
     let passes = Passes::new(&ops, &model, args.pack_tokens.max(args.seq), true).unwrap();
     let method = Method {
         loss: find(&FORGET, "loss", "nlul").unwrap(),
@@ -220,7 +171,7 @@ fn main() {
     };
     let seconds = median(&mut times);
     let [mut tr, mut kl] = phases;
-    let flop = flop(&config, &args);
+    let flop = floors::step(&config, (args.forget_batch, args.seq), (args.retain_batch, args.seq));
     let tokens = (args.forget_batch + args.retain_batch) * args.seq;
     let line = json!({
         "kind": "step", "program": "nepenthe", "version": env!("CARGO_PKG_VERSION"), "preset": args.model,

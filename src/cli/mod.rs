@@ -3,6 +3,7 @@
 //! stdout carries results (one JSON value under `--json`), stderr progress and errors. The exit code is 0, that of
 //! the error's [`crate::Kind`], or 2 for a command line that does not parse.
 
+mod bench;
 mod checks;
 mod demo;
 mod doctor;
@@ -53,6 +54,8 @@ enum Command {
     Score(score::Args),
     /// Count the bytes of a run before it, and what fits
     Plan(plan::Args),
+    /// Time every kernel and whole steps on a GPU, beside what the device could do
+    Bench(bench::Args),
     /// Show what this build and this machine can do
     Doctor(doctor::Args),
 }
@@ -87,6 +90,7 @@ fn run(command: &Command, out: &Output) -> Result<(), Error> {
         Command::ImportGguf(args) => import_gguf::run(args, out),
         Command::Score(args) => score::run(args, out),
         Command::Plan(args) => plan::run(args, out),
+        Command::Bench(args) => bench::run(args, out),
         Command::Doctor(args) => doctor::run(args, out),
     }
 }

@@ -20,17 +20,31 @@ impl Output {
 
     /// Prints the one result of a command: `value` under `--json`, else `text`.
     pub(super) fn result(&self, value: &Value, text: impl FnOnce() -> String) -> Result<()> {
-        let mut line = if self.json { value.to_string() } else { text() };
-        if !line.ends_with('\n') {
-            line.push('\n');
-        }
-        let mut stdout = std::io::stdout().lock();
-        match stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush()) {
-            // Whoever read this has seen enough.
-            Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
-            Err(e) => Err(Error::io("write", Path::new("stdout"), &e)),
-            Ok(()) => Ok(()),
-        }
+        print(if self.json { value.to_string() } else { text() })
+    }
+
+    /// Prints one of many results under `--json`, as soon as it is there.
+    pub(super) fn line(&self, value: impl FnOnce() -> Value) -> Result<()> {
+        if self.json { print(value().to_string()) } else { Ok(()) }
+    }
+
+    /// Prints what people read of many results.
+    pub(super) fn text(&self, text: impl FnOnce() -> String) -> Result<()> {
+        if self.json { Ok(()) } else { print(text()) }
+    }
+}
+
+/// Prints a line, or several, to stdout.
+fn print(mut line: String) -> Result<()> {
+    if !line.ends_with('\n') {
+        line.push('\n');
+    }
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush()) {
+        // Whoever read this has seen enough.
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+        Err(e) => Err(Error::io("write", Path::new("stdout"), &e)),
+        Ok(()) => Ok(()),
     }
 }
 

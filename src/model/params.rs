@@ -54,8 +54,18 @@ pub struct Model<O: Ops> {
 impl<O: Ops> Model<O> {
     /// Checks every tensor and then loads the model.
     pub fn load(ops: &O, config: ModelConfig, weights: &Weights, keep: &Keeping) -> Result<Self> {
+        Layout::new(&config, keep.train.unwrap_or_default()).check(weights)?;
+        Self::make(ops, config, keep, &mut |block, out| read_block(weights, block, out))
+    }
+
+    /// Makes a model of the numbers that `fill` writes for each block, one part behind the other.
+    pub fn make(
+        ops: &O,
+        config: ModelConfig,
+        keep: &Keeping,
+        fill: &mut dyn FnMut(&Block, &mut [f32]) -> Result<()>,
+    ) -> Result<Self> {
         let mut layout = Layout::new(&config, keep.train.unwrap_or_default());
-        layout.check(weights)?;
         if keep.train.is_none() {
             layout.blocks.iter_mut().for_each(|block| block.trainable = false);
         }
@@ -71,7 +81,7 @@ impl<O: Ops> Model<O> {
                 rule: keep.rule,
                 seed: keep.seed,
             };
-            params.push(ops.param(&spec, &mut |out| read_block(weights, block, out))?);
+            params.push(ops.param(&spec, &mut |out| fill(block, out))?);
             grads.push(if block.trainable { Some(ops.grad(&spec)?) } else { None });
         }
         let rope = rope::table(&config.rope);

@@ -1,5 +1,6 @@
 //! A run from recipe to model folder: plan, loop, checkpoint, resume, signals.
 
+pub mod bench;
 pub mod conformance;
 pub mod demo;
 pub mod evaluate;

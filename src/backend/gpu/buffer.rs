@@ -18,6 +18,11 @@ pub struct Act {
 }
 
 impl Act {
+    /// Returns the device address; 0 where there are no numbers.
+    pub fn address(&self) -> u64 {
+        self.at
+    }
+
     /// Shows the numbers as a weight, which has the same form.
     pub fn as_weight(&self) -> Weight<'_> {
         Weight::new(self.at)
@@ -62,6 +67,16 @@ pub struct Grad {
 }
 
 impl Grad {
+    /// Returns the device address; 0 where there are no numbers.
+    pub fn address(&self) -> u64 {
+        self.at
+    }
+
+    /// Returns the bytes of a number.
+    pub fn number_bytes(&self) -> u64 {
+        if self.wide { 4 } else { 2 }
+    }
+
     /// Notes that its memory means nothing any more.
     pub(super) fn clear(&mut self) {
         self.written.store(false, Ordering::Relaxed);

@@ -171,6 +171,7 @@ impl Cuda {
                 Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
             )?,
             total_bytes: found.total_bytes,
+            cache_bytes: u64::from(attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?),
         };
         // SAFETY: `device` came from cuDeviceGet; drop releases the context.
         let context =
@@ -290,24 +291,27 @@ impl Cuda {
         Ok(function.handle)
     }
 
-    /// Runs `work` between two events and returns the seconds between them.
+    /// Runs laps between neighbours of `events`, one more than there are laps, and returns the seconds of each.
     fn between(
         &self,
-        events: [sys::CUevent; 2],
-        work: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<f64> {
-        let [start, end] = events;
-        // SAFETY: events and stream are alive.
-        check("cuEventRecord", unsafe { result::event::record(start, self.stream) })?;
-        work()?;
-        self.bind()?;
-        // SAFETY: as above.
-        check("cuEventRecord", unsafe { result::event::record(end, self.stream) })?;
-        // SAFETY: as above.
-        check("cuEventSynchronize", unsafe { result::event::synchronize(end) })?;
-        // SAFETY: both were recorded on one stream, and the later one has happened.
-        check("cuEventElapsedTime", unsafe { result::event::elapsed(start, end) })
-            .map(|milliseconds| f64::from(milliseconds) / 1e3)
+        events: &[sys::CUevent],
+        work: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<Vec<f64>> {
+        for (lap, event) in events.iter().enumerate() {
+            self.bind()?;
+            // SAFETY: event and stream are alive.
+            check("cuEventRecord", unsafe { result::event::record(*event, self.stream) })?;
+            if lap + 1 < events.len() {
+                work(lap)?;
+            }
+        }
+        self.sync()?;
+        let seconds = |pair: &[sys::CUevent]| {
+            // SAFETY: both were recorded on one stream, and all of its work has ended.
+            check("cuEventElapsedTime", unsafe { result::event::elapsed(pair[0], pair[1]) })
+                .map(|milliseconds| f64::from(milliseconds) / 1e3)
+        };
+        events.windows(2).map(seconds).collect()
     }
 }
 
@@ -482,17 +486,24 @@ impl Driver for Cuda {
         }
     }
 
-    fn timed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+    fn laps(&self, count: usize, work: &mut dyn FnMut(usize) -> Result<()>) -> Result<Vec<f64>> {
         self.outside_capture("a measurement")?;
-        let create =
-            || check("cuEventCreate", result::event::create(CUevent_flags::CU_EVENT_DEFAULT));
-        let events = [create()?, create()?];
-        let seconds = self.between(events, work);
+        let mut events = Vec::with_capacity(count + 1);
+        let made = (0..=count).try_for_each(|_| {
+            let event = result::event::create(CUevent_flags::CU_EVENT_DEFAULT);
+            events.push(check("cuEventCreate", event)?);
+            Ok(())
+        });
+        let seconds = made.and_then(|()| self.between(&events, work));
         for event in events {
-            // SAFETY: made above, destroyed once.
+            // SAFETY: made above, destroyed once; one that the device has not reached yet is destroyed when it has.
             let _ = unsafe { result::event::destroy(event) };
         }
         seconds
+    }
+
+    fn stream(&self) -> Option<u64> {
+        Some(self.stream as u64)
     }
 }
 

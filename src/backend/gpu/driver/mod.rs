@@ -1,6 +1,8 @@
 //! What the GPU backend asks of a machine: memory, copies, launches. Two machines answer: the NVIDIA driver, and
 //! the simulator that runs the same kernels on this CPU.
 
+#[cfg(feature = "rivals")]
+pub mod cublaslt;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 #[cfg(feature = "cuda")]
@@ -27,6 +29,8 @@ pub struct Identity {
     pub shared_bytes: u32,
     /// All memory, in bytes.
     pub total_bytes: u64,
+    /// The last cache before memory, in bytes.
+    pub cache_bytes: u64,
 }
 
 /// The arguments of a kernel, in the order of its parameters.
@@ -182,6 +186,9 @@ pub trait Driver: Send + Sync + fmt::Debug {
     fn mark(&self, at: usize) -> Result<()>;
     /// Returns the seconds between two marks; waits for them.
     fn between_marks(&self, from: usize, to: usize) -> Result<f64>;
-    /// Returns the seconds that the device spends on what `work` starts; waits for it.
-    fn timed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
+    /// Starts `work(0)`, `work(1)` and so on up to `count`, and returns the seconds that the device spends on each;
+    /// waits for the last one alone, so that the host can stay ahead of the device.
+    fn laps(&self, count: usize, work: &mut dyn FnMut(usize) -> Result<()>) -> Result<Vec<f64>>;
+    /// Returns the native handle of the stream, for a library that adds work to it; `None` where there is no such thing.
+    fn stream(&self) -> Option<u64>;
 }

@@ -158,6 +158,7 @@ impl Simulator {
             processors: 2,
             shared_bytes: 163 * 1024,
             total_bytes: 4 << 30,
+            cache_bytes: 4 << 10,
         };
         Ok(Arc::new(Self {
             api: api()?,
@@ -368,9 +369,17 @@ impl Driver for Simulator {
         }
     }
 
-    fn timed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
-        let start = Instant::now();
-        work()?;
-        Ok(start.elapsed().as_secs_f64())
+    fn laps(&self, count: usize, work: &mut dyn FnMut(usize) -> Result<()>) -> Result<Vec<f64>> {
+        (0..count)
+            .map(|lap| {
+                let start = Instant::now();
+                work(lap)?;
+                Ok(start.elapsed().as_secs_f64())
+            })
+            .collect()
+    }
+
+    fn stream(&self) -> Option<u64> {
+        None
     }
 }

@@ -1,0 +1,148 @@
+//! The products of a layer: forward, input gradient and weight gradient of each linear map, alone and with what
+//! follows them.
+
+use super::floors::{Floor, product};
+use super::lab::Case;
+use super::{Lab, Measurement, Preset, fused};
+use crate::backend::gpu::{Act, Gpu, Grad};
+use crate::error::Result;
+use crate::ops::{Compute, ParamSpec, State, StateMode, TeacherForm, UpdateRule};
+
+/// What a linear map's product is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pass {
+    /// `y = x w^T`.
+    Forward,
+    /// `dx = dy w`.
+    Input,
+    /// `dw += dy^T x`.
+    Weight,
+}
+
+/// A product and what is added to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Form {
+    pub pass: Pass,
+    /// Forward: a residual is added. A weight gradient always adds to itself, as all but the first of a step do.
+    pub residual: bool,
+}
+
+impl Form {
+    /// A plain `x w^T`.
+    pub(super) const FORWARD: Self = Self { pass: Pass::Forward, residual: false };
+
+    /// Returns whether the product is added to something.
+    pub(super) fn adds(self) -> bool {
+        self.residual || self.pass == Pass::Weight
+    }
+}
+
+/// Measures every product of a layer.
+pub(super) fn run(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
+    let (config, n) = (&preset.config, preset.tokens());
+    let (heads, c, f) = (config.heads(0), config.width, config.ffn);
+    let maps = [
+        ("qkv", heads.qkv_width(), c, false),
+        ("out", c, heads.out_width(), true),
+        ("gate and up", 2 * f, c, false),
+        ("down", c, f, true),
+    ];
+    let mut lines = Vec::new();
+    for (map, o, i, residual) in maps {
+        for (pass, label, shape) in [
+            (Pass::Forward, "forward", (n, o, i)),
+            (Pass::Input, "input gradient", (n, i, o)),
+            (Pass::Weight, "weight gradient", (o, i, n)),
+        ] {
+            let form = Form { pass, residual: residual && pass == Pass::Forward };
+            let floor = product(shape, lab.stored(), lab.stored(), form.adds());
+            let name = format!("{} {map} {label}", preset.name);
+            lines.push(measure(lab, "gemm", name, shape, form, floor)?);
+        }
+    }
+    lines.extend(fused::run(lab, preset)?);
+    Ok(lines)
+}
+
+/// Operands and result of a product.
+struct Set {
+    a: Act,
+    b: Act,
+    result: Sink,
+    residual: Option<Act>,
+}
+
+/// Where a product goes.
+enum Sink {
+    Act(Act),
+    Grad(Grad),
+}
+
+impl Sink {
+    fn address(&self) -> u64 {
+        match self {
+            Self::Act(act) => act.address(),
+            Self::Grad(grad) => grad.address(),
+        }
+    }
+}
+
+/// Measures the product `[m, k] [k, n]` in the form of a pass, and the rival's.
+pub(super) fn measure(
+    lab: &Lab,
+    kind: &'static str,
+    name: String,
+    (m, n, k): (usize, usize, usize),
+    form: Form,
+    floor: Floor,
+) -> Result<Measurement> {
+    let gpu = lab.gpu()?;
+    let mut sets = lab.sets(floor, |_| {
+        Ok(Set {
+            a: lab.act(&gpu, m * k, 1.0)?,
+            b: lab.act(&gpu, n * k, 0.02)?,
+            result: if form.pass == Pass::Weight {
+                Sink::Grad(grad(&gpu, m * n, lab.mode())?)
+            } else {
+                Sink::Act(gpu.act(m * n)?)
+            },
+            residual: form.residual.then(|| lab.act(&gpu, m * n, 1.0)).transpose()?,
+        })
+    })?;
+    let seconds = lab.time(&gpu, &mut sets, |set| {
+        let Set { a, b, result, residual } = set;
+        match (form.pass, result) {
+            (Pass::Forward, Sink::Act(y)) => {
+                gpu.linear(m, (n, k), a, b.as_weight(), None, residual.as_ref(), y);
+            }
+            (_, Sink::Act(dx)) => gpu.linear_dgrad(m, (k, n), a, b.as_weight(), dx),
+            (_, Sink::Grad(dw)) => gpu.linear_wgrad(k, (m, n), a, b, dw),
+        }
+        Ok(())
+    })?;
+    if let Some(set) = sets.first() {
+        match &set.result {
+            Sink::Act(act) => lab.check_act(&gpu, &name, act, m * n)?,
+            Sink::Grad(grad) => lab.check_grad(&gpu, &name, grad, m * n)?,
+        }
+    }
+    let rival = lab.rival.time(lab, &gpu, (m, n, k), form, &mut sets, |set| {
+        let c = set.residual.as_ref().map_or(set.result.address(), Act::address);
+        [set.a.address(), set.b.address(), c, set.result.address()]
+    })?;
+    let shape = format!("{m}x{n}x{k}");
+    Ok(lab.record(Case { kind, name, shape, floor }, seconds, rival))
+}
+
+/// Makes the gradient of `len` weights.
+pub(super) fn grad(gpu: &Gpu, len: usize, mode: StateMode) -> Result<Grad> {
+    gpu.grad(&ParamSpec {
+        name: String::new(),
+        len,
+        trainable: true,
+        mode,
+        teacher: TeacherForm::None,
+        rule: UpdateRule::Sgd { momentum: 0.0 },
+        seed: 0,
+    })
+}
