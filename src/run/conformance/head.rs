@@ -208,7 +208,7 @@ impl Job {
                 let gpu = bench.gpu;
                 let mut pack = gpu.pack(n)?;
                 gpu.load_pack(&mut pack, &self.data);
-                gpu.reserve(self.shape)?;
+                gpu.reserve(self.shape, true)?;
                 let [h, h_ref] = [bench.act(&self.h)?, bench.act(&self.h_ref)?];
                 let [w, w_ref] = [bench.act(&self.w)?, bench.act(&self.w_ref)?];
                 let weights = bench.stat(&self.weights)?;
