@@ -2,19 +2,13 @@
 
 use serde::Serialize;
 
-use super::passes::{Passes, Slot, Sums};
+use super::passes::{Passes, Slot, Sums, Task, marks};
 use super::{Knobs, Objective};
 use crate::data::MicroBatch;
 use crate::error::{Error, Kind, Result};
 use crate::model::Model;
 use crate::ops::{Ops, StepOutcome, StepSettings};
 use crate::optim::Schedule;
-
-/// Marks of a step on the backend's clock, in their order.
-const START: usize = 0;
-const LOSS_DONE: usize = 1;
-const PENALTY_DONE: usize = 2;
-const UPDATE_DONE: usize = 3;
 
 /// What is minimised, by name already resolved.
 #[derive(Clone, Copy)]
@@ -69,6 +63,13 @@ pub struct StepReport {
     pub tokens: usize,
 }
 
+/// A step that nobody has waited for.
+#[must_use]
+pub struct Started<O: Ops> {
+    pending: O::Pending,
+    lr: f64,
+}
+
 /// The training state of a run between steps.
 pub struct MeanTeacher<O: Ops> {
     /// Student and teacher.
@@ -98,39 +99,30 @@ impl<O: Ops> MeanTeacher<O> {
         Self { model, base, passes, method, settings, step: 0, bad: None }
     }
 
-    /// Starts the gradients of one step, without an update: alpha times the loss, beta times the penalty.
-    fn start_gradients(
-        &mut self,
-        ops: &O,
-        forget: &[MicroBatch],
-        retain: &[MicroBatch],
-    ) -> Result<()> {
-        ops.mark(START);
-        self.model.clear_grads(ops);
-        let Self { model, base, passes, method, settings, .. } = self;
-        let (loss, knobs) = ((Slot::Loss, method.loss), &method.knobs);
-        let weight = Some(settings.forget_weight);
-        passes.start(ops, model, base.as_mut(), loss, knobs, forget, weight)?;
-        ops.mark(LOSS_DONE);
-        if let Some(penalty) = method.penalty {
-            let (penalty, weight) = ((Slot::Penalty, penalty), Some(settings.retain_weight));
-            passes.start(ops, model, None, penalty, knobs, retain, weight)?;
-        }
-        ops.mark(PENALTY_DONE);
-        Ok(())
-    }
-
-    /// Does one step; the host waits once, at its end.
-    ///
-    /// A gradient with a NaN or an infinity never reaches the weights: the update is left out and the report
-    /// says so.
+    /// Does one step: [`MeanTeacher::start`], then [`MeanTeacher::finish`].
     pub fn step(
         &mut self,
         ops: &O,
         forget: &[MicroBatch],
         retain: &[MicroBatch],
     ) -> Result<StepReport> {
-        self.start_gradients(ops, forget, retain)?;
+        let started = self.start(ops, forget, retain)?;
+        self.finish(ops, started)
+    }
+
+    /// Starts a step and waits for nothing: the host is free to prepare the next one.
+    pub fn start(
+        &mut self,
+        ops: &O,
+        forget: &[MicroBatch],
+        retain: &[MicroBatch],
+    ) -> Result<Started<O>> {
+        self.model.clear_grads(ops);
+        let Self { model, base, passes, method, settings, .. } = self;
+        let task = |objective, batches, weight| Task { objective, batches, weight: Some(weight) };
+        let loss = task(method.loss, forget, settings.forget_weight);
+        let penalty = method.penalty.map(|p| task(p, retain, settings.retain_weight));
+        passes.start_step(ops, model, base.as_mut(), &method.knobs, loss, penalty)?;
         let lr = self.settings.schedule.rate(self.step);
         let settings = StepSettings {
             step: self.step,
@@ -141,7 +133,15 @@ impl<O: Ops> MeanTeacher<O> {
         };
         let Model { params, grads, .. } = &mut self.model;
         let pending = ops.update_all(params, grads, &settings)?;
-        ops.mark(UPDATE_DONE);
+        ops.mark(marks::UPDATE);
+        Ok(Started { pending, lr })
+    }
+
+    /// Waits for a step and tells what it did.
+    ///
+    /// A gradient with a NaN or an infinity never reaches the weights: the update is left out and the report
+    /// says so.
+    pub fn finish(&mut self, ops: &O, Started { pending, lr }: Started<O>) -> Result<StepReport> {
         let StepOutcome { norm, clip, skipped, bad } = ops.outcome(pending)?;
         self.bad = bad;
         let tr = self.passes.sums(ops, Slot::Loss)?;
@@ -149,6 +149,7 @@ impl<O: Ops> MeanTeacher<O> {
             Some(_) => self.passes.sums(ops, Slot::Penalty)?,
             None => Sums::default(),
         };
+        let [time_loss, time_kl] = self.passes.seconds(ops);
         let report = StepReport {
             global_step: self.step,
             loss_tr: tr.nll,
@@ -157,8 +158,8 @@ impl<O: Ops> MeanTeacher<O> {
             clip_coef: clip,
             lr,
             skipped,
-            time_tr: ops.seconds(START, LOSS_DONE) + ops.seconds(PENALTY_DONE, UPDATE_DONE),
-            time_kl: ops.seconds(LOSS_DONE, PENALTY_DONE),
+            time_tr: time_loss + ops.seconds(marks::SHARED, marks::UPDATE),
+            time_kl,
             tokens: tr.tokens + kl.tokens,
         };
         self.step += 1;

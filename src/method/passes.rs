@@ -4,6 +4,8 @@
 //! share packs of up to a given number of tokens, and every row carries its own coefficient, so that packing
 //! changes nothing but rounding.
 
+use std::ops::Range;
+
 use super::{Knobs, Normaliser, Objective, Rows};
 use crate::data::MicroBatch;
 use crate::error::{Error, Result};
@@ -45,6 +47,47 @@ pub enum Slot {
     Penalty,
 }
 
+/// An objective and what it is swept over.
+#[derive(Clone, Copy)]
+pub struct Task<'a> {
+    /// What is computed.
+    pub objective: &'a dyn Objective,
+    /// The micro-batches.
+    pub batches: &'a [MicroBatch],
+    /// What its gradient is multiplied by before it is added to the model's; `None` computes sums alone.
+    pub weight: Option<f64>,
+}
+
+/// Marks of a step on the backend's clock ([`crate::ops::Sweep::mark`]), in their order.
+pub mod marks {
+    /// Nothing has been started.
+    pub const START: usize = 0;
+    /// The packs of the loss have been worked on,
+    pub const LOSS: usize = 1;
+    /// those of the penalty,
+    pub const PENALTY: usize = 2;
+    /// the pack that both share,
+    pub const SHARED: usize = 3;
+    /// and the update.
+    pub const UPDATE: usize = 4;
+}
+
+/// The rows of one task in a pack.
+#[derive(Debug, Clone)]
+struct Part {
+    slot: Slot,
+    loss: Rows,
+    backward: bool,
+    rows: Range<usize>,
+}
+
+impl Part {
+    /// Tells whether the teacher's rows are compared with.
+    fn asks_teacher(&self) -> bool {
+        matches!(self.loss, Rows::Matched(target) if target != Matched::Uniform)
+    }
+}
+
 /// The buffers of a run: packs, workspace, host rows. Allocated once.
 pub struct Passes<O: Ops> {
     /// Forward and backward buffers.
@@ -52,6 +95,8 @@ pub struct Passes<O: Ops> {
     /// Two that take turns: while one is worked on, the next is made and loaded.
     packs: [O::Pack; 2],
     turn: usize,
+    /// The documents that the teacher reads of a pack that loss and penalty share.
+    retained: O::Pack,
     data: PackData,
     weights: O::Stat,
     /// The base model's NLL of each row.
@@ -59,6 +104,8 @@ pub struct Passes<O: Ops> {
     tallies: [O::Tally; 2],
     /// Tokens behind each tally.
     tokens: [usize; 2],
+    /// Tokens of loss and penalty in the pack that both shared in the last step.
+    shared: [usize; 2],
     rows: Vec<f64>,
 }
 
@@ -69,87 +116,158 @@ impl<O: Ops> Passes<O> {
             ws: Workspace::new(ops, model, tokens, training)?,
             packs: [ops.pack(tokens)?, ops.pack(tokens)?],
             turn: 0,
+            retained: ops.pack(if training { tokens } else { 0 })?,
             data: PackData::default(),
             weights: ops.stat(tokens)?,
             base_nll: ops.stat(tokens)?,
             tallies: [ops.tally_room()?, ops.tally_room()?],
             tokens: [0; 2],
+            shared: [0; 2],
             rows: vec![0.0; tokens],
         })
     }
 
-    /// Sweeps `objective` over `batches` and waits for the sums; see [`Passes::start`].
+    /// Sweeps `objective` over `batches` and waits for the sums; with `weight` its gradient times that is added to the
+    /// model's.
+    ///
+    /// `base` is the base model of document-weighted losses. Penalties read the teacher of `model`.
     #[allow(clippy::too_many_arguments)]
     pub fn sweep(
         &mut self,
         ops: &O,
         model: &mut Model<O>,
-        base: Option<&mut Model<O>>,
+        mut base: Option<&mut Model<O>>,
         objective: &dyn Objective,
         knobs: &Knobs,
         batches: &[MicroBatch],
         weight: Option<f64>,
     ) -> Result<Sums> {
-        self.start(ops, model, base, (Slot::Loss, objective), knobs, batches, weight)?;
+        let task = Task { objective, batches, weight };
+        self.clear(ops, Slot::Loss);
+        for group in packs(objective.normaliser(), batches, self.ws.tokens())? {
+            self.start(ops, model, base.as_deref_mut(), knobs, &[(Slot::Loss, task, group)])?;
+        }
         self.sums(ops, Slot::Loss)
     }
 
-    /// Starts a sweep of `objective` over `batches`; with `weight` its gradient times that is added to the model's.
+    /// Starts the passes of a step and waits for nothing; [`Passes::sums`] tells what their rows came to.
     ///
-    /// `base` is the base model of document-weighted losses. Penalties read the teacher of `model`. Nothing is waited
-    /// for; [`Passes::sums`] tells what the rows came to.
-    #[allow(clippy::too_many_arguments)]
-    pub fn start(
+    /// What is left of loss and of penalty when their full packs are made shares one pack where it fits, unless the loss
+    /// compares with a base model, which would have to read the penalty's rows too.
+    pub fn start_step(
         &mut self,
         ops: &O,
         model: &mut Model<O>,
         mut base: Option<&mut Model<O>>,
-        (slot, objective): (Slot, &dyn Objective),
         knobs: &Knobs,
-        batches: &[MicroBatch],
-        weight: Option<f64>,
+        loss: Task<'_>,
+        penalty: Option<Task<'_>>,
     ) -> Result<()> {
-        let rows = objective.rows(knobs);
-        if matches!(rows, Rows::Document(_)) && base.is_none() {
-            return Err(Error::config("this loss compares with a base model, and none is loaded"));
+        self.clear(ops, Slot::Loss);
+        self.clear(ops, Slot::Penalty);
+        ops.mark(marks::START);
+        let limit = self.ws.tokens();
+        let mut losses = packs(loss.objective.normaliser(), loss.batches, limit)?;
+        let mut penalties = match penalty {
+            Some(task) => packs(task.objective.normaliser(), task.batches, limit)?,
+            None => Vec::new(),
+        };
+        let alone = matches!(loss.objective.rows(knobs), Rows::Document(_));
+        let rest = losses.last().zip(penalties.last()).is_some_and(|(a, b)| {
+            a.iter().chain(b).map(|doc| doc.ids.len()).sum::<usize>() <= limit
+        });
+        let shared = (rest && !alone).then(|| losses.pop().zip(penalties.pop())).flatten();
+        for group in losses {
+            self.start(ops, model, base.as_deref_mut(), knobs, &[(Slot::Loss, loss, group)])?;
         }
+        ops.mark(marks::LOSS);
+        for group in penalties {
+            // There are none without a penalty.
+            let Some(task) = penalty else { break };
+            self.start(ops, model, None, knobs, &[(Slot::Penalty, task, group)])?;
+        }
+        ops.mark(marks::PENALTY);
+        self.shared = [0; 2];
+        if let (Some(penalty), Some((a, b))) = (penalty, shared) {
+            self.shared = [&a, &b].map(|docs| docs.iter().map(|doc| doc.ids.len()).sum());
+            let parts = [(Slot::Loss, loss, a), (Slot::Penalty, penalty, b)];
+            self.start(ops, model, None, knobs, &parts)?;
+        }
+        ops.mark(marks::SHARED);
+        Ok(())
+    }
+
+    /// Returns the seconds that loss and penalty took in the last step, after its end; a pack that both shared counts by
+    /// tokens.
+    pub fn seconds(&self, ops: &O) -> [f64; 2] {
+        let shared = ops.seconds(marks::PENALTY, marks::SHARED);
+        let tokens = self.shared.iter().sum::<usize>().max(1) as f64;
+        let [loss, penalty] = self.shared.map(|part| shared * part as f64 / tokens);
+        [
+            ops.seconds(marks::START, marks::LOSS) + loss,
+            ops.seconds(marks::LOSS, marks::PENALTY) + penalty,
+        ]
+    }
+
+    fn clear(&mut self, ops: &O, slot: Slot) {
         ops.clear_tally(&mut self.tallies[slot as usize]);
         self.tokens[slot as usize] = 0;
-        let shifted = objective.normaliser() != Normaliser::Positions;
-        // Everything that decides which ops with which numbers a pack is given, beside its shape.
-        let backward = weight.is_some();
-        let (name, params) = (objective.name(), model.params.as_ptr());
-        let key = format!("{slot:?} {name} {rows:?} {params:p}");
-        for group in packs(objective.normaliser(), batches, self.ws.tokens())? {
+    }
+
+    /// Loads documents of one or two tasks into one pack and starts the work on it.
+    fn start(
+        &mut self,
+        ops: &O,
+        model: &mut Model<O>,
+        mut base: Option<&mut Model<O>>,
+        knobs: &Knobs,
+        tasks: &[(Slot, Task<'_>, Vec<Document<'_>>)],
+    ) -> Result<()> {
+        let mut parts = Vec::with_capacity(tasks.len());
+        self.data.clear();
+        for (slot, task, documents) in tasks {
+            let start = self.data.tokens();
+            let counted = task.objective.normaliser() != Normaliser::Positions;
+            push(&mut self.data, documents, counted, task.weight.unwrap_or(1.0));
+            let rows = start..self.data.tokens();
+            self.tokens[*slot as usize] += rows.len();
+            let loss = task.objective.rows(knobs);
+            if matches!(loss, Rows::Document(_)) && base.is_none() {
+                return Err(Error::config(
+                    "this loss compares with a base model, and none is loaded",
+                ));
+            }
+            parts.push(Part { slot: *slot, loss, backward: task.weight.is_some(), rows });
+        }
+        self.turn = 1 - self.turn;
+        ops.load_pack(&mut self.packs[self.turn], &self.data);
+        let n = self.data.tokens();
+        let apart = parts.iter().find(|part| part.asks_teacher() && part.rows.start > 0);
+        if apart.is_some() {
+            // The teacher reads the penalty's documents alone.
             self.data.clear();
-            for doc in &group {
-                let rows = doc.ids.len() - usize::from(shifted);
-                let counts = RowCounts {
-                    coef: doc.share * weight.unwrap_or(1.0),
-                    share: doc.share,
-                    monitor: if shifted { doc.monitor } else { 0.0 },
-                };
-                let span = doc.width.saturating_sub(1);
-                self.data.push_counted(doc.ids, span, |t| {
-                    if t < rows { counts } else { RowCounts::default() }
-                });
+            for (_, task, documents) in tasks.iter().filter(|(slot, ..)| *slot == Slot::Penalty) {
+                let counted = task.objective.normaliser() != Normaliser::Positions;
+                push(&mut self.data, documents, counted, 0.0);
             }
-            self.tokens[slot as usize] += self.data.tokens();
-            self.turn = 1 - self.turn;
-            ops.load_pack(&mut self.packs[self.turn], &self.data);
-            let n = self.data.tokens();
-            let Self { ws, packs, turn, weights, base_nll, tallies, .. } = self;
-            let (pack, tally) = (&packs[*turn], &mut tallies[slot as usize]);
-            let mut pass = Pass { ops, ws, pack, n, weights, base_nll };
-            let mut work = || {
-                pass.run(model, base.as_deref_mut(), rows, backward);
-                ops.tally(pack, &pass.ws.stats, tally);
-            };
-            if backward {
-                ops.replay(pack, &key, &mut work);
-            } else {
-                work();
+            ops.load_pack(&mut self.retained, &self.data);
+        }
+        let Self { ws, packs, turn, retained, weights, base_nll, tallies, .. } = self;
+        let pack = &packs[*turn];
+        let teacher = if apart.is_some() { &*retained } else { pack };
+        let mut pass = Pass { ops, ws, pack, teacher, n, weights, base_nll };
+        // Everything that decides which ops with which numbers a pack is given, beside the shapes of packs.
+        let key = format!("{parts:?} {:p}", model.params.as_ptr());
+        let mut work = || {
+            pass.run(model, base.as_deref_mut(), &parts);
+            for Part { slot, rows, .. } in &parts {
+                ops.tally(pack, rows.clone(), &pass.ws.stats, &mut tallies[*slot as usize]);
             }
+        };
+        if parts.iter().all(|part| part.backward) {
+            ops.replay(&[pack, teacher], &key, &mut work);
+        } else {
+            work();
         }
         Ok(())
     }
@@ -176,7 +294,7 @@ impl<O: Ops> Passes<O> {
             let pack = &mut self.packs[0];
             ops.load_pack(pack, &self.data);
             model.forward(ops, pack, n, Role::Evaluated, &mut self.ws);
-            model.head(ops, pack, n, Role::Evaluated, &mut self.ws, plain(), false);
+            model.head(ops, pack, 0..n, Role::Evaluated, &mut self.ws, plain(), false);
             ops.sync()?;
             ops.read_stat(&self.ws.stats.nll, &mut self.rows[..n]);
             let mut start = 0;
@@ -191,58 +309,74 @@ impl<O: Ops> Passes<O> {
     }
 }
 
+/// Appends documents and what their rows count; the last row of each has no target and counts only where `counted` is
+/// false: then all positions do.
+fn push(data: &mut PackData, documents: &[Document<'_>], counted: bool, weight: f64) {
+    for doc in documents {
+        let rows = doc.ids.len() - usize::from(counted);
+        let counts = RowCounts {
+            coef: doc.share * weight,
+            share: doc.share,
+            monitor: if counted { doc.monitor } else { 0.0 },
+        };
+        let span = doc.width.saturating_sub(1);
+        data.push_counted(doc.ids, span, |t| if t < rows { counts } else { RowCounts::default() });
+    }
+}
+
 /// One pack on its way through the model.
 struct Pass<'a, O: Ops> {
     ops: &'a O,
     ws: &'a mut Workspace<O>,
     pack: &'a O::Pack,
+    /// What the teacher reads.
+    teacher: &'a O::Pack,
     n: usize,
     weights: &'a mut O::Stat,
     base_nll: &'a mut O::Stat,
 }
 
 impl<O: Ops> Pass<'_, O> {
-    /// Starts forward, and backward where asked. Documents are weighed against `base`.
-    fn run(
-        &mut self,
-        model: &mut Model<O>,
-        base: Option<&mut Model<O>>,
-        rows: Rows,
-        backward: bool,
-    ) {
-        let Self { ops, ws, pack, n, weights, base_nll } = self;
+    /// Starts the forward passes, the head of every part, and the way back where asked. Documents are weighed against
+    /// `base`.
+    fn run(&mut self, model: &mut Model<O>, base: Option<&mut Model<O>>, parts: &[Part]) {
+        let Self { ops, ws, pack, teacher, n, weights, base_nll } = self;
         let (ops, pack, n) = (*ops, *pack, *n);
+        let backward = parts.iter().any(|part| part.backward);
         let student = if backward { Role::Student } else { Role::Evaluated };
-        match rows {
-            Rows::Token(formula) => {
-                model.forward(ops, pack, n, student, ws);
-                let loss = HeadLoss::OneHot(TokenWeight::Formula(formula));
-                model.head(ops, pack, n, student, ws, loss, backward);
-            }
-            Rows::Document(formula) => {
-                let Some(base) = base else { return };
-                // The base first: a training workspace must end on the student's forward pass.
-                base.forward(ops, pack, n, Role::Evaluated, ws);
-                std::mem::swap(&mut ws.stats.nll, base_nll);
-                base.head(ops, pack, n, Role::Evaluated, ws, plain(), false);
-                std::mem::swap(&mut ws.stats.nll, base_nll);
-                model.forward(ops, pack, n, student, ws);
-                model.head(ops, pack, n, student, ws, plain(), false);
-                ops.document_weights(pack, base_nll, &ws.stats.nll, formula, weights);
-                let loss = HeadLoss::OneHot(TokenWeight::PerRow(&**weights));
-                model.head(ops, pack, n, student, ws, loss, backward);
-            }
-            Rows::Matched(target) => {
-                let penalty = target != Matched::Uniform;
-                if penalty {
-                    model.forward(ops, pack, n, Role::Teacher, ws);
+        // Other models first: a training workspace must end on the student's forward pass.
+        if let Some(part) = parts.iter().find(|part| part.asks_teacher()) {
+            model.forward(ops, teacher, part.rows.len(), Role::Teacher, ws);
+        }
+        let weighs = parts.iter().any(|part| matches!(part.loss, Rows::Document(_)));
+        if let Some(base) = base.filter(|_| weighs) {
+            base.forward(ops, pack, n, Role::Evaluated, ws);
+            std::mem::swap(&mut ws.stats.nll, base_nll);
+            base.head(ops, pack, 0..n, Role::Evaluated, ws, plain(), false);
+            std::mem::swap(&mut ws.stats.nll, base_nll);
+        }
+        model.forward(ops, pack, n, student, ws);
+        for Part { loss, rows, backward, .. } in parts {
+            let (rows, backward) = (rows.clone(), *backward);
+            let loss = match *loss {
+                Rows::Token(formula) => HeadLoss::OneHot(TokenWeight::Formula(formula)),
+                Rows::Document(formula) => {
+                    model.head(ops, pack, rows.clone(), student, ws, plain(), false);
+                    ops.document_weights(pack, base_nll, &ws.stats.nll, formula, weights);
+                    HeadLoss::OneHot(TokenWeight::PerRow(&**weights))
                 }
-                model.forward(ops, pack, n, student, ws);
-                if !penalty {
-                    model.head(ops, pack, n, student, ws, plain(), false);
+                Rows::Matched(target) => {
+                    if target == Matched::Uniform {
+                        // For the NLL that is monitored.
+                        model.head(ops, pack, rows.clone(), student, ws, plain(), false);
+                    }
+                    HeadLoss::Matched(target)
                 }
-                model.head(ops, pack, n, student, ws, HeadLoss::Matched(target), backward);
-            }
+            };
+            model.head(ops, pack, rows, student, ws, loss, backward);
+        }
+        if backward {
+            model.backward(ops, pack, n, ws);
         }
     }
 }

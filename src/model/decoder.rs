@@ -4,6 +4,8 @@
 //! backward pass; normed rows and SwiGLU outputs are made again there, which costs no product. Linear maps go to the
 //! backend together with what follows them, so that it may do both in one kernel.
 
+use std::ops::Range;
+
 use super::layout::LayerBlocks;
 use super::params::{Model, View};
 use crate::error::Result;
@@ -281,48 +283,59 @@ impl<O: Ops> Model<O> {
         ops.linear(n, (cfg.width, cfg.ffn), act, w, bias, Some(&s.mid), &mut x[to]);
     }
 
-    /// Sweeps the head over the hidden rows of the last forward pass; row results land in `ws.stats`.
+    /// Sweeps the head over rows `rows` of the last forward pass; their results land in `ws.stats`.
     ///
-    /// With `backward` the gradient is sent down through the whole model into [`Model::grads`]; the forward pass
-    /// must then have been the student's on a training workspace.
+    /// With `grads` the gradient at these hidden rows is kept for [`Model::backward`], and that of a trained head added;
+    /// the forward pass must then have been the student's on a training workspace. Rows of the teacher's last forward
+    /// pass are compared from its first one on.
     #[allow(clippy::too_many_arguments)]
     pub fn head(
         &mut self,
         ops: &O,
         pack: &O::Pack,
-        n: usize,
+        rows: Range<usize>,
         role: Role,
         ws: &mut Workspace<O>,
         loss: HeadLoss<'_, O::Stat>,
-        backward: bool,
+        grads: bool,
     ) {
-        let shape = HeadShape { n, c: self.config.width, v: self.config.vocab };
+        let shape = HeadShape { n: rows.len(), c: self.config.width, v: self.config.vocab };
+        let first = rows.start;
         let head = self.layout.head;
         let trained = self.layout.blocks[head].trainable;
         let w = ops.view(&self.params[head], role, &mut ws.scratch.head);
         let grads = match &mut ws.flow {
-            Some(flow) if backward => {
+            Some(flow) if grads => {
                 Some(HeadGrads { dh: &mut flow.dh, dw: self.grads[head].as_mut() })
             }
             _ => None,
         };
         match loss {
             HeadLoss::OneHot(weight) => {
-                ops.head_onehot(shape, pack, &ws.h, w, weight, &mut ws.stats, grads);
+                ops.head_onehot(shape, first, pack, &ws.h, w, weight, &mut ws.stats, grads);
             }
             HeadLoss::Matched(target) => {
                 let w_ref = (trained && target != Matched::Uniform)
                     .then(|| ops.view(&self.params[head], Role::Teacher, &mut ws.scratch.head_ref));
                 let (h, h_ref) = (&ws.h, &ws.h_ref);
-                ops.head_matched(shape, pack, h, h_ref, w, w_ref, target, &mut ws.stats, grads);
+                ops.head_matched(
+                    shape,
+                    first,
+                    pack,
+                    h,
+                    h_ref,
+                    w,
+                    w_ref,
+                    target,
+                    &mut ws.stats,
+                    grads,
+                );
             }
-        }
-        if backward {
-            self.backward(ops, pack, n, ws);
         }
     }
 
-    fn backward(&mut self, ops: &O, pack: &O::Pack, n: usize, ws: &mut Workspace<O>) {
+    /// Sends the gradients that [`Model::head`] left at all `n` rows down through the model into [`Model::grads`].
+    pub fn backward(&mut self, ops: &O, pack: &O::Pack, n: usize, ws: &mut Workspace<O>) {
         let Self { config: cfg, layout, rope, params, grads } = self;
         let Workspace { x, saved, normed, act, rstd, scratch, flow, .. } = ws;
         let Some(Flow { dx, dh, dqkv, dattn }) = flow else { return };

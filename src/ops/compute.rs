@@ -394,10 +394,13 @@ pub trait Compute {
     /// For each row: `z = h w^T`, statistics of its target, weight, and with `grads` the gradient
     /// `coef weight (softmax(z) - e_y)` sent back through `w`. Rows with coefficient 0 still get statistics,
     /// and a zero gradient.
+    ///
+    /// The rows are `first` to `first + shape.n` of the pack, of `h`, the weights, the statistics and `dh`.
     #[allow(clippy::too_many_arguments)]
     fn head_onehot(
         &self,
         shape: HeadShape,
+        first: usize,
         pack: &Self::Pack,
         h: &Self::Act,
         w: Self::Weight<'_>,
@@ -410,10 +413,13 @@ pub trait Compute {
     /// `h_ref` and `w_ref` are the teacher's; `w_ref` is `None` where both share the head, and then
     /// D = (h - h_ref) w^T is one product without cancellation. [`Matched::Uniform`] reads neither.
     /// Rows with coefficient 0 get value 0 and a zero gradient.
+    ///
+    /// The rows are `first` to `first + shape.n` of the pack, of `h`, the values and `dh`, and those of `h_ref` from 0 on.
     #[allow(clippy::too_many_arguments)]
     fn head_matched(
         &self,
         shape: HeadShape,
+        first: usize,
         pack: &Self::Pack,
         h: &Self::Act,
         h_ref: &Self::Act,

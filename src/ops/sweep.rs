@@ -1,6 +1,8 @@
 //! What binds the ops of a sweep over packs together without the host: sums over rows, weights of whole documents,
 //! work that is started again.
 
+use std::ops::Range;
+
 use super::compute::{Compute, RowStats};
 use super::weight::DocumentFormula;
 use crate::error::Result;
@@ -25,10 +27,16 @@ pub trait Sweep: Compute {
     fn tally_room(&self) -> Result<Self::Tally>;
     /// Sets sums to 0.
     fn clear_tally(&self, tally: &mut Self::Tally);
-    /// Adds the row results of the pack just swept, in f64 and in row order.
+    /// Adds the results of `rows` of the pack just swept, in f64 and in an order that depends on their number alone.
     ///
     /// A row that counts nothing is left out, whatever its results hold.
-    fn tally(&self, pack: &Self::Pack, stats: &RowStats<Self::Stat>, tally: &mut Self::Tally);
+    fn tally(
+        &self,
+        pack: &Self::Pack,
+        rows: Range<usize>,
+        stats: &RowStats<Self::Stat>,
+        tally: &mut Self::Tally,
+    );
     /// Waits for the work before it and returns the sums; 0 after a failure, which [`Compute::sync`] tells.
     fn read_tally(&self, tally: &Self::Tally) -> Tallied;
     /// Weighs all rows of each document alike: the formula of r, the sum of `base - nll` over its targets divided by
@@ -44,9 +52,9 @@ pub trait Sweep: Compute {
     /// Does `work`, or starts again what it started when `key` came before.
     ///
     /// Under one key `work` must start the same ops on the same buffers with the same numbers; the contents of buffers
-    /// may differ, and those of `pack`, whose shape the backend adds to the key. What `work` does on the host beside
+    /// may differ, and those of `packs`, whose shapes the backend adds to the key. What `work` does on the host beside
     /// starting ops may not happen. It must not wait, read back, allocate or load.
-    fn replay(&self, pack: &Self::Pack, key: &str, work: &mut dyn FnMut());
+    fn replay(&self, packs: &[&Self::Pack], key: &str, work: &mut dyn FnMut());
     /// Notes the time at which the work before it has ended, under a number below 8.
     fn mark(&self, at: usize);
     /// Returns the seconds between two marks; waits for the later one.

@@ -24,8 +24,9 @@ const OP_SCRATCH: u64 = 16 << 20;
 /// Ids, targets, positions, document numbers (4 bytes each), three factors (8 each) of a token in the host's pack, and
 /// its row result as f64.
 const HOST_TOKEN_BYTES: u64 = 16 + 24 + 8;
-/// What a device keeps of a token in a pack: 15 numbers of 4 bytes in two packs that take turns; a draw and a picked id.
-const DEVICE_TOKEN_BYTES: u64 = 2 * 15 * 4 + 12;
+/// What a device keeps of a token in a pack: 15 numbers of 4 bytes in two packs that take turns and one of the teacher's; a draw
+/// and a picked id.
+const DEVICE_TOKEN_BYTES: u64 = 3 * 15 * 4 + 12;
 
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -358,7 +359,7 @@ mod tests {
         };
         let one = of(&[], "optimizer state").unwrap();
         assert_eq!(of(&["optim.optimizer=adamw"], "optimizer state"), Some(2 * one));
-        assert_eq!(of(&["method.loss=npo"], "base model"), Some(4 * 134_515_008));
+        assert_eq!(of(&["method.loss=npo"], "base model"), Some(2 * 134_515_008));
         assert_eq!(of(&["method.penalty=none", "method.damping=0"], "teacher"), Some(0));
     }
 }

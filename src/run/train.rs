@@ -150,11 +150,17 @@ impl<'a, O: Ops> Run<'a, O> {
         })
     }
 
+    /// Draws the forget and the retain documents of a step.
+    fn draw(&self, step: u64) -> Result<(Vec<MicroBatch>, Vec<MicroBatch>)> {
+        let retained = self.retain.as_ref().map_or(Ok(Vec::new()), |from| from.draw(step))?;
+        Ok((self.forget.draw(step)?, retained))
+    }
+
     fn steps(&mut self, ops: &O) -> Result<()> {
         let settings = &self.recipe.run;
         let mut log = Log::open(&self.out.join("metrics.jsonl"), self.state.step)?;
         let mut bar = Progress::new(settings.steps).resume_at(self.state.step);
-        let mut skipped = 0;
+        let (mut skipped, mut ahead) = (0, None);
         loop {
             if self.watch.due(self.state.step) && self.suite.names().next().is_some() {
                 self.evaluate(ops, &bar)?;
@@ -164,8 +170,11 @@ impl<'a, O: Ops> Run<'a, O> {
             }
             let step = self.state.step;
             let start = Instant::now();
-            let retained = self.retain.as_ref().map_or(Ok(Vec::new()), |from| from.draw(step))?;
-            let report = self.state.step(ops, &self.forget.draw(step)?, &retained)?;
+            let (forget, retained) = ahead.take().map_or_else(|| self.draw(step), Ok)?;
+            let started = self.state.start(ops, &forget, &retained)?;
+            // While a device works on this step.
+            ahead = (step + 1 < settings.steps).then(|| self.draw(step + 1)).transpose()?;
+            let report = self.state.finish(ops, started)?;
             let took = start.elapsed().as_secs_f64();
             self.seconds += took;
             log.write(&report, took)?;

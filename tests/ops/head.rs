@@ -73,7 +73,7 @@ fn onehot(
     let mut out = stats(n);
     let grads = grads.map(|(dh, dw)| HeadGrads { dh, dw });
     let shape = HeadShape { n, c, v };
-    ops.head_onehot(shape, &load(ops, data), &h.to_vec(), w, weight, &mut out, grads);
+    ops.head_onehot(shape, 0, &load(ops, data), &h.to_vec(), w, weight, &mut out, grads);
     out
 }
 
@@ -244,7 +244,7 @@ fn nlul_without_tol_stays_finite_where_p_is_one() {
             let shape = HeadShape { n: 1, c: 3, v: 3 };
             let weight = TokenWeight::Formula(rule);
             let h = vec![gap, 0.0, 0.0];
-            ops.head_onehot(shape, &load(&ops, &data), &h, &w, weight, &mut out, grads);
+            ops.head_onehot(shape, 0, &load(&ops, &data), &h, &w, weight, &mut out, grads);
             assert!(dh.iter().all(|g| g.is_finite()), "gap {gap}, coefficient {coef}: {dh:?}");
             assert!(out.value[0].is_finite() && out.nll[0].is_finite(), "{out:?}");
             if gap < 87.0 {
@@ -277,7 +277,7 @@ fn matched(
     let grads = grads.map(|(dh, dw)| HeadGrads { dh, dw });
     let (shape, w_ref) = (HeadShape { n, c, v }, pair.w_ref.as_deref());
     let (pack, Pair { h, h_ref, w, .. }) = (load(ops, data), pair);
-    ops.head_matched(shape, &pack, h, h_ref, w, w_ref, target, &mut out, grads);
+    ops.head_matched(shape, 0, &pack, h, h_ref, w, w_ref, target, &mut out, grads);
     assert!(out.nll.iter().chain(&out.hit).all(|x| x.is_nan()), "a matched sweep wrote nll or hit");
     out.value
 }

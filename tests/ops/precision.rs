@@ -195,7 +195,7 @@ fn onehot<T: Real>() -> Vec<Output> {
                 let grads = Some(HeadGrads { dh: &mut dh, dw: trained.then_some(&mut dw) });
                 let weight = TokenWeight::Formula(formula);
                 let pack = load(&ops, &data);
-                ops.head_onehot(shape, &pack, &h, &w, weight, &mut stats, grads);
+                ops.head_onehot(shape, 0, &pack, &h, &w, weight, &mut stats, grads);
                 all.push(output("nll", wide(&stats.nll), c + v));
                 all.push(output("value", wide(&stats.value), c + v));
                 all.push(output("dh", wide(&dh), c + v));
@@ -225,7 +225,7 @@ fn matched<T: Real>() -> Vec<Output> {
                 let grads = Some(HeadGrads { dh: &mut dh, dw: sink });
                 let pack = load(&ops, &data);
                 let out = &mut stats;
-                ops.head_matched(shape, &pack, &h, h_ref, &w, w_ref, target, out, grads);
+                ops.head_matched(shape, 0, &pack, &h, h_ref, &w, w_ref, target, out, grads);
                 let name = |of: &str| format!("{target:?} {n} {c} {v} {of}");
                 all.push(output(name("value"), wide(&stats.value), c + v));
                 all.push(output(name("dh"), wide(&dh), c + v));

@@ -31,11 +31,12 @@ pub struct Cache<T> {
 }
 
 impl<T: Real> Cpu<T> {
-    fn results<'a>(stats: &'a mut RowStats<Vec<T>>, onehot: bool) -> Results<'a, T> {
+    /// Lends the results of rows from `first` on.
+    fn results<'a>(stats: &'a mut RowStats<Vec<T>>, first: usize, onehot: bool) -> Results<'a, T> {
         let RowStats { nll, value, hit } = stats;
         let (nll, hit) =
-            if onehot { (Some(&mut nll[..]), Some(&mut hit[..])) } else { (None, None) };
-        Results { nll, value, hit }
+            if onehot { (Some(&mut nll[first..]), Some(&mut hit[first..])) } else { (None, None) };
+        Results { nll, value: &mut value[first..], hit }
     }
 }
 
@@ -314,6 +315,7 @@ impl<T: Real> Compute for Cpu<T> {
     fn head_onehot(
         &self,
         shape: HeadShape,
+        first: usize,
         pack: &Pack,
         h: &Vec<T>,
         w: &[T],
@@ -323,18 +325,21 @@ impl<T: Real> Compute for Cpu<T> {
     ) {
         let (formula, weights) = match weight {
             TokenWeight::Formula(formula) => (Some(formula), &[][..]),
-            TokenWeight::PerRow(weights) => (None, &weights[..]),
+            TokenWeight::PerRow(weights) => (None, &weights[first..]),
         };
-        let loss =
-            OneHot { targets: &pack.data.targets, coefs: &pack.data.coefs, formula, weights };
+        let (targets, coefs) = (&pack.data.targets[first..], &pack.data.coefs[first..]);
+        let loss = OneHot { targets, coefs, formula, weights };
+        let at = first * shape.c;
+        let h = &h[at..];
         let job = Sweep { shape, first: (h, w), second: None, subtract: false, w, h };
-        let (dh, dw) = grads.map_or((None, None), |g| (Some(&mut g.dh[..]), g.dw));
-        sweep(&self.pool, &job, &loss, Self::results(stats, true), dh, dw);
+        let (dh, dw) = grads.map_or((None, None), |g| (Some(&mut g.dh[at..]), g.dw));
+        sweep(&self.pool, &job, &loss, Self::results(stats, first, true), dh, dw);
     }
 
     fn head_matched(
         &self,
         shape: HeadShape,
+        first: usize,
         pack: &Pack,
         h: &Vec<T>,
         h_ref: &Vec<T>,
@@ -344,7 +349,9 @@ impl<T: Real> Compute for Cpu<T> {
         stats: &mut RowStats<Vec<T>>,
         grads: Option<HeadGrads<'_, Vec<T>, Grad<T>>>,
     ) {
-        let loss = MatchedRows { target, coefs: &pack.data.coefs };
+        let loss = MatchedRows { target, coefs: &pack.data.coefs[first..] };
+        let at = first * shape.c;
+        let h = &h[at..];
         let penalty = target != Matched::Uniform;
         let shared = penalty && w_ref.is_none();
         let mut diff = self.pool.lend(if shared { shape.n * shape.c } else { 0 });
@@ -362,12 +369,12 @@ impl<T: Real> Compute for Cpu<T> {
                 },
             );
         }
-        let first = if shared { (&diff[..], w) } else { (&h[..], w) };
+        let from = if shared { (&diff[..], w) } else { (h, w) };
         let second = penalty.then(|| (&h_ref[..], w_ref.unwrap_or(w)));
         let subtract = penalty && !shared;
-        let job = Sweep { shape, first, second, subtract, w, h };
-        let (dh, dw) = grads.map_or((None, None), |g| (Some(&mut g.dh[..]), g.dw));
-        sweep(&self.pool, &job, &loss, Self::results(stats, false), dh, dw);
+        let job = Sweep { shape, first: from, second, subtract, w, h };
+        let (dh, dw) = grads.map_or((None, None), |g| (Some(&mut g.dh[at..]), g.dw));
+        sweep(&self.pool, &job, &loss, Self::results(stats, first, false), dh, dw);
     }
 
     fn cache(&self, slots: usize, capacity: usize, heads: Heads) -> Result<Cache<T>> {

@@ -1,5 +1,6 @@
 //! Sums over rows and weights of documents on the CPU, where all work has ended when its op returns.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -29,9 +30,16 @@ impl<T: Real> Sweep for Cpu<T> {
         *tally = Tallied::default();
     }
 
-    fn tally(&self, pack: &Pack, stats: &RowStats<Vec<T>>, tally: &mut Tallied) {
+    fn tally(
+        &self,
+        pack: &Pack,
+        rows: Range<usize>,
+        stats: &RowStats<Vec<T>>,
+        tally: &mut Tallied,
+    ) {
         let data = pack.data();
-        for (row, (share, monitor)) in data.shares.iter().zip(&data.monitors).enumerate() {
+        for row in rows {
+            let (share, monitor) = (&data.shares[row], &data.monitors[row]);
             if *share != 0.0 {
                 tally.value += share * stats.value[row].to_f64();
             }
@@ -64,7 +72,7 @@ impl<T: Real> Sweep for Cpu<T> {
         }
     }
 
-    fn replay(&self, _: &Pack, _: &str, work: &mut dyn FnMut()) {
+    fn replay(&self, _: &[&Pack], _: &str, work: &mut dyn FnMut()) {
         work();
     }
 

@@ -232,6 +232,7 @@ impl Compute for Gpu {
     fn head_onehot(
         &self,
         shape: HeadShape,
+        first: usize,
         pack: &Pack,
         h: &Act,
         w: Weight<'_>,
@@ -239,12 +240,13 @@ impl Compute for Gpu {
         stats: &mut RowStats<Stat>,
         grads: Option<HeadGrads<'_, Act, Grad>>,
     ) {
-        head::onehot(self, shape, pack, h, w, weight, stats, grads);
+        head::onehot(self, (shape, first), pack, h, w, weight, stats, grads);
     }
 
     fn head_matched(
         &self,
         shape: HeadShape,
+        first: usize,
         pack: &Pack,
         h: &Act,
         h_ref: &Act,
@@ -254,7 +256,7 @@ impl Compute for Gpu {
         stats: &mut RowStats<Stat>,
         grads: Option<HeadGrads<'_, Act, Grad>>,
     ) {
-        head::matched(self, shape, pack, (h, h_ref), (w, w_ref), target, stats, grads);
+        head::matched(self, (shape, first), pack, (h, h_ref), (w, w_ref), target, stats, grads);
     }
 
     fn cache(&self, slots: usize, capacity: usize, heads: Heads) -> Result<Cache> {

@@ -1,6 +1,7 @@
 //! Sums over rows, weights of documents (kernels/tally.cu), and work recorded once and started again.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -130,10 +131,11 @@ impl Sweep for Gpu {
         self.keep(self.driver.fill(tally.at, 0, TALLY_BYTES));
     }
 
-    fn tally(&self, pack: &Pack, stats: &RowStats<Stat>, tally: &mut Tally) {
-        let args = Args::new().ptr(stats.value.at).ptr(stats.nll.at).ptr(stats.hit.at);
-        let args = args.ptr(pack.shares).ptr(pack.monitors).ptr(tally.at);
-        let args = args.u32(pack.data.tokens() as u32);
+    fn tally(&self, pack: &Pack, rows: Range<usize>, stats: &RowStats<Stat>, tally: &mut Tally) {
+        let from = |at: u64| at + 4 * rows.start as u64;
+        let args = Args::new().ptr(from(stats.value.at)).ptr(from(stats.nll.at));
+        let args = args.ptr(from(stats.hit.at)).ptr(from(pack.shares)).ptr(from(pack.monitors));
+        let args = args.ptr(tally.at).u32(rows.len() as u32);
         self.launch("tally_rows", [1, 1, 1], 256, 0, args);
     }
 
@@ -157,13 +159,16 @@ impl Sweep for Gpu {
         self.launch("tally_document", [pack.data.spans.len() as u32, 1, 1], 256, 0, args);
     }
 
-    fn replay(&self, pack: &Pack, key: &str, work: &mut dyn FnMut()) {
-        let Pack { ids, block_count, data, .. } = pack;
-        // Tables of angles are made for powers of two.
-        let reach = data.positions.iter().max().map_or(0, |last| (last + 1).next_power_of_two());
-        let (n, documents) = (data.tokens(), data.spans.len());
-        let shape = format!("pack {ids:#x}: {n} {documents} {block_count} {reach}; {key}");
-        self.replay_as(&shape, work);
+    fn replay(&self, packs: &[&Pack], key: &str, work: &mut dyn FnMut()) {
+        let mut shapes = String::new();
+        for Pack { ids, block_count, data, .. } in packs {
+            // Tables of angles are made for powers of two.
+            let last = data.positions.iter().max();
+            let reach = last.map_or(0, |last| (last + 1).next_power_of_two());
+            let (n, documents) = (data.tokens(), data.spans.len());
+            shapes += &format!("pack {ids:#x}: {n} {documents} {block_count} {reach}; ");
+        }
+        self.replay_as(&(shapes + key), work);
     }
 
     fn mark(&self, at: usize) {

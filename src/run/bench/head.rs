@@ -36,14 +36,16 @@ pub(super) fn run(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
             let (w, grads) = (w.as_weight(), |dh| Some(HeadGrads { dh, dw: None }));
             let stats = &mut stats;
             match products {
-                1 => gpu.head_onehot(shape, &pack, h, w, TokenWeight::Formula(plain), stats, None),
+                1 => {
+                    gpu.head_onehot(shape, 0, &pack, h, w, TokenWeight::Formula(plain), stats, None)
+                }
                 2 => {
                     let weight = TokenWeight::Formula(nlul);
-                    gpu.head_onehot(shape, &pack, h, w, weight, stats, grads(dh));
+                    gpu.head_onehot(shape, 0, &pack, h, w, weight, stats, grads(dh));
                 }
                 _ => {
                     let target = Matched::Qkl;
-                    gpu.head_matched(shape, &pack, h, h_ref, w, None, target, stats, grads(dh));
+                    gpu.head_matched(shape, 0, &pack, h, h_ref, w, None, target, stats, grads(dh));
                 }
             }
             Ok(())

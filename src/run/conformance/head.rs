@@ -59,7 +59,65 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
     }
     chunked(&bench, &mut verdicts);
     edges(&bench, &mut verdicts);
+    for (n, c, v, first) in [(7, 16, 41, 3), (12, 24, 401, 11), (5, 33, 1000, 1), (9, 8, 3, 5)] {
+        verdicts.push(parts(&bench, (n, c, v), first, None));
+        for target in TARGETS {
+            verdicts.push(parts(&bench, (n, c, v), first, Some(target)));
+        }
+    }
     verdicts
+}
+
+/// Sweeps rows up to `first` and those from there on, one-hot where there is no `target`: the bytes of one sweep.
+fn parts(
+    bench: &Bench<'_>,
+    (n, c, v): (usize, usize, usize),
+    first: usize,
+    target: Option<Matched>,
+) -> Verdict {
+    let job = Job::new(bench, HeadShape { n, c, v }, MASKS[1], WAYS[1]);
+    bench.judge(format!("head parts {n}x{c}x{v} at {first} {target:?}"), || {
+        let gpu = bench.gpu;
+        let mut pack = gpu.pack(n)?;
+        gpu.load_pack(&mut pack, &job.data);
+        gpu.reserve(job.shape, true)?;
+        let [h, w, w_ref] = [bench.act(&job.h)?, bench.act(&job.w)?, bench.act(&job.w_ref)?];
+        // Each part finds the teacher's rows from its own first one on.
+        let h_ref = [bench.act(&job.h_ref)?, bench.act(&job.h_ref[first * c..])?];
+        let sweep = |ranges: &[(usize, usize, usize)]| {
+            let mut stats = RowStats {
+                nll: bench.stale_stat(n)?,
+                value: bench.stale_stat(n)?,
+                hit: bench.stale_stat(n)?,
+            };
+            let mut dh = bench.stale_act(n * c)?;
+            for &(first, n, reference) in ranges {
+                let (shape, w) = (HeadShape { n, c, v }, w.as_weight());
+                let to = Some(HeadGrads { dh: &mut dh, dw: None });
+                match target {
+                    None => {
+                        let weight = TokenWeight::Formula(TokenFormula::constant(-1.0));
+                        gpu.head_onehot(shape, first, &pack, &h, w, weight, &mut stats, to);
+                    }
+                    Some(target) => {
+                        let (h_ref, own) = (&h_ref[reference], Some(w_ref.as_weight()));
+                        let stats = &mut stats;
+                        gpu.head_matched(shape, first, &pack, &h, h_ref, w, own, target, stats, to);
+                    }
+                }
+            }
+            let mut all = bench.read_act(&dh, n * c);
+            all.extend(bench.read_stat(&stats.value, n));
+            if target.is_none() {
+                all.extend(bench.read_stat(&stats.nll, n));
+                all.extend(bench.read_stat(&stats.hit, n));
+            }
+            Ok::<_, crate::Error>(all)
+        };
+        let want = sweep(&[(0, n, 0)])?.into_iter().map(f64::from).collect();
+        let got = sweep(&[(0, first, 0), (first, n - first, 1)])?;
+        Ok(vec![Output { name: "rows", got, want, stored: Dtype::F64, sums: (Dtype::F64, 0) }])
+    })
 }
 
 /// Sweeps in several chunks, the last one not full.
@@ -288,14 +346,14 @@ impl Job {
                     None => TokenWeight::PerRow(side.weights),
                 };
                 let w = side.w.as_weight();
-                bench.gpu.head_onehot(self.shape, side.pack, side.h, w, weight, stats, grads);
+                bench.gpu.head_onehot(self.shape, 0, side.pack, side.h, w, weight, stats, grads);
             },
             |stats, grads| {
                 let weight = match formula {
                     Some(formula) => TokenWeight::Formula(formula),
                     None => TokenWeight::PerRow(&self.weights),
                 };
-                bench.cpu.head_onehot(self.shape, &pack, &self.h, &self.w, weight, stats, grads);
+                bench.cpu.head_onehot(self.shape, 0, &pack, &self.h, &self.w, weight, stats, grads);
             },
         )
     }
@@ -317,15 +375,15 @@ impl Job {
             |side, stats, grads| {
                 let (w, w_ref) = (side.w.as_weight(), own.then(|| side.w_ref.as_weight()));
                 let (h, h_ref) = (side.h, side.h_ref);
-                bench
-                    .gpu
-                    .head_matched(self.shape, side.pack, h, h_ref, w, w_ref, target, stats, grads);
+                bench.gpu.head_matched(
+                    self.shape, 0, side.pack, h, h_ref, w, w_ref, target, stats, grads,
+                );
             },
             |stats, grads| {
                 let w_ref = own.then_some(&self.w_ref[..]);
                 let (h, h_ref) = (&self.h, &self.h_ref);
                 bench.cpu.head_matched(
-                    self.shape, &pack, h, h_ref, &self.w, w_ref, target, stats, grads,
+                    self.shape, 0, &pack, h, h_ref, &self.w, w_ref, target, stats, grads,
                 );
             },
         )

@@ -12,7 +12,7 @@ use crate::error::Result;
 pub(super) struct Lanes {
     stream: sys::CUstream,
     staging: Staging,
-    /// The end of the work that reads each lane's buffers, as far as it was started when the other lane was taken.
+    /// The end of the work that was started before the other lane was last staged to: all that reads a lane's buffers.
     done: [sys::CUevent; 2],
     /// The end of the last copies.
     ready: sys::CUevent,
@@ -52,11 +52,13 @@ impl Lanes {
         main: sys::CUstream,
     ) -> Result<()> {
         let wait = CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
-        // All that was started until now reads the lane taken last, or was started before.
         // SAFETY: events and streams are alive. Waiting for an event that was never recorded waits for nothing.
         unsafe {
-            let done = self.done[self.last];
-            check("cuEventRecord", result::event::record(done, main))?;
+            for (other, done) in self.done.into_iter().enumerate() {
+                if other != lane || self.last == lane {
+                    check("cuEventRecord", result::event::record(done, main))?;
+                }
+            }
             self.last = lane;
             let wanted = self.done[lane];
             check("cuStreamWaitEvent", result::stream::wait_event(self.stream, wanted, wait))?;

@@ -134,11 +134,11 @@ pub struct Simulator {
 }
 
 /// A piece of recorded work.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 enum Work {
     Fill(u64, u8, u64),
     Copy(u64, u64, u64),
-    Launch(Launch),
+    Launch(Box<Launch>),
 }
 
 impl std::fmt::Debug for Simulator {
@@ -275,7 +275,7 @@ impl Driver for Simulator {
     }
 
     fn launch(&self, mut launch: Launch) -> Result<()> {
-        if self.records(Work::Launch(launch)) {
+        if self.records(Work::Launch(Box::new(launch))) {
             return Ok(());
         }
         let kernel = launch.kernel;
@@ -351,7 +351,7 @@ impl Driver for Simulator {
         list.into_iter().try_for_each(|work| match work {
             Work::Fill(address, value, bytes) => self.fill(address, value, bytes),
             Work::Copy(from, to, bytes) => self.copy(from, to, bytes),
-            Work::Launch(launch) => self.launch(launch),
+            Work::Launch(launch) => self.launch(*launch),
         })
     }
 

@@ -181,7 +181,7 @@ fn back(
 #[allow(clippy::too_many_arguments)]
 pub(in crate::backend::gpu) fn onehot(
     gpu: &Gpu,
-    shape: HeadShape,
+    (shape, row): (HeadShape, usize),
     pack: &Pack,
     h: &Act,
     w: Weight<'_>,
@@ -199,8 +199,8 @@ pub(in crate::backend::gpu) fn onehot(
     let kernel = gpu.pick("head_onehot_bf16", "head_onehot_f32");
     for start in (0..shape.n).step_by(rows.max(1)) {
         let m = rows.min(shape.n - start);
-        let (words, hidden) =
-            (4 * start as u64, (start * shape.c) as u64 * gpu.precision().bytes());
+        let at = row + start;
+        let (words, hidden) = (4 * at as u64, (at * shape.c) as u64 * gpu.precision().bytes());
         product(gpu, shape, m, h.at + hidden, w.at, room.logits);
         let args = Args::new()
             .ptr(room.logits)
@@ -220,7 +220,7 @@ pub(in crate::backend::gpu) fn onehot(
             .u32(u32::from(grads.is_some()));
         gpu.launch(kernel, [m as u32, 1, 1], 256, 0, args);
         if let Some(grads) = &mut grads {
-            back(gpu, shape, (start, m), (room.logits, h.at + hidden, w.at), grads);
+            back(gpu, shape, (at, m), (room.logits, h.at + hidden, w.at), grads);
         }
     }
 }
@@ -228,7 +228,7 @@ pub(in crate::backend::gpu) fn onehot(
 #[allow(clippy::too_many_arguments)]
 pub(in crate::backend::gpu) fn matched(
     gpu: &Gpu,
-    shape: HeadShape,
+    (shape, row): (HeadShape, usize),
     pack: &Pack,
     (h, h_ref): (&Act, &Act),
     (w, w_ref): (Weight<'_>, Option<Weight<'_>>),
@@ -243,20 +243,20 @@ pub(in crate::backend::gpu) fn matched(
     let shared = penalty && w_ref.is_none();
     for start in (0..shape.n).step_by(rows.max(1)) {
         let m = rows.min(shape.n - start);
-        let (words, hidden) =
-            (4 * start as u64, (start * shape.c) as u64 * gpu.precision().bytes());
+        let at = row + start;
+        let (words, hidden) = (4 * at as u64, (at * shape.c) as u64 * gpu.precision().bytes());
+        let reference = h_ref.at + (start * shape.c) as u64 * gpu.precision().bytes();
         let mut first = h.at + hidden;
         if shared {
             let len = m * shape.c;
-            let args =
-                Args::new().ptr(first).ptr(h_ref.at + hidden).ptr(room.difference).u64(len as u64);
+            let args = Args::new().ptr(first).ptr(reference).ptr(room.difference).u64(len as u64);
             let kernel = gpu.pick("head_difference_bf16", "head_difference_f32");
             gpu.launch(kernel, [blocks(len, 2048), 1, 1], 256, 0, args);
             first = room.difference;
         }
         product(gpu, shape, m, first, w.at, room.logits);
         if penalty {
-            product(gpu, shape, m, h_ref.at + hidden, w_ref.unwrap_or(w).at, room.teacher);
+            product(gpu, shape, m, reference, w_ref.unwrap_or(w).at, room.teacher);
         }
         let kernel = match target {
             Matched::Uniform => gpu.pick("head_uniform_bf16", "head_uniform_f32"),
@@ -270,7 +270,7 @@ pub(in crate::backend::gpu) fn matched(
         let args = args.u32(u32::from(grads.is_some()));
         gpu.launch(kernel, [m as u32, 1, 1], 256, 0, args);
         if let Some(grads) = &mut grads {
-            back(gpu, shape, (start, m), (room.logits, h.at + hidden, w.at), grads);
+            back(gpu, shape, (at, m), (room.logits, h.at + hidden, w.at), grads);
         }
     }
 }

@@ -260,8 +260,10 @@ impl Gpu {
         let scratch = self.scratch(u64::from(partials.max(1)) * PARTIAL);
         let idle = settings.damping == 0.0 && settings.teacher_rate == 0.0;
         // The scalars are read from device memory; all else follows from the entries and from where they lie.
-        let hash = xxh3_64(bytemuck::cast_slice(&entries));
-        let key = format!("update {at:#x} {scratch:#x} {idle} {rule:?} {hash:#x}");
+        let places: Vec<u64> = trained.iter().map(|(_, _, grad)| grad.at).collect();
+        let [rows, places] = [bytemuck::cast_slice(&entries), bytemuck::cast_slice(&places)]
+            .map(|bytes: &[u8]| xxh3_64(bytes));
+        let key = format!("update {at:#x} {scratch:#x} {idle} {rule:?} {rows:#x} {places:#x}");
         self.replay_as(&key, &mut || {
             self.launch_all(&trained, &entries, (at, scans, scratch), idle)
         });
