@@ -20,10 +20,13 @@ struct Compiled {
     kernels: Vec<Kernel>,
 }
 
-/// An entry point and its launch bound in threads; 0 for none.
+/// An entry point.
 struct Kernel {
     name: String,
+    /// Its launch bound; 0 for none.
     threads: u32,
+    /// Whether it uses dynamic shared memory.
+    dynamic: bool,
 }
 
 fn main() {
@@ -340,7 +343,13 @@ fn compile(nvcc: &Path, file: &Path, out: &Path) -> Result<Compiled, String> {
     }
     let kernels = names
         .iter()
-        .map(|name| Kernel { name: name.to_string(), threads: launch_bound(&ptx, name) })
+        .map(|name| {
+            let text = entry(&ptx, name);
+            // The array behind ptx::dyn_smem(); its declaration may follow an entry point that does not use it.
+            let uses = |line: &str| line.contains("dyn_smem_raw") && !line.contains(".extern");
+            let dynamic = text.lines().any(uses);
+            Kernel { name: name.to_string(), threads: launch_bound(text), dynamic }
+        })
         .collect();
     // A second run must not read what this one kept.
     fs::remove_dir_all(&kept)
@@ -348,12 +357,17 @@ fn compile(nvcc: &Path, file: &Path, out: &Path) -> Result<Compiled, String> {
     Ok(Compiled { name, kernels })
 }
 
-/// Finds the most threads of a block in the PTX of an entry point: `.maxntid X, Y, Z` before its body.
-fn launch_bound(ptx: &str, kernel: &str) -> u32 {
-    let head = ptx
-        .split_once(&format!(".entry {kernel}("))
-        .and_then(|(_, rest)| rest.split('{').next())
-        .unwrap_or_default();
+/// Cuts the text of an entry point out of PTX.
+fn entry<'a>(ptx: &'a str, kernel: &str) -> &'a str {
+    ptx.split(".entry ")
+        .skip(1)
+        .find(|text| text.split('(').next().is_some_and(|name| name.trim() == kernel))
+        .unwrap_or_default()
+}
+
+/// Finds the most threads of a block of an entry point: `.maxntid X, Y, Z` before its body.
+fn launch_bound(entry: &str) -> u32 {
+    let head = entry.split('{').next().unwrap_or_default();
     let bound = head.split_once(".maxntid").map_or("", |(_, rest)| rest.trim_start());
     let digits = bound.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
     digits.parse().unwrap_or(0)
@@ -375,9 +389,10 @@ fn render(images: &[Compiled], out: &Path, nvcc: Option<&str>, why: &str) -> Str
     for image in images {
         let names: Vec<&str> = image.kernels.iter().map(|kernel| kernel.name.as_str()).collect();
         let threads: Vec<u32> = image.kernels.iter().map(|kernel| kernel.threads).collect();
+        let dynamic: Vec<bool> = image.kernels.iter().map(|kernel| kernel.dynamic).collect();
         let _ = writeln!(
             text,
-            "    Image {{ name: {:?}, fatbin: &{}.0, kernels: &{names:?}, threads: &{threads:?}, log: include_str!({:?}) }},",
+            "    Image {{ name: {:?}, fatbin: &{}.0, kernels: &{names:?}, threads: &{threads:?}, dynamic: &{dynamic:?}, log: include_str!({:?}) }},",
             image.name,
             image.name.to_uppercase(),
             out.join(format!("{}.log", image.name)).display().to_string(),

@@ -98,6 +98,7 @@ fn row(image: &Image, at: usize) -> (String, [Occupancy; 2]) {
     let (kernel, threads) = (image.kernels[at], image.threads[at]);
     let [old, new] = PROCESSORS.each_ref().map(|p| usages[&(p.name.to_owned(), kernel.to_owned())]);
     let dynamic = dynamic_shared(kernel, WIDTH);
+    assert_eq!(dynamic > 0, image.dynamic[at], "{kernel}: dynamic shared memory, host and kernel");
     let [held_old, held_new] = [(&PROCESSORS[0], old), (&PROCESSORS[1], new)]
         .map(|(p, usage)| occupancy(p, threads, usage.registers, usage.shared + dynamic));
     let show = |held: Occupancy| format!("{} {}", held.warps, held.limit);

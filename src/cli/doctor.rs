@@ -67,21 +67,26 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
         "trajectories": trajectories(&engine)?,
     });
     out.result(&value, || text(&value))?;
-    let failed = |row: &&Value| !list(&row["failures"]).is_empty();
-    let count = |key: &str| {
+    match problem_of(&value) {
+        None => Ok(()),
+        Some(problem) => Err(Error::new(Kind::Device, format!("doctor: {problem}"))
+            .hint("use --device cpu, and report the table above with the driver's version")),
+    }
+}
+
+/// Says how many families and recorded runs failed, if any did.
+fn problem_of(value: &Value) -> Option<String> {
+    let count = |key: &str, what: &str| {
         let rows = list(&value[key]);
-        (rows.iter().filter(failed).count(), rows.len())
+        let failed = rows.iter().filter(|row| !list(&row["failures"]).is_empty()).count();
+        (failed > 0).then(|| format!("{failed} of {} {what}", rows.len()))
     };
-    let problem = match (count("conformance"), count("trajectories")) {
-        ((0, _), (0, _)) => return Ok(()),
-        ((0, _), (n, all)) => format!("{n} of {all} recorded runs end too far from the record"),
-        ((n, all), (0, _)) => format!("{n} of {all} families differ from the CPU backend"),
-        ((n, all), (m, runs)) => format!(
-            "{n} of {all} families differ from the CPU backend, {m} of {runs} recorded runs end too far from the record"
-        ),
-    };
-    Err(Error::new(Kind::Device, format!("doctor: {problem}"))
-        .hint("use --device cpu, and report the table above with the driver's version"))
+    let parts = [
+        count("conformance", "families differ from the CPU backend"),
+        count("trajectories", "recorded runs end too far from the record"),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| parts.join("; "))
 }
 
 /// Returns the items of a JSON array; none for anything else.
@@ -332,6 +337,23 @@ fn meminfo(text: &str, key: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failed_run_is_named_and_counted() {
+        let row = |deviation: Value| json!({"what": "loss_tr", "deviation": deviation, "allowed": [0.5, 0.5]});
+        let run = |deviation, failures: Value| json!({"trajectory": "a", "precision": "bf16", "rows": [row(deviation)], "failures": failures});
+        let good = run(json!([0.1, 0.5]), json!([]));
+        // JSON writes a NaN as null.
+        let bad = run(json!([0.1, null]), json!(["loss_tr: off"]));
+        let value = |all: &[&Value]| json!({"conformance": [], "trajectories": all});
+        assert_eq!(problem_of(&value(&[&good])), None);
+        let problem = problem_of(&value(&[&good, &bad]));
+        assert_eq!(problem.as_deref(), Some("1 of 2 recorded runs end too far from the record"));
+        assert!(!runs(&[good]).contains("FAILED"));
+        let text = runs(&[bad]);
+        assert!(text.contains("FAILED a, bf16: loss_tr: off"), "{text}");
+        assert_eq!(text.matches("FAILED").count(), 2, "{text}");
+    }
 
     #[test]
     fn meminfo_reads_kibibytes_and_survives_nonsense() {

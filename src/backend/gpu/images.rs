@@ -13,6 +13,8 @@ pub struct Image {
     pub kernels: &'static [&'static str],
     /// The most threads of a block of each of them, by its launch bounds; 0 for none.
     pub threads: &'static [u32],
+    /// Whether each of them uses dynamic shared memory.
+    pub dynamic: &'static [bool],
     /// What ptxas said: registers, shared memory and spills of each kernel and architecture.
     pub log: &'static str,
 }
@@ -61,6 +63,7 @@ mod tests {
             assert_eq!(image.fatbin[..4], 0xBA55_ED50_u32.to_le_bytes(), "{}", image.name);
             assert!(!image.kernels.is_empty(), "{}: no entry point", image.name);
             assert_eq!(image.kernels.len(), image.threads.len(), "{}", image.name);
+            assert_eq!(image.kernels.len(), image.dynamic.len(), "{}", image.name);
             assert!(!image.threads.contains(&0), "{}: a kernel without launch bounds", image.name);
             assert!(image.spills().is_empty(), "{}: {:?}", image.name, image.spills());
             for target in ["for 'sm_80'", "for 'sm_90a'"] {
@@ -81,7 +84,7 @@ mod tests {
     fn spills_names_a_line_with_spill_stores() {
         let log = "    8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads\n    \
                    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads";
-        let image = Image { name: "x", fatbin: &[], kernels: &[], threads: &[], log };
+        let image = Image { name: "x", fatbin: &[], kernels: &[], threads: &[], dynamic: &[], log };
         assert_eq!(image.spills().len(), 1);
     }
 }

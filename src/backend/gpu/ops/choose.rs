@@ -5,13 +5,15 @@ use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Weight};
 use crate::ops::{HeadShape, Sampling};
 
+/// The kernel that draws.
+pub(super) const SAMPLE: &str = "choose_sample_f32";
 /// Threads of a block (`choose::kThreads`).
 const BLOCK: u32 = 512;
 /// Counters of a thread (`choose::kBins`), of 8 bytes.
 const COUNTERS: u32 = 16;
 
 /// Returns the dynamic shared memory of a block that draws: counters where the least probable tokens are left out.
-fn shared(top_p: f64) -> u32 {
+pub(super) fn shared(top_p: f64) -> u32 {
     if top_p < 1.0 { 8 * COUNTERS * BLOCK } else { 0 }
 }
 
@@ -66,7 +68,7 @@ fn pick(
             Some((Sampling { temperature, top_p }, _)) => {
                 let args = Args::new().ptr(room.logits).ptr(draw).ptr(id).u32(shape.v as u32);
                 let args = args.f32((1.0 / temperature) as f32).f64(top_p);
-                gpu.launch("choose_sample_f32", grid, BLOCK, shared(top_p), args);
+                gpu.launch(SAMPLE, grid, BLOCK, shared(top_p), args);
             }
         }
     }

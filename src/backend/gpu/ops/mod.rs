@@ -12,9 +12,12 @@ pub(super) mod norm;
 pub(super) mod rope;
 pub(super) mod swiglu;
 
-/// Returns the dynamic shared memory that a block of `kernel` is launched with, in bytes; of the attention kernels for
-/// any head width at width `d`.
+/// Returns the most dynamic shared memory that a block of `kernel` is launched with, in bytes; of the attention kernels
+/// for any head width at width `d`.
 pub fn dynamic_shared(kernel: &str, d: usize) -> u32 {
+    if kernel == choose::SAMPLE {
+        return choose::shared(0.5);
+    }
     linear::shared(kernel).or_else(|| attention::shared(kernel, d)).unwrap_or(0)
 }
 
@@ -23,11 +26,12 @@ mod tests {
     use super::dynamic_shared;
 
     #[test]
-    fn dynamic_shared_knows_products_and_attention_by_name() {
+    fn dynamic_shared_knows_its_kernels_by_name() {
         assert_eq!(dynamic_shared("gemm_nt_bf16_64x64", 128), 4 * 64 * 128);
         assert_eq!(dynamic_shared("gemm_tn_f32_any", 128), 4 * 64 * 128);
         assert_eq!(dynamic_shared("attention_mma64_bf16", 1), 2 * 256 * 72);
         assert!(dynamic_shared("attention_f32", 128) > dynamic_shared("attention_f32", 12));
+        assert_eq!(dynamic_shared("choose_sample_f32", 128), 8 * 16 * 512);
         assert_eq!(dynamic_shared("decode_any_bf16", 128), 0);
     }
 }

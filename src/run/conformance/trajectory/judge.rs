@@ -10,7 +10,7 @@
 //! device reads the same dithered weights and rounds about six values to nearest on the way through a product, three
 //! forward (operand, result, residual) and three backward: (1/6 + 6/12) / (1/6) = 2^2. In fp32 it rounds two operands
 //! of each product forward and two backward, to TF32, whose spacing is 1/8 of bf16's: (4/12) / (1/6) / 8^2 = 0.18^2.
-//! In the simulator (2026-11-25) the final states of both records came to 1.6 to 2.1 and to 0.15 to 0.19.
+//! In the simulator (2026-11-25) the final states of both records came to 1.5 to 2.1 and to 0.12 to 0.19.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
