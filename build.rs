@@ -17,7 +17,13 @@ const TARGETS: [&str; 3] = [
 
 struct Compiled {
     name: String,
-    kernels: Vec<String>,
+    kernels: Vec<Kernel>,
+}
+
+/// An entry point and its launch bound in threads; 0 for none.
+struct Kernel {
+    name: String,
+    threads: u32,
 }
 
 fn main() {
@@ -293,8 +299,15 @@ fn compile_all(nvcc: &Path, files: &[PathBuf], out: &Path) -> Result<Vec<Compile
 /// Compiles one file to OUT_DIR/NAME.fatbin, and keeps what ptxas says in OUT_DIR/NAME.log.
 fn compile(nvcc: &Path, file: &Path, out: &Path) -> Result<Compiled, String> {
     let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    // The PTX is kept for the launch bounds, which ptxas does not report.
+    let kept = out.join(format!("{name}.kept"));
+    fs::create_dir_all(&kept)
+        .map_err(|cause| format!("{}: cannot make: {cause}", kept.display()))?;
     let mut command = Command::new(nvcc);
-    command.args(["-std=c++17", "-O3", "-Xptxas", "-v", "--fatbin"]);
+    // A warning of the front end or of ptxas is an error. A spill is none, or an nvcc of another version that spills
+    // could not build at all; tests look for those.
+    command.args(["-std=c++17", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v", "--fatbin"]);
+    command.arg("--keep").arg("--keep-dir").arg(&kept);
     for target in TARGETS {
         command.args(["-gencode", target]);
     }
@@ -314,14 +327,36 @@ fn compile(nvcc: &Path, file: &Path, out: &Path) -> Result<Compiled, String> {
         .collect();
     let path = out.join(format!("{name}.log"));
     fs::write(&path, &log).map_err(|cause| format!("{}: cannot write: {cause}", path.display()))?;
-    let mut kernels: Vec<String> = log
+    let mut names: Vec<&str> = log
         .lines()
         .filter_map(|line| line.split_once("Compiling entry function '")?.1.split('\'').next())
-        .map(str::to_string)
         .collect();
-    kernels.sort();
-    kernels.dedup();
+    names.sort_unstable();
+    names.dedup();
+    let mut ptx = String::new();
+    for path in sources(&kept, "ptx")? {
+        ptx += &fs::read_to_string(&path)
+            .map_err(|cause| format!("{}: cannot read: {cause}", path.display()))?;
+    }
+    let kernels = names
+        .iter()
+        .map(|name| Kernel { name: name.to_string(), threads: launch_bound(&ptx, name) })
+        .collect();
+    // A second run must not read what this one kept.
+    fs::remove_dir_all(&kept)
+        .map_err(|cause| format!("{}: cannot remove: {cause}", kept.display()))?;
     Ok(Compiled { name, kernels })
+}
+
+/// Finds the most threads of a block in the PTX of an entry point: `.maxntid X, Y, Z` before its body.
+fn launch_bound(ptx: &str, kernel: &str) -> u32 {
+    let head = ptx
+        .split_once(&format!(".entry {kernel}("))
+        .and_then(|(_, rest)| rest.split('{').next())
+        .unwrap_or_default();
+    let bound = head.split_once(".maxntid").map_or("", |(_, rest)| rest.trim_start());
+    let digits = bound.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+    digits.parse().unwrap_or(0)
 }
 
 fn render(images: &[Compiled], out: &Path, nvcc: Option<&str>, why: &str) -> String {
@@ -338,12 +373,13 @@ fn render(images: &[Compiled], out: &Path, nvcc: Option<&str>, why: &str) -> Str
     let _ = writeln!(text, "/// The images of this build, in the order of their names.");
     let _ = writeln!(text, "pub static IMAGES: &[Image] = &[");
     for image in images {
+        let names: Vec<&str> = image.kernels.iter().map(|kernel| kernel.name.as_str()).collect();
+        let threads: Vec<u32> = image.kernels.iter().map(|kernel| kernel.threads).collect();
         let _ = writeln!(
             text,
-            "    Image {{ name: {:?}, fatbin: &{}.0, kernels: &{:?}, log: include_str!({:?}) }},",
+            "    Image {{ name: {:?}, fatbin: &{}.0, kernels: &{names:?}, threads: &{threads:?}, log: include_str!({:?}) }},",
             image.name,
             image.name.to_uppercase(),
-            image.kernels,
             out.join(format!("{}.log", image.name)).display().to_string(),
         );
     }

@@ -17,7 +17,9 @@ use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Train};
 use nepenthe::ops::{Ops, Role, StateMode, TeacherForm, UpdateRule};
 use nepenthe::optim::Schedule;
+use nepenthe::run::Recipe;
 use nepenthe::run::conformance::{Dtype, tol};
+use nepenthe::run::plan::{Plan, Target};
 use support::Random;
 use support::model::weights;
 
@@ -270,5 +272,59 @@ fn recorded_work_gives_the_bytes_of_work_started_op_by_op() {
         let (recordings, replays) = recorded.replays();
         assert!(recordings >= 5 && replays > 20, "{recordings} recordings, {replays} replays");
         assert_eq!(alone.replays(), (0, 0));
+    }
+}
+
+/// A run takes one slab of the size that the plan counts, and fills it.
+#[test]
+fn plan_counts_the_memory_of_a_run() {
+    const MEDIUM: &str = r#"{"model_type":"llama","hidden_size":128,"num_attention_heads":2,
+        "num_key_value_heads":1,"head_dim":64,"hidden_act":"silu","vocab_size":101,"num_hidden_layers":3,
+        "intermediate_size":384,"rms_norm_eps":1e-5}"#;
+    let nlul = FORGET.iter().position(|o| o.name() == "nlul").unwrap();
+    for (mode, precision, optimizer) in [
+        (StateMode::Compact, Precision::Bf16, "sgd"),
+        (StateMode::Exact, Precision::Bf16, "adamw"),
+        (StateMode::Exact, Precision::Fp32, "sgd"),
+    ] {
+        let Ok(driver) = Simulator::open(Timing::ALL[0]) else { return };
+        let sets = [format!("optim.optimizer={optimizer}"), "run.pack_tokens=2048".to_owned()];
+        let recipe = Recipe::assemble(None, None, &sets).unwrap();
+        let config = ModelConfig::parse(MEDIUM).unwrap();
+        let plan = Plan::new(&config, &recipe, mode, Target::gpu(precision), u64::MAX);
+        let (planned, slab) = (plan.buffer_bytes(), plan.arena_bytes());
+        let ops = Gpu::new(driver, precision, slab).unwrap();
+        let job = Job {
+            config: MEDIUM,
+            mode,
+            rule: recipe.optim.rule(),
+            pack: plan.pack_tokens as usize,
+            ..job(MEDIUM, nlul, Some(1))
+        };
+        let keep = Keeping {
+            train: Some(recipe.train()),
+            mode,
+            teacher: recipe.teacher(mode),
+            rule: job.rule,
+            seed: 1,
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let student = weights(&config, "student", folder.path());
+        let model = Model::load(&ops, config, &student, &keep).unwrap();
+        let passes = Passes::new(&ops, &model, job.pack, true).unwrap();
+        let method = Method { loss: job.loss, penalty: job.penalty, knobs: Knobs::default() };
+        let mut run = MeanTeacher::new(model, None, passes, method, recipe.settings());
+        let (forget, retain) = batches(&mut Random::new("documents"), 0);
+        run.step(&ops, &forget, &retain).unwrap();
+        let (held, used) = ops.bytes();
+        let share = used as f64 / planned as f64;
+        eprintln!(
+            "{mode:?} {precision:?}: planned {planned}, used {used} ({share:.4}), held {held}"
+        );
+        assert_eq!(held, slab, "{mode:?} {precision:?}: the run took more than its slab");
+        assert!(
+            (0.97..=1.03).contains(&share),
+            "{mode:?} {precision:?}: {used} of {planned} bytes"
+        );
     }
 }

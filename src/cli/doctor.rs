@@ -9,6 +9,7 @@ use super::output::{Output, bytes, note, table};
 use crate::backend::gpu::{Gpu, Precision, images, probe};
 use crate::error::{Error, Kind, Result};
 use crate::run::conformance::FAMILIES;
+use crate::run::conformance::trajectory::{self, Recorded, Response, Row, judge};
 
 /// Options of `doctor`.
 #[derive(Debug, clap::Args)]
@@ -63,18 +64,29 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
             "cpu": true, "cuda": engine.name() == "cuda", "why_no_cuda": why_no_cuda,
         },
         "conformance": conformance(&engine)?,
+        "trajectories": trajectories(&engine)?,
     });
     out.result(&value, || text(&value))?;
-    let failed = |row: &&Value| row["failures"].as_array().is_some_and(|list| !list.is_empty());
-    let rows = value["conformance"].as_array().map(Vec::as_slice).unwrap_or_default();
-    match rows.iter().filter(failed).count() {
-        0 => Ok(()),
-        n => Err(Error::new(
-            Kind::Device,
-            format!("doctor: {n} of {} families differ from the CPU backend", rows.len()),
-        )
-        .hint("use --device cpu, and report the table above with the driver's version")),
-    }
+    let failed = |row: &&Value| !list(&row["failures"]).is_empty();
+    let count = |key: &str| {
+        let rows = list(&value[key]);
+        (rows.iter().filter(failed).count(), rows.len())
+    };
+    let problem = match (count("conformance"), count("trajectories")) {
+        ((0, _), (0, _)) => return Ok(()),
+        ((0, _), (n, all)) => format!("{n} of {all} recorded runs end too far from the record"),
+        ((n, all), (0, _)) => format!("{n} of {all} families differ from the CPU backend"),
+        ((n, all), (m, runs)) => format!(
+            "{n} of {all} families differ from the CPU backend, {m} of {runs} recorded runs end too far from the record"
+        ),
+    };
+    Err(Error::new(Kind::Device, format!("doctor: {problem}"))
+        .hint("use --device cpu, and report the table above with the driver's version"))
+}
+
+/// Returns the items of a JSON array; none for anything else.
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
 /// Runs every family of ops on a GPU in both precisions against the CPU backend; nothing on the CPU.
@@ -102,13 +114,95 @@ fn conformance(engine: &Engine) -> Result<Vec<Value>> {
     Ok(rows)
 }
 
+/// Repeats the recorded runs on a GPU in both precisions; nothing on the CPU.
+fn trajectories(engine: &Engine) -> Result<Vec<Value>> {
+    let Engine::Gpu(driver, ..) = engine else { return Ok(Vec::new()) };
+    let mut runs = Vec::new();
+    for case in Recorded::embedded()? {
+        let response = Response::measure(&case)?;
+        for (precision, label, state) in
+            [(Precision::Fp32, "fp32", "exact"), (Precision::Bf16, "bf16", "compact")]
+        {
+            note(&format!("{}, {label}", case.name));
+            let start = Instant::now();
+            let gpu = Gpu::new(driver.clone(), precision, 0)?;
+            let run = trajectory::run(&gpu, &case, judge::plan(precision));
+            let judged = run.and_then(|trace| {
+                let rows = response.judge(&case, precision, &trace)?;
+                Ok((trace, rows))
+            });
+            let (steps, rows, failures) = match judged {
+                Ok((trace, rows)) => {
+                    let failures = rows.iter().filter(|row| row.failed()).map(failure).collect();
+                    (trace.figures.iter().map(|figure| json!(figure)).collect(), rows, failures)
+                }
+                Err(error) => (Vec::new(), Vec::new(), vec![error.to_string()]),
+            };
+            runs.push(json!({
+                "trajectory": case.name, "precision": label, "state": state,
+                "seconds": start.elapsed().as_secs_f64(), "rows": rows, "failures": failures,
+                "steps": steps,
+            }));
+        }
+    }
+    Ok(runs)
+}
+
+fn failure(row: &Row) -> String {
+    let Row { what, deviation: [a, b], allowed: [of_a, of_b], .. } = row;
+    format!("{what}: off by {a:.2e} and {b:.2e}, allowed {of_a:.2e} and {of_b:.2e}")
+}
+
+/// Lays the recorded runs out, a line a figure or a group of the final state: deviations beside what is allowed.
+fn runs(runs: &[Value]) -> String {
+    let head = [
+        "recorded run",
+        "precision",
+        "what",
+        "first 5 steps or values",
+        "allowed",
+        "all steps or change",
+        "allowed",
+        "",
+    ];
+    let mut cells = vec![head.map(str::to_owned).to_vec()];
+    let mut failures = String::new();
+    for run in runs {
+        let word = |key: &str| run[key].as_str().unwrap_or_default().to_owned();
+        for row in list(&run["rows"]) {
+            let part = |key: &str, at: usize| row[key][at].as_f64();
+            // JSON has no NaN: a deviation that is no number has failed.
+            let number = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.2e}"));
+            let fits = |at| part("deviation", at).is_some_and(|x| Some(x) <= part("allowed", at));
+            cells.push(vec![
+                word("trajectory"),
+                word("precision"),
+                row["what"].as_str().unwrap_or_default().to_owned(),
+                number(part("deviation", 0)),
+                number(part("allowed", 0)),
+                number(part("deviation", 1)),
+                number(part("allowed", 1)),
+                if fits(0) && fits(1) { String::new() } else { "FAILED".to_owned() },
+            ]);
+        }
+        for text in list(&run["failures"]).iter().filter_map(Value::as_str) {
+            failures.push_str(&format!(
+                "FAILED {}, {}: {text}\n",
+                word("trajectory"),
+                word("precision")
+            ));
+        }
+    }
+    format!("{}{failures}", table(&cells))
+}
+
 /// Lays the families out: cases, the worst share of the tolerance, seconds, and what failed below.
 fn families(rows: &[Value]) -> String {
     let head = ["family", "precision", "cases", "worst", "seconds", ""].map(str::to_owned);
     let mut cells = vec![head.to_vec()];
     let mut failures = String::new();
     for row in rows {
-        let failed = row["failures"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let failed = list(&row["failures"]);
         cells.push(vec![
             row["family"].as_str().unwrap_or_default().to_owned(),
             row["precision"].as_str().unwrap_or_default().to_owned(),
@@ -127,7 +221,7 @@ fn families(rows: &[Value]) -> String {
 
 fn text(value: &Value) -> String {
     let word = |v: &Value| v.as_str().map_or_else(|| "none".to_owned(), str::to_owned);
-    let list = |v: &Value| match v.as_array().filter(|items| !items.is_empty()) {
+    let words = |v: &Value| match v.as_array().filter(|items| !items.is_empty()) {
         Some(items) => items.iter().map(word).collect::<Vec<_>>().join(" "),
         None => "none".to_owned(),
     };
@@ -140,9 +234,9 @@ fn text(value: &Value) -> String {
             word(&build["profile"]),
             word(&build["target"])
         ),
-        format!("features  {}", list(&build["features"])),
+        format!("features  {}", words(&build["features"])),
     ];
-    let kernels = build["kernels"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let kernels = list(&build["kernels"]);
     if kernels.is_empty() {
         lines.push(format!("kernels   none: {}", word(&build["why_no_kernels"])));
     }
@@ -150,15 +244,15 @@ fn text(value: &Value) -> String {
         lines.push(format!(
             "kernels   {}: {} for {}; sha256 {}",
             word(&image["name"]),
-            list(&image["kernels"]),
-            list(&image["architectures"]),
+            words(&image["kernels"]),
+            words(&image["architectures"]),
             word(&image["sha256"])
         ));
     }
     lines.push(format!(
         "cpu       {} threads; {}",
         value["cpu"]["threads"],
-        list(&value["cpu"]["features"])
+        words(&value["cpu"]["features"])
     ));
     lines.push(format!(
         "memory    {}, {} available",
@@ -186,9 +280,9 @@ fn text(value: &Value) -> String {
     } else if let Some(why) = value["possible"]["why_no_cuda"].as_str() {
         lines.push(format!("not       {why}"));
     }
-    let rows = value["conformance"].as_array().map(Vec::as_slice).unwrap_or_default();
-    if !rows.is_empty() {
-        lines.push(format!("\n{}", families(rows)));
+    if !list(&value["conformance"]).is_empty() {
+        lines.push(format!("\n{}", families(list(&value["conformance"]))));
+        lines.push(runs(list(&value["trajectories"])));
     }
     lines.join("\n")
 }

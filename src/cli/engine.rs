@@ -10,11 +10,11 @@ use super::output::{bytes, note};
 use crate::backend::cpu::{Cpu, on_worker};
 use crate::backend::gpu::driver::Driver;
 use crate::backend::gpu::{self, Gpu, Precision};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::model::{Layout, ModelConfig};
 use crate::ops::{Compute, Ops};
 use crate::run::plan::{Plan, Target};
-use crate::run::{Recipe, train};
+use crate::run::{Recipe, folder, train};
 
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -38,6 +38,15 @@ pub(super) enum Storage {
     Bf16,
     /// fp32, with TF32 products.
     Fp32,
+}
+
+impl From<Storage> for Precision {
+    fn from(storage: Storage) -> Self {
+        match storage {
+            Storage::Bf16 => Self::Bf16,
+            Storage::Fp32 => Self::Fp32,
+        }
+    }
 }
 
 /// The options that pick the device.
@@ -65,10 +74,7 @@ impl DeviceArgs {
     ///
     /// Errors: [`crate::Kind::Device`] where a device was named and cannot be used.
     pub(super) fn open(&self) -> Result<Engine> {
-        let precision = match self.precision {
-            Storage::Bf16 => Precision::Bf16,
-            Storage::Fp32 => Precision::Fp32,
-        };
+        let precision = self.precision.into();
         match self.device {
             Device::Cpu => Ok(Engine::Cpu),
             Device::Cuda => Ok(Engine::Gpu(gpu::open()?, precision, "cuda")),
@@ -108,24 +114,38 @@ impl Engine {
         }
     }
 
-    /// Fails where the free memory of a GPU does not hold a run, before anything is loaded.
+    /// Counts the bytes of a run on a GPU, before anything is loaded; `None` on the CPU.
     ///
-    /// Errors: [`crate::Kind::Memory`] with the bytes of each category and ways out.
-    pub(super) fn require(&self, config: &ModelConfig, recipe: &Recipe) -> Result<()> {
-        let Self::Gpu(driver, ..) = self else { return Ok(()) };
-        let Some(free) = driver.free_bytes() else { return Ok(()) };
+    /// Errors: [`crate::Kind::Memory`] with the bytes of each category and ways out where its free memory is too small.
+    fn plan(&self, config: &ModelConfig, recipe: &Recipe) -> Result<Option<Plan>> {
+        let Self::Gpu(driver, precision, _) = self else { return Ok(None) };
         let trained = Layout::new(config, recipe.train()).trainable();
-        let plan = Plan::new(config, recipe, recipe.state_mode(trained), Target::Cuda, free);
-        let parts: Vec<String> =
-            plan.resident.iter().map(|c| format!("{} {}", c.name, bytes(c.bytes))).collect();
-        plan.require().map_err(|error| error.at(format!("device cuda: {}", parts.join(", "))))
+        let target = Target::gpu(*precision);
+        // A device that does not tell is believed to hold the run.
+        let free = driver.free_bytes().unwrap_or(u64::MAX);
+        let plan = Plan::new(config, recipe, recipe.state_mode(trained), target, free);
+        plan.require_packs().map_err(|error| error.at(parts(&plan)))?;
+        Ok(Some(plan))
     }
+}
+
+/// Names the bytes of each category.
+fn parts(plan: &Plan) -> String {
+    let mut parts: Vec<String> =
+        plan.resident.iter().map(|c| format!("{} {}", c.name, bytes(c.bytes))).collect();
+    let activations = plan.bytes_per_token.saturating_mul(plan.pack_tokens);
+    parts.push(format!("activations {}", bytes(activations)));
+    format!("device cuda: {}", parts.join(", "))
 }
 
 /// Work that any backend can do.
 pub(super) trait Job {
     /// What comes out.
     type Out;
+    /// Counts the bytes it will take on a GPU, where it knows them.
+    fn plan(&self, _engine: &Engine) -> Result<Option<Plan>> {
+        Ok(None)
+    }
     /// Does the work on `ops`.
     fn run<O: Ops>(self, ops: &O) -> Result<Self::Out>;
 }
@@ -140,10 +160,18 @@ where
         Engine::Cpu => on_worker(|| job.run(&Cpu::<f32>::new())),
         Engine::Gpu(driver, precision, _) => {
             note(&format!("device: {}", driver.identity().name));
-            let gpu = Gpu::new(driver.clone(), *precision, 0)?;
-            let out = job.run(&gpu)?;
-            gpu.sync()?;
-            Ok(out)
+            let plan = job.plan(engine)?;
+            let work = || {
+                let planned = plan.as_ref().map_or(0, Plan::arena_bytes);
+                let gpu = Gpu::new(driver.clone(), *precision, planned)?;
+                let out = job.run(&gpu)?;
+                gpu.sync()?;
+                Ok(out)
+            };
+            work().map_err(|error: Error| match &plan {
+                Some(plan) if error.kind() == Kind::Memory => error.at(parts(plan)),
+                _ => error,
+            })
         }
     }
 }
@@ -158,6 +186,10 @@ pub(super) struct Training {
 
 impl Job for Training {
     type Out = Value;
+
+    fn plan(&self, engine: &Engine) -> Result<Option<Plan>> {
+        engine.plan(&folder::config(&self.recipe.model.path)?, &self.recipe)
+    }
 
     fn run<O: Ops>(self, ops: &O) -> Result<Value> {
         train::run(ops, &self.recipe, &self.out, self.resume)

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::model::generate::{Choice, Request, generate};
 use crate::model::params::Keeping;
 use crate::model::{Model, ModelConfig};
-use crate::ops::Ops;
+use crate::ops::{Ops, Sampling};
 use crate::run::Folder;
 
 /// Options of `generate`.
@@ -90,7 +90,8 @@ fn choice(args: &Args) -> Result<Choice> {
     Ok(if args.temperature == 0.0 {
         Choice::Greedy
     } else {
-        Choice::Sample { temperature: args.temperature, top_p: args.top_p, seed: args.seed }
+        let sampling = Sampling { temperature: args.temperature, top_p: args.top_p };
+        Choice::Sample { sampling, seed: args.seed }
     })
 }
 

@@ -6,7 +6,7 @@ use clap::builder::PossibleValuesParser;
 use serde_json::json;
 
 use super::doctor::host_memory;
-use super::engine::Device;
+use super::engine::{Device, Storage};
 use super::output::{Output, bytes, table};
 use crate::backend::gpu::probe;
 use crate::error::{Error, Result};
@@ -27,6 +27,9 @@ pub(super) struct Args {
     /// What is to compute
     #[arg(long, value_enum, default_value = "cuda")]
     device: Device,
+    /// What a GPU stores activations in; the CPU computes in fp32
+    #[arg(long, value_enum, default_value = "bf16")]
+    precision: Storage,
     /// Its memory: 80GiB, 139GiB, 24000MiB, or auto for what is free on this machine now
     #[arg(
         long,
@@ -67,9 +70,9 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     };
     let target = match args.device {
         Device::Cpu => Target::Cpu,
-        Device::Auto | Device::Cuda => Target::Cuda,
+        Device::Auto | Device::Cuda => Target::gpu(args.precision.into()),
         #[cfg(feature = "sim")]
-        Device::Sim => Target::Cuda,
+        Device::Sim => Target::gpu(args.precision.into()),
     };
     let memory = memory(&args.gpu_memory, target)?;
     let plans = [StateMode::Exact, StateMode::Compact]

@@ -8,7 +8,7 @@ use super::checks::{check_data, check_out};
 use super::engine::{self, DeviceArgs, Training};
 use super::output::{Output, table};
 use crate::error::{Error, Result};
-use crate::run::{Folder, Recipe, page};
+use crate::run::{Recipe, page};
 
 /// Options of `unlearn`.
 #[derive(Debug, clap::Args)]
@@ -91,8 +91,6 @@ impl RunArgs {
         if recipe.method.penalty != "none" {
             check_data("data.retain", &recipe.data.retain)?;
         }
-        let folder = Folder::open(&recipe.model.path)?;
-        engine.require(&folder.config, &recipe)?;
         let job = Training { recipe, out: self.out.clone(), resume: self.resume };
         let summary = engine::compute(&engine, job)?;
         out.result(&summary, || lines(&summary))

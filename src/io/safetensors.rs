@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -94,10 +95,28 @@ impl TensorInfo {
     }
 }
 
+/// Where the bytes of a file are.
+enum Bytes {
+    Mapped(Mmap),
+    /// In the binary.
+    Embedded(&'static [u8]),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Embedded(bytes) => bytes,
+        }
+    }
+}
+
 /// One file of a model's weights.
 struct Shard {
     file: String,
-    map: Mmap,
+    bytes: Bytes,
     names: Vec<String>,
     metadata: BTreeMap<String, String>,
 }
@@ -177,15 +196,26 @@ impl Weights {
         Ok(weights)
     }
 
+    /// Reads a safetensors file that this binary carries; `name` stands for its path in messages.
+    pub fn from_bytes(name: &str, bytes: &'static [u8]) -> Result<Self> {
+        let mut weights = Self { shards: Vec::new(), tensors: BTreeMap::new() };
+        weights.add_bytes(Path::new(name), Bytes::Embedded(bytes))?;
+        Ok(weights)
+    }
+
     fn add(&mut self, path: &Path) -> Result<()> {
         let file = File::open(path).map_err(|e| Error::io("open weights", path, &e))?;
         // SAFETY: the map is read-only; as with every mapped file, nobody may truncate it while it is in use.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map weights", path, &e))?;
+        self.add_bytes(path, Bytes::Mapped(map))
+    }
+
+    fn add_bytes(&mut self, path: &Path, bytes: Bytes) -> Result<()> {
         let wrong = |what: String| {
             Error::model(format!("{}: {what}", path.display()))
                 .hint("the file is damaged or incomplete; download it again")
         };
-        let (data, metadata) = parse_header(&map).map_err(|e| e.at(path.display()))?;
+        let (data, metadata) = parse_header(&bytes).map_err(|e| e.at(path.display()))?;
         let shard = self.shards.len();
         let mut found: Vec<(usize, String)> = Vec::new();
         for (name, info) in metadata.tensors() {
@@ -197,8 +227,8 @@ impl Weights {
                 ))
             })?;
             let (start, end) = (data + info.data_offsets.0, data + info.data_offsets.1);
-            if end > map.len() {
-                return Err(wrong(format!("{name}: ends at byte {end} of {}", map.len())));
+            if end > bytes.len() {
+                return Err(wrong(format!("{name}: ends at byte {end} of {}", bytes.len())));
             }
             let tensor = TensorInfo { dtype, shape: info.shape.clone(), shard, start, end };
             found.push((start, name.clone()));
@@ -210,7 +240,7 @@ impl Weights {
         let metadata = metadata.metadata().clone().unwrap_or_default().into_iter().collect();
         let file = path.file_name().map(|f| f.to_string_lossy().into_owned()).unwrap_or_default();
         let names = found.into_iter().map(|(_, name)| name).collect();
-        self.shards.push(Shard { file, map, names, metadata });
+        self.shards.push(Shard { file, bytes, names, metadata });
         Ok(())
     }
 
@@ -236,7 +266,7 @@ impl Weights {
     /// Returns the raw bytes of a tensor.
     pub fn bytes(&self, name: &str) -> Result<&[u8]> {
         let info = self.find(name)?;
-        Ok(&self.shards[info.shard].map[info.start..info.end])
+        Ok(&self.shards[info.shard].bytes[info.start..info.end])
     }
 
     /// Reads a float tensor into `out`, which must have its length.
@@ -271,15 +301,17 @@ impl Weights {
     #[cfg_attr(not(unix), allow(unused_variables))]
     fn release(&self, info: &TensorInfo) {
         #[cfg(unix)]
-        // SAFETY: the map is read-only and of a file, so a dropped page comes back with the same bytes. The range lies
-        // inside the map; memmap2 widens it to whole pages. A kernel that refuses costs memory alone.
-        let _ = unsafe {
-            self.shards[info.shard].map.unchecked_advise_range(
-                memmap2::UncheckedAdvice::DontNeed,
-                info.start,
-                info.end - info.start,
-            )
-        };
+        if let Bytes::Mapped(map) = &self.shards[info.shard].bytes {
+            // SAFETY: the map is read-only and of a file, so a dropped page comes back with the same bytes. The range
+            // lies inside the map; memmap2 widens it to whole pages. A kernel that refuses costs memory alone.
+            let _ = unsafe {
+                map.unchecked_advise_range(
+                    memmap2::UncheckedAdvice::DontNeed,
+                    info.start,
+                    info.end - info.start,
+                )
+            };
+        }
     }
 
     /// Reads an F32 or F64 tensor as f64.

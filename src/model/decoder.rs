@@ -8,7 +8,7 @@ use super::layout::LayerBlocks;
 use super::params::{Model, View};
 use crate::error::Result;
 use crate::ops::{
-    Direction, HeadGrads, HeadShape, Heads, Matched, Ops, Role, RowStats, TokenWeight,
+    Direction, HeadGrads, HeadShape, Heads, Matched, Ops, Role, RowStats, Sampling, TokenWeight,
 };
 
 /// What the backward pass needs of one layer.
@@ -136,17 +136,21 @@ impl<O: Ops> Workspace<O> {
         })
     }
 
-    /// Computes the logits of `rows` into host memory.
-    pub(super) fn head_logits(
+    /// Picks a token after each of `rows`: drawn where `draws` says how and with what, else the most probable one.
+    pub(super) fn choose(
         &mut self,
         ops: &O,
         model: &Model<O>,
         shape: HeadShape,
         rows: &O::Act,
-        logits: &mut [f32],
+        draws: Option<(Sampling, &[f64])>,
+        ids: &mut [u32],
     ) {
         let w = model.show(ops, model.layout.head, Role::Evaluated, &mut self.scratch.head);
-        ops.head_logits(shape, rows, w, logits);
+        match draws {
+            Some((sampling, draws)) => ops.head_sample(shape, rows, w, sampling, draws, ids),
+            None => ops.head_argmax(shape, rows, w, ids),
+        }
     }
 
     /// Returns the longest pack it takes, tokens.

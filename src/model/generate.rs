@@ -3,7 +3,7 @@
 use super::decoder::{Attend, Workspace};
 use super::params::Model;
 use crate::error::{Error, Result};
-use crate::ops::{HeadShape, Ops, PackData, Role};
+use crate::ops::{HeadShape, Ops, PackData, Role, Sampling};
 use crate::rng::Stream;
 
 /// How the next token is chosen.
@@ -13,10 +13,8 @@ pub enum Choice {
     Greedy,
     /// Drawn from the softmax at a temperature, within the smallest set of tokens that holds `top_p`.
     Sample {
-        /// Divides the logits; positive.
-        temperature: f64,
-        /// Share of probability kept, in (0, 1].
-        top_p: f64,
+        /// Temperature and `top_p`.
+        sampling: Sampling,
         /// Root seed; the draw depends on it, the prompt's number and the token's alone.
         seed: u64,
     },
@@ -52,13 +50,18 @@ pub fn generate<O: Ops>(
     let mut order: Vec<usize> = (0..prompts.len()).collect();
     order.sort_by_key(|&i| (prompts[i].len(), i));
     let mut outputs = vec![Vec::new(); prompts.len()];
-    for group in order.chunks(request.batch.max(1)) {
-        let mut session = Session::new(ops, model, prompts, group, request)?;
-        session.run(ops, model, prompts, &mut outputs)?;
+    if prompts.is_empty() || request.max_new_tokens == 0 {
+        return Ok(outputs);
+    }
+    let groups: Vec<&[usize]> = order.chunks(request.batch.max(1)).collect();
+    let mut session = Session::new(ops, model, prompts, &groups, request)?;
+    for group in groups {
+        session.run(ops, model, prompts, group, &mut outputs)?;
     }
     Ok(outputs)
 }
 
+/// Buffers that fit every group of prompts, and the group at work.
 struct Session<'a, O: Ops> {
     group: &'a [usize],
     request: &'a Request,
@@ -67,7 +70,10 @@ struct Session<'a, O: Ops> {
     pack: O::Pack,
     data: PackData,
     rows: O::Act,
-    logits: Vec<f32>,
+    /// Places in the group of the prompts that still run, in the order of the pack's documents.
+    live: Vec<usize>,
+    /// The new token of each of these.
+    ids: Vec<u32>,
 }
 
 impl<'a, O: Ops> Session<'a, O> {
@@ -75,25 +81,28 @@ impl<'a, O: Ops> Session<'a, O> {
         ops: &O,
         model: &Model<O>,
         prompts: &[Vec<u32>],
-        group: &'a [usize],
+        groups: &[&[usize]],
         request: &'a Request,
     ) -> Result<Self> {
         let cfg = &model.config;
-        let longest = group.iter().map(|&i| prompts[i].len()).max().unwrap_or(0);
-        let tokens: usize = group.iter().map(|&i| prompts[i].len()).sum();
+        let tokens = |group: &&[usize]| group.iter().map(|&i| prompts[i].len()).sum::<usize>();
+        let tokens = groups.iter().map(tokens).max().unwrap_or(0);
+        let slots = groups.iter().map(|group| group.len()).max().unwrap_or(0);
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let capacity = longest + request.max_new_tokens;
         let caches = (0..cfg.layers)
-            .map(|l| ops.cache(group.len(), capacity, cfg.heads(l)))
+            .map(|l| ops.cache(slots, capacity, cfg.heads(l)))
             .collect::<Result<_>>()?;
         Ok(Self {
-            group,
+            group: &[],
             request,
             ws: Workspace::new(ops, model, tokens, false)?,
             caches,
             pack: ops.pack(tokens)?,
             data: PackData::default(),
-            rows: ops.act(group.len() * cfg.width)?,
-            logits: vec![0.0; group.len() * cfg.vocab],
+            rows: ops.act(slots * cfg.width)?,
+            live: Vec::new(),
+            ids: vec![0; slots],
         })
     }
 
@@ -102,26 +111,21 @@ impl<'a, O: Ops> Session<'a, O> {
         ops: &O,
         model: &Model<O>,
         prompts: &[Vec<u32>],
+        group: &'a [usize],
         outputs: &mut [Vec<u32>],
     ) -> Result<()> {
-        if self.request.max_new_tokens == 0 {
-            return Ok(());
-        }
+        (self.group, self.live) = (group, (0..group.len()).collect());
         self.data.clear();
         for (slot, &i) in self.group.iter().enumerate() {
             self.data.push(&prompts[i], |_| 0.0);
             self.data.slots.push(slot as u32);
         }
-        self.step(ops, model, true)?;
-        let mut live: Vec<usize> = (0..self.group.len()).collect();
+        self.step(ops, model, true, outputs)?;
         loop {
             self.data.clear();
-            let mut next = Vec::with_capacity(live.len());
-            for (row, &slot) in live.iter().enumerate() {
+            let mut next = Vec::with_capacity(self.live.len());
+            for (&slot, &id) in self.live.iter().zip(&self.ids) {
                 let i = self.group[slot];
-                let vocab = model.config.vocab;
-                let logits = &self.logits[row * vocab..(row + 1) * vocab];
-                let id = choose(logits, &self.request.choice, i as u64, outputs[i].len() as u64);
                 outputs[i].push(id);
                 let full = outputs[i].len() >= self.request.max_new_tokens;
                 if !full && !self.request.end_tokens.contains(&id) {
@@ -133,16 +137,23 @@ impl<'a, O: Ops> Session<'a, O> {
                     self.data.slots.push(slot as u32);
                 }
             }
-            live = next;
-            if live.is_empty() {
+            self.live = next;
+            if self.live.is_empty() {
                 return Ok(());
             }
-            self.step(ops, model, false)?;
+            self.step(ops, model, false, outputs)?;
         }
     }
 
-    /// Runs the loaded tokens and computes the logits after the last token of each document.
-    fn step(&mut self, ops: &O, model: &Model<O>, prefill: bool) -> Result<()> {
+    /// Runs the loaded tokens and picks the token after the last one of each document. The ids are all that a step
+    /// brings to the host.
+    fn step(
+        &mut self,
+        ops: &O,
+        model: &Model<O>,
+        prefill: bool,
+        outputs: &[Vec<u32>],
+    ) -> Result<()> {
         let n = self.data.tokens();
         ops.load_pack(&mut self.pack, &self.data);
         let caches = &mut self.caches;
@@ -151,61 +162,18 @@ impl<'a, O: Ops> Session<'a, O> {
         let last: Vec<u32> = self.data.starts.iter().skip(1).map(|end| end - 1).collect();
         let shape = HeadShape { n: last.len(), c: model.config.width, v: model.config.vocab };
         ops.gather_rows(shape.c, &last, &self.ws.h, &mut self.rows);
-        self.ws.head_logits(ops, model, shape, &self.rows, &mut self.logits);
+        let numbers;
+        let draws = match self.request.choice {
+            Choice::Greedy => None,
+            Choice::Sample { sampling, seed } => {
+                let stream = Stream::new(seed, "generate");
+                let draw = |i: usize| stream.uniform(i as u64, outputs[i].len() as u64);
+                numbers = self.live.iter().map(|slot| draw(self.group[*slot])).collect::<Vec<_>>();
+                Some((sampling, &numbers[..]))
+            }
+        };
+        let ids = &mut self.ids[..shape.n];
+        self.ws.choose(ops, model, shape, &self.rows, draws, ids);
         ops.sync()
-    }
-}
-
-fn choose(logits: &[f32], choice: &Choice, prompt: u64, position: u64) -> u32 {
-    match *choice {
-        Choice::Greedy => {
-            let mut best = 0;
-            for (v, z) in logits.iter().enumerate() {
-                if *z > logits[best] {
-                    best = v;
-                }
-            }
-            best as u32
-        }
-        Choice::Sample { temperature, top_p, seed } => {
-            let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let mut items: Vec<(f64, u32)> = logits
-                .iter()
-                .enumerate()
-                .map(|(v, z)| ((f64::from(z - max) / temperature).exp(), v as u32))
-                .collect();
-            items.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-            let total: f64 = items.iter().map(|item| item.0).sum();
-            let mut kept = 0.0;
-            let mut count = 0;
-            while count < items.len() && kept < top_p * total {
-                kept += items[count].0;
-                count += 1;
-            }
-            let mut left = Stream::new(seed, "generate").uniform(prompt, position) * kept;
-            for (weight, id) in &items[..count] {
-                left -= weight;
-                if left < 0.0 {
-                    return *id;
-                }
-            }
-            items[count.saturating_sub(1)].1
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn greedy_takes_the_smallest_of_equal_ids() {
-        assert_eq!(choose(&[0.0, 2.0, 2.0], &Choice::Greedy, 0, 0), 1);
-    }
-
-    #[test]
-    fn sample_with_tiny_top_p_is_greedy() {
-        let choice = Choice::Sample { temperature: 1.0, top_p: 1e-9, seed: 3 };
-        assert!((0..50).all(|i| choose(&[0.0, 1.0, 3.0, 2.0], &choice, 0, i) == 2));
     }
 }

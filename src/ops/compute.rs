@@ -1,5 +1,6 @@
 //! Forward and backward ops on activations.
 
+use super::choice::Sampling;
 use super::weight::{Matched, TokenWeight};
 use crate::error::Result;
 
@@ -444,6 +445,19 @@ pub trait Compute {
     );
     /// Copies rows `rows` of `x[N,C]` to the front of `y`.
     fn gather_rows(&self, c: usize, rows: &[u32], x: &Self::Act, y: &mut Self::Act);
-    /// Computes logits of `shape.n` rows into host memory, `logits[N,V]`.
-    fn head_logits(&self, shape: HeadShape, h: &Self::Act, w: Self::Weight<'_>, logits: &mut [f32]);
+    /// Picks the token with the largest logit of each row, as [`argmax`](super::choice::argmax) does; waits for it.
+    ///
+    /// Logits are made in chunks of rows on the device and stay there: `shape.n` ids come back, those of `ids`.
+    fn head_argmax(&self, shape: HeadShape, h: &Self::Act, w: Self::Weight<'_>, ids: &mut [u32]);
+    /// Draws a token for each row with `draws[row]`, uniform in [0, 1), as [`sample`](super::choice::sample) does
+    /// up to rounding; else like [`Compute::head_argmax`].
+    fn head_sample(
+        &self,
+        shape: HeadShape,
+        h: &Self::Act,
+        w: Self::Weight<'_>,
+        sampling: Sampling,
+        draws: &[f64],
+        ids: &mut [u32],
+    );
 }

@@ -5,12 +5,14 @@
 //! width, H heads, G kv heads, D head width, F ffn width, V vocabulary, O and I the outputs and inputs of a
 //! linear map. Matrices are row-major. Sums are taken in an order that depends on shapes alone.
 
+pub mod choice;
 pub mod compute;
 pub mod format;
 pub mod state;
 pub mod sweep;
 pub mod weight;
 
+pub use choice::Sampling;
 pub use compute::{
     Compute, Direction, HeadGrads, HeadShape, Heads, PackData, RopeTable, RowCounts, RowStats,
 };

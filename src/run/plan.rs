@@ -6,6 +6,7 @@
 use serde::Serialize;
 
 use super::Recipe;
+use crate::backend::gpu::{Precision, chunk_rows};
 use crate::error::{Error, Kind, Result};
 use crate::model::{Layout, ModelConfig};
 use crate::ops::{StateMode, TeacherForm};
@@ -14,14 +15,17 @@ use crate::optim::Optimizer;
 /// One gibibyte, in bytes.
 pub const GIB: f64 = 1073741824.0;
 
-/// Rows of the head that are swept at once; their logits never exist for a whole pack.
+/// Rows of the head that the CPU sweeps at once; their logits never exist for a whole pack.
 const HEAD_ROWS: u64 = 1024;
 /// What driver context, kernels and allocator granularity take of a GPU, in bytes.
-pub const DEVICE_RESERVE: u64 = 1 << 30;
-/// Ids, targets, positions, document numbers (4 bytes each), coefficients (8) of a token in a pack.
-const PACK_BYTES: u64 = 24;
-/// Per-row results copied to the host as f64: two rows of [`crate::method::passes::Passes`].
-const HOST_ROW_BYTES: u64 = 16;
+const DEVICE_RESERVE: u64 = 1 << 30;
+/// What single ops take for themselves at most, in bytes.
+const OP_SCRATCH: u64 = 16 << 20;
+/// Ids, targets, positions, document numbers (4 bytes each), three factors (8 each) of a token in the host's pack, and
+/// its row result as f64.
+const HOST_TOKEN_BYTES: u64 = 16 + 24 + 8;
+/// What a device keeps of a token in a pack: 15 numbers of 4 bytes in two packs that take turns; a draw and a picked id.
+const DEVICE_TOKEN_BYTES: u64 = 2 * 15 * 4 + 12;
 
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -29,8 +33,21 @@ const HOST_ROW_BYTES: u64 = 16;
 pub enum Target {
     /// Activations and frozen weights in fp32, logits in fp32.
     Cpu,
-    /// Activations and frozen weights in bf16 (`exact`: fp32), one GPU.
+    /// Activations and frozen weights in bf16, one GPU.
     Cuda,
+    /// Activations and frozen weights in fp32, one GPU.
+    #[serde(rename = "cuda fp32")]
+    CudaFp32,
+}
+
+impl Target {
+    /// Returns a GPU that stores activations in `precision`.
+    pub fn gpu(precision: Precision) -> Self {
+        match precision {
+            Precision::Bf16 => Self::Cuda,
+            Precision::Fp32 => Self::CudaFp32,
+        }
+    }
 }
 
 /// Bytes of one kind.
@@ -71,6 +88,8 @@ pub struct Plan {
     pub fits: bool,
     /// The longer of both contexts, in tokens.
     pub context: u64,
+    /// Tokens of a pack as the recipe says, at least one document.
+    pub pack_tokens: u64,
 }
 
 /// Numbers of activations and statistics that [`crate::model::Workspace`] keeps for one token when training.
@@ -83,9 +102,9 @@ pub fn workspace_per_token(config: &ModelConfig) -> (u64, u64) {
     let saved = (1 + norm) * qkv + hd + c + 2 * f;
     let saved_stats = 2 + h + norm * (h + g);
     let flow = 2 * c + qkv + hd;
-    // normed, h, h_ref; act; rstd and three row results, and the row weights of Passes.
+    // normed, h, h_ref; act; rstd and three row results, and the two rows of Passes.
     let acts = (l + 1) * c + l * saved + flow + 3 * c + f;
-    (acts, l * saved_stats + 5)
+    (acts, l * saved_stats + 6)
 }
 
 impl Plan {
@@ -101,8 +120,7 @@ impl Plan {
         let (all, trained) = (layout.parameters() as u64, layout.trainable() as u64);
         let exact = mode == StateMode::Exact;
         let form = recipe.teacher(mode);
-        let wide = exact || target == Target::Cpu;
-        let number = if wide { 4 } else { 2 };
+        let number = if target == Target::Cuda { 2 } else { 4 };
         let moments = if recipe.optim.optimizer == Optimizer::Adamw { 2 } else { 1 };
         let has_base = recipe.method.loss == "npo";
         let teacher = match form {
@@ -122,11 +140,23 @@ impl Plan {
             resident.push(Category { name: "base model", bytes: number * all });
         }
         let state_bytes = resident.iter().map(|c| c.bytes).sum();
-        let vocab = config.vocab as u64;
-        let logits = HEAD_ROWS * vocab * 4 * if recipe.method.penalty == "none" { 1 } else { 2 };
+        let (forget, retain) = (recipe.data.forget_context, recipe.data.retain_context);
+        let retain_used = recipe.method.penalty != "none";
+        let context = if retain_used { forget.max(retain) } else { forget } as u64;
+        let pack_tokens = context.max(recipe.run.pack_tokens as u64);
+        let (vocab, width) = (config.vocab as u64, config.width as u64);
+        // Those of the student and of the teacher; a device keeps differences of hidden rows too.
+        let logits = match target {
+            Target::Cpu => HEAD_ROWS * vocab * 4 * if retain_used { 2 } else { 1 },
+            _ => {
+                let rows = (chunk_rows(config.vocab) as u64).min(pack_tokens);
+                rows * (2 * 4 * vocab + number * width)
+            }
+        };
         resident.push(Category { name: "logits chunk", bytes: logits });
-        // Split weights and a teacher kept as drift are shown through a scratch, layer by layer.
-        let shown = !exact || form == TeacherForm::Drift;
+        // Split weights and a teacher kept as drift are shown through a scratch, layer by layer; a device that computes
+        // in bf16 shows all.
+        let shown = !exact || form == TeacherForm::Drift || target == Target::Cuda;
         let block = |b: usize| layout.blocks[b].len() as u64;
         let mut scratch = 2 * config.head_width as u64;
         if shown {
@@ -136,16 +166,15 @@ impl Plan {
             }
         }
         resident.push(Category { name: "scratch", bytes: number * scratch });
-        if target == Target::Cuda {
+        if target != Target::Cpu {
             resident.push(Category { name: "driver and kernels", bytes: DEVICE_RESERVE });
         }
         let resident_bytes: u64 = resident.iter().map(|c| c.bytes).sum();
         let (acts, stats) = workspace_per_token(config);
-        let bytes_per_token = number * acts + 4 * stats + PACK_BYTES + HOST_ROW_BYTES;
+        let host = target == Target::Cpu;
+        let pack = if host { HOST_TOKEN_BYTES } else { DEVICE_TOKEN_BYTES };
+        let bytes_per_token = number * acts + 4 * stats + pack;
         let max_tokens = memory.saturating_sub(resident_bytes) / bytes_per_token;
-        let (forget, retain) = (recipe.data.forget_context, recipe.data.retain_context);
-        let retain_used = recipe.method.penalty != "none";
-        let context = if retain_used { forget.max(retain) } else { forget } as u64;
         Self {
             mode: if exact { "exact" } else { "compact" },
             trainable: trained,
@@ -160,12 +189,47 @@ impl Plan {
             retain_documents: max_tokens / retain.max(1) as u64,
             fits: max_tokens >= context,
             context,
+            pack_tokens,
         }
     }
 
     /// Returns the bytes a run with packs of `tokens` tokens takes.
     pub fn bytes(&self, tokens: u64) -> u64 {
         self.resident_bytes.saturating_add(self.bytes_per_token.saturating_mul(tokens))
+    }
+
+    /// Returns the bytes of a run's own buffers on a GPU: without what driver and kernels take.
+    pub fn buffer_bytes(&self) -> u64 {
+        self.bytes(self.pack_tokens).saturating_sub(DEVICE_RESERVE)
+    }
+
+    /// Returns the bytes that a run takes on a GPU at once: its buffers, the rounding of their sizes and the scratch of
+    /// single ops, which [`DEVICE_RESERVE`] has room for.
+    pub fn arena_bytes(&self) -> u64 {
+        self.buffer_bytes() + self.buffer_bytes() / 512 + OP_SCRATCH
+    }
+
+    /// Fails like [`Plan::require`], and also where a document fits and the recipe's packs do not.
+    pub fn require_packs(&self) -> Result<()> {
+        self.require()?;
+        if self.max_tokens >= self.pack_tokens {
+            return Ok(());
+        }
+        let [needed, free] =
+            [self.bytes(self.pack_tokens), self.memory_bytes].map(|bytes| bytes as f64 / GIB);
+        Err(Error::new(
+            Kind::Memory,
+            format!(
+                "plan: state {}: packs of {} tokens need {needed:.1} GiB, memory is {free:.1} GiB",
+                self.mode, self.pack_tokens
+            ),
+        )
+        .hint(format!(
+            "ways out: --set run.pack_tokens={}; --set model.state=compact where not yet so; or a device with at \
+             least {:.0} GiB",
+            self.max_tokens,
+            needed.ceil()
+        )))
     }
 
     /// Fails with [`Kind::Memory`] and three ways out where not even one document fits.
@@ -266,7 +330,7 @@ mod tests {
     #[test]
     fn llama_2_7b_exact_does_not_fit_and_says_three_ways_out() {
         let plan = plan("llama-2-7b", StateMode::Exact, &[]);
-        assert_eq!(plan.state_bytes, 16 * plan.trainable + 4 * (plan.parameters - plan.trainable));
+        assert_eq!(plan.state_bytes, 16 * plan.trainable + 2 * (plan.parameters - plan.trainable));
         assert_eq!(plan.max_tokens, 0);
         let error = plan.require().unwrap_err();
         assert_eq!(error.kind(), Kind::Memory);
@@ -275,8 +339,8 @@ mod tests {
 
     #[test]
     fn workspace_per_token_of_tiny_is_counted_by_hand() {
-        // C 128, qkv 256, hd 128, F 384, L 5: 6*128 + 5*(256+128+128+768) + (256+256+128+384) + 3*128 + 384
-        assert_eq!(workspace_per_token(&model("tiny").unwrap()), (8960, 5 * 6 + 5));
+        // C 128, qkv 256, hd 128, F 384, L 5: 6*128 + 5*(256+128+128+768) + (256+256+128) + 3*128 + 384
+        assert_eq!(workspace_per_token(&model("tiny").unwrap()), (8576, 5 * 6 + 6));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use nepenthe::method::passes::Passes;
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Train};
 use nepenthe::ops::{StateMode, TeacherForm, UpdateRule};
+use nepenthe::run::conformance::trajectory;
 use serde_json::Value;
 
 /// A case's verdict: what was compared, or the first difference.
@@ -64,20 +65,9 @@ pub fn passes<T: Real>(
     Passes::new(&Cpu::new(), model, tokens, training).map_err(|e| e.to_string())
 }
 
-/// Reads padded batches `PREFIXinput_ids` and `PREFIXattention_mask` of any number of leading axes, one behind the
-/// other; `masked` false takes padding for text.
+/// Reads recorded batches; see [`trajectory::batches`].
 pub fn batches(file: &Weights, prefix: &str, masked: bool) -> Check<Vec<MicroBatch>> {
-    let error = |e: nepenthe::Error| e.to_string();
-    let name = format!("{prefix}input_ids");
-    let shape = file.info(&name).ok_or_else(|| format!("no {name}"))?.shape.clone();
-    let [.., rows, width] = shape[..] else { return Err(format!("{name}: shape {shape:?}")) };
-    let ids: Vec<u32> = file.read_i64(&name).map_err(error)?.iter().map(|&i| i as u32).collect();
-    let mask = file.read_i64(&format!("{prefix}attention_mask")).map_err(error)?;
-    let mask: Vec<u8> = mask.iter().map(|&m| if masked { m as u8 } else { 1 }).collect();
-    ids.chunks(rows * width)
-        .zip(mask.chunks(rows * width))
-        .map(|(ids, mask)| MicroBatch::from_padded(ids, mask, rows, width).map_err(error))
-        .collect()
+    trajectory::batches(file, prefix, masked).map_err(|e| e.to_string())
 }
 
 /// Compares two numbers by relative and absolute tolerance.

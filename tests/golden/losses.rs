@@ -4,9 +4,10 @@ use std::path::Path;
 
 use nepenthe::backend::cpu::{Cpu, Real};
 use nepenthe::io::safetensors::Weights;
-use nepenthe::method::{self, Knobs};
+use nepenthe::method;
 use nepenthe::model::Train;
 use nepenthe::ops::{Ops, TeacherForm, UpdateRule};
+use nepenthe::run::conformance::trajectory::knobs;
 use serde_json::Value;
 
 use crate::engine::*;
@@ -16,17 +17,6 @@ pub fn run(case: &Value, root: &Path) -> Check<String> {
     one::<f32>(case, root)?;
     let grads = one::<f64>(case, root)?;
     Ok(format!("value and {grads} gradients in f32 and f64"))
-}
-
-/// Reads the reference's argument names.
-pub fn knobs(args: &Value) -> Knobs {
-    let default = Knobs::default();
-    let get = |key: &str, default| args[key].as_f64().unwrap_or(default);
-    Knobs {
-        tol: get("tol", default.tol),
-        nlul_threshold: get("nlul_threshold", default.nlul_threshold),
-        beta_npo: get("beta_npo", default.beta_npo),
-    }
 }
 
 fn one<T: Real>(case: &Value, root: &Path) -> Check<usize>

@@ -7,7 +7,7 @@ use nepenthe::io::safetensors::Weights;
 use nepenthe::method::{self, Knobs};
 use nepenthe::model::Train;
 use nepenthe::model::layout::is_frozen;
-use nepenthe::ops::{Compute, HeadShape, Ops, PackData, Role, State, TeacherForm, UpdateRule};
+use nepenthe::ops::{Compute, Ops, PackData, Role, State, TeacherForm, UpdateRule};
 use serde_json::Value;
 
 use crate::engine::*;
@@ -73,12 +73,14 @@ where
         let mut pack = ops.pack(ids.len()).map_err(|e| e.to_string())?;
         ops.load_pack(&mut pack, &data);
         model.forward(&ops, &pack, ids.len(), Role::Evaluated, &mut passes.ws);
-        let shape = HeadShape { n: ids.len(), c: model.config.width, v };
-        let mut logits = vec![0.0; ids.len() * v];
+        let mut z = ops.act(ids.len() * v).map_err(|e| e.to_string())?;
         let mut scratch =
             model.block_scratch(&ops, model.layout.head).map_err(|e| e.to_string())?;
         let w = ops.view(&model.params[model.layout.head], Role::Evaluated, &mut scratch);
-        ops.head_logits(shape, &passes.ws.h, w, &mut logits);
+        let matrix = (v, model.config.width);
+        ops.linear(ids.len(), matrix, &passes.ws.h, w, None, None, &mut z);
+        let mut logits = vec![0.0; ids.len() * v];
+        ops.read_act(&z, &mut logits);
         // Logits reach the host in f32, whatever the arithmetic.
         for (got, want) in logits.iter().zip(&want[row * v..]) {
             let rounding = want.abs() * f64::from(f32::EPSILON);

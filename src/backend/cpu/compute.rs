@@ -1,13 +1,13 @@
 //! The catalogue's compute ops on the CPU.
 
 use super::gemm::{Matrix, parallel};
-use super::head::{MatchedRows, OneHot, Results, Sweep, accumulate, sweep};
+use super::head::{MatchedRows, OneHot, Results, Sweep, accumulate, each_logits, sweep};
 use super::rows::{each, each2, simd};
 use super::{Cpu, Grad, Real, attention, norm};
 use crate::error::Result;
 use crate::ops::{
     Compute, Direction, HeadGrads, HeadShape, Heads, Matched, PackData, RopeTable, RowStats,
-    TokenWeight,
+    Sampling, TokenWeight, choice,
 };
 
 /// A loaded pack: the host's own data.
@@ -410,10 +410,20 @@ impl<T: Real> Compute for Cpu<T> {
         }
     }
 
-    fn head_logits(&self, shape: HeadShape, h: &Vec<T>, w: &[T], logits: &mut [f32]) {
-        let HeadShape { n, c, v } = shape;
-        let mut wide = self.pool.lend(n * v);
-        parallel((n, v, c), Matrix::rows(h, c), Matrix::rows(w, c).t(), &mut wide, false);
-        logits.iter_mut().zip(wide.iter()).for_each(|(o, z)| *o = z.to_f32());
+    fn head_argmax(&self, shape: HeadShape, h: &Vec<T>, w: &[T], ids: &mut [u32]) {
+        each_logits(&self.pool, shape, h, w, ids, |_, logits| choice::argmax(logits));
+    }
+
+    fn head_sample(
+        &self,
+        shape: HeadShape,
+        h: &Vec<T>,
+        w: &[T],
+        sampling: Sampling,
+        draws: &[f64],
+        ids: &mut [u32],
+    ) {
+        let sample = |row: usize, logits: &[f32]| choice::sample(logits, sampling, draws[row]);
+        each_logits(&self.pool, shape, h, w, ids, sample);
     }
 }

@@ -196,6 +196,29 @@ fn each_row<T: Real>(
     )
 }
 
+/// Fills `out[row]` with `f(row, logits of the row)`, in chunks of rows; logits are rounded to f32.
+pub(super) fn each_logits<T: Real>(
+    pool: &Pool<T>,
+    HeadShape { n, c, v }: HeadShape,
+    h: &[T],
+    w: &[T],
+    out: &mut [u32],
+    f: impl Fn(usize, &[f32]) -> u32 + Sync,
+) {
+    let rows = chunk_rows(v);
+    let mut z = pool.lend(rows.min(n) * v);
+    for (g, out) in out[..n].chunks_mut(rows).enumerate() {
+        let (start, m) = (g * rows, out.len());
+        let h = Matrix::rows(&h[start * c..(start + m) * c], c);
+        parallel((m, v, c), h, Matrix::rows(w, c).t(), &mut z, false);
+        let z = &z[..m * v];
+        out.par_iter_mut().enumerate().for_each(|(r, out)| {
+            let narrow: Vec<f32> = z[r * v..(r + 1) * v].iter().map(|z| z.to_f32()).collect();
+            *out = f(start + r, &narrow);
+        });
+    }
+}
+
 /// `dw += a b`, wide or through a wide scratch into bf16.
 pub(super) fn accumulate<T: Real>(
     pool: &Pool<T>,

@@ -1,11 +1,11 @@
 //! The catalogue's compute ops as launches; each family's file in `ops` says how.
 
-use super::ops::{attention, embed, fused, generate, head, linear, norm, rope, swiglu};
+use super::ops::{attention, choose, embed, fused, generate, head, linear, norm, rope, swiglu};
 use super::{Act, Cache, Gpu, Grad, Pack, Stat, Weight};
 use crate::error::Result;
 use crate::ops::{
     Compute, Direction, HeadGrads, HeadShape, Heads, Matched, PackData, RopeTable, RowStats,
-    TokenWeight,
+    Sampling, TokenWeight,
 };
 
 impl Compute for Gpu {
@@ -273,7 +273,19 @@ impl Compute for Gpu {
         generate::gather(self, c, rows, x, y);
     }
 
-    fn head_logits(&self, shape: HeadShape, h: &Act, w: Weight<'_>, logits: &mut [f32]) {
-        head::logits(self, shape, h, w, logits);
+    fn head_argmax(&self, shape: HeadShape, h: &Act, w: Weight<'_>, ids: &mut [u32]) {
+        choose::argmax(self, shape, h, w, ids);
+    }
+
+    fn head_sample(
+        &self,
+        shape: HeadShape,
+        h: &Act,
+        w: Weight<'_>,
+        sampling: Sampling,
+        draws: &[f64],
+        ids: &mut [u32],
+    ) {
+        choose::sample(self, shape, h, w, sampling, draws, ids);
     }
 }

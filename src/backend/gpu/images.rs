@@ -11,6 +11,8 @@ pub struct Image {
     pub fatbin: &'static [u8],
     /// The entry points, in the order of their names.
     pub kernels: &'static [&'static str],
+    /// The most threads of a block of each of them, by its launch bounds; 0 for none.
+    pub threads: &'static [u32],
     /// What ptxas said: registers, shared memory and spills of each kernel and architecture.
     pub log: &'static str,
 }
@@ -58,6 +60,8 @@ mod tests {
             assert_eq!(image.fatbin.as_ptr() as usize % 16, 0);
             assert_eq!(image.fatbin[..4], 0xBA55_ED50_u32.to_le_bytes(), "{}", image.name);
             assert!(!image.kernels.is_empty(), "{}: no entry point", image.name);
+            assert_eq!(image.kernels.len(), image.threads.len(), "{}", image.name);
+            assert!(!image.threads.contains(&0), "{}: a kernel without launch bounds", image.name);
             assert!(image.spills().is_empty(), "{}: {:?}", image.name, image.spills());
             for target in ["for 'sm_80'", "for 'sm_90a'"] {
                 let found = image.log.lines().filter(|line| line.contains(target)).count();
@@ -77,7 +81,7 @@ mod tests {
     fn spills_names_a_line_with_spill_stores() {
         let log = "    8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads\n    \
                    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads";
-        let image = Image { name: "x", fatbin: &[], kernels: &[], log };
+        let image = Image { name: "x", fatbin: &[], kernels: &[], threads: &[], log };
         assert_eq!(image.spills().len(), 1);
     }
 }

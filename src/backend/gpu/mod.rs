@@ -18,7 +18,9 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use buffer::{Act, Grad, Pack, Stat, Weight};
+pub use ops::dynamic_shared;
 pub use ops::generate::Cache;
+pub use ops::head::chunk_rows;
 pub use ops::linear::Tile;
 pub use state::Param;
 pub use sweep::Tally;
@@ -108,6 +110,13 @@ impl Gpu {
     /// Returns the device.
     pub fn driver(&self) -> &Arc<dyn Driver> {
         &self.driver
+    }
+
+    /// Bounds the rows of a head chunk, so that small shapes too take several; `None` leaves them to the plan.
+    ///
+    /// For checks of the device. Reserve room after it; a sweep in more rows than were reserved is refused.
+    pub fn cap_head_rows(&self, cap: Option<usize>) {
+        ops::head::cap_rows(self, cap);
     }
 
     /// Returns the bytes held from the device and the bytes handed out to buffers.

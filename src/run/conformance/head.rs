@@ -15,6 +15,8 @@ const MASKS: [fn(usize) -> f64; 3] = [|_| 0.5, |row| [0.25, 0.0, -1.0][row % 3],
 const WAYS: [(bool, Option<StateMode>); 4] =
     [(false, None), (true, None), (true, Some(StateMode::Exact)), (true, Some(StateMode::Compact))];
 
+const TARGETS: [Matched; 3] = [Matched::Uniform, Matched::Kl, Matched::Qkl];
+
 fn formulas() -> [Option<TokenFormula>; 6] {
     let base = TokenFormula::constant(-1.0);
     [
@@ -48,14 +50,83 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
             let job = Job::new(&bench, shape, MASKS[(i + j) % 3], WAYS[(i + j) % 4]);
             verdicts.push(job.onehot(&bench, formula));
         }
-        for (j, target) in [Matched::Uniform, Matched::Kl, Matched::Qkl].into_iter().enumerate() {
+        for (j, target) in TARGETS.into_iter().enumerate() {
             for own in [false, true] {
                 let job = Job::new(&bench, shape, MASKS[(i + j) % 3], WAYS[(i + j + 1) % 4]);
                 verdicts.push(job.matched(&bench, target, own));
             }
         }
     }
+    chunked(&bench, &mut verdicts);
+    edges(&bench, &mut verdicts);
     verdicts
+}
+
+/// Sweeps in several chunks, the last one not full.
+fn chunked(bench: &Bench<'_>, verdicts: &mut Vec<Verdict>) {
+    for (i, (n, c, v, rows)) in
+        [(7, 16, 41, 3), (12, 24, 401, 5), (5, 33, 1000, 4), (9, 8, 3, 1)].into_iter().enumerate()
+    {
+        bench.gpu.cap_head_rows(Some(rows));
+        let job = |mask: usize, way: usize| {
+            let shape = HeadShape { n, c, v };
+            let job = Job::new(bench, shape, MASKS[mask % 3], WAYS[way % 4]);
+            Job { chunks: n.div_ceil(rows), ..job }
+        };
+        for (j, formula) in formulas().into_iter().enumerate() {
+            verdicts.push(job(i + j, j).onehot(bench, formula));
+        }
+        for (j, target) in TARGETS.into_iter().enumerate() {
+            verdicts.push(job(i + j, i + j).matched(bench, target, false));
+            verdicts.push(job(i + j + 1, i + j + 1).matched(bench, target, true));
+            // A pack without any coefficient.
+            verdicts.push(job(2, 2 + j).matched(bench, target, true));
+        }
+        verdicts.push(job(2, 2).onehot(bench, formulas()[1]));
+    }
+    bench.gpu.cap_head_rows(None);
+}
+
+/// Rows at which a formula could break down.
+fn edges(bench: &Bench<'_>, verdicts: &mut Vec<Verdict>) {
+    for (i, v) in [2, 41, 401, 1000].into_iter().enumerate() {
+        let way = WAYS[2 + i % 2];
+        // p -> 1: 1 - p from e^-8 to the smallest normal fp32 number, and one that is 0 there (between them lie sums
+        // of few bits, which nothing rests on), under weights with and without a pole there.
+        let peaks = Job::logits(v, 5, way, |row, target, random| {
+            let gap = [8.0, 17.0, 60.0, 86.0, 128.0][row];
+            if target { gap } else { random.below(16) as f64 / 16.0 }
+        });
+        for formula in &formulas()[..5] {
+            verdicts.push(peaks.onehot(bench, *formula));
+        }
+        // Equal logits: the target is hit where no smaller id has the largest one.
+        let ties = Job::logits(v, 9, way, |row, target, random| match row % 3 {
+            0 => 1.0,
+            1 if target => 2.0,
+            _ => random.below(3) as f64,
+        });
+        verdicts.push(ties.onehot(bench, formulas()[1]));
+        // Rows that are left out may have any weight: a document without targets has no mean to take one from.
+        let shape = HeadShape { n: 7, c: 24, v };
+        let mut job = Job::new(bench, shape, MASKS[1], way);
+        let odd = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
+        for (row, weight) in job.weights.iter_mut().enumerate() {
+            if job.data.coefs[row] == 0.0 {
+                *weight = odd[row / 3 % 3];
+            }
+        }
+        verdicts.push(job.onehot(bench, None));
+        // No difference to the teacher: value and gradient are exactly 0, which any tolerance of nothing demands.
+        let mut equal = Job::new(bench, shape, MASKS[0], way);
+        equal.h_ref = equal.h.clone();
+        equal.w_ref = equal.w.clone();
+        for target in [Matched::Kl, Matched::Qkl] {
+            for own in [false, true] {
+                verdicts.push(equal.matched(bench, target, own));
+            }
+        }
+    }
 }
 
 /// The inputs on the device.
@@ -78,6 +149,8 @@ struct Job {
     w_ref: Vec<f64>,
     weights: Vec<f64>,
     way: (bool, Option<StateMode>),
+    /// Into how many chunks the device cuts the rows.
+    chunks: usize,
 }
 
 impl Job {
@@ -96,7 +169,27 @@ impl Job {
         let w = bench.round(&random.vec(v * c));
         let w_ref = bench.round(&random.vec(v * c));
         let weights = random.vec(n).iter().map(|x| f64::from(*x as f32)).collect();
-        Self { shape, data, h, h_ref: bench.round(&h_ref), w, w_ref, weights, way }
+        let h_ref = bench.round(&h_ref);
+        Self { shape, data, h, h_ref, w, w_ref, weights, way, chunks: 1 }
+    }
+
+    /// Rows of given logits, of which `z(row, whether it is the target's, ..)` makes one: multiples of 1/16 of at
+    /// most 8 bits, so that they are exact in every precision. Hidden rows are unit vectors.
+    fn logits(
+        v: usize,
+        n: usize,
+        way: (bool, Option<StateMode>),
+        z: impl Fn(usize, bool, &mut Random) -> f64,
+    ) -> Self {
+        let mut random = Random::new(&format!("head logits {n} {v}"));
+        let data = documents(&[n], v, &mut random);
+        let target = |row: usize| data.targets[row] as usize;
+        let w: Vec<f64> =
+            (0..v * n).map(|i| z(i % n, i / n == target(i % n), &mut random)).collect();
+        let h: Vec<f64> = (0..n * n).map(|i| f64::from(u8::from(i / n == i % n))).collect();
+        let shape = HeadShape { n, c: n, v };
+        let (h_ref, w_ref, weights) = (h.clone(), w.clone(), vec![1.0; n]);
+        Self { shape, data, h, h_ref, w, w_ref, weights, way, chunks: 1 }
     }
 
     fn judge(
@@ -143,12 +236,16 @@ impl Job {
                     .then(|| HeadGrads { dh: &mut dh_want, dw: mode.map(|_| &mut dw_want) });
                 on_cpu(&mut want, to);
                 let (stored, logits) = (Dtype::F32, (bench.products(), c + v));
-                let stat = |name, got: &Stat, want| Output {
-                    name,
-                    got: bench.read_stat(got, n),
-                    want,
-                    stored,
-                    sums: matched.unwrap_or(logits),
+                let stat = |name, got: &Stat, mut want: Vec<f64>| {
+                    let mut got = bench.read_stat(got, n);
+                    // What is no number must be the same one.
+                    for (got, want) in got.iter_mut().zip(&mut want) {
+                        let same = f64::from(*got) == *want || got.is_nan() && want.is_nan();
+                        if !want.is_finite() && same {
+                            (*got, *want) = (0.0, 0.0);
+                        }
+                    }
+                    Output { name, got, want, stored, sums: matched.unwrap_or(logits) }
                 };
                 let mut outputs = vec![stat("value", &stats.value, want.value)];
                 if matched.is_none() {
@@ -171,7 +268,7 @@ impl Job {
                     });
                 }
                 if let Some(mode) = mode.filter(|_| backward) {
-                    outputs.push(grad_output(gpu, &dw, &dw_want, mode, sums, 1));
+                    outputs.push(grad_output(gpu, &dw, &dw_want, mode, sums, self.chunks));
                 }
                 Ok(outputs)
             },

@@ -4,6 +4,7 @@
 //! the CPU in f64; outputs start as NaN, so that an entry nobody wrote is found.
 
 mod attention;
+mod choose;
 mod embed;
 mod fused;
 mod generate;
@@ -15,6 +16,7 @@ mod state;
 mod swiglu;
 mod tally;
 mod tolerance;
+pub mod trajectory;
 
 pub use tolerance::{Dtype, tol};
 
@@ -41,6 +43,7 @@ pub const FAMILIES: &[Family] = &[
     ("head", head::run),
     ("tally", tally::run),
     ("generate", generate::run),
+    ("choose", choose::run),
     ("state", state::run),
 ];
 

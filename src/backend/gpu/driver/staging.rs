@@ -3,6 +3,7 @@
 
 use cudarc::driver::sys::CUevent_flags;
 use cudarc::driver::{result, sys};
+use rayon::prelude::*;
 
 use super::cuda::{check, check_memory};
 use crate::error::Result;
@@ -11,6 +12,8 @@ use crate::error::Result;
 const SLOT: usize = 4 << 20;
 /// Slots; while the device reads one, the host fills the next.
 const SLOTS: usize = 8;
+/// Bytes that one core copies at a time.
+const PIECE: usize = 512 << 10;
 
 /// A ring of slots, filled in order. Small uploads share a slot.
 #[derive(Debug)]
@@ -30,9 +33,11 @@ impl Staging {
     /// Allocates the ring; the device's context must be current.
     pub(super) fn new() -> Result<Self> {
         let bytes = SLOT * SLOTS;
-        // SAFETY: a context is current; the memory is written before it is read.
+        // SAFETY: a context is current.
         let memory = unsafe { result::malloc_host(bytes, 0) }
             .map_err(|error| check_memory("pinned host memory", bytes as u64, None, error))?;
+        // SAFETY: the driver has just handed out these bytes.
+        unsafe { std::ptr::write_bytes(memory.cast::<u8>(), 0, bytes) };
         let events = [std::ptr::null_mut(); SLOTS];
         let mut ring =
             Self { memory: memory.cast(), events, pending: [false; SLOTS], slot: 0, used: 0 };
@@ -60,13 +65,16 @@ impl Staging {
                 self.turn(stream)?;
             }
             let (now, rest) = bytes.split_at(bytes.len().min(SLOT - self.used));
-            // SAFETY: slot and used stay inside the ring; nothing is reading this part, because the slot's event
-            // was waited for when the slot was entered and every part of it is handed out once.
+            // SAFETY: slot and used stay inside the ring, which was zeroed; nothing is reading this part, because the
+            // slot's event was waited for when the slot was entered and every part of it is handed out once.
             let part = unsafe {
                 let part = self.memory.add(self.slot * SLOT + self.used);
-                std::ptr::copy_nonoverlapping(now.as_ptr(), part, now.len());
-                std::slice::from_raw_parts(part.cast_const(), now.len())
+                std::slice::from_raw_parts_mut(part, now.len())
             };
+            // One core copies slower than the bus takes.
+            part.par_chunks_mut(PIECE).zip(now.par_chunks(PIECE)).for_each(|(to, from)| {
+                to.copy_from_slice(from);
+            });
             // SAFETY: the caller vouches for the range and the context; the pinned bytes stay until the event.
             check("cuMemcpyHtoDAsync", unsafe {
                 result::memcpy_htod_async(address, part, stream)

@@ -109,6 +109,15 @@ impl Plan {
     }
 }
 
+/// Returns the dynamic shared memory of a block of `kernel`, if it is one of attention: of the kernels for any head
+/// width at `d`.
+pub(super) fn shared(kernel: &str, d: usize) -> Option<u32> {
+    let tensor = [64, 80, 96, 128].into_iter().filter_map(|d| plan(Precision::Bf16, d));
+    let any = [Precision::Bf16, Precision::Fp32].map(|precision| plain(precision, d));
+    let mut kernels = tensor.chain(any).flat_map(|plan| [plan.forward, plan.dq, plan.dkv]);
+    kernels.find(|known| known.name == kernel).map(|known| known.shared)
+}
+
 /// Returns the window as the kernels take it.
 pub(super) fn window(heads: Heads) -> u32 {
     heads.window.map_or(NO_WINDOW, |w| w.min(NO_WINDOW as usize) as u32)

@@ -17,24 +17,39 @@ const LOGITS: usize = 1 << 26;
 #[derive(Debug, Clone, Copy, Default)]
 pub(in crate::backend::gpu) struct Room {
     /// fp32 logits, which become gradients.
-    logits: u64,
+    pub(super) logits: u64,
     /// The teacher's fp32 logits.
     teacher: u64,
     /// h - h_ref, in the precision of storage.
     difference: u64,
-    /// How many logits and how many differences fit.
-    fits: (usize, usize),
+    /// A number in [0, 1) for each row, f64.
+    pub(super) draws: u64,
+    /// The token picked for each row, u32.
+    pub(super) ids: u64,
+    /// How many logits, differences, and rows of draws and ids fit.
+    fits: (usize, usize, usize),
+    /// Rows of a chunk at most, where a caller wants them fewer than the plan's.
+    cap: Option<usize>,
 }
 
-/// Returns the rows of a chunk; it depends on the shape alone.
-fn plan(shape: HeadShape) -> usize {
-    (LOGITS / shape.v.max(1)).max(ROWS).min(shape.n)
+/// Returns the rows of a chunk of logits over a vocabulary of `v`, where a pack has as many.
+pub fn chunk_rows(v: usize) -> usize {
+    (LOGITS / v.max(1)).max(ROWS)
+}
+
+/// Returns the rows of a chunk; it depends on the shape and the cap alone.
+fn plan(shape: HeadShape, cap: Option<usize>) -> usize {
+    chunk_rows(shape.v).min(cap.unwrap_or(usize::MAX).max(1)).min(shape.n)
+}
+
+pub(in crate::backend::gpu) fn cap_rows(gpu: &Gpu, cap: Option<usize>) {
+    gpu.head.lock().unwrap_or_else(PoisonError::into_inner).cap = cap;
 }
 
 pub(in crate::backend::gpu) fn reserve(gpu: &Gpu, shape: HeadShape) -> Result<()> {
-    let rows = plan(shape);
-    let (logits, hidden) = (rows * shape.v, rows * shape.c);
     let mut room = gpu.head.lock().unwrap_or_else(PoisonError::into_inner);
+    let rows = plan(shape, room.cap);
+    let (logits, hidden) = (rows * shape.v, rows * shape.c);
     if logits > room.fits.0 {
         room.logits = gpu.arena.alloc(4 * logits as u64)?;
         room.teacher = gpu.arena.alloc(4 * logits as u64)?;
@@ -44,14 +59,19 @@ pub(in crate::backend::gpu) fn reserve(gpu: &Gpu, shape: HeadShape) -> Result<()
         room.difference = gpu.arena.alloc(hidden as u64 * gpu.precision().bytes())?;
         room.fits.1 = hidden;
     }
+    if shape.n > room.fits.2 {
+        room.draws = gpu.arena.alloc(8 * shape.n as u64)?;
+        room.ids = gpu.arena.alloc(4 * shape.n as u64)?;
+        room.fits.2 = shape.n;
+    }
     Ok(())
 }
 
 /// Returns the room and the rows of a chunk, if [`reserve`] has made enough.
-fn room(gpu: &Gpu, shape: HeadShape) -> Option<(Room, usize)> {
+pub(super) fn room(gpu: &Gpu, shape: HeadShape) -> Option<(Room, usize)> {
     let room = *gpu.head.lock().unwrap_or_else(PoisonError::into_inner);
-    let rows = plan(shape);
-    if rows * shape.v > room.fits.0 || rows * shape.c > room.fits.1 {
+    let rows = plan(shape, room.cap);
+    if rows * shape.v > room.fits.0 || rows * shape.c > room.fits.1 || shape.n > room.fits.2 {
         gpu.refuse(format!("head: no room for {rows} rows of {} logits was reserved", shape.v));
         return None;
     }
@@ -59,7 +79,14 @@ fn room(gpu: &Gpu, shape: HeadShape) -> Option<(Room, usize)> {
 }
 
 /// Makes fp32 logits of `m` rows at `h`.
-fn product(gpu: &Gpu, HeadShape { c, v, .. }: HeadShape, m: usize, h: u64, w: u64, z: u64) {
+pub(super) fn product(
+    gpu: &Gpu,
+    HeadShape { c, v, .. }: HeadShape,
+    m: usize,
+    h: u64,
+    w: u64,
+    z: u64,
+) {
     let job = Gemm {
         layout: Layout::Nt,
         m,
@@ -221,33 +248,17 @@ pub(in crate::backend::gpu) fn matched(
     }
 }
 
-pub(in crate::backend::gpu) fn logits(
-    gpu: &Gpu,
-    shape: HeadShape,
-    h: &Act,
-    w: Weight<'_>,
-    logits: &mut [f32],
-) {
-    let Some((room, rows)) = room(gpu, shape) else {
-        return;
-    };
-    for (i, out) in logits[..shape.n * shape.v].chunks_mut((rows * shape.v).max(1)).enumerate() {
-        let hidden = (i * rows * shape.c) as u64 * gpu.precision().bytes();
-        product(gpu, shape, out.len() / shape.v, h.at + hidden, w.at, room.logits);
-        gpu.keep(gpu.driver.download(room.logits, bytemuck::cast_slice_mut(out)));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn plan_keeps_chunks_tall() {
-        let rows = |n, v| plan(HeadShape { n, c: 64, v });
+        let rows = |n, v| plan(HeadShape { n, c: 64, v }, None);
         assert_eq!(rows(20_000, 128_256), 1024);
         assert_eq!(rows(20_000, 32_000), 2097);
         assert_eq!(rows(300, 32_000), 300);
         assert_eq!(rows(5, 1), 5);
+        assert_eq!(plan(HeadShape { n: 20_000, c: 64, v: 32_000 }, Some(7)), 7);
     }
 }

@@ -146,6 +146,18 @@ fn kernel(layout: Layout, precision: Precision, tile: Tile) -> &'static str {
     }
 }
 
+/// Returns the dynamic shared memory of a block of `kernel`, if it is a product: by the tile that its name ends in.
+pub(super) fn shared(kernel: &str) -> Option<u32> {
+    [Tile::Large, Tile::Medium, Tile::Small, Tile::Any]
+        .into_iter()
+        .find(|tile| {
+            let (rows, columns) = tile.size();
+            kernel.ends_with(&format!("_{rows}x{columns}"))
+                || *tile == Tile::Any && kernel.starts_with("gemm_") && kernel.ends_with("_any")
+        })
+        .map(Tile::shared)
+}
+
 /// Starts a product.
 pub(in crate::backend::gpu) fn gemm(gpu: &Gpu, job: &Gemm) {
     let stored = gpu.precision().bytes();

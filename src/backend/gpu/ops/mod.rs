@@ -1,6 +1,7 @@
 //! One file a family of kernels: geometry and launches.
 
 pub(super) mod attention;
+pub(super) mod choose;
 mod columns;
 pub(super) mod embed;
 pub(super) mod fused;
@@ -10,3 +11,23 @@ pub(super) mod linear;
 pub(super) mod norm;
 pub(super) mod rope;
 pub(super) mod swiglu;
+
+/// Returns the dynamic shared memory that a block of `kernel` is launched with, in bytes; of the attention kernels for
+/// any head width at width `d`.
+pub fn dynamic_shared(kernel: &str, d: usize) -> u32 {
+    linear::shared(kernel).or_else(|| attention::shared(kernel, d)).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::dynamic_shared;
+
+    #[test]
+    fn dynamic_shared_knows_products_and_attention_by_name() {
+        assert_eq!(dynamic_shared("gemm_nt_bf16_64x64", 128), 4 * 64 * 128);
+        assert_eq!(dynamic_shared("gemm_tn_f32_any", 128), 4 * 64 * 128);
+        assert_eq!(dynamic_shared("attention_mma64_bf16", 1), 2 * 256 * 72);
+        assert!(dynamic_shared("attention_f32", 128) > dynamic_shared("attention_f32", 12));
+        assert_eq!(dynamic_shared("decode_any_bf16", 128), 0);
+    }
+}
