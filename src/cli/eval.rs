@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::eval::muse;
 use crate::method::passes::Passes;
 use crate::model::Model;
-use crate::model::generate::{Choice, Request};
+use crate::model::generate::{Choice, Generator, Request};
 use crate::model::params::Keeping;
 use crate::ops::Ops;
 use crate::run::Folder;
@@ -131,9 +131,11 @@ impl Job for Evaluation<'_> {
             nll.push(value);
         }
         let mut verbmem = Vec::with_capacity(self.memories.len());
+        let mut generator = Generator::default();
         for (path, one) in self.memories {
             note(&format!("{}: generating for {} prompts", path.display(), one.len()));
-            let result = one.measure(ops, &mut model, &self.tokenizer, &self.request);
+            let result =
+                one.measure(ops, &mut model, &self.tokenizer, &self.request, &mut generator);
             let (all, items) = result.map_err(|e| e.at(path.display()))?;
             verbmem.push(json!({
                 "file": path.display().to_string(), "prompts": items.len(),

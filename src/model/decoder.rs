@@ -109,7 +109,7 @@ impl<O: Ops> Workspace<O> {
             None
         };
         let trained_head = model.layout.blocks[model.layout.head].trainable;
-        ops.reserve(HeadShape { n: tokens, c: cfg.width, v: cfg.vocab })?;
+        ops.reserve(HeadShape { n: tokens, c: cfg.width, v: cfg.vocab }, training)?;
         Ok(Self {
             tokens,
             x,

@@ -33,43 +33,122 @@ pub struct Request {
     pub batch: usize,
 }
 
-/// Generates a continuation of every prompt; returns the new ids only, in the order of the prompts.
-///
-/// Prompts are packed, not padded: positions count from the first token of each, so the batch size changes
-/// nothing but speed. An empty prompt is an error.
+/// Generates a continuation of every prompt with buffers of its own; see [`Generator::generate`].
 pub fn generate<O: Ops>(
     ops: &O,
     model: &mut Model<O>,
     prompts: &[Vec<u32>],
     request: &Request,
 ) -> Result<Vec<Vec<u32>>> {
-    if let Some(i) = prompts.iter().position(Vec::is_empty) {
-        return Err(Error::data(format!("prompt {i}: has no tokens, nothing to continue")));
-    }
-    // Long and short prompts are kept apart, so that a batch finishes together.
-    let mut order: Vec<usize> = (0..prompts.len()).collect();
-    order.sort_by_key(|&i| (prompts[i].len(), i));
-    let mut outputs = vec![Vec::new(); prompts.len()];
-    if prompts.is_empty() || request.max_new_tokens == 0 {
-        return Ok(outputs);
-    }
-    let groups: Vec<&[usize]> = order.chunks(request.batch.max(1)).collect();
-    let mut session = Session::new(ops, model, prompts, &groups, request)?;
-    for group in groups {
-        session.run(ops, model, prompts, group, &mut outputs)?;
-    }
-    Ok(outputs)
+    Generator::default().generate(ops, model, prompts, request)
 }
 
-/// Buffers that fit every group of prompts, and the group at work.
-struct Session<'a, O: Ops> {
-    group: &'a [usize],
-    request: &'a Request,
+/// The buffers of generation, kept for the next prompts: a device's memory is given back at the end of a run only.
+pub struct Generator<O: Ops> {
+    room: Option<Room<O>>,
+}
+
+impl<O: Ops> Default for Generator<O> {
+    fn default() -> Self {
+        Self { room: None }
+    }
+}
+
+impl<O: Ops> Generator<O> {
+    /// Generates a continuation of every prompt; returns the new ids only, in the order of the prompts.
+    ///
+    /// Prompts are packed, not padded: positions count from the first token of each, so the batch size changes
+    /// nothing but speed. An empty prompt is an error. All models that use one generator must be of one shape.
+    pub fn generate(
+        &mut self,
+        ops: &O,
+        model: &mut Model<O>,
+        prompts: &[Vec<u32>],
+        request: &Request,
+    ) -> Result<Vec<Vec<u32>>> {
+        if let Some(i) = prompts.iter().position(Vec::is_empty) {
+            return Err(Error::data(format!("prompt {i}: has no tokens, nothing to continue")));
+        }
+        // Long and short prompts are kept apart, so that a batch finishes together.
+        let mut order: Vec<usize> = (0..prompts.len()).collect();
+        order.sort_by_key(|&i| (prompts[i].len(), i));
+        let mut outputs = vec![Vec::new(); prompts.len()];
+        if prompts.is_empty() || request.max_new_tokens == 0 {
+            return Ok(outputs);
+        }
+        let groups: Vec<&[usize]> = order.chunks(request.batch.max(1)).collect();
+        let tokens = |group: &&[usize]| group.iter().map(|&i| prompts[i].len()).sum::<usize>();
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let wanted = Size {
+            tokens: groups.iter().map(tokens).max().unwrap_or(0),
+            slots: groups.iter().map(|group| group.len()).max().unwrap_or(0),
+            capacity: longest + request.max_new_tokens,
+        };
+        let room = match self.room.take().filter(|room| room.size.holds(wanted)) {
+            Some(room) => room,
+            None => Room::new(ops, model, wanted)?,
+        };
+        let mut session = Session {
+            group: &[],
+            request,
+            ids: vec![0; room.size.slots],
+            room,
+            data: PackData::default(),
+            live: Vec::new(),
+        };
+        for group in groups {
+            session.run(ops, model, prompts, group, &mut outputs)?;
+        }
+        self.room = Some(session.room);
+        Ok(outputs)
+    }
+}
+
+/// What buffers hold: tokens of a prefill, prompts at the same time, tokens of a prompt and its continuation.
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    tokens: usize,
+    slots: usize,
+    capacity: usize,
+}
+
+impl Size {
+    fn holds(self, wanted: Self) -> bool {
+        self.tokens >= wanted.tokens
+            && self.slots >= wanted.slots
+            && self.capacity >= wanted.capacity
+    }
+}
+
+/// Buffers of a size.
+struct Room<O: Ops> {
+    size: Size,
     ws: Workspace<O>,
     caches: Vec<O::Cache>,
     pack: O::Pack,
-    data: PackData,
     rows: O::Act,
+}
+
+impl<O: Ops> Room<O> {
+    fn new(ops: &O, model: &Model<O>, size: Size) -> Result<Self> {
+        let cfg = &model.config;
+        let cache = |l| ops.cache(size.slots, size.capacity, cfg.heads(l));
+        Ok(Self {
+            size,
+            ws: Workspace::new(ops, model, size.tokens, false)?,
+            caches: (0..cfg.layers).map(cache).collect::<Result<_>>()?,
+            pack: ops.pack(size.tokens)?,
+            rows: ops.act(size.slots * cfg.width)?,
+        })
+    }
+}
+
+/// Buffers, and the group of prompts at work.
+struct Session<'a, O: Ops> {
+    group: &'a [usize],
+    request: &'a Request,
+    room: Room<O>,
+    data: PackData,
     /// Places in the group of the prompts that still run, in the order of the pack's documents.
     live: Vec<usize>,
     /// The new token of each of these.
@@ -77,35 +156,6 @@ struct Session<'a, O: Ops> {
 }
 
 impl<'a, O: Ops> Session<'a, O> {
-    fn new(
-        ops: &O,
-        model: &Model<O>,
-        prompts: &[Vec<u32>],
-        groups: &[&[usize]],
-        request: &'a Request,
-    ) -> Result<Self> {
-        let cfg = &model.config;
-        let tokens = |group: &&[usize]| group.iter().map(|&i| prompts[i].len()).sum::<usize>();
-        let tokens = groups.iter().map(tokens).max().unwrap_or(0);
-        let slots = groups.iter().map(|group| group.len()).max().unwrap_or(0);
-        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let capacity = longest + request.max_new_tokens;
-        let caches = (0..cfg.layers)
-            .map(|l| ops.cache(slots, capacity, cfg.heads(l)))
-            .collect::<Result<_>>()?;
-        Ok(Self {
-            group: &[],
-            request,
-            ws: Workspace::new(ops, model, tokens, false)?,
-            caches,
-            pack: ops.pack(tokens)?,
-            data: PackData::default(),
-            rows: ops.act(slots * cfg.width)?,
-            live: Vec::new(),
-            ids: vec![0; slots],
-        })
-    }
-
     fn run(
         &mut self,
         ops: &O,
@@ -155,13 +205,13 @@ impl<'a, O: Ops> Session<'a, O> {
         outputs: &[Vec<u32>],
     ) -> Result<()> {
         let n = self.data.tokens();
-        ops.load_pack(&mut self.pack, &self.data);
-        let caches = &mut self.caches;
+        let Room { ws, caches, pack, rows, .. } = &mut self.room;
+        ops.load_pack(pack, &self.data);
         let attend = if prefill { Attend::Prefill(caches) } else { Attend::Decode(caches) };
-        model.run(ops, &self.pack, n, Role::Evaluated, &mut self.ws, attend);
+        model.run(ops, pack, n, Role::Evaluated, ws, attend);
         let last: Vec<u32> = self.data.starts.iter().skip(1).map(|end| end - 1).collect();
         let shape = HeadShape { n: last.len(), c: model.config.width, v: model.config.vocab };
-        ops.gather_rows(shape.c, &last, &self.ws.h, &mut self.rows);
+        ops.gather_rows(shape.c, &last, &ws.h, rows);
         let numbers;
         let draws = match self.request.choice {
             Choice::Greedy => None,
@@ -173,7 +223,7 @@ impl<'a, O: Ops> Session<'a, O> {
             }
         };
         let ids = &mut self.ids[..shape.n];
-        self.ws.choose(ops, model, shape, &self.rows, draws, ids);
+        ws.choose(ops, model, shape, rows, draws, ids);
         ops.sync()
     }
 }

@@ -197,8 +197,9 @@ pub trait Compute {
     fn read_act(&self, act: &Self::Act, out: &mut [f32]);
     /// Copies host numbers into the first entries of `act`, rounded to the nearest stored number.
     fn write_act(&self, values: &[f32], act: &mut Self::Act);
-    /// Makes room for head sweeps over packs of up to `shape.n` rows, so that none allocates later.
-    fn reserve(&self, shape: HeadShape) -> Result<()>;
+    /// Makes room for head sweeps over packs of up to `shape.n` rows, those of matched rows only where asked for, so that
+    /// none allocates later.
+    fn reserve(&self, shape: HeadShape, matched: bool) -> Result<()>;
     /// Sets the first `len` activations to 0.
     fn zero(&self, len: usize, act: &mut Self::Act);
     /// Waits for all work and returns the first error it met.

@@ -14,7 +14,7 @@ use crate::eval::muse;
 use crate::eval::rouge::{Aggregate, Rouge, Scorer};
 use crate::method::passes::Passes;
 use crate::model::Model;
-use crate::model::generate::{Choice, Request, generate};
+use crate::model::generate::{Choice, Generator, Request};
 use crate::ops::Ops;
 
 /// Documents scored at a time.
@@ -183,8 +183,9 @@ impl Memory {
         model: &mut Model<O>,
         tokenizer: &Tokenizer,
         request: &Request,
+        generator: &mut Generator<O>,
     ) -> Result<(Aggregate, Vec<Sample>)> {
-        let outputs = generate(ops, model, &self.prompts, request)?;
+        let outputs = generator.generate(ops, model, &self.prompts, request)?;
         let scorer = Scorer::new();
         let mut rouges: Vec<Rouge> = Vec::with_capacity(outputs.len());
         let mut samples = Vec::with_capacity(outputs.len());
@@ -322,10 +323,12 @@ impl Suite {
         ops: &O,
         model: &mut Model<O>,
         passes: &mut Passes<O>,
+        generator: &mut Generator<O>,
     ) -> Result<Measured> {
         let mut measured = Measured::default();
         for (name, memory) in &self.memories {
-            let (all, samples) = memory.measure(ops, model, &self.tokenizer, &self.request)?;
+            let (all, samples) =
+                memory.measure(ops, model, &self.tokenizer, &self.request, generator)?;
             measured.figures.insert((*name).to_owned(), all.mean_rouge_l);
             if *name == "verbmem_forget" {
                 measured.samples = samples.into_iter().take(SAMPLES).collect();

@@ -19,6 +19,7 @@ use crate::io::atomic::{recover_all, write_file_atomic};
 use crate::io::checkpoint::Checkpoint;
 use crate::method::passes::Passes;
 use crate::method::{MeanTeacher, Method, StepReport};
+use crate::model::generate::Generator;
 use crate::model::params::Keeping;
 use crate::model::{Layout, Model};
 use crate::ops::Ops;
@@ -67,6 +68,7 @@ struct Run<'a, O: Ops> {
     retain: Option<Stream>,
     state: MeanTeacher<O>,
     suite: Suite,
+    generator: Generator<O>,
     watch: Watch,
     identity: Value,
     interrupt: StopFlag,
@@ -136,6 +138,7 @@ impl<'a, O: Ops> Run<'a, O> {
             retain,
             state,
             suite,
+            generator: Generator::default(),
             watch,
             identity,
             interrupt,
@@ -212,7 +215,7 @@ impl<'a, O: Ops> Run<'a, O> {
     /// Measures the student, keeps it where it is the best so far, and stops the run where the recipe says so.
     fn evaluate(&mut self, ops: &O, bar: &Progress) -> Result<()> {
         let MeanTeacher { model, passes, step, .. } = &mut self.state;
-        let measured = self.suite.measure(ops, model, passes)?;
+        let measured = self.suite.measure(ops, model, passes, &mut self.generator)?;
         let figures: Vec<String> =
             measured.figures.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
         bar.println(&format!("after {step} steps: {}", figures.join(", ")));
@@ -311,7 +314,7 @@ fn measure_folder<O: Ops>(ops: &O, suite: &Suite, folder: &Path) -> Result<Measu
     let folder = Folder::open(folder)?;
     let mut model = Model::load(ops, folder.config, &folder.weights, &Keeping::inference())?;
     let mut passes = Passes::new(ops, &model, suite.longest().max(1), false)?;
-    suite.measure(ops, &mut model, &mut passes)
+    suite.measure(ops, &mut model, &mut passes, &mut Generator::default())
 }
 
 /// Loads the model that the loss compares with.

@@ -79,7 +79,7 @@ impl<T: Real> Compute for Cpu<T> {
         act.iter_mut().zip(values).for_each(|(a, v)| *a = T::from_f32(*v));
     }
 
-    fn reserve(&self, _shape: HeadShape) -> Result<()> {
+    fn reserve(&self, _shape: HeadShape, _matched: bool) -> Result<()> {
         // The pool keeps what the first sweep lends.
         Ok(())
     }

@@ -53,8 +53,8 @@ impl Compute for Gpu {
         self.keep(self.upload_act(act.at, &values[..n]));
     }
 
-    fn reserve(&self, shape: HeadShape) -> Result<()> {
-        head::reserve(self, shape)
+    fn reserve(&self, shape: HeadShape, matched: bool) -> Result<()> {
+        head::reserve(self, shape, matched)
     }
 
     fn zero(&self, len: usize, act: &mut Act) {

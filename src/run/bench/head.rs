@@ -17,7 +17,7 @@ pub(super) fn run(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
     let mut data = documents(&preset.lengths(), v, &mut Random::new("head"));
     data.coefs.fill(1.0 / n as f64);
     gpu.load_pack(&mut pack, &data);
-    gpu.reserve(shape)?;
+    gpu.reserve(shape, true)?;
     let w = lab.act(&gpu, v * c, 0.02)?;
     let mut stats = RowStats { nll: gpu.stat(n)?, value: gpu.stat(n)?, hit: gpu.stat(n)? };
     let plain = TokenFormula::constant(1.0);

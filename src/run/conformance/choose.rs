@@ -121,7 +121,7 @@ impl Job {
         };
         bench.judge(format!("{how} {name} {n}x{c}x{v}"), || {
             let (gpu, cpu) = (bench.gpu, &bench.cpu);
-            gpu.reserve(*shape)?;
+            gpu.reserve(*shape, false)?;
             let (on_gpu, matrix) = (bench.act(h)?, bench.act(w)?);
             let matrix = matrix.as_weight();
             let (mut got, mut want) = (vec![u32::MAX; n], vec![0; n]);

@@ -46,7 +46,7 @@ fn pick(
     draws: Option<(Sampling, &[f64])>,
     ids: &mut [u32],
 ) {
-    let Some((room, rows)) = room(gpu, shape).filter(|_| shape.n > 0) else {
+    let Some((room, rows)) = room(gpu, shape, false).filter(|_| shape.n > 0) else {
         return;
     };
     if let Some((_, draws)) = draws {

@@ -26,10 +26,34 @@ pub(in crate::backend::gpu) struct Room {
     pub(super) draws: u64,
     /// The token picked for each row, u32.
     pub(super) ids: u64,
-    /// How many logits, differences, and rows of draws and ids fit.
-    fits: (usize, usize, usize),
+    fits: Fits,
     /// Rows of a chunk at most, where a caller wants them fewer than the plan's.
     cap: Option<usize>,
+}
+
+/// How many numbers of each kind a room holds.
+#[derive(Debug, Clone, Copy, Default)]
+struct Fits {
+    logits: usize,
+    teacher: usize,
+    hidden: usize,
+    rows: usize,
+}
+
+impl Fits {
+    /// What sweeps in chunks of `rows` need.
+    fn new(shape: HeadShape, rows: usize, matched: bool) -> Self {
+        let (logits, hidden) = (rows * shape.v, rows * shape.c);
+        let of = |n| if matched { n } else { 0 };
+        Self { logits, teacher: of(logits), hidden: of(hidden), rows: shape.n }
+    }
+
+    fn hold(self, wanted: Self) -> bool {
+        self.logits >= wanted.logits
+            && self.teacher >= wanted.teacher
+            && self.hidden >= wanted.hidden
+            && self.rows >= wanted.rows
+    }
 }
 
 /// Returns the rows of a chunk of logits over a vocabulary of `v`, where a pack has as many.
@@ -46,32 +70,35 @@ pub(in crate::backend::gpu) fn cap_rows(gpu: &Gpu, cap: Option<usize>) {
     gpu.head.lock().unwrap_or_else(PoisonError::into_inner).cap = cap;
 }
 
-pub(in crate::backend::gpu) fn reserve(gpu: &Gpu, shape: HeadShape) -> Result<()> {
+/// Makes room for sweeps of `shape`; that of matched rows, the teacher's logits among it, only where asked for.
+pub(in crate::backend::gpu) fn reserve(gpu: &Gpu, shape: HeadShape, matched: bool) -> Result<()> {
     let mut room = gpu.head.lock().unwrap_or_else(PoisonError::into_inner);
-    let rows = plan(shape, room.cap);
-    let (logits, hidden) = (rows * shape.v, rows * shape.c);
-    if logits > room.fits.0 {
-        room.logits = gpu.arena.alloc(4 * logits as u64)?;
-        room.teacher = gpu.arena.alloc(4 * logits as u64)?;
-        room.fits.0 = logits;
+    let wanted = Fits::new(shape, plan(shape, room.cap), matched);
+    if wanted.logits > room.fits.logits {
+        room.logits = gpu.arena.alloc(4 * wanted.logits as u64)?;
+        room.fits.logits = wanted.logits;
     }
-    if hidden > room.fits.1 {
-        room.difference = gpu.arena.alloc(hidden as u64 * gpu.precision().bytes())?;
-        room.fits.1 = hidden;
+    if wanted.teacher > room.fits.teacher {
+        room.teacher = gpu.arena.alloc(4 * wanted.teacher as u64)?;
+        room.fits.teacher = wanted.teacher;
     }
-    if shape.n > room.fits.2 {
-        room.draws = gpu.arena.alloc(8 * shape.n as u64)?;
-        room.ids = gpu.arena.alloc(4 * shape.n as u64)?;
-        room.fits.2 = shape.n;
+    if wanted.hidden > room.fits.hidden {
+        room.difference = gpu.arena.alloc(wanted.hidden as u64 * gpu.precision().bytes())?;
+        room.fits.hidden = wanted.hidden;
+    }
+    if wanted.rows > room.fits.rows {
+        room.draws = gpu.arena.alloc(8 * wanted.rows as u64)?;
+        room.ids = gpu.arena.alloc(4 * wanted.rows as u64)?;
+        room.fits.rows = wanted.rows;
     }
     Ok(())
 }
 
 /// Returns the room and the rows of a chunk, if [`reserve`] has made enough.
-pub(super) fn room(gpu: &Gpu, shape: HeadShape) -> Option<(Room, usize)> {
+pub(super) fn room(gpu: &Gpu, shape: HeadShape, matched: bool) -> Option<(Room, usize)> {
     let room = *gpu.head.lock().unwrap_or_else(PoisonError::into_inner);
     let rows = plan(shape, room.cap);
-    if rows * shape.v > room.fits.0 || rows * shape.c > room.fits.1 || shape.n > room.fits.2 {
+    if !room.fits.hold(Fits::new(shape, rows, matched)) {
         gpu.refuse(format!("head: no room for {rows} rows of {} logits was reserved", shape.v));
         return None;
     }
@@ -162,7 +189,7 @@ pub(in crate::backend::gpu) fn onehot(
     stats: &mut RowStats<Stat>,
     mut grads: Option<HeadGrads<'_, Act, Grad>>,
 ) {
-    let Some((room, rows)) = room(gpu, shape) else {
+    let Some((room, rows)) = room(gpu, shape, false) else {
         return;
     };
     let (formula, weights) = match weight {
@@ -209,7 +236,7 @@ pub(in crate::backend::gpu) fn matched(
     stats: &mut RowStats<Stat>,
     mut grads: Option<HeadGrads<'_, Act, Grad>>,
 ) {
-    let Some((room, rows)) = room(gpu, shape) else {
+    let Some((room, rows)) = room(gpu, shape, true) else {
         return;
     };
     let penalty = target != Matched::Uniform;
