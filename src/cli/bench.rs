@@ -115,7 +115,7 @@ fn text(lines: &[Measurement]) -> String {
         ]);
         if let Some(of) = line.memory {
             let [peak, planned] = [of.peak_bytes, of.planned_bytes].map(super::output::bytes);
-            memory.push_str(&format!("{} step: {peak} held, {planned} planned\n", line.name));
+            memory.push_str(&format!("{} step: {peak} in buffers, {planned} planned\n", line.name));
         }
     }
     let origin = &first.origin;

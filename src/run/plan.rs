@@ -18,7 +18,7 @@ pub const GIB: f64 = 1073741824.0;
 /// Rows of the head that the CPU sweeps at once; their logits never exist for a whole pack.
 const HEAD_ROWS: u64 = 1024;
 /// What driver context, kernels and allocator granularity take of a GPU, in bytes.
-pub const DEVICE_RESERVE: u64 = 1 << 30;
+const DEVICE_RESERVE: u64 = 1 << 30;
 /// What single ops take for themselves at most, in bytes.
 const OP_SCRATCH: u64 = 16 << 20;
 /// Ids, targets, positions, document numbers (4 bytes each), three factors (8 each) of a token in the host's pack, and

@@ -31,7 +31,7 @@ fn shape((count, len): (usize, usize), heads: Heads) -> String {
 }
 
 fn passes(lab: &Lab, preset: &Preset) -> Result<[Measurement; 2]> {
-    let (gpu, heads, n) = (lab.gpu()?, preset.config.heads(0), preset.tokens());
+    let (gpu, heads, n) = (lab.gpu(0)?, preset.config.heads(0), preset.tokens());
     let (lengths, shape) = (preset.lengths(), shape(preset.pack, heads));
     let mut pack = gpu.pack(n)?;
     gpu.load_pack(&mut pack, &documents(&lengths, preset.config.vocab, &mut Random::new(KIND)));
@@ -69,7 +69,7 @@ fn passes(lab: &Lab, preset: &Preset) -> Result<[Measurement; 2]> {
 }
 
 fn decode(lab: &Lab, preset: &Preset) -> Result<Measurement> {
-    let (gpu, heads, (slots, cached)) = (lab.gpu()?, preset.config.heads(0), preset.cached);
+    let (gpu, heads, (slots, cached)) = (lab.gpu(0)?, preset.config.heads(0), preset.cached);
     let lengths = vec![cached; slots];
     let floor = floors::decode(&lengths, heads, lab.stored());
     let mut random = Random::new(KIND);

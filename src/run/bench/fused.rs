@@ -34,7 +34,7 @@ fn record(
 
 /// The qkv product with rotary positions.
 fn rope(lab: &Lab, preset: &Preset) -> Result<Measurement> {
-    let (gpu, config, n) = (lab.gpu()?, &preset.config, preset.tokens());
+    let (gpu, config, n) = (lab.gpu(0)?, &preset.config, preset.tokens());
     let (heads, c, table) = (config.heads(0), config.width, table(&config.rope));
     let width = heads.qkv_width();
     let floor = floors::linear_rope(n, c, heads, lab.stored());
@@ -57,7 +57,7 @@ fn rope(lab: &Lab, preset: &Preset) -> Result<Measurement> {
 
 /// The product to gate and up with SwiGLU; a teacher does not `keep` them.
 fn swiglu(lab: &Lab, preset: &Preset, keep: bool) -> Result<Measurement> {
-    let (gpu, n) = (lab.gpu()?, preset.tokens());
+    let (gpu, n) = (lab.gpu(0)?, preset.tokens());
     let (c, f) = (preset.config.width, preset.config.ffn);
     let floor = floors::linear_swiglu(n, (f, c), lab.stored(), keep);
     let mut sets: Vec<[Act; 4]> = lab.sets(floor, |_| {
@@ -81,7 +81,7 @@ fn swiglu(lab: &Lab, preset: &Preset, keep: bool) -> Result<Measurement> {
 
 /// The input gradient of the down projection, sent on through SwiGLU.
 fn swiglu_bwd(lab: &Lab, preset: &Preset) -> Result<Measurement> {
-    let (gpu, n) = (lab.gpu()?, preset.tokens());
+    let (gpu, n) = (lab.gpu(0)?, preset.tokens());
     let (c, f) = (preset.config.width, preset.config.ffn);
     let floor = floors::linear_dgrad_swiglu(n, (c, f), lab.stored());
     let mut sets: Vec<[Act; 5]> = lab.sets(floor, |_| {

@@ -96,7 +96,7 @@ pub(super) fn measure(
     form: Form,
     floor: Floor,
 ) -> Result<Measurement> {
-    let gpu = lab.gpu()?;
+    let gpu = lab.gpu(0)?;
     let mut sets = lab.sets(floor, |_| {
         Ok(Set {
             a: lab.act(&gpu, m * k, 1.0)?,

@@ -10,7 +10,7 @@ use crate::run::conformance::{Random, documents};
 
 /// Measures the sweeps of the paper's step and of an evaluation.
 pub(super) fn run(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
-    let (gpu, n) = (lab.gpu()?, preset.tokens());
+    let (gpu, n) = (lab.gpu(0)?, preset.tokens());
     let (c, v) = (preset.config.width, preset.config.vocab);
     let shape = HeadShape { n, c, v };
     let mut pack = gpu.pack(n)?;

@@ -71,9 +71,14 @@ impl Lab {
         self.rival.why_none()
     }
 
-    /// Takes the device for one case: what it allocates goes back with it.
-    pub(super) fn gpu(&self) -> Result<Gpu> {
-        Gpu::new(self.driver.clone(), self.precision, 0)
+    /// Takes the device for one case, of which `planned` bytes are known beforehand; all of it goes back with the case.
+    pub(super) fn gpu(&self, planned: u64) -> Result<Gpu> {
+        Gpu::new(self.driver.clone(), self.precision, planned)
+    }
+
+    /// Returns the precision of storage.
+    pub(super) fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Returns the device's driver.

@@ -87,9 +87,9 @@ impl Origin {
 /// The memory of a whole step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Memory {
-    /// What the run held of the device, in bytes.
+    /// What the run's buffers took of the device, in bytes; none is given back before the end.
     pub peak_bytes: u64,
-    /// What the plan says it holds.
+    /// What the plan says they take.
     pub planned_bytes: u64,
 }
 

@@ -20,7 +20,7 @@ pub(super) fn measure(lab: &Lab, preset: &Preset) -> Result<(Roofs, Vec<Measurem
 
 /// Times the driver's own copy inside device memory.
 fn copy(lab: &Lab, bytes: usize) -> Result<Measurement> {
-    let gpu = lab.gpu()?;
+    let gpu = lab.gpu(0)?;
     let len = bytes / lab.stored() as usize;
     let floor = Floor { flop: 0.0, bytes: 2.0 * bytes as f64 };
     let mut sets = lab.sets(floor, |_| Ok((lab.act(&gpu, len, 1.0)?, lab.act(&gpu, len, 1.0)?)))?;

@@ -26,7 +26,7 @@ fn record(
 
 /// Measures RMSNorm forward and backward.
 pub(super) fn norm(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
-    let (gpu, n, c, eps) = (lab.gpu()?, preset.tokens(), preset.config.width, preset.config.eps);
+    let (gpu, n, c, eps) = (lab.gpu(0)?, preset.tokens(), preset.config.width, preset.config.eps);
     let (forward, backward) =
         (floors::rmsnorm(n, c, lab.stored()), floors::rmsnorm_bwd(n, c, lab.stored()));
     let gain = lab.act(&gpu, c, 1.0)?;
@@ -55,7 +55,7 @@ pub(super) fn norm(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
 
 /// Measures rotary positions.
 pub(super) fn rope(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
-    let (gpu, n, heads) = (lab.gpu()?, preset.tokens(), preset.config.heads(0));
+    let (gpu, n, heads) = (lab.gpu(0)?, preset.tokens(), preset.config.heads(0));
     let (width, table) = (heads.qkv_width(), table(&preset.config.rope));
     let floor = floors::rope(n, heads, lab.stored());
     let mut pack = gpu.pack(n)?;
@@ -74,7 +74,7 @@ pub(super) fn rope(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
 
 /// Measures SwiGLU forward and backward.
 pub(super) fn swiglu(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
-    let (gpu, n, f) = (lab.gpu()?, preset.tokens(), preset.config.ffn);
+    let (gpu, n, f) = (lab.gpu(0)?, preset.tokens(), preset.config.ffn);
     let (forward, backward) =
         (floors::swiglu(n, f, lab.stored()), floors::swiglu_bwd(n, f, lab.stored()));
     let mut sets = lab.sets(forward, |_| {
@@ -113,7 +113,7 @@ pub(super) fn swiglu(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
 
 /// Measures the embedding and its gradient.
 pub(super) fn embed(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
-    let (gpu, n, c, v) = (lab.gpu()?, preset.tokens(), preset.config.width, preset.config.vocab);
+    let (gpu, n, c, v) = (lab.gpu(0)?, preset.tokens(), preset.config.width, preset.config.vocab);
     let data = documents(&preset.lengths(), v, &mut Random::new("embed"));
     let distinct = data.ids.iter().collect::<BTreeSet<_>>().len();
     let forward = floors::embed(n, distinct, c, lab.stored());

@@ -10,7 +10,8 @@ use crate::model::params::Keeping;
 use crate::model::{Layout, Model};
 use crate::ops::StateMode;
 use crate::rng::Stream;
-use crate::run::plan::{DEVICE_RESERVE, Plan, Target};
+use crate::run::Recipe;
+use crate::run::plan::{Plan, Target};
 
 /// Steps that do not count: the first loads kernels and makes rotary tables, the second records what comes again.
 const WARMUP: u64 = 2;
@@ -19,18 +20,16 @@ const SHORTER: usize = 10;
 
 /// Measures the step of the preset's recipe in compact state.
 pub(super) fn run(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
-    let (recipe, config) = (&preset.recipe, &preset.config);
-    let (data, runs) = (&recipe.data, &recipe.run);
-    let mode = StateMode::Compact;
+    let (config, mode) = (&preset.config, StateMode::Compact);
     let memory = lab.driver().free_bytes().unwrap_or(u64::MAX);
-    let plan = Plan::new(config, recipe, mode, Target::Cuda, memory);
-    plan.require()?;
-    // Whole documents of the longer context, as many as were asked for and fit.
-    let longest = data.forget_context.max(data.retain_context);
-    let room = (runs.pack_tokens as u64).min(plan.max_tokens) as usize;
-    let tokens = longest * (room / longest).max(1);
-
-    let gpu = lab.gpu()?;
+    let target = Target::gpu(lab.precision());
+    let mut recipe = preset.recipe.clone();
+    let most = Plan::new(config, &recipe, mode, target, memory).max_tokens;
+    recipe.run.pack_tokens = pack_tokens(&recipe, most);
+    let plan = Plan::new(config, &recipe, mode, target, memory);
+    plan.require_packs()?;
+    let (data, runs) = (&recipe.data, &recipe.run);
+    let gpu = lab.gpu(plan.arena_bytes())?;
     let keep = Keeping {
         train: Some(recipe.train()),
         mode,
@@ -46,7 +45,7 @@ pub(super) fn run(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
         }
         Ok(())
     })?;
-    let passes = Passes::new(&gpu, &model, tokens, true)?;
+    let passes = Passes::new(&gpu, &model, runs.pack_tokens, true)?;
     let mut state = MeanTeacher::new(model, None, passes, recipe.method()?, recipe.settings());
     let draw = |name: &str, accum: usize, len: usize, step: u64| -> Vec<MicroBatch> {
         let stream = Stream::new(1, name);
@@ -79,15 +78,18 @@ pub(super) fn run(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
     let products = Floor { flop: floors::step(config, forget, retain), bytes: 0.0 };
     let update = floors::update(trained, mode, &keep.rule);
     let roof = products.seconds(&lab.roofs) + update.seconds(&lab.roofs);
-    let shape = format!("{}x{}+{}x{}/{tokens}", forget.0, forget.1, retain.0, retain.1);
+    let shape = format!("{}x{}+{}x{}/{}", forget.0, forget.1, retain.0, retain.1, runs.pack_tokens);
     let amount = (counted as f64, "tokens/s");
     let mut line = lab.line("step", preset.name.clone(), shape, seconds, amount, Some(roof), None);
-    line.memory = Some(Memory {
-        peak_bytes: gpu.bytes().0,
-        // The driver's own share is not the run's to hold.
-        planned_bytes: plan.bytes(tokens as u64) - DEVICE_RESERVE,
-    });
+    line.memory = Some(Memory { peak_bytes: gpu.bytes().1, planned_bytes: plan.buffer_bytes() });
     Ok(vec![line])
+}
+
+/// Returns the tokens of a pack: whole documents of the longer context, as many as were asked for and fit, at least one.
+fn pack_tokens(recipe: &Recipe, most: u64) -> usize {
+    let longest = recipe.data.forget_context.max(recipe.data.retain_context);
+    let room = (recipe.run.pack_tokens as u64).min(most) as usize;
+    longest * (room / longest).max(1)
 }
 
 fn broken(preset: &Preset, step: u64) -> Error {
@@ -105,4 +107,16 @@ fn batch(
         stream.below(step, (((b * rows + row) * len) + t) as u64, vocab as u64) as u32
     };
     MicroBatch::new((0..rows).map(|row| (0..len).map(|t| id(row, t)).collect::<Vec<_>>()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packs_hold_whole_documents_and_what_fits() {
+        let recipe = Preset::new("llama-2-7b").unwrap().recipe;
+        let tokens = |most| pack_tokens(&recipe, most);
+        assert_eq!([tokens(1 << 40), tokens(4095), tokens(1)], [4096, 3072, 1024]);
+    }
 }

@@ -45,7 +45,7 @@ struct Updated {
 
 impl Updated {
     fn new(lab: &Lab, preset: &Preset, mode: StateMode, rule: UpdateRule) -> Result<Self> {
-        let gpu = lab.gpu()?;
+        let gpu = lab.gpu(0)?;
         let (recipe, settings) = (&preset.recipe, preset.recipe.settings());
         let layout = Layout::new(&preset.config, recipe.train());
         let (mut params, mut grads, mut len, mut last) = (Vec::new(), Vec::new(), 0, 0);
