@@ -13,8 +13,9 @@ use crate::rng::Stream;
 use crate::run::Recipe;
 use crate::run::plan::{Plan, Target};
 
-/// Steps that do not count: the first loads kernels and makes rotary tables, the second records what comes again.
-const WARMUP: u64 = 2;
+/// Steps that do not count: the first two load kernels and make rotary tables, the next two record what comes again in
+/// each of the packs that take turns.
+const WARMUP: u64 = 4;
 /// Repetitions of a kernel for each repetition of a step.
 const SHORTER: usize = 10;
 
