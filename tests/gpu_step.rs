@@ -15,7 +15,7 @@ use nepenthe::method::{
 };
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Train};
-use nepenthe::ops::{Ops, Role, StateMode, TeacherForm, UpdateRule};
+use nepenthe::ops::{Compute, Ops, PackData, Role, StateMode, TeacherForm, UpdateRule};
 use nepenthe::optim::Schedule;
 use nepenthe::run::Recipe;
 use nepenthe::run::conformance::{Dtype, tol};
@@ -327,4 +327,20 @@ fn plan_counts_the_memory_of_a_run() {
             "{mode:?} {precision:?}: {used} of {planned} bytes"
         );
     }
+}
+
+/// An op that failed makes reading a model fail, so that no file is written from it.
+#[test]
+fn failed_work_surfaces_before_weights_are_read() {
+    let nlul = FORGET.iter().position(|o| o.name() == "nlul").unwrap();
+    let Some(ops) = gpu(Timing::ALL[0], Precision::Bf16) else { return };
+    let run = start(&ops, job(LLAMA, nlul, None));
+    let visit = |ops: &Gpu| run.model.visit_weights(ops, Role::Evaluated, &mut |_, _| Ok(()));
+    visit(&ops).unwrap();
+    let mut data = PackData::default();
+    data.push(&[1, 2, 3], |_| 1.0);
+    ops.load_pack(&mut ops.pack(2).unwrap(), &data);
+    let error = visit(&ops).unwrap_err();
+    assert!(error.message().contains("a pack of 3 tokens does not fit"), "{error}");
+    visit(&ops).unwrap();
 }

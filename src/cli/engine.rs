@@ -12,7 +12,7 @@ use crate::backend::gpu::driver::Driver;
 use crate::backend::gpu::{self, Gpu, Precision};
 use crate::error::{Error, Kind, Result};
 use crate::model::{Layout, ModelConfig};
-use crate::ops::{Compute, Ops};
+use crate::ops::Ops;
 use crate::run::plan::{Plan, Target};
 use crate::run::{Recipe, folder, train};
 
@@ -147,7 +147,7 @@ pub(super) trait Job {
         Ok(None)
     }
     /// Does the work on `ops`.
-    fn run<O: Ops>(self, ops: &O) -> Result<Self::Out>;
+    fn run<O: Ops>(self, ops: O) -> Result<Self::Out>;
 }
 
 /// Does `job` on `engine`.
@@ -157,16 +157,13 @@ where
     J::Out: Send,
 {
     match engine {
-        Engine::Cpu => on_worker(|| job.run(&Cpu::<f32>::new())),
+        Engine::Cpu => on_worker(|| job.run(Cpu::<f32>::new())),
         Engine::Gpu(driver, precision, _) => {
             note(&format!("device: {}", driver.identity().name));
             let plan = job.plan(engine)?;
             let work = || {
                 let planned = plan.as_ref().map_or(0, Plan::arena_bytes);
-                let gpu = Gpu::new(driver.clone(), *precision, planned)?;
-                let out = job.run(&gpu)?;
-                gpu.sync()?;
-                Ok(out)
+                job.run(Gpu::new(driver.clone(), *precision, planned)?)
             };
             work().map_err(|error: Error| match &plan {
                 Some(plan) if error.kind() == Kind::Memory => error.at(parts(plan)),
@@ -191,7 +188,7 @@ impl Job for Training {
         engine.plan(&folder::config(&self.recipe.model.path)?, &self.recipe)
     }
 
-    fn run<O: Ops>(self, ops: &O) -> Result<Value> {
+    fn run<O: Ops>(self, ops: O) -> Result<Value> {
         train::run(ops, &self.recipe, &self.out, self.resume)
     }
 }

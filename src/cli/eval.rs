@@ -116,7 +116,8 @@ struct Evaluation<'a> {
 impl Job for Evaluation<'_> {
     type Out = (Vec<Value>, Vec<Value>);
 
-    fn run<O: Ops>(self, ops: &O) -> Result<Self::Out> {
+    fn run<O: Ops>(self, ops: O) -> Result<Self::Out> {
+        let ops = &ops;
         let Folder { config, weights, .. } = self.folder;
         let mut model = Model::load(ops, config, &weights, &Keeping::inference())?;
         let longest = self.likelihoods.iter().map(|(_, one)| one.longest()).max().unwrap_or(1);

@@ -145,7 +145,8 @@ struct Generation<'a> {
 impl Job for Generation<'_> {
     type Out = Vec<Vec<u32>>;
 
-    fn run<O: Ops>(self, ops: &O) -> Result<Self::Out> {
+    fn run<O: Ops>(self, ops: O) -> Result<Self::Out> {
+        let ops = &ops;
         let Folder { config, weights, .. } = self.folder;
         let mut model = Model::load(ops, config, &weights, &Keeping::inference())?;
         generate(ops, &mut model, self.prompts, &self.request)

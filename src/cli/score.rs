@@ -74,7 +74,8 @@ struct Scoring<'a> {
 impl Job for Scoring<'_> {
     type Out = Vec<Vec<f64>>;
 
-    fn run<O: Ops>(self, ops: &O) -> Result<Self::Out> {
+    fn run<O: Ops>(self, ops: O) -> Result<Self::Out> {
+        let ops = &ops;
         let Folder { config, weights, .. } = self.folder;
         let mut model = Model::load(ops, config, &weights, &Keeping::inference())?;
         let longest = self.rows.iter().map(Vec::len).max().unwrap_or(1);

@@ -99,12 +99,15 @@ impl<O: Ops> Model<O> {
                 ops.set_teacher(param, &values);
             }
         }
-        Ok(())
+        ops.sync()
     }
 
     /// Visits every tensor of the blocks picked by `pick` with its fp32 values, as `read` gets them per block.
+    ///
+    /// Errors: what an op before has met, before anybody takes the numbers for good.
     fn visit(
         &self,
+        ops: &O,
         pick: impl Fn(usize) -> bool,
         mut read: impl FnMut(usize, &mut [f32]) -> bool,
         visit: &mut dyn FnMut(&str, &[f32]) -> Result<()>,
@@ -115,6 +118,7 @@ impl<O: Ops> Model<O> {
             if !read(b, &mut values) {
                 continue;
             }
+            ops.sync()?;
             let mut start = 0;
             for part in &block.parts {
                 visit(&part.name, &values[start..start + part.len()])?;
@@ -135,7 +139,7 @@ impl<O: Ops> Model<O> {
             ops.read_param(&self.params[b], role, out);
             true
         };
-        self.visit(|_| true, read, visit)
+        self.visit(ops, |_| true, read, visit)
     }
 
     /// Visits the gradient of every trainable tensor in fp32.
@@ -151,7 +155,7 @@ impl<O: Ops> Model<O> {
             }
             None => false,
         };
-        self.visit(|_| true, read, visit)
+        self.visit(ops, |_| true, read, visit)
     }
 
     /// Visits one optimizer buffer of every trainable tensor in fp32.
@@ -162,7 +166,7 @@ impl<O: Ops> Model<O> {
         visit: &mut dyn FnMut(&str, &[f32]) -> Result<()>,
     ) -> Result<()> {
         let read = |b: usize, out: &mut [f32]| ops.read_moment(&self.params[b], name, out);
-        self.visit(|b| self.layout.blocks[b].trainable, read, visit)
+        self.visit(ops, |b| self.layout.blocks[b].trainable, read, visit)
     }
 
     /// Measures L2 distances over all trainable parameters between student, teacher and the `initial` weights.
@@ -179,6 +183,7 @@ impl<O: Ops> Model<O> {
                 total.teacher_initial += one.teacher_initial;
             }
         }
+        ops.sync()?;
         Ok(Distances {
             student_teacher: total.student_teacher.sqrt(),
             student_initial: total.student_initial.sqrt(),

@@ -24,6 +24,12 @@ pub use sweep::{Sweep, Tallied};
 pub use weight::{DocumentFormula, Matched, TokenFormula, TokenWeight};
 
 /// A backend that can do everything.
-pub trait Ops: Compute + Sweep + State {}
-
-impl<T: Compute + Sweep + State> Ops for T {}
+pub trait Ops: Compute + Sweep + State {
+    /// Waits for all work, gives all memory back and starts anew on the same device: what was allocated before means
+    /// nothing afterwards.
+    ///
+    /// Errors: what the work met.
+    fn renew(self) -> crate::Result<Self>
+    where
+        Self: Sized;
+}

@@ -52,9 +52,9 @@ impl Stream {
 ///
 /// Errors: those of reading model and data; [`Kind::Numeric`] after `run.max_skipped` gradients in a row that are not
 /// finite; [`Kind::Interrupted`] after a signal, with a checkpoint written.
-pub fn run<O: Ops>(ops: &O, recipe: &Recipe, out: &Path, resume: bool) -> Result<Value> {
-    let mut run = Run::prepare(ops, recipe, out, resume)?;
-    run.steps(ops)?;
+pub fn run<O: Ops>(ops: O, recipe: &Recipe, out: &Path, resume: bool) -> Result<Value> {
+    let mut run = Run::prepare(&ops, recipe, out, resume)?;
+    run.steps(&ops)?;
     run.finish(ops)
 }
 
@@ -248,8 +248,8 @@ impl<'a, O: Ops> Run<'a, O> {
     }
 
     /// Writes model and report; measures the written folder.
-    fn finish(self, ops: &O) -> Result<Value> {
-        let distances = self.state.model.distances(ops, &self.folder.weights)?;
+    fn finish(self, mut ops: O) -> Result<Value> {
+        let distances = self.state.model.distances(&ops, &self.folder.weights)?;
         let lines = resume::read_log(&self.out.join("metrics.jsonl"))?;
         let clipped =
             lines.iter().filter(|line| line["clip_coef"].as_f64().is_some_and(|c| c < 1.0));
@@ -265,17 +265,19 @@ impl<'a, O: Ops> Run<'a, O> {
             "student_from_teacher": distances.student_teacher,
         });
         let target = self.out.join(MODEL);
-        write_model(ops, &self.state.model, &self.folder.dir, &target, &self.record(&summary))?;
-        let Self { recipe, out, method, suite, watch, state, identity, .. } = self;
+        write_model(&ops, &self.state.model, &self.folder.dir, &target, &self.record(&summary))?;
+        let Self { recipe, out, method, suite, watch, state, generator, identity, .. } = self;
         // The trained state goes before the written folder comes: two models never need to fit.
-        drop(state);
+        drop((state, generator));
+        ops = ops.renew()?;
         let mut outcome = Outcome { lines, watch, after: None, retrain: None };
         if let Some(before) = outcome.watch.entries.first().map(|entry| entry.measured.json()) {
-            let after = measure_folder(ops, &suite, &target)?;
+            let after = measure_folder(&ops, &suite, &target)?;
             merge(&mut summary, json!({"before": before, "after": after.json()}));
             outcome.after = Some(after);
             if !recipe.eval.retrain.as_os_str().is_empty() {
-                let retrain = measure_folder(ops, &suite, &recipe.eval.retrain)?;
+                ops = ops.renew()?;
+                let retrain = measure_folder(&ops, &suite, &recipe.eval.retrain)?;
                 summary["retrain"] = retrain.json();
                 outcome.retrain = Some(retrain);
             }

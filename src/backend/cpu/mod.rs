@@ -34,6 +34,12 @@ pub struct Cpu<T> {
     marks: sweep::Marks,
 }
 
+impl<T: Real> crate::ops::Ops for Cpu<T> {
+    fn renew(self) -> crate::Result<Self> {
+        Ok(self)
+    }
+}
+
 impl<T: Real> Cpu<T> {
     /// Makes the backend.
     pub fn new() -> Self {

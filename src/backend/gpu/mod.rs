@@ -26,6 +26,7 @@ pub use state::Param;
 pub use sweep::Tally;
 
 use crate::error::{Error, Kind, Result};
+use crate::ops::{Compute, Ops};
 use arena::Arena;
 use driver::{Args, Driver, Launch};
 
@@ -185,6 +186,16 @@ impl Gpu {
             }
         }
         scratch.address
+    }
+}
+
+impl Ops for Gpu {
+    fn renew(self) -> Result<Self> {
+        self.sync()?;
+        let (driver, precision) = (self.driver.clone(), self.precision);
+        // Its memory goes back first.
+        drop(self);
+        Self::new(driver, precision, 0)
     }
 }
 
