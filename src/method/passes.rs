@@ -227,8 +227,8 @@ impl<O: Ops> Passes<O> {
         self.data.clear();
         for (slot, task, documents) in tasks {
             let start = self.data.tokens();
-            let counted = task.objective.normaliser() != Normaliser::Positions;
-            push(&mut self.data, documents, counted, task.weight.unwrap_or(1.0));
+            let shifted = task.objective.normaliser() != Normaliser::Positions;
+            push(&mut self.data, documents, shifted, task.weight.unwrap_or(1.0));
             let rows = start..self.data.tokens();
             self.tokens[*slot as usize] += rows.len();
             let loss = task.objective.rows(knobs);
@@ -247,8 +247,8 @@ impl<O: Ops> Passes<O> {
             // The teacher reads the penalty's documents alone.
             self.data.clear();
             for (_, task, documents) in tasks.iter().filter(|(slot, ..)| *slot == Slot::Penalty) {
-                let counted = task.objective.normaliser() != Normaliser::Positions;
-                push(&mut self.data, documents, counted, 0.0);
+                let shifted = task.objective.normaliser() != Normaliser::Positions;
+                push(&mut self.data, documents, shifted, 0.0);
             }
             ops.load_pack(&mut self.retained, &self.data);
         }
@@ -295,8 +295,8 @@ impl<O: Ops> Passes<O> {
             ops.load_pack(pack, &self.data);
             model.forward(ops, pack, n, Role::Evaluated, &mut self.ws);
             model.head(ops, pack, 0..n, Role::Evaluated, &mut self.ws, plain(), false);
-            ops.sync()?;
             ops.read_stat(&self.ws.stats.nll, &mut self.rows[..n]);
+            ops.sync()?;
             let mut start = 0;
             for ids in group {
                 let end = start + ids.len();
@@ -309,15 +309,15 @@ impl<O: Ops> Passes<O> {
     }
 }
 
-/// Appends documents and what their rows count; the last row of each has no target and counts only where `counted` is
-/// false: then all positions do.
-fn push(data: &mut PackData, documents: &[Document<'_>], counted: bool, weight: f64) {
+/// Appends documents and what their rows count: where rows are `shifted` the last one of each has no target and counts
+/// nothing, else all positions count.
+fn push(data: &mut PackData, documents: &[Document<'_>], shifted: bool, weight: f64) {
     for doc in documents {
-        let rows = doc.ids.len() - usize::from(counted);
+        let rows = doc.ids.len() - usize::from(shifted);
         let counts = RowCounts {
             coef: doc.share * weight,
             share: doc.share,
-            monitor: if counted { doc.monitor } else { 0.0 },
+            monitor: if shifted { doc.monitor } else { 0.0 },
         };
         let span = doc.width.saturating_sub(1);
         data.push_counted(doc.ids, span, |t| if t < rows { counts } else { RowCounts::default() });

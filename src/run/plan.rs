@@ -205,7 +205,7 @@ impl Plan {
     }
 
     /// Returns the bytes that a run takes on a GPU at once: its buffers, the rounding of their sizes and the scratch of
-    /// single ops, which [`DEVICE_RESERVE`] has room for.
+    /// single ops, for which what is left to driver and kernels has room.
     pub fn arena_bytes(&self) -> u64 {
         self.buffer_bytes() + self.buffer_bytes() / 512 + OP_SCRATCH
     }
