@@ -3,15 +3,18 @@
 
 #include "common.cuh"
 
+// Returns 1 / (1 + exp(-x)).
+__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
 // Returns silu(gate) up with silu(g) = g / (1 + exp(-g)); a gate of -infinity counts as 0.
 __device__ __forceinline__ float swiglu_of(float gate, float up) {
-    return gate * (1.0f / (1.0f + expf(-gate))) * up;
+    return gate * sigmoid(gate) * up;
 }
 
 // Turns the gradient `y` of an output into that output, bit for bit swiglu_of's, and gate and up into their gradients:
 // dgate = dy up (s + silu (1 - s)) with s = 1 / (1 + exp(-gate)), dup = dy silu.
 __device__ __forceinline__ void swiglu_turn(float& gate, float& up, float& y) {
-    float s = 1.0f / (1.0f + expf(-gate));
+    float s = sigmoid(gate);
     float silu = gate * s, dy = y;
     y = silu * up;
     gate = dy * up * (s + silu * (1.0f - s));

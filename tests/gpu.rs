@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use nepenthe::backend::gpu::{Gpu, Precision};
 use nepenthe::run::conformance::FAMILIES;
 
@@ -33,22 +35,13 @@ fn run_all(what: &str, gpu: impl Fn() -> Gpu) {
 #[cfg(feature = "sim")]
 mod simulated {
     use super::*;
-    use nepenthe::backend::gpu::driver::sim::{Simulator, Timing};
-
-    fn device(timing: Timing, precision: Precision) -> Option<Gpu> {
-        match Simulator::open(timing) {
-            Ok(driver) => Some(Gpu::guarded(driver, precision).unwrap()),
-            Err(error) => {
-                eprintln!("skipped: {error}");
-                None
-            }
-        }
-    }
+    use nepenthe::backend::gpu::driver::sim::Timing;
+    use support::simulated;
 
     fn run(timing: usize, precision: Precision) {
         let timing = Timing::ALL[timing];
-        if device(timing, precision).is_some() {
-            run_all(&format!("{precision:?} {timing:?}"), || device(timing, precision).unwrap());
+        if simulated(timing, precision).is_some() {
+            run_all(&format!("{precision:?} {timing:?}"), || simulated(timing, precision).unwrap());
         }
     }
 

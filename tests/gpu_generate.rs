@@ -5,15 +5,15 @@
 mod support;
 
 use nepenthe::backend::cpu::Cpu;
-use nepenthe::backend::gpu::driver::sim::{Simulator, Timing};
-use nepenthe::backend::gpu::{Gpu, Precision};
+use nepenthe::backend::gpu::Precision;
+use nepenthe::backend::gpu::driver::sim::Timing;
 use nepenthe::model::generate::{Choice, Request, generate};
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Workspace};
 use nepenthe::ops::{Compute, Ops, PackData, Role, Sampling, State};
 use nepenthe::run::conformance::{Dtype, tol};
-use support::Random;
 use support::model::weights;
+use support::{Random, simulated};
 
 /// Grouped heads, a head that is no matrix of whole tiles, an ffn that fills no tile.
 const LLAMA: &str = r#"{"model_type":"llama","hidden_size":64,"num_attention_heads":2,"num_key_value_heads":1,
@@ -61,16 +61,6 @@ fn logits(config: &str, ids: &[u32]) -> Vec<f32> {
     z[(n - 1) * v..n * v].to_vec()
 }
 
-fn gpu(precision: Precision) -> Option<Gpu> {
-    match Simulator::open(Timing::ALL[0]) {
-        Ok(driver) => Some(Gpu::guarded(driver, precision).unwrap()),
-        Err(error) => {
-            eprintln!("skipped: {error}");
-            None
-        }
-    }
-}
-
 /// Returns the length of what two lists have in common at their start.
 fn shared(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
@@ -82,7 +72,7 @@ fn shared(a: &[u32], b: &[u32]) -> usize {
 /// a draw falls between two), and all that follows it then is. A greedy one must be such a token; of all tokens two
 /// thirds must be equal, where a wrong draw, slot or position would leave next to none.
 fn compare(config: &str, choice: Choice, precision: Precision) {
-    let Some(ops) = gpu(precision) else { return };
+    let Some(ops) = simulated(Timing::ALL[0], precision) else { return };
     let request = Request { max_new_tokens: 9, end_tokens: vec![], choice, batch: 2 };
     let got = continued(&ops, config, &request);
     let want = continued(&Cpu::<f32>::new(), config, &request);

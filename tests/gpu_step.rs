@@ -20,8 +20,8 @@ use nepenthe::optim::Schedule;
 use nepenthe::run::Recipe;
 use nepenthe::run::conformance::{Dtype, tol};
 use nepenthe::run::plan::{Plan, Target};
-use support::Random;
 use support::model::weights;
+use support::{Random, simulated};
 
 const V: usize = 101;
 const C: usize = 64;
@@ -131,20 +131,10 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     if off == 0.0 { 0.0 } else { (off / length).sqrt() }
 }
 
-fn gpu(timing: Timing, precision: Precision) -> Option<Gpu> {
-    match Simulator::open(timing) {
-        Ok(driver) => Some(Gpu::guarded(driver, precision).unwrap()),
-        Err(error) => {
-            eprintln!("skipped: {error}");
-            None
-        }
-    }
-}
-
 /// Holds a step in the simulator to that of the CPU; activations are bf16 there and fp32 here.
 fn compare(name: &str, job: Job, precision: Precision) {
     let [Some(first), Some(second)] =
-        [Timing::ALL[0], Timing::ALL[3]].map(|timing| gpu(timing, precision))
+        [Timing::ALL[0], Timing::ALL[3]].map(|timing| simulated(timing, precision))
     else {
         return;
     };
@@ -227,7 +217,7 @@ fn other_families_rules_and_precisions_step_as_on_the_cpu() {
 #[test]
 fn packing_changes_rounding_only() {
     let nlul = FORGET.iter().position(|o| o.name() == "nlul").unwrap();
-    let Some(ops) = gpu(Timing::ALL[0], Precision::Fp32) else { return };
+    let Some(ops) = simulated(Timing::ALL[0], Precision::Fp32) else { return };
     let wide = Job { mode: StateMode::Exact, pack: 128, ..job(LLAMA, nlul, Some(1)) };
     let (all, split) = (step(&ops, wide), step(&ops, Job { pack: 41, ..wide }));
     let allowed = tol(Dtype::Tf32, C);
@@ -243,7 +233,7 @@ fn recorded_work_gives_the_bytes_of_work_started_op_by_op() {
     for (loss, config) in [("nlul", LLAMA), ("npo", QWEN3)] {
         let loss = FORGET.iter().position(|o| o.name() == loss).unwrap();
         let [Some(recorded), Some(alone)] =
-            [Timing::ALL[0], Timing::ALL[0]].map(|timing| gpu(timing, Precision::Bf16))
+            [Timing::ALL[0], Timing::ALL[0]].map(|timing| simulated(timing, Precision::Bf16))
         else {
             return;
         };
@@ -301,13 +291,7 @@ fn plan_counts_the_memory_of_a_run() {
             pack: plan.pack_tokens as usize,
             ..job(MEDIUM, nlul, Some(1))
         };
-        let keep = Keeping {
-            train: Some(recipe.train()),
-            mode,
-            teacher: recipe.teacher(mode),
-            rule: job.rule,
-            seed: 1,
-        };
+        let keep = recipe.keeping(mode);
         let folder = tempfile::tempdir().unwrap();
         let student = weights(&config, "student", folder.path());
         let model = Model::load(&ops, config, &student, &keep).unwrap();
@@ -333,7 +317,7 @@ fn plan_counts_the_memory_of_a_run() {
 #[test]
 fn failed_work_surfaces_before_weights_are_read() {
     let nlul = FORGET.iter().position(|o| o.name() == "nlul").unwrap();
-    let Some(ops) = gpu(Timing::ALL[0], Precision::Bf16) else { return };
+    let Some(ops) = simulated(Timing::ALL[0], Precision::Bf16) else { return };
     let run = start(&ops, job(LLAMA, nlul, None));
     let visit = |ops: &Gpu| run.model.visit_weights(ops, Role::Evaluated, &mut |_, _| Ok(()));
     visit(&ops).unwrap();

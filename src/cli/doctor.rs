@@ -98,7 +98,8 @@ fn list(value: &Value) -> &[Value] {
 fn conformance(engine: &Engine) -> Result<Vec<Value>> {
     let Engine::Gpu(driver, ..) = engine else { return Ok(Vec::new()) };
     let mut rows = Vec::new();
-    for (precision, label) in [(Precision::Bf16, "bf16"), (Precision::Fp32, "fp32")] {
+    for precision in [Precision::Bf16, Precision::Fp32] {
+        let label = precision.name();
         for (name, family) in FAMILIES {
             note(&format!("{name}, {label}"));
             // A device of its own for each family: what its cases allocate goes back with it.
@@ -125,9 +126,8 @@ fn trajectories(engine: &Engine) -> Result<Vec<Value>> {
     let mut runs = Vec::new();
     for case in Recorded::embedded()? {
         let response = Response::measure(&case)?;
-        for (precision, label, state) in
-            [(Precision::Fp32, "fp32", "exact"), (Precision::Bf16, "bf16", "compact")]
-        {
+        for (precision, state) in [(Precision::Fp32, "exact"), (Precision::Bf16, "compact")] {
+            let label = precision.name();
             note(&format!("{}, {label}", case.name));
             let start = Instant::now();
             let gpu = Gpu::new(driver.clone(), precision, 0)?;

@@ -12,6 +12,7 @@ use crate::error::{Error, Result, nearest};
 use crate::eval::muse;
 use crate::method::{self, Knobs, Method, Settings};
 use crate::model::Train;
+use crate::model::params::Keeping;
 use crate::ops::{StateMode, TeacherForm};
 use crate::optim::OptimConfig;
 
@@ -350,6 +351,17 @@ impl Recipe {
             (true, ..) => TeacherForm::None,
             (_, StateMode::Exact, TeacherKey::Full) => TeacherForm::Full,
             _ => TeacherForm::Drift,
+        }
+    }
+
+    /// Returns how a model that trains in `mode` is kept.
+    pub fn keeping(&self, mode: StateMode) -> Keeping {
+        Keeping {
+            train: Some(self.train()),
+            mode,
+            teacher: self.teacher(mode),
+            rule: self.optim.rule(),
+            seed: self.seed,
         }
     }
 

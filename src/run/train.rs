@@ -98,14 +98,7 @@ impl<'a, O: Ops> Run<'a, O> {
         };
         let suite = Suite::open(recipe, &folder, tokenizer)?;
         let trainable = Layout::new(&folder.config, recipe.train()).trainable();
-        let mode = recipe.state_mode(trainable);
-        let keep = Keeping {
-            train: Some(recipe.train()),
-            mode,
-            teacher: recipe.teacher(mode),
-            rule: recipe.optim.rule(),
-            seed: recipe.seed,
-        };
+        let keep = recipe.keeping(recipe.state_mode(trainable));
         let model = Model::load(ops, folder.config.clone(), &folder.weights, &keep)?;
         let longest = retain.iter().chain([&forget]).map(|s| s.corpus.longest());
         let longest = longest.chain([suite.longest()]).max().unwrap_or(0);

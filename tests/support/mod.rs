@@ -28,6 +28,23 @@ pub fn tol(dtype: Dtype, reduction: usize) -> f64 {
     }
 }
 
+/// Opens the simulator in the place of a device, every buffer an allocation of its own; `None`, and a line that says
+/// why, where this build has none.
+#[cfg(feature = "sim")]
+pub fn simulated(
+    timing: nepenthe::backend::gpu::driver::sim::Timing,
+    precision: nepenthe::backend::gpu::Precision,
+) -> Option<nepenthe::backend::gpu::Gpu> {
+    use nepenthe::backend::gpu::{Gpu, driver::sim::Simulator};
+    match Simulator::open(timing) {
+        Ok(driver) => Some(Gpu::guarded(driver, precision).unwrap()),
+        Err(error) => {
+            eprintln!("skipped: {error}");
+            None
+        }
+    }
+}
+
 /// The library's numbers, and some that stay away from 0.
 pub struct Random(conformance::Random);
 

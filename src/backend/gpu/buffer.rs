@@ -121,6 +121,8 @@ pub struct Pack {
     pub(super) order: u64,
     /// Where each distinct id begins in `order`, then N up to entry N, u32, `tokens + 1` entries of room.
     pub(super) groups: u64,
+    /// Positions that angles are needed for: one more than the last one; 0 where there is no token.
+    pub(super) reach: usize,
     /// What the host handed over.
     pub(super) data: PackData,
 }
@@ -155,6 +157,7 @@ impl Gpu {
             block_count: 0,
             order: words(tokens)?,
             groups: words(tokens + 1)?,
+            reach: 0,
             data: PackData::default(),
         })
     }
@@ -173,6 +176,7 @@ impl Gpu {
             [&data.coefs, &data.shares, &data.monitors].map(|wide| narrow(wide));
         let blocks = attention_blocks(&data.starts);
         pack.block_count = blocks.len();
+        pack.reach = data.positions.iter().max().map_or(0, |last| *last as usize + 1);
         let (order, groups) = id_groups(&data.ids);
         let parts = [
             (pack.ids, bytemuck::cast_slice::<u32, u8>(&data.ids)),

@@ -40,6 +40,14 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// Returns its name, that of the numbers it stores.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+            Self::Fp32 => "fp32",
+        }
+    }
+
     /// Returns the bytes of a stored number.
     pub fn bytes(self) -> u64 {
         match self {

@@ -161,10 +161,9 @@ impl Sweep for Gpu {
 
     fn replay(&self, packs: &[&Pack], key: &str, work: &mut dyn FnMut()) {
         let mut shapes = String::new();
-        for Pack { ids, block_count, data, .. } in packs {
+        for Pack { ids, block_count, reach, data, .. } in packs {
             // Tables of angles are made for powers of two.
-            let last = data.positions.iter().max();
-            let reach = last.map_or(0, |last| (last + 1).next_power_of_two());
+            let reach = reach.next_power_of_two();
             let (n, documents) = (data.tokens(), data.spans.len());
             shapes += &format!("pack {ids:#x}: {n} {documents} {block_count} {reach}; ");
         }

@@ -4,9 +4,10 @@
 use super::floors::{Floor, product};
 use super::lab::Case;
 use super::{Lab, Measurement, Preset, fused};
-use crate::backend::gpu::{Act, Gpu, Grad};
+use crate::backend::gpu::{Act, Grad};
 use crate::error::Result;
-use crate::ops::{Compute, ParamSpec, State, StateMode, TeacherForm, UpdateRule};
+use crate::ops::Compute;
+use crate::run::conformance::grad;
 
 /// What a linear map's product is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,17 +133,4 @@ pub(super) fn measure(
     })?;
     let shape = format!("{m}x{n}x{k}");
     Ok(lab.record(Case { kind, name, shape, floor }, seconds, rival))
-}
-
-/// Makes the gradient of `len` weights.
-pub(super) fn grad(gpu: &Gpu, len: usize, mode: StateMode) -> Result<Grad> {
-    gpu.grad(&ParamSpec {
-        name: String::new(),
-        len,
-        trainable: true,
-        mode,
-        teacher: TeacherForm::None,
-        rule: UpdateRule::Sgd { momentum: 0.0 },
-        seed: 0,
-    })
 }

@@ -262,10 +262,7 @@ impl Lab {
             kind,
             name,
             shape,
-            dtype: match self.precision {
-                Precision::Bf16 => "bf16",
-                Precision::Fp32 => "fp32",
-            },
+            dtype: self.precision.name(),
             median_us: seconds * 1e6,
             rate: amount / seconds,
             unit,

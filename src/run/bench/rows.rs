@@ -3,13 +3,12 @@
 use std::collections::BTreeSet;
 
 use super::floors::{self, Floor};
-use super::gemm::grad;
 use super::lab::Case;
 use super::{Lab, Measurement, Preset};
 use crate::error::Result;
 use crate::model::rope::table;
 use crate::ops::{Compute, Direction};
-use crate::run::conformance::{Random, documents};
+use crate::run::conformance::{Random, documents, grad};
 
 /// Records one op of a preset.
 fn record(

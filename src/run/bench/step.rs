@@ -6,7 +6,6 @@ use crate::data::MicroBatch;
 use crate::error::{Error, Kind, Result};
 use crate::method::MeanTeacher;
 use crate::method::passes::Passes;
-use crate::model::params::Keeping;
 use crate::model::{Layout, Model};
 use crate::ops::StateMode;
 use crate::rng::Stream;
@@ -31,13 +30,7 @@ pub(super) fn run(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
     plan.require_packs()?;
     let (data, runs) = (&recipe.data, &recipe.run);
     let gpu = lab.gpu(plan.arena_bytes())?;
-    let keep = Keeping {
-        train: Some(recipe.train()),
-        mode,
-        teacher: recipe.teacher(mode),
-        rule: recipe.optim.rule(),
-        seed: recipe.seed,
-    };
+    let keep = recipe.keeping(mode);
     let model = Model::make(&gpu, config.clone(), &keep, &mut |block, out| {
         if block.name.contains("norm") {
             out.fill(1.0)

@@ -1,23 +1,9 @@
 //! Embedding rows, forward and backward.
 
-use super::{Bench, Dtype, Output, Random, Verdict, documents};
+use super::{Bench, Dtype, Output, Random, Verdict, documents, grad};
 use crate::backend::cpu::Grad as CpuGrad;
 use crate::backend::gpu::{Gpu, Grad};
-use crate::error::Result;
-use crate::ops::{Compute, ParamSpec, State, StateMode, TeacherForm, UpdateRule};
-
-/// Makes an empty gradient on the device.
-pub(super) fn grad(gpu: &Gpu, len: usize, mode: StateMode) -> Result<Grad> {
-    gpu.grad(&ParamSpec {
-        name: "gradient".to_string(),
-        len,
-        trainable: true,
-        mode,
-        teacher: TeacherForm::None,
-        rule: UpdateRule::Sgd { momentum: 0.0 },
-        seed: 0,
-    })
-}
+use crate::ops::{Compute, State, StateMode};
 
 /// Copies a gradient to the host and says how it is judged after `terms` additions and `writes` writes.
 pub(super) fn grad_output(

@@ -1,7 +1,7 @@
 //! Head and loss rows: both families, with and without gradients.
 
-use super::embed::{grad, grad_output};
-use super::{Bench, Dtype, Output, Random, Verdict, documents};
+use super::embed::grad_output;
+use super::{Bench, Dtype, Output, Random, Verdict, documents, grad};
 use crate::backend::cpu::Grad as CpuGrad;
 use crate::backend::gpu::{Act, Gpu, Grad, Pack, Stat};
 use crate::ops::{

@@ -1,10 +1,10 @@
 //! Linear maps: forward, both gradients and the bias gradient.
 
-use super::{Bench, Dtype, Output, Random, TILES, Verdict, with_tile};
+use super::{Bench, Dtype, Output, Random, TILES, Verdict, grad, with_tile};
 use crate::backend::cpu::Grad as CpuGrad;
 use crate::backend::gpu::Gpu;
 use crate::error::Result;
-use crate::ops::{Compute, ParamSpec, State, StateMode, TeacherForm, UpdateRule};
+use crate::ops::{Compute, State, StateMode};
 
 /// Rows, outputs and inputs: single numbers, odd widths, ragged tiles of every size, sums that cross several stages.
 const SHAPES: [(usize, usize, usize); 14] = [
@@ -135,7 +135,7 @@ fn accumulated(
     on_gpu: impl Fn(&mut <Gpu as Compute>::Grad),
     on_cpu: impl Fn(&mut CpuGrad<f64>),
 ) -> Result<Vec<Output>> {
-    let mut got = bench.gpu.grad(&spec(len, mode))?;
+    let mut got = grad(bench.gpu, len, mode)?;
     let mut want = CpuGrad::wide(len);
     let mut outputs = Vec::new();
     for (name, writes) in [("first write", 1), ("three writes", 2)] {
@@ -156,18 +156,6 @@ fn accumulated(
         outputs.push(Output { name, got: numbers, want: expected, stored, sums });
     }
     Ok(outputs)
-}
-
-fn spec(len: usize, mode: StateMode) -> ParamSpec {
-    ParamSpec {
-        name: "gradient".to_string(),
-        len,
-        trainable: true,
-        mode,
-        teacher: TeacherForm::None,
-        rule: UpdateRule::Sgd { momentum: 0.0 },
-        seed: 0,
-    }
 }
 
 fn product(

@@ -23,9 +23,9 @@ pub use tolerance::{Dtype, tol};
 use serde::Serialize;
 
 use crate::backend::cpu::Cpu;
-use crate::backend::gpu::{Act, Gpu, Precision, Stat, Tile};
+use crate::backend::gpu::{Act, Gpu, Grad, Precision, Stat, Tile};
 use crate::error::Result;
-use crate::ops::{Compute, PackData};
+use crate::ops::{Compute, PackData, ParamSpec, State, StateMode, TeacherForm, UpdateRule};
 use crate::rng::Stream;
 
 /// A family of ops and the function that runs its cases.
@@ -239,6 +239,19 @@ impl Random {
     pub fn vec(&mut self, len: usize) -> Vec<f64> {
         (0..len).map(|_| 2.0 * self.unit() - 1.0).collect()
     }
+}
+
+/// Makes an empty gradient on the device.
+pub(in crate::run) fn grad(gpu: &Gpu, len: usize, mode: StateMode) -> Result<Grad> {
+    gpu.grad(&ParamSpec {
+        name: "gradient".to_string(),
+        len,
+        trainable: true,
+        mode,
+        teacher: TeacherForm::None,
+        rule: UpdateRule::Sgd { momentum: 0.0 },
+        seed: 0,
+    })
 }
 
 /// The tiles that [`Gpu::force_tile`] can ask for; `None` is the one that a run would take.

@@ -1,7 +1,7 @@
 //! RMSNorm of rows and of heads, forward and backward.
 
-use super::embed::{grad, grad_output};
-use super::{Bench, Dtype, Output, Random, Verdict};
+use super::embed::grad_output;
+use super::{Bench, Dtype, Output, Random, Verdict, grad};
 use crate::backend::cpu::Grad as CpuGrad;
 use crate::backend::gpu::Gpu;
 use crate::ops::{Compute, Heads, StateMode};
@@ -27,6 +27,9 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
             verdicts.push(heads(&bench, n, Heads { h, g, d, window: None }, StateMode::Exact));
         }
     }
+    // A block a head.
+    let wide = Heads { h: 2, g: 1, d: 1032, window: None };
+    verdicts.push(heads(&bench, 3, wide, StateMode::Compact));
     verdicts
 }
 

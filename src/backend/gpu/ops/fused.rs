@@ -49,13 +49,10 @@ pub(in crate::backend::gpu) fn rope(
         .u32(((heads.h + heads.g) * heads.d) as u32)
         .u32(heads.d as u32)
         .u32(table.inv_freq.len() as u32);
-    let name = match (gpu.precision(), tile) {
-        (Precision::Bf16, Tile::Large) => "gemm_rope_bf16_128x256",
-        (Precision::Bf16, Tile::Medium) => "gemm_rope_bf16_128x128",
-        (Precision::Bf16, _) => "gemm_rope_bf16_64x64",
-        (Precision::Fp32, Tile::Large) => "gemm_rope_f32_128x256",
-        (Precision::Fp32, Tile::Medium) => "gemm_rope_f32_128x128",
-        (Precision::Fp32, _) => "gemm_rope_f32_64x64",
+    // There is none for operands of any alignment, and `rope_tile` takes none.
+    let name = match gpu.precision() {
+        Precision::Bf16 => kernel_of_tile!(tile, "gemm_rope_bf16"),
+        Precision::Fp32 => kernel_of_tile!(tile, "gemm_rope_f32"),
     };
     gpu.launch(name, [tile.blocks(n, width), 1, 1], tile.threads(), tile.shared(), args);
 }

@@ -73,8 +73,10 @@ fn plan(n: usize, heads: usize, half: usize) -> u32 {
 /// Returns the addresses of cosines and sines that reach all positions of the pack; `None` where it is empty or
 /// memory ran out.
 pub(super) fn angles(gpu: &Gpu, pack: &Pack, table: &RopeTable) -> Option<(u64, u64)> {
-    let longest = pack.data.positions.iter().max()?;
-    let (cosines, sines) = gpu.angles.tables(gpu, table, *longest as usize + 1);
+    if pack.reach == 0 {
+        return None;
+    }
+    let (cosines, sines) = gpu.angles.tables(gpu, table, pack.reach);
     (cosines != 0).then_some((cosines, sines))
 }
 
