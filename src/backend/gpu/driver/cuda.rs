@@ -18,7 +18,7 @@ use cudarc::driver::{result, sys};
 
 use super::lanes::Lanes;
 use super::staging::Staging;
-use super::{Driver, Identity, Launch, MARKS};
+use super::{Driver, Identity, Launch, MARKS, Matrix, TensorMap};
 use crate::backend::gpu::{images, probe};
 use crate::error::{Error, Kind, Result};
 
@@ -400,6 +400,40 @@ impl Driver for Cuda {
         // SAFETY: the ranges are the caller's and do not overlap.
         let done = unsafe { result::memcpy_dtod_async(to, from, bytes as usize, self.stream) };
         check("cuMemcpyDtoDAsync", done)
+    }
+
+    fn tensor_map(&self, matrix: &Matrix) -> Result<TensorMap> {
+        matrix.check()?;
+        // Drivers before CUDA 12 do not have it, nor do they know a device that wants it.
+        probe::require(&["cuTensorMapEncodeTiled"])?;
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        let element = if matrix.wide {
+            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32
+        } else {
+            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+        };
+        let size = [matrix.columns as u64, matrix.rows as u64];
+        let copied = [matrix.box_columns(), matrix.box_rows as u32];
+        // SAFETY: the map lives on this stack, is aligned as its type says, and the arrays have the lengths of rank 2.
+        let code = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                element,
+                2,
+                matrix.address as *mut std::ffi::c_void,
+                size.as_ptr(),
+                &matrix.pitch,
+                copied.as_ptr(),
+                [1u32, 1].as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        check("cuTensorMapEncodeTiled", code.result())
+            .map_err(|error| error.at(format!("{matrix:?}")))?;
+        Ok(TensorMap(map.opaque))
     }
 
     fn launch(&self, mut launch: Launch) -> Result<()> {

@@ -11,10 +11,12 @@ mod lanes;
 pub mod sim;
 #[cfg(feature = "cuda")]
 mod staging;
+mod tensor_map;
 
 use std::fmt;
 
 use crate::error::Result;
+pub use tensor_map::{Matrix, TensorMap};
 
 /// What a device says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,15 +41,21 @@ pub struct Args {
     words: [u64; Args::MAX],
     sizes: [u8; Args::MAX],
     len: usize,
+    /// What an argument of their size stands for: its word is the index here.
+    maps: [TensorMap; Args::MAPS],
+    map_count: usize,
 }
 
 impl Args {
     /// The most arguments a kernel takes.
     pub const MAX: usize = 32;
+    /// The most tensor maps among them.
+    pub const MAPS: usize = 6;
 
     /// Starts an empty list.
     pub fn new() -> Self {
-        Self { words: [0; Self::MAX], sizes: [0; Self::MAX], len: 0 }
+        let maps = [TensorMap::default(); Self::MAPS];
+        Self { words: [0; Self::MAX], sizes: [0; Self::MAX], len: 0, maps, map_count: 0 }
     }
 
     fn push(mut self, word: u64, size: u8) -> Self {
@@ -89,6 +97,16 @@ impl Args {
         self.push(value.to_bits(), 8)
     }
 
+    /// Appends a tensor map.
+    pub fn map(mut self, map: TensorMap) -> Self {
+        // As in push: the number is a constant of the kernels.
+        assert!(self.map_count < Self::MAPS, "a kernel with more than {} tensor maps", Self::MAPS);
+        let at = self.map_count;
+        self.maps[at] = map;
+        self.map_count += 1;
+        self.push(at as u64, TensorMap::BYTES)
+    }
+
     /// Returns the sizes of the arguments in bytes.
     pub fn sizes(&self) -> &[u8] {
         &self.sizes[..self.len]
@@ -100,8 +118,12 @@ impl Args {
     /// CUDA knows. The addresses live as long as `self` stays where it is.
     pub fn addresses(&mut self) -> [*mut std::ffi::c_void; Self::MAX] {
         let mut out = [std::ptr::null_mut(); Self::MAX];
-        for (to, word) in out.iter_mut().zip(&mut self.words) {
-            *to = std::ptr::from_mut(word).cast();
+        for (i, to) in out.iter_mut().enumerate() {
+            *to = if self.sizes[i] == TensorMap::BYTES {
+                std::ptr::from_mut(&mut self.maps[self.words[i] as usize]).cast()
+            } else {
+                std::ptr::from_mut(&mut self.words[i]).cast()
+            };
         }
         out
     }
@@ -169,6 +191,10 @@ pub trait Driver: Send + Sync + fmt::Debug {
     fn fill(&self, address: u64, value: u8, bytes: u64) -> Result<()>;
     /// Copies device bytes; the ranges do not overlap.
     fn copy(&self, from: u64, to: u64, bytes: u64) -> Result<()>;
+    /// Describes a matrix to the bulk copies of a kernel; no work of the device.
+    ///
+    /// Errors: [`crate::error::Kind::Device`] where the matrix breaks a rule of [`Matrix`], or the device has no bulk copies.
+    fn tensor_map(&self, matrix: &Matrix) -> Result<TensorMap>;
     /// Starts a kernel.
     fn launch(&self, launch: Launch) -> Result<()>;
     /// Waits for all work.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use libloading::Library;
 
-use super::{Driver, Identity, Launch, MARKS};
+use super::{Driver, Identity, Launch, MARKS, Matrix, TensorMap};
 use crate::error::{Error, Kind, Result};
 
 /// The library that build.rs made; empty where it could not.
@@ -148,15 +148,22 @@ impl std::fmt::Debug for Simulator {
 }
 
 impl Simulator {
-    /// Loads the simulator.
+    /// Loads the simulator as a device of compute capability 8.0.
     ///
     /// Errors: [`Kind::Device`] where this build has none, with the reason.
     pub fn open(timing: Timing) -> Result<Arc<Self>> {
+        Self::open_as(timing, (8, 0))
+    }
+
+    /// Loads the simulator as a device of this compute capability: 9.0 takes the kernels of kernels/hopper/.
+    ///
+    /// Errors: as [`Simulator::open`].
+    pub fn open_as(timing: Timing, capability: (u32, u32)) -> Result<Arc<Self>> {
         let identity = Identity {
             name: "simulator".to_string(),
-            capability: (8, 0),
+            capability,
             processors: 2,
-            shared_bytes: 163 * 1024,
+            shared_bytes: if capability >= (9, 0) { 227 * 1024 } else { 163 * 1024 },
             total_bytes: 4 << 30,
             cache_bytes: 4 << 10,
         };
@@ -272,6 +279,22 @@ impl Driver for Simulator {
         let code =
             unsafe { (self.api.copy)(to as *mut c_void, from as *const c_void, bytes as usize) };
         self.copied("copy", to, bytes as usize, code)
+    }
+
+    fn tensor_map(&self, matrix: &Matrix) -> Result<TensorMap> {
+        matrix.check()?;
+        // `sim::TensorMap`: what a bulk copy asks for, in the words that the driver keeps to itself.
+        let mut words = [0; 16];
+        words[..7].copy_from_slice(&[
+            matrix.address,
+            matrix.columns as u64,
+            matrix.rows as u64,
+            matrix.pitch,
+            matrix.element_bytes(),
+            u64::from(matrix.box_columns()),
+            matrix.box_rows as u64,
+        ]);
+        Ok(TensorMap(words))
     }
 
     fn launch(&self, mut launch: Launch) -> Result<()> {
