@@ -12,8 +12,11 @@ mod eval;
 mod finetune;
 mod generate;
 mod import_gguf;
+mod methods;
 mod output;
 mod plan;
+mod prepare;
+mod report;
 mod score;
 mod unlearn;
 
@@ -52,6 +55,12 @@ enum Command {
     ImportGguf(import_gguf::Args),
     /// Print the log-probability of every token
     Score(score::Args),
+    /// List the forget losses and penalties with their formulas
+    Methods(methods::Args),
+    /// Compare runs on one page that opens offline
+    Report(report::Args),
+    /// Build a benchmark from data of one's own
+    Prepare(prepare::Args),
     /// Count the bytes of a run before it, and what fits
     Plan(plan::Args),
     /// Time every kernel and whole steps on a GPU, beside what the device could do
@@ -89,6 +98,9 @@ fn run(command: &Command, out: &Output) -> Result<(), Error> {
         Command::Generate(args) => generate::run(args, out),
         Command::ImportGguf(args) => import_gguf::run(args, out),
         Command::Score(args) => score::run(args, out),
+        Command::Methods(args) => methods::run(args, out),
+        Command::Report(args) => report::run(args, out),
+        Command::Prepare(args) => prepare::run(args, out),
         Command::Plan(args) => plan::run(args, out),
         Command::Bench(args) => bench::run(args, out),
         Command::Doctor(args) => doctor::run(args, out),

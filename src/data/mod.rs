@@ -8,6 +8,7 @@ pub mod batch;
 mod cache;
 pub mod chunk;
 pub mod corpus;
+pub mod mini_muse;
 mod record;
 pub mod sampler;
 pub mod source;

@@ -5,8 +5,8 @@ use std::fmt::Write;
 use super::escape;
 
 const STYLE: &str = "\
-:root{color-scheme:light dark;--ink:#1c1e21;--soft:#5c636b;--line:#dfe2e6;--paper:#fff;--card:#f7f8f9}
-@media(prefers-color-scheme:dark){:root{--ink:#e4e6e9;--soft:#a0a7af;--line:#353a40;--paper:#15171a;--card:#1d2024}}
+:root{color-scheme:light dark;--ink:#1c1e21;--soft:#5c636b;--line:#dfe2e6;--paper:#fff;--card:#f7f8f9;--mark:#fff1c9}
+@media(prefers-color-scheme:dark){:root{--ink:#e4e6e9;--soft:#a0a7af;--line:#353a40;--paper:#15171a;--card:#1d2024;--mark:#4a3d12}}
 *{box-sizing:border-box}
 body{margin:0 auto;padding:2.5rem 1.25rem 4rem;max-width:60rem;background:var(--paper);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,'Segoe UI',sans-serif}
@@ -33,8 +33,32 @@ pre{margin:.5rem 0;padding:1rem;overflow-x:auto;background:var(--card);border:1p
 border-radius:8px;font:13px/1.5 ui-monospace,'Cascadia Mono',Menlo,Consolas,monospace}
 summary{cursor:pointer;font-weight:600}
 details{margin:2rem 0}
-@media print{body{max-width:none;padding:0}figure,pre,.samples section{break-inside:avoid}}
+td.differs{background:var(--mark);font-weight:600;print-color-adjust:exact;-webkit-print-color-adjust:exact}
+td.best{font-weight:700;text-decoration:underline;text-underline-offset:.2em}
+@media print{:root{color-scheme:light;--ink:#000;--soft:#444;--line:#bbb;--paper:#fff;--card:#fff;--mark:#ffe9b0}
+body{max-width:none;padding:0;font-size:11pt}figure,pre,.samples section,tr{break-inside:avoid}.wide{overflow:visible}}
 ";
+
+/// What sets a cell apart from its neighbours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    /// The cells of its row are not all alike.
+    Differs,
+    /// No cell of its row is better.
+    Best,
+}
+
+impl Mark {
+    fn class(self) -> &'static str {
+        match self {
+            Self::Differs => "differs",
+            Self::Best => "best",
+        }
+    }
+}
+
+/// The text of a cell, and what sets it apart.
+pub type Cell = (String, Option<Mark>);
 
 /// A page under construction; parts appear in the order of the calls, and all text is escaped.
 #[derive(Debug, Clone)]
@@ -78,6 +102,12 @@ impl Page {
 
     /// Adds a table whose first column names the rows; short rows are filled up, longer ones kept.
     pub fn table<H: AsRef<str>, C: AsRef<str>>(self, headers: &[H], rows: &[Vec<C>]) -> Self {
+        let plain = |row: &Vec<C>| row.iter().map(|c| (c.as_ref().to_owned(), None)).collect();
+        self.marked_table(headers, &rows.iter().map(plain).collect::<Vec<Vec<Cell>>>())
+    }
+
+    /// Adds a table like [`Page::table`], with cells that may stand out.
+    pub fn marked_table<H: AsRef<str>>(self, headers: &[H], rows: &[Vec<Cell>]) -> Self {
         let mut table = String::from("<thead><tr>");
         for header in headers {
             let _ = write!(table, "<th scope=\"col\">{}</th>", escape(header.as_ref()));
@@ -86,10 +116,14 @@ impl Page {
         for row in rows {
             table.push_str("<tr>");
             for column in 0..row.len().max(headers.len()) {
-                let cell = escape(row.get(column).map_or("", |c| c.as_ref()));
-                let _ = match column {
-                    0 => write!(table, "<th scope=\"row\">{cell}</th>"),
-                    _ => write!(table, "<td>{cell}</td>"),
+                let (text, mark) = row.get(column).map_or(("", None), |(t, m)| (t.as_str(), *m));
+                let cell = escape(text);
+                let _ = match (column, mark) {
+                    (0, _) => write!(table, "<th scope=\"row\">{cell}</th>"),
+                    (_, None) => write!(table, "<td>{cell}</td>"),
+                    (_, Some(mark)) => {
+                        write!(table, "<td class=\"{}\">{cell}</td>", mark.class())
+                    }
                 };
             }
             table.push_str("</tr>");
@@ -101,6 +135,11 @@ impl Page {
     /// Adds a chart.
     pub fn chart(self, chart: &super::svg::Chart) -> Self {
         self.add(format_args!("<figure>{}</figure>", chart.render()))
+    }
+
+    /// Adds bars.
+    pub fn bars(self, bars: &super::bars::Bars) -> Self {
+        self.add(format_args!("<figure>{}</figure>", bars.render()))
     }
 
     /// Adds texts side by side, each under its name, all under `prompt` (left out if empty).
@@ -171,6 +210,18 @@ mod tests {
     fn table_when_a_row_is_short_fills_it_up() {
         let page = Page::new("t").table(&["", "before", "after"], &[vec!["NLL"]]).finish();
         assert_eq!(page.matches("<td></td>").count(), 2);
+    }
+
+    #[test]
+    fn marked_table_names_what_stands_out() {
+        let row = vec![
+            ("lr".into(), None),
+            ("1".into(), Some(Mark::Differs)),
+            ("2".into(), Some(Mark::Best)),
+        ];
+        let page = Page::new("t").marked_table(&["", "a", "b"], &[row]).finish();
+        balanced(&page);
+        assert!(page.contains("<td class=\"differs\">1</td><td class=\"best\">2</td>"));
     }
 
     /// NEPENTHE_REPORT=FILE writes the page, to be looked at.

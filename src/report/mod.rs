@@ -1,8 +1,11 @@
 //! What a person reads after a run.
 
+pub mod bars;
+pub mod direction;
 pub mod html;
 pub mod progress;
 pub mod svg;
+pub mod tensorboard;
 
 /// Escapes text for HTML and SVG, in elements and in double-quoted attributes.
 ///

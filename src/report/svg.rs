@@ -15,7 +15,8 @@ const TOP: f64 = 40.0;
 const LEGEND_ROW: f64 = 20.0;
 
 /// Readable on white and on near-black alike, therefore without the palette's yellow and black.
-const COLORS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"];
+pub(super) const COLORS: [&str; 6] =
+    ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"];
 const DASHES: [&str; 6] = ["", "7 3", "2 3", "9 3 2 3", "", "7 3"];
 
 /// A line chart under construction; [`Chart::render`] gives the SVG element.
@@ -28,6 +29,7 @@ pub struct Chart {
     series: Vec<(String, Vec<(f64, f64)>)>,
     vertical: Vec<(f64, String)>,
     horizontal: Vec<(f64, String)>,
+    ends: bool,
 }
 
 impl Chart {
@@ -45,6 +47,7 @@ impl Chart {
             series: vec![],
             vertical: vec![],
             horizontal: vec![],
+            ends: false,
         }
     }
 
@@ -74,6 +77,27 @@ impl Chart {
     pub fn mark_y(mut self, y: f64, label: impl Into<String>) -> Self {
         self.horizontal.push((y, label.into()));
         self
+    }
+
+    /// Puts a dot on the last point of every line: where a path through the plane ends.
+    pub fn mark_ends(mut self) -> Self {
+        self.ends = true;
+        self
+    }
+
+    /// Returns what the chart shows.
+    pub fn title(&self) -> &str {
+        &self.title
+    }
+
+    /// Returns whether any line has a point to show.
+    pub fn has_points(&self) -> bool {
+        self.series.iter().any(|(_, points)| points.iter().any(|p| self.shows(*p)))
+    }
+
+    /// Returns the chart as a file of its own, which follows light and dark themes where it is shown as an image.
+    pub fn standalone(&self) -> String {
+        standalone(self.render())
     }
 
     fn shows(&self, (x, y): (f64, f64)) -> bool {
@@ -187,6 +211,11 @@ impl Chart {
                 let style = stroke(index);
                 let _ = write!(out, "<path d=\"{path}\" {style}><title>{name}</title></path>");
             }
+            if self.ends
+                && let Some((ex, ey)) = points.iter().rev().find(|p| self.shows(**p))
+            {
+                lone.push((x.place(*ex), y.place(*ey)));
+            }
             for (cx, cy) in lone {
                 let fill = COLORS[index % COLORS.len()];
                 let _ = write!(
@@ -219,17 +248,29 @@ impl Chart {
     }
 }
 
+/// Makes a file of an inline `<svg>` element: with colours of its own for light and dark.
+pub(super) fn standalone(svg: String) -> String {
+    const STYLE: &str = "<style>svg{color:#1c1e21}\
+        @media(prefers-color-scheme:dark){svg{color:#e4e6e9}}</style>";
+    // The style goes behind the first tag; nothing in an attribute can hold a bare `>`.
+    match svg.split_once('>') {
+        Some((tag, rest)) => format!("{tag}>{STYLE}{rest}\n"),
+        None => svg,
+    }
+}
+
 fn stroke(index: usize) -> String {
     let color = COLORS[index % COLORS.len()];
     let mut style = format!("fill=\"none\" stroke=\"{color}\" stroke-width=\"2\"");
-    let dash = DASHES[index % DASHES.len()];
+    // Beyond the palette a colour comes back with another dash.
+    let dash = DASHES[(index + index / COLORS.len()) % DASHES.len()];
     if !dash.is_empty() {
         let _ = write!(style, " stroke-dasharray=\"{dash}\"");
     }
     style + " stroke-linejoin=\"round\""
 }
 
-fn text(out: &mut String, x: f64, y: f64, anchor: &str, content: &str) {
+pub(super) fn text(out: &mut String, x: f64, y: f64, anchor: &str, content: &str) {
     let content = escape(content);
     let _ =
         write!(out, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{content}</text>");
@@ -373,6 +414,16 @@ mod tests {
         assert_eq!(axis.label(2.0), "2");
         let axis = Axis::linear([0.0, 0.31].into_iter(), 100.0, 0.0, 6).unwrap();
         assert_eq!(axis.label(axis.ticks[1]), "0.1");
+    }
+
+    #[test]
+    fn standalone_carries_its_own_colours_and_ends_are_dots() {
+        let points = [(0.0, 1.0), (1.0, 2.0), (2.0, f64::NAN)];
+        let chart = Chart::new("a > b", "x", "y").series("s", points).mark_ends();
+        balanced(&chart.standalone());
+        assert!(chart.standalone().contains("xmlns=\"http://www.w3.org/2000/svg\""));
+        assert_eq!(chart.render().matches("<circle").count(), 1);
+        assert!(chart.has_points() && !Chart::new("t", "x", "y").has_points());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A run from recipe to model folder: plan, loop, checkpoint, resume, signals.
 
 pub mod bench;
+pub mod compare;
 pub mod conformance;
 pub mod demo;
 pub mod evaluate;
@@ -11,6 +12,7 @@ pub mod page;
 pub mod plan;
 pub mod presets;
 pub mod recipe;
+pub mod recorded;
 pub mod resume;
 pub mod signals;
 pub mod train;

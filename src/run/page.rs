@@ -83,7 +83,23 @@ pub fn rows(summary: &Value) -> Vec<Vec<String>> {
     std::iter::once(head).chain(FIGURES.iter().filter_map(row)).collect()
 }
 
-/// Writes report.html into the run folder.
+/// What a person or [`super::recorded`] wants to know of a run that its other files do not say.
+fn record(method: &Method, summary: &Value) -> Value {
+    let mut record = summary.clone();
+    record["loss_formula"] = json!(method.loss.formula());
+    record["penalty_formula"] = json!(method.penalty.map(|penalty| penalty.formula()));
+    record["peak_memory"] = json!(peak_memory());
+    record
+}
+
+/// Returns the most memory that this process ever held on the host, in bytes; `None` where the system does not tell.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+/// Writes report.html and summary.json into the run folder.
 pub fn write(
     out: &Path,
     recipe: &Recipe,
@@ -91,6 +107,8 @@ pub fn write(
     summary: &Value,
     outcome: &Outcome,
 ) -> Result<()> {
+    let record = format!("{:#}\n", record(method, summary));
+    write_file_atomic(&out.join("summary.json"), record.as_bytes())?;
     let lines = &outcome.lines;
     let curve = |key: &str| -> Vec<(f64, f64)> {
         lines

@@ -34,6 +34,16 @@ pub struct Recipe {
     pub run: RunSection,
     /// What is measured, and when to stop.
     pub eval: EvalSection,
+    /// What is written for people beside report.html.
+    pub report: ReportSection,
+}
+
+/// `[report]`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReportSection {
+    /// Also write TensorBoard event files, under tensorboard/ of the run folder.
+    pub tensorboard: bool,
 }
 
 /// `[model]`.

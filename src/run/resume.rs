@@ -22,6 +22,7 @@ pub(super) fn identity(recipe: &Recipe, forget: &Corpus, retain: Option<&Corpus>
         serde_json::to_value(recipe).map_err(|e| Error::config(format!("recipe: {e}")))?;
     if let Some(sections) = recipe.as_object_mut() {
         sections.remove("eval");
+        sections.remove("report");
     }
     if let Some(run) = recipe["run"].as_object_mut() {
         for key in ["steps", "checkpoint_every", "keep_checkpoints"] {

@@ -24,11 +24,18 @@ use crate::model::params::Keeping;
 use crate::model::{Layout, Model};
 use crate::ops::Ops;
 use crate::report::progress::{Progress, StepLine};
+use crate::report::tensorboard::Events;
 
 /// The folder of the last model in a run folder.
 const MODEL: &str = "model";
 /// The folder of the best model, where there is one.
 const BEST: &str = "best";
+/// The folder of event files, where the recipe wants them.
+const TENSORBOARD: &str = "tensorboard";
+
+/// What the distances are called, beside the figures of an evaluation.
+pub const DISTANCES: [&str; 3] =
+    ["student_from_start", "teacher_from_start", "student_from_teacher"];
 
 /// A corpus with the order its documents are drawn in.
 struct Stream {
@@ -72,6 +79,7 @@ struct Run<'a, O: Ops> {
     watch: Watch,
     identity: Value,
     interrupt: StopFlag,
+    events: Option<Events>,
     /// Seconds spent in steps by this process.
     seconds: f64,
     last: Option<StepReport>,
@@ -121,6 +129,9 @@ impl<'a, O: Ops> Run<'a, O> {
             watch.entries.pop_if(|last| last.step == state.step);
             saved = Some(state.step);
         }
+        let events = recipe.report.tensorboard;
+        let events =
+            events.then(|| Events::create(&out.join(TENSORBOARD), state.step)).transpose()?;
         write_file_atomic(&out.join("config.resolved.toml"), recipe.to_toml()?.as_bytes())?;
         Ok(Self {
             recipe,
@@ -135,6 +146,7 @@ impl<'a, O: Ops> Run<'a, O> {
             watch,
             identity,
             interrupt,
+            events,
             seconds: 0.0,
             last: None,
             saved,
@@ -171,6 +183,20 @@ impl<'a, O: Ops> Run<'a, O> {
             let took = start.elapsed().as_secs_f64();
             self.seconds += took;
             log.write(&report, took)?;
+            if let Some(events) = &mut self.events {
+                let rate = report.tokens as f64 / took;
+                events.scalars(
+                    step,
+                    &[
+                        ("loss_tr", report.loss_tr),
+                        ("loss_kl", report.loss_kl),
+                        ("grad_norm", report.grad_norm),
+                        ("clip_coef", report.clip_coef),
+                        ("lr", report.lr),
+                        ("tokens_per_s", rate),
+                    ],
+                )?;
+            }
             bar.step(StepLine {
                 loss: report.loss_tr,
                 penalty: report.loss_kl,
@@ -217,15 +243,30 @@ impl<'a, O: Ops> Run<'a, O> {
     /// Measures the student, keeps it where it is the best so far, and stops the run where the recipe says so.
     fn evaluate(&mut self, ops: &O, bar: &Progress) -> Result<()> {
         let MeanTeacher { model, passes, step, .. } = &mut self.state;
-        let measured = self.suite.measure(ops, model, passes, &mut self.generator)?;
+        let mut measured = self.suite.measure(ops, model, passes, &mut self.generator)?;
         let figures: Vec<String> =
             measured.figures.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
         bar.println(&format!("after {step} steps: {}", figures.join(", ")));
         let step = *step;
+        if let Some(events) = &mut self.events {
+            let figures = measured.figures.iter().map(|(name, value)| (name.as_str(), *value));
+            events.scalars(step, &figures.collect::<Vec<_>>())?;
+        }
+        let distances = self.state.model.distances(ops, &self.folder.weights)?;
+        for (name, value) in DISTANCES.into_iter().zip([
+            distances.student_initial,
+            distances.teacher_initial,
+            distances.student_teacher,
+        ]) {
+            measured.figures.insert(name.to_owned(), value);
+        }
         let verdict = self.watch.record(step, measured);
         let lines = self.watch.entries.iter().map(|entry| {
             let mut line = json!({"global_step": entry.step});
             merge(&mut line, entry.measured.json());
+            for name in DISTANCES {
+                line[name] = json!(entry.measured.figures.get(name));
+            }
             format!("{line}\n")
         });
         let lines: String = lines.collect();

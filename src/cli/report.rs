@@ -1,0 +1,41 @@
+//! `report`.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::output::{Output, table};
+use crate::error::Result;
+use crate::io::atomic::write_file_atomic;
+use crate::run::compare::Comparison;
+use crate::run::recorded::Recorded;
+
+/// Options of `report`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Run folders; where `nepenthe eval --json` was written into one as eval.json, its figures are shown too
+    #[arg(value_name = "RUN", required = true)]
+    runs: Vec<PathBuf>,
+    /// The page that is written; one that is there is replaced
+    #[arg(long, value_name = "FILE.html", default_value = "nepenthe-report.html")]
+    out: PathBuf,
+    /// Also write every chart as an .svg file into this folder
+    #[arg(long, value_name = "DIR")]
+    figures: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
+    let comparison = Comparison::new(Recorded::read_all(&args.runs)?);
+    write_file_atomic(&args.out, comparison.page().as_bytes())?;
+    if let Some(dir) = &args.figures {
+        comparison.write_figures(dir)?;
+    }
+    let value = json!({"report": args.out.display().to_string(), "runs": comparison.json()});
+    out.result(&value, || {
+        let plain = |row: Vec<(String, _)>| row.into_iter().map(|(text, _)| text).collect();
+        let figures: Vec<Vec<String>> = comparison.figures().into_iter().map(plain).collect();
+        let seeds = comparison.over_seeds();
+        let gap = if seeds.is_empty() { "" } else { "\n" };
+        format!("{}{gap}{}\nreport: {}\n", table(&figures), table(&seeds), args.out.display())
+    })
+}

@@ -1,0 +1,105 @@
+//! Which way a figure is good: told from its name, for tables that people read.
+
+/// What a figure should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// As small as possible.
+    Lower,
+    /// As large as possible.
+    Higher,
+    /// As near to 0 as possible, from either side.
+    Zero,
+    /// As that of a model that never saw the forget set: no end of the scale is good by itself.
+    Retrained,
+}
+
+/// Words of a figure's name and what they mean; the first row whose words all stand in the name decides.
+const KNOWN: [(&[&str], Direction); 19] = [
+    (&["privleak"], Direction::Zero),
+    (&["auc"], Direction::Retrained),
+    (&["forget", "quality"], Direction::Higher),
+    (&["truth", "ratio", "forget"], Direction::Retrained),
+    (&["truth", "ratio"], Direction::Higher),
+    (&["utility"], Direction::Higher),
+    (&["mmlu"], Direction::Higher),
+    (&["extraction"], Direction::Lower),
+    (&["exact", "mem"], Direction::Lower),
+    (&["retain", "mem"], Direction::Higher),
+    (&["forget", "mem"], Direction::Lower),
+    (&["nll", "forget"], Direction::Retrained),
+    (&["perplexity", "forget"], Direction::Retrained),
+    (&["ppl", "forget"], Direction::Retrained),
+    (&["nll"], Direction::Lower),
+    (&["perplexity"], Direction::Lower),
+    (&["ppl"], Direction::Lower),
+    (&["forget", "rouge"], Direction::Lower),
+    (&["rouge"], Direction::Higher),
+];
+
+impl Direction {
+    /// Tells the direction of the figure `name`, which may carry dots and underscores; `None` where the name says nothing.
+    pub fn of(name: &str) -> Option<Self> {
+        // MUSE abbreviates: verbmem_f is of the forget set, ppl_r of the retain set.
+        let words = name.split(|c: char| !c.is_alphanumeric()).map(|word| match word {
+            "f" => "forget".to_owned(),
+            "r" => "retain".to_owned(),
+            other => other.to_lowercase(),
+        });
+        let name = words.collect::<Vec<_>>().join("_");
+        let known = |(words, _): &&(&[&str], Self)| words.iter().all(|word| name.contains(word));
+        KNOWN.iter().find(known).map(|(_, direction)| *direction)
+    }
+
+    /// Returns the words of a table's column.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Lower => "lower",
+            Self::Higher => "higher",
+            Self::Zero => "near 0",
+            Self::Retrained => "as retrained",
+        }
+    }
+
+    /// Returns how far `value` is from good, or `None` where that takes a retrained value that is not there.
+    ///
+    /// Only the order of what it returns within one figure has a meaning.
+    pub fn distance(self, value: f64, retrained: Option<f64>) -> Option<f64> {
+        match self {
+            Self::Lower => Some(value),
+            Self::Higher => Some(-value),
+            Self::Zero => Some(value.abs()),
+            Self::Retrained => retrained.map(|wanted| (value - wanted).abs()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_tells_the_figures_of_runs_and_benchmarks() {
+        for (name, wanted) in [
+            ("verbmem_forget", Some(Direction::Lower)),
+            ("verbmem_retain", Some(Direction::Higher)),
+            ("knowmem.forget.rouge_l_recall", Some(Direction::Lower)),
+            ("nll_forget", Some(Direction::Retrained)),
+            ("nll_retain", Some(Direction::Lower)),
+            ("privleak", Some(Direction::Zero)),
+            ("forget_quality", Some(Direction::Higher)),
+            ("verbmem_f", Some(Direction::Lower)),
+            ("knowmem_r", Some(Direction::Higher)),
+            ("steps", None),
+        ] {
+            assert_eq!(Direction::of(name), wanted, "{name}");
+        }
+    }
+
+    #[test]
+    fn distance_orders_values_by_how_good_they_are() {
+        assert!(Direction::Zero.distance(-3.0, None) < Direction::Zero.distance(5.0, None));
+        assert!(Direction::Higher.distance(0.9, None) < Direction::Higher.distance(0.8, None));
+        assert_eq!(Direction::Retrained.distance(4.0, None), None);
+        assert_eq!(Direction::Retrained.distance(4.0, Some(5.0)), Some(1.0));
+    }
+}
