@@ -96,7 +96,7 @@ impl Comparison {
                 .map(|value| row.direction?.distance((*value)?, row.retrained))
                 .collect();
             let best = distances.iter().flatten().copied().reduce(f64::min);
-            let compared = distances.iter().flatten().count() > 1;
+            let compared = distances.iter().flatten().any(|distance| Some(*distance) != best);
             let mut cells = vec![
                 plain(label(&row.name)),
                 plain(row.direction.map_or("", Direction::label)),

@@ -59,6 +59,12 @@ impl Recorded {
             .map_err(|e: toml::de::Error| Error::data(format!("{}: {e}", path.display())))?;
         let mut settings = BTreeMap::new();
         flatten_settings("", &table, &mut settings);
+        // What lies in the run folder itself is the same file in every copy of the run.
+        for value in settings.values_mut() {
+            if let Ok(inside) = Path::new(value.as_str()).strip_prefix(dir) {
+                *value = Path::new("RUN").join(inside).display().to_string();
+            }
+        }
         let log = |name: &str| match dir.join(name) {
             path if path.is_file() => read_log(&path),
             _ => Ok(Vec::new()),
