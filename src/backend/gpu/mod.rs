@@ -14,7 +14,7 @@ pub mod probe;
 mod state;
 mod sweep;
 
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use buffer::{Act, Grad, Pack, Stat, Weight};
@@ -71,6 +71,8 @@ pub struct Gpu {
     /// Packs made so far: they take turns.
     packs: AtomicUsize,
     tile: Mutex<Option<Tile>>,
+    /// Whether rows are single tokens of generation.
+    few_rows: AtomicBool,
     failure: Mutex<Option<Error>>,
 }
 
@@ -107,6 +109,7 @@ impl Gpu {
             recordings: sweep::Recordings::default(),
             packs: AtomicUsize::new(0),
             tile: Mutex::new(None),
+            few_rows: AtomicBool::new(false),
             failure: Mutex::new(None),
         })
     }

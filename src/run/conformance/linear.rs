@@ -37,6 +37,12 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
             verdicts.push(wgrad(&bench, (n, o, i), mode));
         }
     }
+    bench.gpu.single_tokens(true);
+    for (n, o, i) in SHAPES.into_iter().chain([(16, 40, 264), (33, 72, 1032), (128, 48, 392)]) {
+        let case = forward(&bench, (n, o, i), n % 2 == 0, o % 3 == 0);
+        verdicts.push(Verdict { case: format!("{} few rows", case.case), ..case });
+    }
+    bench.gpu.single_tokens(false);
     // Tiles that these shapes are too small for, two each way and the last ones ragged.
     for tile in TILES.into_iter().skip(1) {
         for (n, o, i) in [(130, 264, 72), (200, 520, 136), (129, 8, 392)] {

@@ -257,6 +257,13 @@ pub(in crate::run) fn grad(gpu: &Gpu, len: usize, mode: StateMode) -> Result<Gra
 /// The tiles that [`Gpu::force_tile`] can ask for; `None` is the one that a run would take.
 const TILES: [Option<Tile>; 4] = [None, Some(Tile::Large), Some(Tile::Medium), Some(Tile::Small)];
 
+/// Every tile, and the kernels for few rows of generation, which no tile is forced on.
+fn with_few_rows(
+    tiles: impl IntoIterator<Item = Option<Tile>>,
+) -> impl Iterator<Item = (Option<Tile>, bool)> {
+    tiles.into_iter().map(|tile| (tile, false)).chain([(None, true)])
+}
+
 /// Runs `case` on a device that takes `tile` for its products.
 fn with_tile(bench: &Bench<'_>, tile: Option<Tile>, case: impl FnOnce() -> Verdict) -> Verdict {
     bench.gpu.force_tile(tile);
