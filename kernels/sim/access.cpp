@@ -50,8 +50,10 @@ bool device_ok(uintptr_t at, Access access) {
 }
 
 void check_device(Thread& thread, uintptr_t at, size_t bytes, Access access, const void* site) {
-    if (bytes == 16 && device_ok<16>(at, access)) return;
-    for (size_t done = 0; done < bytes; ++done) {
+    size_t done = 0;
+    bool inside = at + bytes <= kDevice + kDeviceBytes;
+    while (inside && done + 16 <= bytes && device_ok<16>(at + done, access)) done += 16;
+    for (; done < bytes; ++done) {
         if (at + done >= kDevice + kDeviceBytes || !device_ok<1>(at + done, access)) {
             fail_device(thread, at, bytes, access, site);
         }
@@ -363,6 +365,21 @@ inline __attribute__((always_inline)) void access(uintptr_t at, const void* site
     access_elsewhere(at, N, A, site);
 }
 
+// Reports what a thread wrote to eight cells, and did not fence for the async proxy.
+void check_fenced(Thread& thread, uint32_t number, const void* site) {
+    for (uint32_t i = 0; i < 8; ++i) {
+        Cell cell(*thread.block, number + i);
+        if (cell.wrote_by >= kMaxThreads) continue;
+        const Thread& writer = thread.engine->threads[cell.wrote_by];
+        if (cell.wrote_at < writer.async.fenced) continue;
+        fail(thread, site,
+             "reads %s, which thread %u wrote at @%p@ with no fence_async (fence.proxy.async) of "
+             "that thread behind it",
+             name_of(thread, number + i).c_str(), writer.linear - writer.block->first,
+             site_of(cell.site));
+    }
+}
+
 }  // namespace
 
 void check(Thread& thread, const void* p, size_t bytes, Access access, const void* site) {
@@ -445,18 +462,34 @@ Thread& agent(Thread& thread, const char* role, uint16_t number, uint32_t sync) 
     return agent;
 }
 
-void check_fenced(Thread& thread, const uint8_t* p, uint32_t bytes, const void* site) {
-    uint32_t number = dynamic_cell(*thread.block, p);
-    for (uint32_t i = 0; i < bytes / 2; ++i) {
-        Cell cell(*thread.block, number + i);
-        if (cell.wrote_by >= kMaxThreads) continue;
-        const Thread& writer = thread.engine->threads[cell.wrote_by];
-        if (cell.wrote_at < writer.async.fenced) continue;
-        fail(thread, site,
-             "reads %s, which thread %u wrote at @%p@ with no fence_async (fence.proxy.async) of "
-             "that thread behind it",
-             name_of(thread, number + i).c_str(), writer.linear - writer.block->first,
-             site_of(cell.site));
+void check_async_write(Thread& agent, const uint8_t* p, uint32_t bytes, const void* site) {
+    uint32_t number = dynamic_cell(*agent.block, p);
+    for (uint32_t i = 0; i < bytes / 16; ++i, number += 8) {
+        if (eight_written(agent, number, site)) continue;
+        for (uint32_t j = 0; j < 8; ++j) check_cell(agent, number + j, Access::kWrite, site);
+    }
+}
+
+void check_async_read(Thread& agent, const uint8_t* p, uint32_t bytes, const void* site) {
+    uint32_t number = dynamic_cell(*agent.block, p);
+    const uint32_t start = agent.engine->block_start;
+    const Words first = all(start), span = all(agent.block_sync - start);
+    const Words sync = all(agent.block_sync), now = all(agent.now);
+    const Halves me = all16(agent.linear), threads = all16(kMaxThreads);
+    for (uint32_t i = 0; i < bytes / 16; ++i, number += 8) {
+        Cells& cells = agent.block->cells[number / 8];
+        Flags bad = load<Words>(cells.wrote_at) - first >= span;
+        HalfFlags generic = load<Halves>(cells.wrote_by) < threads;
+        if (any(bad | __builtin_convertvector(generic, Flags))) {
+            for (uint32_t j = 0; j < 8; ++j) check_cell(agent, number + j, Access::kRead, site);
+            check_fenced(agent, number, site);
+            continue;
+        }
+        const Halves by = load<Halves>(cells.read_by);
+        Flags old = load<Words>(cells.read_at) < sync;
+        HalfFlags mine = __builtin_convertvector(old, HalfFlags) | (by == me);
+        store(cells.read_by, mine ? me : all16(Cells::kSeveral));
+        store(cells.read_at, now);
     }
 }
 

@@ -99,7 +99,7 @@ void issue_load(Thread& thread, Block& block, uint32_t to, const TensorMap& map,
     uint8_t* place = shared_bytes(thread, to, bytes, "bulk load", site);
     place += block.grid.shared - thread.grid->shared;
     self.block = &block;
-    for (uint32_t i = 0; i < bytes; i += 16) check(self, place + i, 16, Access::kWrite, site);
+    check_async_write(self, place, bytes, site);
     BulkLoad load{map, x, y, &block, place, bar, &thread, site};
     if (engine.timing.eager != 0) return land(engine, load);
     set_writer(self, place, bytes, Cells::kInFlight, Cells::kLoad);
@@ -124,10 +124,7 @@ void copy_out(BulkStore& store) {
 void check_reads(Thread& thread, const BulkStore& store) {
     Thread& self = agent(thread, "bulk store", Cells::kStore, store.sync);
     self.now = ++thread.engine->clock;
-    for (uint32_t i = 0; i < box_bytes(store.map); i += 16) {
-        check(self, store.from + i, 16, Access::kRead, store.site);
-        check_fenced(self, store.from + i, 16, store.site);
-    }
+    check_async_read(self, store.from, box_bytes(store.map), store.site);
 }
 
 float widen(uint16_t x) {

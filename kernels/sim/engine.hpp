@@ -243,8 +243,10 @@ void set_writer(Thread& thread, const uint8_t* p, uint32_t bytes, uint32_t at, u
 // The thread whose accesses are those of the async proxy, in the name of `thread`: `number` is of
 // Cells, and what was stamped before `sync` happened before.
 Thread& agent(Thread& thread, const char* role, uint16_t number, uint32_t sync);
-// Reports bytes that a thread wrote without a fence.proxy.async behind it.
-void check_fenced(Thread& thread, const uint8_t* p, uint32_t bytes, const void* site);
+// Holds an agent's access to whole 16 bytes of dynamic shared memory against the cells, and notes
+// it. What it reads of a thread's must have a fence.proxy.async behind it.
+void check_async_read(Thread& agent, const uint8_t* p, uint32_t bytes, const void* site);
+void check_async_write(Thread& agent, const uint8_t* p, uint32_t bytes, const void* site);
 
 // ---- memory.cpp
 const char* reserve_memory();

@@ -35,7 +35,7 @@ float widen(uint32_t bf16) {
 struct Operand {
     uint32_t start, lead, stride;
 
-    Operand(Thread& thread, const void* site, uint64_t words, const char* name)
+    Operand(Thread& thread, const void* site, uint64_t words, bool outer_major, const char* name)
         : start((words & 0x3FFF) << 4),
           lead((words >> 16 & 0x3FFF) << 4),
           stride((words >> 32 & 0x3FFF) << 4) {
@@ -44,6 +44,10 @@ struct Operand {
             fail(thread, site,
                  "wgmma, descriptor of %s: layout %u; the simulator knows the 128-byte swizzle (1)",
                  name, layout);
+        }
+        if (!outer_major && start % 32 != 0) {
+            fail(thread, site, "wgmma, descriptor of %s: address %u is not a multiple of 32", name,
+                 start);
         }
         if (start / 128 % 8 != 0 || base != 0) {
             fail(thread, site,
@@ -59,12 +63,16 @@ class Reader {
 public:
     Reader(Thread& agent, const void* site) : agent_(agent), site_(site) {}
 
-    // Eight elements at an address, checked.
-    const uint16_t* chunk(uint32_t address, const char* name) {
+    // A row's `bytes`, which the swizzle keeps together: 32 or 128, a multiple of that; checked.
+    void look(uint32_t address, uint32_t bytes, const char* name) {
+        check_async_read(agent_, shared_bytes(agent_, address, bytes, name, site_), bytes, site_);
+    }
+
+    // Eight elements of a row that was looked at.
+    const uint16_t* chunk(uint32_t address) {
         address ^= address >> 3 & 0x70;
-        const uint8_t* p = shared_bytes(agent_, address, 16, name, site_);
-        check(agent_, p, 16, Access::kRead, site_);
-        check_fenced(agent_, p, 16, site_);
+        const Engine& engine = *agent_.engine;
+        const uint8_t* p = agent_.grid->shared + (address - kSharedStart - engine.timing.shift);
         return reinterpret_cast<const uint16_t*>(p);
     }
 
@@ -80,17 +88,23 @@ void read(Reader& reader, const Operand& operand, int rows, bool outer_major, co
     if (!outer_major) {
         for (int r = 0; r < rows; ++r) {
             uint32_t line = operand.start + r / 8 * operand.stride + r % 8 * 128;
+            reader.look((line ^ (line >> 3 & 0x70)) & ~31u, 32, name);
             for (int c = 0; c < 2; ++c) {
-                const uint16_t* from = reader.chunk(line + 16 * c, name);
+                const uint16_t* from = reader.chunk(line + 16 * c);
                 for (int e = 0; e < 8; ++e) put(r, 8 * c + e, widen(from[e]));
             }
         }
         return;
     }
+    // Whole rows of 128 bytes, or parts of them.
+    bool whole = operand.start % 128 == 0 && rows % 64 == 0;
     for (int k = 0; k < static_cast<int>(kProductK); ++k) {
         uint32_t line = operand.start + k / 8 * operand.stride + k % 8 * 128;
         for (int j = 0; j < rows / 8; ++j) {
-            const uint16_t* from = reader.chunk(line + j / 8 * operand.lead + j % 8 * 16, name);
+            uint32_t at = line + j / 8 * operand.lead + j % 8 * 16;
+            if (!whole) reader.look(at ^ (at >> 3 & 0x70), 16, name);
+            if (whole && j % 8 == 0) reader.look(at, 128, name);
+            const uint16_t* from = reader.chunk(at);
             for (int e = 0; e < 8; ++e) put(8 * j + e, k, widen(from[e]));
         }
     }
@@ -145,10 +159,10 @@ void execute(Engine& engine, uint32_t group, Product& product) {
             }
         }
     } else {
-        read(reader, Operand(self, product.site, product.a, "a"), kProductRows, product.outer_a,
+        read(reader, Operand(self, product.site, product.a, product.outer_a, "a"), kProductRows, product.outer_a,
              "wgmma a", [](int row, int k, float x) { a[row * kProductK + k] = x; });
     }
-    read(reader, Operand(self, product.site, product.b, "b"), n, product.outer_b, "wgmma b",
+    read(reader, Operand(self, product.site, product.b, product.outer_b, "b"), n, product.outer_b, "wgmma b",
          [n](int column, int k, float x) { b[k * n + column] = x; });
     float* sums = product.sums->values;
     for (uint32_t m = 0; m < kProductRows; m += 4) {

@@ -1,11 +1,9 @@
 //! Every function of kernels/hopper/ptx.cuh against a formula written from the PTX manual.
 
-use nepenthe::backend::gpu::driver::Matrix;
-
 use super::instructions::small;
-use super::{Args, Buffer, Driver, Timing, open_hopper, start};
+use super::{Args, Buffer, Driver, Matrix, Timing, open_hopper, start};
 
-pub fn on_all(check: impl Fn(&dyn Driver)) {
+fn on_all(check: impl Fn(&dyn Driver)) {
     for timing in Timing::ALL {
         if let Some(driver) = open_hopper(timing) {
             check(&*driver);
@@ -18,12 +16,12 @@ const fn room(bytes: u32) -> u32 {
     bytes + 1024 + 8
 }
 
-fn bits(x: &[f32]) -> Vec<u16> {
+pub fn bits(x: &[f32]) -> Vec<u16> {
     x.iter().map(|x| (x.to_bits() >> 16) as u16).collect()
 }
 
 /// A matrix of bf16 on the device, row by row.
-fn matrix(buffer: &Buffer<'_>, rows: usize, columns: usize, box_rows: usize) -> Matrix {
+pub fn matrix(buffer: &Buffer<'_>, rows: usize, columns: usize, box_rows: usize) -> Matrix {
     Matrix { address: buffer.at, rows, columns, pitch: 2 * columns as u64, wide: false, box_rows }
 }
 

@@ -8,11 +8,12 @@
 mod hopper;
 mod instructions;
 mod planted;
+mod planted_hopper;
 
 use std::sync::Arc;
 
 use nepenthe::backend::gpu::driver::sim::{Simulator, Timing};
-use nepenthe::backend::gpu::driver::{Args, Driver, Launch};
+use nepenthe::backend::gpu::driver::{Args, Driver, Launch, Matrix};
 
 /// Opens the simulator; none (with the reason printed) where this build has none.
 fn open(timing: Timing) -> Option<Arc<Simulator>> {
