@@ -175,6 +175,35 @@ pub fn step(config: &ModelConfig, forget: (usize, usize), retain: (usize, usize)
     pass(forget, true) + pass(retain, true) + pass(retain, false)
 }
 
+/// Generation of `new` tokens for each of `prompts` prompts of `len`: the pass over the prompts, then all steps of one
+/// token a prompt together.
+///
+/// A step reads every weight of layers and head once, and the keys and values of all tokens before it.
+pub fn generation(
+    config: &ModelConfig,
+    (prompts, len, new): (usize, usize, usize),
+    stored: f64,
+) -> [Floor; 2] {
+    let heads = config.heads(0);
+    let (c, l) = (config.width, f(config.layers));
+    let layer = f(c * heads.qkv_width() + c * heads.out_width() + 3 * c * config.ffn);
+    let head = f(c * config.vocab);
+    let tokens = f(prompts * len);
+    let attended = attention(&[len], heads, 0.0).flop * f(prompts);
+    let weights = stored * (l * layer + head);
+    let first = Floor {
+        flop: 2.0 * tokens * l * layer + l * attended + 2.0 * f(prompts) * head,
+        bytes: weights,
+    };
+    let cached = |step: usize| l * decode(&vec![len + step; prompts], heads, stored).bytes;
+    let steps = new.saturating_sub(1);
+    let rest = Floor {
+        flop: 2.0 * f(prompts * steps) * (l * layer + head),
+        bytes: f(steps) * weights + (1..=steps).map(cached).sum::<f64>(),
+    };
+    [first, rest]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,6 +229,18 @@ mod tests {
         assert_eq!(attention_bwd(&[5], LLAMA, 2.0).bytes, 5.0 * (2.0 * 20480.0 + 128.0));
         // 7 cached tokens of 2 * 8 * 128 numbers, two rows of 6144 + 4096.
         assert_eq!(decode(&[3, 4], LLAMA, 2.0).bytes, 2.0 * (7.0 * 2048.0 + 2.0 * 10240.0));
+    }
+
+    #[test]
+    fn generation_reads_weights_a_step_and_the_cache_behind_each_token() {
+        let config = model("llama-2-7b").unwrap();
+        let weights = 2.0 * (32.0 * 202_375_168.0 + 131_072_000.0);
+        let [first, rest] = generation(&config, (3, 5, 3), 2.0);
+        assert_eq!((first.bytes, rest.flop), (weights, 2.0 * 3.0 * weights));
+        // Two steps, behind 6 and 7 tokens, of 8192 numbers each; the rows of the tokens themselves beside them.
+        let cache = 32.0 * 2.0 * 3.0 * (13.0 * 8192.0 + 2.0 * 16_384.0);
+        assert_eq!(rest.bytes, 2.0 * weights + cache);
+        assert_eq!(generation(&config, (1, 1, 1), 2.0)[1], Floor { flop: 0.0, bytes: 0.0 });
     }
 
     #[test]

@@ -60,6 +60,12 @@ pub(super) fn run(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
             let name = format!("{} {map} {label}", preset.name);
             lines.push(measure(lab, "gemm", name, shape, form, floor)?);
         }
+        // A token of each sequence, as generation has them: the weights' bytes are all that counts.
+        let shape = (preset.cached.0, o, i);
+        let form = Form { residual, ..Form::FORWARD };
+        let floor = product(shape, lab.stored(), lab.stored(), residual);
+        let name = format!("{} {map} decode", preset.name);
+        lines.push(measure(lab, "gemm", name, shape, form, floor)?);
     }
     lines.extend(fused::run(lab, preset)?);
     Ok(lines)

@@ -7,6 +7,7 @@ mod attention;
 pub mod floors;
 mod fused;
 mod gemm;
+mod generate;
 mod head;
 mod lab;
 mod preset;
@@ -118,6 +119,7 @@ pub const FAMILIES: &[Family] = &[
     ("embed", rows::embed),
     ("head", head::run),
     ("update", update::run),
+    ("generate", generate::run),
     ("step", step::run),
 ];
 

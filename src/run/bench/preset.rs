@@ -18,6 +18,8 @@ pub struct Preset {
     pub pack: (usize, usize),
     /// Sequences and their cached tokens in generation.
     pub cached: (usize, usize),
+    /// Generation: prompts, tokens of each, new tokens of each.
+    pub prompts: (usize, usize, usize),
     /// The least number of weights in an update, where the model has as many.
     pub updated: usize,
     /// The side of the square product that is the roof.
@@ -42,6 +44,7 @@ impl Preset {
                 config,
                 pack: (2, 12),
                 cached: (2, 16),
+                prompts: (2, 3, 4),
                 updated: 1,
                 side: 64,
                 copied: 1 << 15,
@@ -61,6 +64,7 @@ impl Preset {
             config,
             pack: (4, 1024),
             cached: (64, 1024),
+            prompts: (100, 100, 128),
             updated: 200_000_000,
             side: 8192,
             copied: 1 << 30,

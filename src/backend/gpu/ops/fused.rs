@@ -1,6 +1,7 @@
 //! Products with the next op behind them in one kernel: kernels/gemm_rope.cu, kernels/gemm_swiglu.cu.
 
 use super::linear::{self, Tile, kernel_of_tile, packed, plan};
+use super::skinny::{self, Skinny, kernel_of_skinny};
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Pack, Precision, Weight, blocks};
 use crate::ops::{Direction, Heads, RopeTable};
@@ -30,7 +31,9 @@ pub(in crate::backend::gpu) fn rope(
     let rows = [(x.at, c), (w.at, c), (qkv.at, width)];
     let aligned = rows.into_iter().all(|(at, pitch)| packed(at, pitch, bytes));
     let tile = rope_tile(plan(gpu, n, width, aligned), heads, table.inv_freq.len());
-    let Some(tile) = tile.filter(|_| !table.inv_freq.is_empty()) else {
+    // A block for few rows holds no whole head.
+    let apart = table.inv_freq.is_empty() || skinny::plan(gpu, n, aligned).is_some();
+    let Some(tile) = tile.filter(|_| !apart) else {
         linear::forward(gpu, n, (width, c), x, w, bias, None, qkv);
         return super::rope::rotate(gpu, pack, heads, table, Direction::Forward, qkv);
     };
@@ -75,7 +78,7 @@ pub(in crate::backend::gpu) fn swiglu(
     y: &mut Act,
 ) {
     let bytes = gpu.precision().bytes();
-    let tile = plan(gpu, n, 2 * f, packed(x.at, c, bytes) && packed(w.at, c, bytes));
+    let aligned = packed(x.at, c, bytes) && packed(w.at, c, bytes);
     let rows = packed(gate_up.at, f, bytes) && packed(y.at, f, bytes);
     let args = Args::new()
         .ptr(x.at)
@@ -87,6 +90,12 @@ pub(in crate::backend::gpu) fn swiglu(
         .u32(f as u32)
         .u32(c as u32)
         .u32(if rows { PACKED } else { 0 } | if keep { 0 } else { DROPPED });
+    if let Some(shape) = skinny::plan(gpu, n, aligned) {
+        let name = kernel_of_skinny!(shape, "gemm_swiglu_skinny_bf16");
+        let grid = [shape.blocks(n, f, 2), 1, 1];
+        return gpu.launch(name, grid, Skinny::THREADS, shape.shared(), args);
+    }
+    let tile = plan(gpu, n, 2 * f, aligned);
     let name = match gpu.precision() {
         Precision::Bf16 => kernel_of_tile!(tile, "gemm_swiglu_bf16"),
         Precision::Fp32 => kernel_of_tile!(tile, "gemm_swiglu_f32"),

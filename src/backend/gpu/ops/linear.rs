@@ -1,6 +1,7 @@
 //! Linear maps: kernels/gemm.cuh and its instances, kernels/columns.cu.
 
 use super::columns::{self, COLUMNS};
+use super::skinny::{self, Skinny};
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Grad, Precision, Weight, blocks};
 
@@ -95,7 +96,7 @@ impl Tile {
 
 /// Returns the tile for an `m` x `n` result: the one asked for by [`Gpu::force_tile`], or the fastest.
 ///
-/// The choice does not touch the order of any sum.
+/// The choice does not touch the order of any sum; that of a product with few rows (skinny.rs) is another one.
 pub(super) fn plan(gpu: &Gpu, m: usize, n: usize, aligned: bool) -> Tile {
     if aligned { gpu.forced_tile().unwrap_or_else(|| fastest(m, n)) } else { Tile::Any }
 }
@@ -173,7 +174,6 @@ pub(in crate::backend::gpu) fn gemm(gpu: &Gpu, job: &Gemm) {
     }
     let addend = if job.accumulate { job.c } else { job.residual };
     let aligned = packed(job.a, job.lda, stored) && packed(job.b, job.ldb, stored);
-    let tile = plan(gpu, job.m, job.n, aligned);
     let rows = packed(job.c, job.ldc, bytes) && packed(addend, job.ldc, bytes);
     let args = Args::new()
         .ptr(job.a)
@@ -188,6 +188,11 @@ pub(in crate::backend::gpu) fn gemm(gpu: &Gpu, job: &Gemm) {
         .u32(job.ldb as u32)
         .u32(job.ldc as u32)
         .u32(u32::from(wide) | u32::from(rows) << 1);
+    if let Some((name, shape)) = skinny::kernel(gpu, job, aligned) {
+        let grid = [shape.blocks(job.m, job.n, 1), 1, 1];
+        return gpu.launch(name, grid, Skinny::THREADS, shape.shared(), args);
+    }
+    let tile = plan(gpu, job.m, job.n, aligned);
     let name = kernel(job.layout, gpu.precision(), tile);
     gpu.launch(name, [tile.blocks(job.m, job.n), 1, 1], tile.threads(), tile.shared(), args);
 }

@@ -10,6 +10,7 @@ pub(super) mod head;
 pub(super) mod linear;
 pub(super) mod norm;
 pub(super) mod rope;
+mod skinny;
 pub(super) mod swiglu;
 
 /// Returns the most dynamic shared memory that a block of `kernel` is launched with, in bytes; of the attention kernels
@@ -18,7 +19,8 @@ pub fn dynamic_shared(kernel: &str, d: usize) -> u32 {
     if kernel == choose::SAMPLE {
         return choose::shared(0.5);
     }
-    linear::shared(kernel).or_else(|| attention::shared(kernel, d)).unwrap_or(0)
+    let product = skinny::shared(kernel).or_else(|| linear::shared(kernel));
+    product.or_else(|| attention::shared(kernel, d)).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -29,6 +31,7 @@ mod tests {
     fn dynamic_shared_knows_its_kernels_by_name() {
         assert_eq!(dynamic_shared("gemm_nt_bf16_64x64", 128), 4 * 64 * 128);
         assert_eq!(dynamic_shared("gemm_tn_f32_any", 128), 4 * 64 * 128);
+        assert_eq!(dynamic_shared("gemm_skinny_bf16_64x64", 128), 128 << 10);
         assert_eq!(dynamic_shared("attention_mma64_bf16", 1), 2 * 256 * 72);
         assert!(dynamic_shared("attention_f32", 128) > dynamic_shared("attention_f32", 12));
         assert_eq!(dynamic_shared("choose_sample_f32", 128), 8 * 16 * 512);
