@@ -38,7 +38,7 @@ constexpr int kRowBytes = 128;       // of a box
 constexpr int kBox = 64 * kRowBytes; // bytes of a box of C, or of a panel of an outer-major operand
 constexpr int kSlots = 5;            // boxes of a consumer's ring
 constexpr int kGroup = 16;           // rows of tiles that run together
-constexpr int kCluster = 1;          // blocks that share B
+constexpr int kCluster = 2;          // blocks that share B
 constexpr int kConsumers = 2;        // warpgroups
 constexpr int kWarpgroup = 128;
 constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
@@ -333,7 +333,6 @@ __device__ __forceinline__ void product(const ptx::TensorMap& a, const ptx::Tens
         } else if (threadIdx.x == kWarp || threadIdx.x == 2 * kWarp) {
             move_boxes<S>(epilogue, raster, threadIdx.x / kWarp - 1, base);
         }
-        __syncwarp();
     } else {
         ptx::registers_up<kConsumerRegisters>();
         const uint32_t w = group - 1, thread = threadIdx.x % kWarpgroup, lane = threadIdx.x % kWarp;
@@ -354,9 +353,12 @@ __device__ __forceinline__ void product(const ptx::TensorMap& a, const ptx::Tens
         }
     }
     // The other block may still arrive at this one's barriers.
-    if (kCluster > 1) ptx::cluster_sync();
+    if (kCluster > 1) {
+        __syncwarp();
+        ptx::cluster_sync();
+    }
 }
 
 // What declares an entry point, and what registers it in the simulator.
-#define SM90_KERNEL extern "C" __global__ void __launch_bounds__(kThreads, 1)
+#define SM90_KERNEL extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
 #define SM90_EXPORT(NAME) KERNEL_EXPORT(NAME)

@@ -10,9 +10,10 @@
 // for the weight gradient that comes next. Gate and up come through the ring of boxes, the first ones of a tile
 // during its main loop.
 // Bytes read + written, bf16: forward 2 (mk + 2Fk) + 6 mF (2 mF without gate_up); backward 2 (mk + kF) + 10 mF.
-// Roof: tensor cores. Predicted beyond gemm.cuh: a sigmoid is some 24 instructions. Forward: 64 of them a thread, 3100
-// exposed clocks of 65536 (k = 4096) + 1200 of conversions and stores, 6 % below the plain product. Backward: 128 of
-// them, 7700 + 2500 clocks, 13 %; the elementwise pass it saves moves 12 mF bytes, a third of this product's time.
+// Roof: tensor cores. Predicted beyond gemm.cuh: some 18 instructions for each pair of gate and up, conversions and
+// stores included, two warps a scheduler. Forward: 64 pairs a thread, 2700 exposed clocks of 65536 (k = 4096), 4 % below
+// the pipe. Backward: 128 pairs, 5000 clocks (the special function unit alone takes 4100), 7 %; the elementwise pass
+// that it saves moves 12 mF bytes, a third of this product's time.
 #include "gemm.cuh"
 #include "../swiglu.cuh"
 
