@@ -361,4 +361,4 @@ __device__ __forceinline__ void product(const ptx::TensorMap& a, const ptx::Tens
 
 // What declares an entry point, and what registers it in the simulator.
 #define SM90_KERNEL extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
-#define SM90_EXPORT(NAME) KERNEL_EXPORT(NAME)
+#define SM90_EXPORT(NAME) KERNEL_EXPORT_CLUSTER(NAME, kCluster)

@@ -5,7 +5,7 @@ use crate::backend::gpu::driver::{Args, Matrix};
 use crate::backend::gpu::{Gpu, Precision, blocks};
 
 /// Blocks that share the columns of a tile: `kCluster` of gemm.cuh.
-pub(super) const CLUSTER: usize = 1;
+pub(super) const CLUSTER: usize = 2;
 /// Threads of a block: one warpgroup that moves and two that multiply.
 pub(super) const THREADS: u32 = 384;
 /// Boxes of the result that each of two warpgroups owns: `kSlots` of gemm.cuh.

@@ -209,14 +209,8 @@ pub(super) fn shared(kernel: &str) -> Option<u32> {
             _ => tile.is_hopper() == hopper && kernel.ends_with(&format!("_{rows}x{columns}")),
         }
     };
-    let all = [
-        Tile::Large,
-        Tile::Medium,
-        Tile::Small,
-        Tile::Any,
-        Tile::HopperLarge,
-        Tile::HopperMedium,
-    ];
+    let all =
+        [Tile::Large, Tile::Medium, Tile::Small, Tile::Any, Tile::HopperLarge, Tile::HopperMedium];
     kernel.starts_with("gemm_").then(|| all.into_iter().find(named).map(Tile::shared)).flatten()
 }
 
@@ -402,7 +396,10 @@ mod tests {
             assert!(tile.shared() <= 99 << 10, "{tile:?}");
         }
         for tile in [Tile::HopperLarge, Tile::HopperMedium] {
-            assert!(tile.shared() <= 227 << 10 && tile.portable().size() == tile.size(), "{tile:?}");
+            assert!(
+                tile.shared() <= 227 << 10 && tile.portable().size() == tile.size(),
+                "{tile:?}"
+            );
         }
     }
 
