@@ -136,8 +136,8 @@ impl Gpu {
         self.arena.bytes()
     }
 
-    /// Takes `tile` for every product whose operands are aligned, or again the fastest one: for the checks and the
-    /// measurements of single kernels.
+    /// Takes `tile` for every product whose operands are aligned (its portable twin where the device or the rows of
+    /// the result do not allow it), or again the fastest one: for the checks and the measurements of single kernels.
     pub fn force_tile(&self, tile: Option<Tile>) {
         *self.tile.lock().unwrap_or_else(PoisonError::into_inner) = tile;
     }
