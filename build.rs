@@ -14,7 +14,12 @@ const TARGETS: [&str; 3] =
     ["arch=compute_80,code=sm_80", HOPPER, "arch=compute_80,code=compute_80"];
 
 struct Compiled {
+    /// Unique among all, and an identifier.
     name: String,
+    /// The source, from kernels/ on.
+    file: String,
+    /// Whether its code is for sm_90a alone.
+    hopper: bool,
     kernels: Vec<Kernel>,
 }
 
@@ -25,6 +30,8 @@ struct Kernel {
     threads: u32,
     /// Whether it uses dynamic shared memory.
     dynamic: bool,
+    /// Whether its code for sm_90a waits for the kernels before it by itself.
+    waits: bool,
 }
 
 fn main() {
@@ -135,8 +142,7 @@ fn build_simulator(root: &Path, out: &Path) -> Result<PathBuf, String> {
                 .map(|file| {
                     let (compiler, kernels) = (&compiler, &kernels);
                     scope.spawn(move || {
-                        let name = file.file_stem().unwrap_or_default().to_string_lossy();
-                        let object = out.join(format!("sim_{name}.o"));
+                        let object = out.join(format!("sim_{}.o", unit(file)));
                         let mut command = Command::new(compiler);
                         command.args(simulator_flags(file)).arg("-I").arg(kernels);
                         run(command.arg("-c").arg("-o").arg(&object).arg(file)).map(|()| object)
@@ -269,6 +275,16 @@ fn in_path(program: &str) -> Option<PathBuf> {
     env::split_paths(&env::var_os("PATH")?).map(|dir| dir.join(program)).find(|path| path.is_file())
 }
 
+/// Names what is made of a source file: its stem, behind that of its folder where that is hopper.
+fn unit(file: &Path) -> String {
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+    if is_hopper(file) { format!("hopper_{stem}") } else { stem.into_owned() }
+}
+
+fn is_hopper(file: &Path) -> bool {
+    file.parent().is_some_and(|folder| folder.ends_with("hopper"))
+}
+
 /// Returns the kernels for every device, then those that only sm_90a has the instructions for.
 fn kernel_sources(root: &Path) -> Result<Vec<PathBuf>, String> {
     let mut files = sources(&root.join("kernels"), "cu")?;
@@ -306,7 +322,7 @@ fn compile_all(nvcc: &Path, files: &[PathBuf], out: &Path) -> Result<Vec<Compile
 
 /// Compiles one file to OUT_DIR/NAME.fatbin, and keeps what ptxas says in OUT_DIR/NAME.log.
 fn compile(nvcc: &Path, file: &Path, out: &Path) -> Result<Compiled, String> {
-    let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let (name, hopper) = (unit(file), is_hopper(file));
     // The PTX is kept for the launch bounds, which ptxas does not report.
     let kept = out.join(format!("{name}.kept"));
     fs::create_dir_all(&kept)
@@ -316,7 +332,6 @@ fn compile(nvcc: &Path, file: &Path, out: &Path) -> Result<Compiled, String> {
     // could not build at all; tests look for those.
     command.args(["-std=c++17", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v", "--fatbin"]);
     command.arg("--keep").arg("--keep-dir").arg(&kept);
-    let hopper = file.parent().is_some_and(|folder| folder.ends_with("hopper"));
     let targets = if hopper { &[HOPPER] } else { &TARGETS[..] };
     for target in targets {
         command.args(["-gencode", target]);
@@ -345,25 +360,35 @@ fn compile(nvcc: &Path, file: &Path, out: &Path) -> Result<Compiled, String> {
         .collect();
     names.sort_unstable();
     names.dedup();
-    let mut ptx = String::new();
+    let mut ptx = Vec::new();
     for path in sources(&kept, "ptx")? {
-        ptx += &fs::read_to_string(&path)
+        let text = fs::read_to_string(&path)
             .map_err(|cause| format!("{}: cannot read: {cause}", path.display()))?;
+        ptx.push(text);
     }
     let kernels = names
         .iter()
         .map(|name| {
-            let text = entry(&ptx, name);
+            // One text a target; they differ in what only a later device has.
+            let texts: Vec<&str> = ptx.iter().map(|text| entry(text, name)).collect();
             // The array behind ptx::dyn_smem(); its declaration may follow an entry point that does not use it.
             let uses = |line: &str| line.contains("dyn_smem_raw") && !line.contains(".extern");
-            let dynamic = text.lines().any(uses);
-            Kernel { name: name.to_string(), threads: launch_bound(text), dynamic }
+            let any =
+                |found: &dyn Fn(&str) -> bool| texts.iter().any(|text| text.lines().any(found));
+            Kernel {
+                name: name.to_string(),
+                threads: texts.iter().map(|text| launch_bound(text)).max().unwrap_or(0),
+                dynamic: any(&uses),
+                waits: any(&|line| line.contains("griddepcontrol.wait")),
+            }
         })
         .collect();
     // A second run must not read what this one kept.
     fs::remove_dir_all(&kept)
         .map_err(|cause| format!("{}: cannot remove: {cause}", kept.display()))?;
-    Ok(Compiled { name, kernels })
+    let stem = file.file_name().unwrap_or_default().to_string_lossy();
+    let file = if hopper { format!("hopper/{stem}") } else { stem.into_owned() };
+    Ok(Compiled { name, file, hopper, kernels })
 }
 
 /// Cuts the text of an entry point out of PTX.
@@ -396,16 +421,19 @@ fn render(images: &[Compiled], out: &Path, nvcc: Option<&str>, why: &str) -> Str
     let _ = writeln!(text, "/// The images of this build, in the order of their names.");
     let _ = writeln!(text, "pub static IMAGES: &[Image] = &[");
     for image in images {
-        let names: Vec<&str> = image.kernels.iter().map(|kernel| kernel.name.as_str()).collect();
-        let threads: Vec<u32> = image.kernels.iter().map(|kernel| kernel.threads).collect();
-        let dynamic: Vec<bool> = image.kernels.iter().map(|kernel| kernel.dynamic).collect();
         let _ = writeln!(
             text,
-            "    Image {{ name: {:?}, fatbin: &{}.0, kernels: &{names:?}, threads: &{threads:?}, dynamic: &{dynamic:?}, log: include_str!({:?}) }},",
-            image.name,
+            "    Image {{ file: {:?}, fatbin: &{}.0, hopper: {}, log: include_str!({:?}), kernels: &[",
+            image.file,
             image.name.to_uppercase(),
+            image.hopper,
             out.join(format!("{}.log", image.name)).display().to_string(),
         );
+        for Kernel { name, threads, dynamic, waits } in &image.kernels {
+            let fields = format!("threads: {threads}, dynamic: {dynamic}, waits: {waits}");
+            let _ = writeln!(text, "        Kernel {{ name: {name:?}, {fields} }},");
+        }
+        let _ = writeln!(text, "    ] }},");
     }
     let _ = writeln!(text, "];");
     let _ = writeln!(

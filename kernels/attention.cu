@@ -293,12 +293,14 @@ __device__ __forceinline__ void dot_rows(const T* out, const T* dout, float* dot
 extern "C" __global__ void __launch_bounds__(kBlock, 2)
     attention_bf16(const uint4* blocks, const uint16_t* qkv, uint16_t* out, float* lse, uint32_t h,
                    uint32_t g, uint32_t d, uint32_t window, float scale) {
+    ptx::grid_enter();
     attn::plain_fwd(blocks, qkv, out, lse, attn::Heads{h, g, d, window}, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock, 2)
     attention_f32(const uint4* blocks, const float* qkv, float* out, float* lse, uint32_t h,
                   uint32_t g, uint32_t d, uint32_t window, float scale) {
+    ptx::grid_enter();
     attn::plain_fwd(blocks, qkv, out, lse, attn::Heads{h, g, d, window}, scale);
 }
 
@@ -306,6 +308,7 @@ extern "C" __global__ void __launch_bounds__(kBlock, 2)
     attention_bwd_dq_bf16(const uint4* blocks, const uint16_t* qkv, const uint16_t* dout,
                           const float* lse, const float* dot, uint16_t* dqkv, uint32_t h,
                           uint32_t g, uint32_t d, uint32_t window, float scale) {
+    ptx::grid_enter();
     attn::plain_bwd_dq(attn::Backward<uint16_t>{blocks, qkv, dout, lse, dot, dqkv},
                        attn::Heads{h, g, d, window}, scale);
 }
@@ -314,6 +317,7 @@ extern "C" __global__ void __launch_bounds__(kBlock, 2)
     attention_bwd_dq_f32(const uint4* blocks, const float* qkv, const float* dout, const float* lse,
                          const float* dot, float* dqkv, uint32_t h, uint32_t g, uint32_t d,
                          uint32_t window, float scale) {
+    ptx::grid_enter();
     attn::plain_bwd_dq(attn::Backward<float>{blocks, qkv, dout, lse, dot, dqkv},
                        attn::Heads{h, g, d, window}, scale);
 }
@@ -322,6 +326,7 @@ extern "C" __global__ void __launch_bounds__(kBlock, 2)
     attention_bwd_dkv_bf16(const uint4* blocks, const uint16_t* qkv, const uint16_t* dout,
                            const float* lse, const float* dot, uint16_t* dqkv, uint32_t h,
                            uint32_t g, uint32_t d, uint32_t window, float scale) {
+    ptx::grid_enter();
     attn::plain_bwd_dkv(attn::Backward<uint16_t>{blocks, qkv, dout, lse, dot, dqkv},
                         attn::Heads{h, g, d, window}, scale);
 }
@@ -330,6 +335,7 @@ extern "C" __global__ void __launch_bounds__(kBlock, 2)
     attention_bwd_dkv_f32(const uint4* blocks, const float* qkv, const float* dout, const float* lse,
                           const float* dot, float* dqkv, uint32_t h, uint32_t g, uint32_t d,
                           uint32_t window, float scale) {
+    ptx::grid_enter();
     attn::plain_bwd_dkv(attn::Backward<float>{blocks, qkv, dout, lse, dot, dqkv},
                         attn::Heads{h, g, d, window}, scale);
 }
@@ -337,6 +343,7 @@ extern "C" __global__ void __launch_bounds__(kBlock, 2)
 // Grid: ceil(rows * heads / 32) blocks.
 extern "C" __global__ void __launch_bounds__(kBlock, 2)
     attention_dot_bf16(const uint16_t* out, const uint16_t* dout, float* dot, uint64_t pairs, uint32_t d) {
+    ptx::grid_enter();
     if (attn::whole_packs<uint16_t>(d)) {
         attn::dot_rows<uint16_t, 8>(out, dout, dot, pairs, d);
     } else {
@@ -346,6 +353,7 @@ extern "C" __global__ void __launch_bounds__(kBlock, 2)
 
 extern "C" __global__ void __launch_bounds__(kBlock, 2)
     attention_dot_f32(const float* out, const float* dout, float* dot, uint64_t pairs, uint32_t d) {
+    ptx::grid_enter();
     if (attn::whole_packs<float>(d)) {
         attn::dot_rows<float, 4>(out, dout, dot, pairs, d);
     } else {

@@ -152,24 +152,28 @@ __device__ __forceinline__ void mma_fwd(const uint4* blocks, const uint16_t* qkv
 extern "C" __global__ void __launch_bounds__(attn::kMmaThreads, 4)
     attention_mma64_bf16(const uint4* blocks, const uint16_t* qkv, uint16_t* out, float* lse,
                          uint32_t h, uint32_t g, uint32_t window, float scale) {
+    ptx::grid_enter();
     attn::mma_fwd<64>(blocks, qkv, out, lse, attn::Heads{h, g, 64, window}, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(attn::kMmaThreads, 3)
     attention_mma80_bf16(const uint4* blocks, const uint16_t* qkv, uint16_t* out, float* lse,
                          uint32_t h, uint32_t g, uint32_t window, float scale) {
+    ptx::grid_enter();
     attn::mma_fwd<80>(blocks, qkv, out, lse, attn::Heads{h, g, 80, window}, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(attn::kMmaThreads, 3)
     attention_mma96_bf16(const uint4* blocks, const uint16_t* qkv, uint16_t* out, float* lse,
                          uint32_t h, uint32_t g, uint32_t window, float scale) {
+    ptx::grid_enter();
     attn::mma_fwd<96>(blocks, qkv, out, lse, attn::Heads{h, g, 96, window}, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(attn::kMmaThreads, 3)
     attention_mma128_bf16(const uint4* blocks, const uint16_t* qkv, uint16_t* out, float* lse,
                           uint32_t h, uint32_t g, uint32_t window, float scale) {
+    ptx::grid_enter();
     attn::mma_fwd<128>(blocks, qkv, out, lse, attn::Heads{h, g, 128, window}, scale);
 }
 

@@ -226,6 +226,7 @@ extern "C" __global__ void __launch_bounds__(attn::kMmaThreads, 3)
     attention_bwd_dq_mma64_bf16(const uint4* blocks, const uint16_t* qkv, const uint16_t* dout,
                                 const float* lse, const float* dot, uint16_t* dqkv, uint32_t h,
                                 uint32_t g, uint32_t window, float scale) {
+    ptx::grid_enter();
     attn::mma_bwd_dq<64>(attn::MmaBackward{blocks, qkv, dout, lse, dot, dqkv},
                          attn::Heads{h, g, 64, window}, scale);
 }
@@ -234,6 +235,7 @@ extern "C" __global__ void __launch_bounds__(attn::kMmaThreads, 3)
     attention_bwd_dq_mma80_bf16(const uint4* blocks, const uint16_t* qkv, const uint16_t* dout,
                                 const float* lse, const float* dot, uint16_t* dqkv, uint32_t h,
                                 uint32_t g, uint32_t window, float scale) {
+    ptx::grid_enter();
     attn::mma_bwd_dq<80>(attn::MmaBackward{blocks, qkv, dout, lse, dot, dqkv},
                          attn::Heads{h, g, 80, window}, scale);
 }
@@ -242,6 +244,7 @@ extern "C" __global__ void __launch_bounds__(attn::kMmaThreads, 3)
     attention_bwd_dq_mma96_bf16(const uint4* blocks, const uint16_t* qkv, const uint16_t* dout,
                                 const float* lse, const float* dot, uint16_t* dqkv, uint32_t h,
                                 uint32_t g, uint32_t window, float scale) {
+    ptx::grid_enter();
     attn::mma_bwd_dq<96>(attn::MmaBackward{blocks, qkv, dout, lse, dot, dqkv},
                          attn::Heads{h, g, 96, window}, scale);
 }
@@ -250,6 +253,7 @@ extern "C" __global__ void __launch_bounds__(attn::kMmaThreads, 2)
     attention_bwd_dq_mma128_bf16(const uint4* blocks, const uint16_t* qkv, const uint16_t* dout,
                                  const float* lse, const float* dot, uint16_t* dqkv, uint32_t h,
                                  uint32_t g, uint32_t window, float scale) {
+    ptx::grid_enter();
     attn::mma_bwd_dq<128>(attn::MmaBackward{blocks, qkv, dout, lse, dot, dqkv},
                           attn::Heads{h, g, 128, window}, scale);
 }
@@ -259,6 +263,7 @@ extern "C" __global__ void __launch_bounds__(attn::kMmaThreads, 3)
     attention_bwd_dkv_mma64_bf16(const uint4* blocks, const uint16_t* qkv, const uint16_t* dout,
                                  const float* lse, const float* dot, uint16_t* dqkv, uint32_t h,
                                  uint32_t g, uint32_t window, float scale) {
+    ptx::grid_enter();
     attn::mma_bwd_dkv<64>(attn::MmaBackward{blocks, qkv, dout, lse, dot, dqkv},
                           attn::Heads{h, g, 64, window}, scale);
 }
@@ -267,6 +272,7 @@ extern "C" __global__ void __launch_bounds__(attn::kMmaThreads, 2)
     attention_bwd_dkv_mma80_bf16(const uint4* blocks, const uint16_t* qkv, const uint16_t* dout,
                                  const float* lse, const float* dot, uint16_t* dqkv, uint32_t h,
                                  uint32_t g, uint32_t window, float scale) {
+    ptx::grid_enter();
     attn::mma_bwd_dkv<80>(attn::MmaBackward{blocks, qkv, dout, lse, dot, dqkv},
                           attn::Heads{h, g, 80, window}, scale);
 }
@@ -275,6 +281,7 @@ extern "C" __global__ void __launch_bounds__(attn::kMmaThreads, 2)
     attention_bwd_dkv_mma96_bf16(const uint4* blocks, const uint16_t* qkv, const uint16_t* dout,
                                  const float* lse, const float* dot, uint16_t* dqkv, uint32_t h,
                                  uint32_t g, uint32_t window, float scale) {
+    ptx::grid_enter();
     attn::mma_bwd_dkv<96>(attn::MmaBackward{blocks, qkv, dout, lse, dot, dqkv},
                           attn::Heads{h, g, 96, window}, scale);
 }
@@ -283,6 +290,7 @@ extern "C" __global__ void __launch_bounds__(attn::kMmaThreads, 2)
     attention_bwd_dkv_mma128_bf16(const uint4* blocks, const uint16_t* qkv, const uint16_t* dout,
                                   const float* lse, const float* dot, uint16_t* dqkv, uint32_t h,
                                   uint32_t g, uint32_t window, float scale) {
+    ptx::grid_enter();
     attn::mma_bwd_dkv<128>(attn::MmaBackward{blocks, qkv, dout, lse, dot, dqkv},
                            attn::Heads{h, g, 128, window}, scale);
 }

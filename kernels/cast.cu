@@ -13,6 +13,7 @@
 extern "C" __global__ void __launch_bounds__(kBlock)
     cast_f32_split(Tensor* tensor, const float* x, uint16_t* hi, uint16_t* lo, uint64_t n,
                    uint64_t index, uint64_t seed) {
+    ptx::grid_enter();
     uint32_t top = 0;
     auto one = [&](uint64_t i, float x1, uint16_t& hi1, uint16_t& lo1) {
         top = max(top, __float_as_uint(x1) & 0x7FFFFFFFu);

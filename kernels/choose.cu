@@ -227,6 +227,7 @@ __device__ __forceinline__ Kept nucleus(const float* row, uint32_t v, bool vec, 
 // ids[row] of `logits` [rows, V]. Grid: rows.
 extern "C" __global__ void __launch_bounds__(choose::kThreads)
     choose_argmax_f32(const float* logits, uint32_t* ids, uint32_t v) {
+    ptx::grid_enter();
     const float* row = logits + static_cast<uint64_t>(blockIdx.x) * v;
     const uint64_t best = choose::best_of(row, v, v % choose::kQuad == 0);
     if (threadIdx.x == 0) ids[blockIdx.x] = best >> 32 == 0 ? 0 : ~static_cast<uint32_t>(best);
@@ -237,6 +238,7 @@ extern "C" __global__ void __launch_bounds__(choose::kThreads)
 extern "C" __global__ void __launch_bounds__(choose::kThreads)
     choose_sample_f32(float* logits, const double* draws, uint32_t* ids, uint32_t v, float inverse,
                       double top_p) {
+    ptx::grid_enter();
     using namespace choose;
     float* row = logits + static_cast<uint64_t>(blockIdx.x) * v;
     const bool vec = v % kQuad == 0;

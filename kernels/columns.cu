@@ -62,22 +62,26 @@ __device__ __forceinline__ void sum(const float* partial, G* db, uint32_t slabs,
 extern "C" __global__ void __launch_bounds__(kBlock)
     column_slab_bf16(const uint16_t* dy, float* partial, uint32_t n, uint32_t o, uint32_t rows,
                         uint32_t packed) {
+    ptx::grid_enter();
     slab(dy, partial, n, o, rows, packed);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
     column_slab_f32(const float* dy, float* partial, uint32_t n, uint32_t o, uint32_t rows, uint32_t packed) {
+    ptx::grid_enter();
     slab(dy, partial, n, o, rows, packed);
 }
 
 // Grid: ceil(o / 256).
 extern "C" __global__ void __launch_bounds__(kBlock)
     column_sum_bf16(const float* partial, uint16_t* db, uint32_t slabs, uint32_t o, uint32_t adds) {
+    ptx::grid_enter();
     sum(partial, db, slabs, o, adds);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
     column_sum_f32(const float* partial, float* db, uint32_t slabs, uint32_t o, uint32_t adds) {
+    ptx::grid_enter();
     sum(partial, db, slabs, o, adds);
 }
 

@@ -48,11 +48,13 @@ __device__ __forceinline__ void embed_bwd(const T* dx, const uint32_t* ids, cons
 // Grid: ceil(n * ceil(c / 8) / 256) blocks.
 extern "C" __global__ void __launch_bounds__(kBlock)
     embed_fwd_bf16(const uint16_t* table, const uint32_t* ids, uint16_t* x, uint32_t n, uint32_t c) {
+    ptx::grid_enter();
     embed(table, ids, x, n, c);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
     embed_fwd_f32(const float* table, const uint32_t* ids, float* x, uint32_t n, uint32_t c) {
+    ptx::grid_enter();
     embed(table, ids, x, n, c);
 }
 
@@ -62,24 +64,28 @@ extern "C" __global__ void __launch_bounds__(kBlock)
 extern "C" __global__ void __launch_bounds__(kBlock)
     embed_bwd_bf16_bf16(const uint16_t* dx, const uint32_t* ids, const uint32_t* order,
                         const uint32_t* groups, uint16_t* dtable, uint32_t c) {
+    ptx::grid_enter();
     embed_bwd(dx, ids, order, groups, dtable, c);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
     embed_bwd_bf16_f32(const uint16_t* dx, const uint32_t* ids, const uint32_t* order,
                        const uint32_t* groups, float* dtable, uint32_t c) {
+    ptx::grid_enter();
     embed_bwd(dx, ids, order, groups, dtable, c);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
     embed_bwd_f32_bf16(const float* dx, const uint32_t* ids, const uint32_t* order,
                        const uint32_t* groups, uint16_t* dtable, uint32_t c) {
+    ptx::grid_enter();
     embed_bwd(dx, ids, order, groups, dtable, c);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
     embed_bwd_f32_f32(const float* dx, const uint32_t* ids, const uint32_t* order,
                       const uint32_t* groups, float* dtable, uint32_t c) {
+    ptx::grid_enter();
     embed_bwd(dx, ids, order, groups, dtable, c);
 }
 

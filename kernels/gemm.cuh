@@ -453,6 +453,7 @@ __device__ __forceinline__ void gemm_plain(const T* a, const T* b, void* c, cons
     extern "C" __global__ void __launch_bounds__(TILE::kThreads)                                              \
         NAME(const T* a, const T* b, void* c, const void* addend, const T* bias, uint32_t m, uint32_t n,      \
              uint32_t k, uint32_t lda, uint32_t ldb, uint32_t ldc, uint32_t flags) {                          \
+        ptx::grid_enter();                                                                                    \
         gemm_plain<T, TILE, A_K, B_K, ALIGNED>(a, b, c, addend, bias, m, n, k, lda, ldb, ldc, flags);         \
     }                                                                                                         \
     KERNEL_EXPORT(NAME)

@@ -64,6 +64,7 @@ struct Rotate {
         NAME(const T* x, const T* w, T* qkv, const T* bias, const uint32_t* positions, const float* cosines,  \
              const float* sines, uint32_t m, uint32_t n, uint32_t k, uint32_t turned, uint32_t d,             \
              uint32_t half) {                                                                                 \
+        ptx::grid_enter();                                                                                    \
         Rotate<T> epilogue{qkv, bias, positions, cosines, sines, n, turned, d, half};                         \
         gemm_block<T, TILE, true, true, true>(x, k, w, k, m, n, k, 0, epilogue);                              \
     }                                                                                                         \

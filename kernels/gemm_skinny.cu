@@ -145,6 +145,7 @@ __device__ __forceinline__ void skinny_block(const uint16_t* a, uint32_t lda, co
     extern "C" __global__ void __launch_bounds__(kBlock)                                                       \
         NAME(const uint16_t* a, const uint16_t* b, void* c, const void* addend, const uint16_t* bias,          \
              uint32_t m, uint32_t n, uint32_t k, uint32_t lda, uint32_t ldb, uint32_t ldc, uint32_t flags) {   \
+        ptx::grid_enter();                                                                                     \
         Store<uint16_t> epilogue{c, addend, bias, ldc, (flags & 1) != 0, (flags & 2) != 0};                    \
         skinny_block<S>(a, lda, b, ldb, m, n, k, 0, epilogue);                                                 \
     }                                                                                                          \
@@ -154,6 +155,7 @@ __device__ __forceinline__ void skinny_block(const uint16_t* a, uint32_t lda, co
     extern "C" __global__ void __launch_bounds__(kBlock)                                                       \
         NAME(const uint16_t* x, const uint16_t* w, const uint16_t* bias, uint16_t* gate_up, uint16_t* y,       \
              uint32_t m, uint32_t f, uint32_t k, uint32_t flags) {                                             \
+        ptx::grid_enter();                                                                                     \
         Gated<uint16_t, S> epilogue{gate_up, y, bias, f, (flags & 4) == 0, (flags & 2) != 0};                  \
         skinny_block<S>(x, k, w, k, m, f, k, f, epilogue);                                                     \
     }                                                                                                          \

@@ -57,6 +57,7 @@ struct Ungated {
     extern "C" __global__ void __launch_bounds__(TILE::kThreads)                                             \
         NAME(const T* x, const T* w, const T* bias, T* gate_up, T* y, uint32_t m, uint32_t f, uint32_t k,    \
              uint32_t flags) {                                                                               \
+        ptx::grid_enter();                                                                                   \
         Gated<T, TILE> epilogue{gate_up, y, bias, f, (flags & 4) == 0, (flags & 2) != 0};                    \
         gemm_block<T, TILE, true, true, ALIGNED>(x, k, w, k, m, f, k, f, epilogue);                          \
     }                                                                                                        \
@@ -65,6 +66,7 @@ struct Ungated {
 #define UNGATED_KERNEL(NAME, T, TILE, ALIGNED)                                                               \
     extern "C" __global__ void __launch_bounds__(TILE::kThreads)                                             \
         NAME(const T* dx, const T* w, T* gate_up, T* y, uint32_t m, uint32_t f, uint32_t k, uint32_t flags) { \
+        ptx::grid_enter();                                                                                    \
         Ungated<T> epilogue{gate_up, y, f, (flags & 2) != 0};                                                \
         gemm_block<T, TILE, true, false, ALIGNED>(dx, k, w, f, m, f, k, 0, epilogue);                        \
     }                                                                                                        \

@@ -232,6 +232,7 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     cache_store_bf16(const uint32_t* starts, const uint32_t* slots, const uint32_t* positions,
                      const uint16_t* qkv, uint16_t* keys, uint16_t* values, uint32_t n,
                      uint32_t documents, uint32_t capacity, uint32_t h, uint32_t g, uint32_t d) {
+    ptx::grid_enter();
     const attn::Heads heads{h, g, d, 0};
     if (generate::whole_packs<uint16_t>(d)) {
         generate::store_rows<uint16_t, 8>(starts, slots, positions, qkv, keys, values, n, documents,
@@ -246,6 +247,7 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     cache_store_f32(const uint32_t* starts, const uint32_t* slots, const uint32_t* positions,
                     const float* qkv, float* keys, float* values, uint32_t n, uint32_t documents,
                     uint32_t capacity, uint32_t h, uint32_t g, uint32_t d) {
+    ptx::grid_enter();
     const attn::Heads heads{h, g, d, 0};
     if (generate::whole_packs<float>(d)) {
         generate::store_rows<float, 4>(starts, slots, positions, qkv, keys, values, n, documents,
@@ -262,6 +264,7 @@ extern "C" __global__ void __launch_bounds__(generate::kThreads, 6)
                      const uint16_t* keys, const uint16_t* values, float* partial, float* sums,
                      uint32_t capacity, uint32_t h, uint32_t g, uint32_t d, uint32_t window,
                      uint32_t spans, float scale) {
+    ptx::grid_enter();
     generate::decode_span<uint16_t, 8>(slots, positions, qkv, keys, values, partial, sums, capacity,
                                        attn::Heads{h, g, d, window}, spans, scale);
 }
@@ -271,6 +274,7 @@ extern "C" __global__ void __launch_bounds__(generate::kThreads, 6)
                     const uint16_t* keys, const uint16_t* values, float* partial, float* sums,
                     uint32_t capacity, uint32_t h, uint32_t g, uint32_t d, uint32_t window,
                     uint32_t spans, float scale) {
+    ptx::grid_enter();
     generate::decode_span<uint16_t, 1>(slots, positions, qkv, keys, values, partial, sums, capacity,
                                        attn::Heads{h, g, d, window}, spans, scale);
 }
@@ -280,6 +284,7 @@ extern "C" __global__ void __launch_bounds__(generate::kThreads, 6)
                     const float* keys, const float* values, float* partial, float* sums,
                     uint32_t capacity, uint32_t h, uint32_t g, uint32_t d, uint32_t window,
                     uint32_t spans, float scale) {
+    ptx::grid_enter();
     generate::decode_span<float, 4>(slots, positions, qkv, keys, values, partial, sums, capacity,
                                     attn::Heads{h, g, d, window}, spans, scale);
 }
@@ -289,6 +294,7 @@ extern "C" __global__ void __launch_bounds__(generate::kThreads, 6)
                    const float* keys, const float* values, float* partial, float* sums,
                    uint32_t capacity, uint32_t h, uint32_t g, uint32_t d, uint32_t window,
                    uint32_t spans, float scale) {
+    ptx::grid_enter();
     generate::decode_span<float, 1>(slots, positions, qkv, keys, values, partial, sums, capacity,
                                     attn::Heads{h, g, d, window}, spans, scale);
 }
@@ -298,18 +304,21 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     decode_merge_bf16(const uint32_t* positions, const float* partial, const float* sums,
                       uint16_t* out, uint32_t n, uint32_t h, uint32_t g, uint32_t d, uint32_t window,
                       uint32_t spans) {
+    ptx::grid_enter();
     generate::decode_merge(positions, partial, sums, out, n, attn::Heads{h, g, d, window}, spans);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
     decode_merge_f32(const uint32_t* positions, const float* partial, const float* sums, float* out,
                      uint32_t n, uint32_t h, uint32_t g, uint32_t d, uint32_t window, uint32_t spans) {
+    ptx::grid_enter();
     generate::decode_merge(positions, partial, sums, out, n, attn::Heads{h, g, d, window}, spans);
 }
 
 // Grid: a thread a pack (or an element, where C is not made of whole packs).
 extern "C" __global__ void __launch_bounds__(kBlock)
     gather_rows_bf16(const uint32_t* rows, const uint16_t* x, uint16_t* y, uint32_t n, uint32_t c) {
+    ptx::grid_enter();
     if (generate::whole_packs<uint16_t>(c)) {
         generate::gather<uint16_t, 8>(rows, x, y, n, c);
     } else {
@@ -319,6 +328,7 @@ extern "C" __global__ void __launch_bounds__(kBlock)
 
 extern "C" __global__ void __launch_bounds__(kBlock)
     gather_rows_f32(const uint32_t* rows, const float* x, float* y, uint32_t n, uint32_t c) {
+    ptx::grid_enter();
     if (generate::whole_packs<float>(c)) {
         generate::gather<float, 4>(rows, x, y, n, c);
     } else {

@@ -256,6 +256,7 @@ __device__ __forceinline__ void difference(const T* a, const T* b, T* out, uint6
         name(float* logits, const uint32_t* targets, const float* coefs, const float* weights,    \
              float* nll, float* value, float* hit, uint32_t v, float sign, float p_power,         \
              float q_power, float pole, float threshold, uint32_t divided, uint32_t grad) {       \
+        ptx::grid_enter();                                                                        \
         Formula formula = {sign, p_power, q_power, pole, threshold, divided};                     \
         onehot<T>(logits, targets, coefs, weights, nll, value, hit, v, formula, grad);            \
     }                                                                                             \
@@ -267,6 +268,7 @@ ONEHOT(head_onehot_f32, float);
 #define UNIFORM(name, T)                                                                          \
     extern "C" __global__ void __launch_bounds__(kBlock)                                          \
         name(float* logits, const float* coefs, float* value, uint32_t v, uint32_t grad) {        \
+        ptx::grid_enter();                                                                        \
         uniform<T>(logits, coefs, value, v, grad);                                                \
     }                                                                                             \
     KERNEL_EXPORT(name)
@@ -278,6 +280,7 @@ UNIFORM(head_uniform_f32, float);
     extern "C" __global__ void __launch_bounds__(kBlock)                                          \
         name(float* logits, const float* teacher, const float* coefs, float* value, uint32_t v,   \
              uint32_t subtract, uint32_t grad) {                                                  \
+        ptx::grid_enter();                                                                        \
         matched<quadratic, T>(logits, teacher, coefs, value, v, subtract, grad);                  \
     }                                                                                             \
     KERNEL_EXPORT(name)
@@ -290,11 +293,13 @@ MATCHED(head_qkl_f32, true, float);
 // out = a - b, rounded to storage. Grid: ceil(n / 2048) blocks.
 extern "C" __global__ void __launch_bounds__(kBlock)
     head_difference_bf16(const uint16_t* a, const uint16_t* b, uint16_t* out, uint64_t n) {
+    ptx::grid_enter();
     difference(a, b, out, n);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
     head_difference_f32(const float* a, const float* b, float* out, uint64_t n) {
+    ptx::grid_enter();
     difference(a, b, out, n);
 }
 

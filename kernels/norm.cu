@@ -95,17 +95,20 @@ __device__ __forceinline__ void scan_chunk(const G* g, Partial* partials, uint64
 // One tensor; `partials` points at the tensor's first. Grid: ceil(n / 16384) blocks.
 extern "C" __global__ void __launch_bounds__(kBlock)
     norm_partial_bf16(const uint16_t* g, Partial* partials, uint64_t n) {
+    ptx::grid_enter();
     scan_chunk(g, partials, n);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
     norm_partial_f32(const float* g, Partial* partials, uint64_t n) {
+    ptx::grid_enter();
     scan_chunk(g, partials, n);
 }
 
 // Joins the partial scans of each tensor; an empty gradient is all zeros. Grid: one block a tensor.
 extern "C" __global__ void __launch_bounds__(kBlock)
     norm_tensor(const Entry* entries, const Partial* partials, Scan* scans) {
+    ptx::grid_enter();
     const Entry entry = entries[blockIdx.x];
     double sum_sq = 0.0;
     double nonfinite = 0.0;  // exact, and no entry count wraps it
@@ -127,6 +130,7 @@ extern "C" __global__ void __launch_bounds__(kBlock)
 // Adds the scans of all tensors and fills in the second part of `step`. Grid: 1 block.
 extern "C" __global__ void __launch_bounds__(kBlock)
     norm_step(Step* step, const Entry* entries, const Scan* scans, uint32_t count) {
+    ptx::grid_enter();
     double sum_sq = 0.0;
     uint32_t first = 0;  // ~ of the first bad tensor: its largest is the first
     for (uint32_t i = threadIdx.x; i < count; i += kBlock) {

@@ -58,6 +58,8 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
 }
 __device__ __forceinline__ float exp2_approx(float x) { return exp2f(x); }
 __device__ __forceinline__ void bar_sync(int id, int threads) { sim::barrier(id, threads); }
+__device__ __forceinline__ void grid_wait() {}
+__device__ __forceinline__ void grid_release() {}
 
 #else
 
@@ -167,6 +169,28 @@ __device__ __forceinline__ void bar_sync(int id, int threads) {
     asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
 }
 
+// Waits for the kernels before this one: the driver starts a kernel that waits by itself ahead of their end (cuda.rs
+// sees the instruction in the code). No thread may touch device memory before it. Nothing before 9.0.
+__device__ __forceinline__ void grid_wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;\n" ::: "memory");
 #endif
+}
+
+// Lets the kernel behind this one start once all blocks have come here or ended; it waits for the end of this one's
+// writes by itself.
+__device__ __forceinline__ void grid_release() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
+}
+
+#endif
+
+// The first statement of a kernel that has nothing to do before it may touch memory.
+__device__ __forceinline__ void grid_enter() {
+    grid_wait();
+    grid_release();
+}
 
 }  // namespace ptx

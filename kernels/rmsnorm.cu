@@ -153,6 +153,7 @@ __device__ __forceinline__ void gain_partial(const T* dy, const T* x, const floa
         name(const T* x, const T* gain, const T* gain_keys, T* y, float* rstd, uint32_t rows,     \
              uint32_t width, uint32_t heads, uint32_t normed, uint32_t queries, uint32_t d,       \
              float eps) {                                                                         \
+        ptx::grid_enter();                                                                        \
         Units units = {static_cast<uint64_t>(rows) * heads, width, heads, normed, queries, d};    \
         forward<threads>(x, gain, gain_keys, y, rstd, units, eps);                                \
     }                                                                                             \
@@ -169,6 +170,7 @@ FORWARD(rmsnorm_fwd_f32_block, kBlock, float);
         name(const T* dy, const T* x, const T* gain, const T* gain_keys, const float* rstd,       \
              T* dx, uint32_t rows, uint32_t width, uint32_t heads, uint32_t queries,              \
              uint32_t d) {                                                                        \
+        ptx::grid_enter();                                                                        \
         Units units = {static_cast<uint64_t>(rows) * heads, width, heads, heads, queries, d};     \
         backward<threads, add>(dy, x, gain, gain_keys, rstd, dx, units);                          \
     }                                                                                             \
@@ -188,6 +190,7 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     rmsnorm_dgain_bf16(const uint16_t* dy, const uint16_t* x, const float* rstd, float* partials,
                        uint32_t rows, uint32_t width, uint32_t heads, uint32_t normed,
                        uint32_t first, uint32_t d) {
+    ptx::grid_enter();
     Units units = {static_cast<uint64_t>(rows) * heads, width, heads, normed, 0, d};
     gain_partial(dy, x, rstd, partials, units, first);
 }
@@ -196,6 +199,7 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     rmsnorm_dgain_f32(const float* dy, const float* x, const float* rstd, float* partials,
                       uint32_t rows, uint32_t width, uint32_t heads, uint32_t normed, uint32_t first,
                       uint32_t d) {
+    ptx::grid_enter();
     Units units = {static_cast<uint64_t>(rows) * heads, width, heads, normed, 0, d};
     gain_partial(dy, x, rstd, partials, units, first);
 }

@@ -42,12 +42,14 @@ __device__ __forceinline__ void rope(T* qkv, const uint32_t* positions, const fl
 extern "C" __global__ void __launch_bounds__(kBlock)
     rope_bf16(uint16_t* qkv, const uint32_t* positions, const float* cosines, const float* sines,
               uint32_t n, uint32_t width, uint32_t heads, uint32_t d, uint32_t half, float sign) {
+    ptx::grid_enter();
     rope(qkv, positions, cosines, sines, n, width, heads, d, half, sign);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
     rope_f32(float* qkv, const uint32_t* positions, const float* cosines, const float* sines,
              uint32_t n, uint32_t width, uint32_t heads, uint32_t d, uint32_t half, float sign) {
+    ptx::grid_enter();
     rope(qkv, positions, cosines, sines, n, width, heads, d, half, sign);
 }
 

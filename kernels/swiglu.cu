@@ -55,21 +55,25 @@ __device__ __forceinline__ void swiglu_bwd(T* dy, T* gate_up, uint32_t n, uint32
 // Grid: ceil(n * ceil(f / 8) / 256) blocks.
 extern "C" __global__ void __launch_bounds__(kBlock)
     swiglu_fwd_bf16(const uint16_t* gate_up, uint16_t* y, uint32_t n, uint32_t f) {
+    ptx::grid_enter();
     swiglu(gate_up, y, n, f);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
     swiglu_fwd_f32(const float* gate_up, float* y, uint32_t n, uint32_t f) {
+    ptx::grid_enter();
     swiglu(gate_up, y, n, f);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
     swiglu_bwd_bf16(uint16_t* dy, uint16_t* gate_up, uint32_t n, uint32_t f) {
+    ptx::grid_enter();
     swiglu_bwd(dy, gate_up, n, f);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
     swiglu_bwd_f32(float* dy, float* gate_up, uint32_t n, uint32_t f) {
+    ptx::grid_enter();
     swiglu_bwd(dy, gate_up, n, f);
 }
 

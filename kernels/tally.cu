@@ -11,6 +11,7 @@
 extern "C" __global__ void __launch_bounds__(kBlock)
     tally_rows(const float* value, const float* nll, const float* hit, const float* shares,
                const float* monitors, double* sums, uint32_t n) {
+    ptx::grid_enter();
     double value_sum = 0.0, nll_sum = 0.0, hit_sum = 0.0;
     for (uint32_t row = threadIdx.x; row < n; row += kBlock) {
         float share = shares[row], monitor = monitors[row];
@@ -34,6 +35,7 @@ extern "C" __global__ void __launch_bounds__(kBlock)
 extern "C" __global__ void __launch_bounds__(kBlock)
     tally_document(const float* base, const float* nll, const uint32_t* starts, const uint32_t* spans,
                    float* weights, float factor, float slope) {
+    ptx::grid_enter();
     __shared__ float weight_s;
     uint32_t start = starts[blockIdx.x], end = starts[blockIdx.x + 1];
     double ratio = 0.0;

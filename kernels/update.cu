@@ -278,6 +278,7 @@ __device__ __forceinline__ int32_t drift_exponent(double bound) {
 // Picks the scale at which the coming update stores each drift; one thread a tensor.
 extern "C" __global__ void __launch_bounds__(kBlock)
     update_plan(const Step* step, const Entry* entries, const Scan* scans, uint32_t count) {
+    ptx::grid_enter();
     uint32_t i = blockIdx.x * kBlock + threadIdx.x;
     if (i >= count || step->apply == 0 || entries[i].compact == 0) return;
     Tensor* tensor = entries[i].tensor;
@@ -302,6 +303,7 @@ extern "C" __global__ void __launch_bounds__(kBlock)
 // Makes what the update stored the current state; one thread a tensor.
 extern "C" __global__ void __launch_bounds__(kBlock)
     update_finish(const Step* step, const Entry* entries, uint32_t count) {
+    ptx::grid_enter();
     uint32_t i = blockIdx.x * kBlock + threadIdx.x;
     if (i >= count || step->apply == 0) return;
     Tensor* tensor = entries[i].tensor;
@@ -322,6 +324,7 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     update_sgd_compact_bf16(const Step* step, Tensor* tensor, const uint16_t* g, uint16_t* hi,
                             uint16_t* lo, uint16_t* d, uint16_t* m, uint16_t* v, uint64_t n,
                             uint64_t seed) {
+    ptx::grid_enter();
     update_compact<false>(step, tensor, g, hi, lo, d, m, v, n, seed);
 }
 
@@ -329,6 +332,7 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     update_adamw_compact_bf16(const Step* step, Tensor* tensor, const uint16_t* g, uint16_t* hi,
                               uint16_t* lo, uint16_t* d, uint16_t* m, uint16_t* v, uint64_t n,
                               uint64_t seed) {
+    ptx::grid_enter();
     update_compact<true>(step, tensor, g, hi, lo, d, m, v, n, seed);
 }
 
@@ -336,12 +340,14 @@ extern "C" __global__ void __launch_bounds__(kBlock)
 extern "C" __global__ void __launch_bounds__(kBlock)
     update_sgd_exact_f32(const Step* step, const float* g, float* theta, float* ref, float* m, float* v,
                          uint64_t n, uint32_t full) {
+    ptx::grid_enter();
     update_exact<false>(step, g, theta, ref, m, v, n, full);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
     update_adamw_exact_f32(const Step* step, const float* g, float* theta, float* ref, float* m, float* v,
                            uint64_t n, uint32_t full) {
+    ptx::grid_enter();
     update_exact<true>(step, g, theta, ref, m, v, n, full);
 }
 

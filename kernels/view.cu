@@ -77,12 +77,14 @@ __device__ __forceinline__ void view_compact(const Tensor* tensor, uint32_t show
 extern "C" __global__ void __launch_bounds__(kBlock)
     view_compact_bf16(const Tensor* tensor, uint32_t show, const uint16_t* hi, const uint16_t* lo,
                       const uint16_t* d, uint16_t* out, uint64_t n, uint64_t index, uint64_t seed) {
+    ptx::grid_enter();
     view_compact(tensor, show, hi, lo, d, out, n, index, seed);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
     view_compact_f32(const Tensor* tensor, uint32_t show, const uint16_t* hi, const uint16_t* lo,
                      const uint16_t* d, float* out, uint64_t n, uint64_t index, uint64_t seed) {
+    ptx::grid_enter();
     view_compact(tensor, show, hi, lo, d, out, n, index, seed);
 }
 
@@ -116,12 +118,14 @@ __device__ __forceinline__ void view_exact(const Tensor* tensor, uint32_t show, 
 extern "C" __global__ void __launch_bounds__(kBlock)
     view_exact_bf16(const Tensor* tensor, uint32_t show, const float* x, const float* d, uint16_t* out,
                     uint64_t n, uint64_t seed) {
+    ptx::grid_enter();
     view_exact<uint16_t, true>(tensor, show, x, d, out, n, seed);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
     view_exact_f32(const Tensor* tensor, uint32_t show, const float* x, const float* d, float* out,
                    uint64_t n, uint64_t seed) {
+    ptx::grid_enter();
     view_exact<float, false>(tensor, show, x, d, out, n, seed);
 }
 

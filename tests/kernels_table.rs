@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use nepenthe::backend::gpu::dynamic_shared;
-use nepenthe::backend::gpu::images::{IMAGES, Image, NVCC_VERSION, WHY_EMPTY};
+use nepenthe::backend::gpu::images::{IMAGES, Image, Kernel, NVCC_VERSION, WHY_EMPTY};
 
 /// The lines around the generated part.
 const BEGIN: &str = "<!-- begin: written by tests/kernels_table.rs -->";
@@ -93,28 +93,29 @@ fn occupancy(processor: &Processor, threads: u32, registers: u32, shared: u32) -
 }
 
 /// A kernel's line of the table, and its occupancy by processor.
-fn row(image: &Image, at: usize) -> (String, [Occupancy; 2]) {
+fn row(image: &Image, at: usize) -> (String, [Option<Occupancy>; 2]) {
     let usages = parse(image.log);
-    let (kernel, threads) = (image.kernels[at], image.threads[at]);
-    let [old, new] = PROCESSORS.each_ref().map(|p| usages[&(p.name.to_owned(), kernel.to_owned())]);
+    let Kernel { name: kernel, threads, dynamic: uses, .. } = image.kernels[at];
     let dynamic = dynamic_shared(kernel, WIDTH);
-    assert_eq!(dynamic > 0, image.dynamic[at], "{kernel}: dynamic shared memory, host and kernel");
-    let [held_old, held_new] = [(&PROCESSORS[0], old), (&PROCESSORS[1], new)]
-        .map(|(p, usage)| occupancy(p, threads, usage.registers, usage.shared + dynamic));
-    let show = |held: Occupancy| format!("{} {}", held.warps, held.limit);
+    assert_eq!(dynamic > 0, uses, "{kernel}: dynamic shared memory, host and kernel");
+    let usage = PROCESSORS.each_ref().map(|p| {
+        let known = image.architectures().contains(&p.name);
+        known.then(|| (p, usages[&(p.name.to_owned(), kernel.to_owned())]))
+    });
+    let held =
+        usage.map(|of| of.map(|(p, u)| occupancy(p, threads, u.registers, u.shared + dynamic)));
+    let show =
+        |text: [Option<String>; 2]| text.map(|text| text.unwrap_or("-".to_owned())).join(" | ");
+    // All architectures compile the same arrays.
+    let fixed = usage.iter().flatten().map(|(_, u)| u.shared).max().unwrap();
     let line = format!(
-        "| `{kernel}` | {}.cu | {threads} | {} | {} | {} | {dynamic} | {} | {} | {} | {} |",
-        image.name,
-        old.registers,
-        new.registers,
-        // Both architectures compile the same arrays.
-        old.shared.max(new.shared),
-        old.spills + old.stack,
-        new.spills + new.stack,
-        show(held_old),
-        show(held_new),
+        "| `{kernel}` | {} | {threads} | {} | {fixed} | {dynamic} | {} | {} |",
+        image.file,
+        show(usage.map(|of| of.map(|(_, u)| u.registers.to_string()))),
+        show(usage.map(|of| of.map(|(_, u)| (u.spills + u.stack).to_string()))),
+        show(held.map(|of| of.map(|held| format!("{} {}", held.warps, held.limit)))),
     );
-    (line, [held_old, held_new])
+    (line, held)
 }
 
 /// Writes the generated part: the version, a line a file, a line a kernel.
@@ -130,18 +131,23 @@ fn render() -> String {
         let rows: Vec<_> = (0..image.kernels.len()).map(|at| row(image, at)).collect();
         rows.iter().for_each(|(line, _)| writeln!(kernels, "{line}").unwrap());
         let range = |side: usize| {
-            let warps = rows.iter().map(|(_, held)| held[side].warps);
-            let (low, high) = (warps.clone().min().unwrap(), warps.max().unwrap());
-            if low == high { low.to_string() } else { format!("{low} to {high}") }
+            let warps = rows.iter().filter_map(|(_, held)| held[side].map(|held| held.warps));
+            match (warps.clone().min(), warps.max()) {
+                (Some(low), Some(high)) if low == high => low.to_string(),
+                (Some(low), Some(high)) => format!("{low} to {high}"),
+                _ => "-".to_owned(),
+            }
         };
-        let mut limits: Vec<&str> =
-            rows.iter().flat_map(|(_, held)| held.iter().map(|held| held.limit)).collect();
+        let mut limits: Vec<&str> = rows
+            .iter()
+            .flat_map(|(_, held)| held.iter().flatten().map(|held| held.limit))
+            .collect();
         limits.sort_unstable();
         limits.dedup();
         writeln!(
             files,
-            "| {}.cu | {} | {} | {} | {} |",
-            image.name,
+            "| {} | {} | {} | {} | {} |",
+            image.file,
             rows.len(),
             range(0),
             range(1),
@@ -189,12 +195,12 @@ fn the_committed_table_is_that_of_this_build() {
         return;
     }
     for image in IMAGES {
-        assert_eq!(image.spills(), [""; 0], "{}: spills or a stack frame", image.name);
+        assert_eq!(image.spills(), [""; 0], "{}: spills or a stack frame", image.file);
+        let named = format!("`{}`", image.file);
         assert!(
-            before.contains(&format!("`{}.cu`", image.name))
-                || after.contains(&format!("`{}.cu`", image.name)),
-            "docs/kernels.md says nothing of {}.cu",
-            image.name
+            before.contains(&named) || after.contains(&named),
+            "docs/kernels.md says nothing of {}",
+            image.file
         );
     }
     let again = "NEPENTHE_BLESS=1 cargo test --test kernels_table writes the table anew";

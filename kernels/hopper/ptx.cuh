@@ -99,8 +99,6 @@ __device__ __forceinline__ void wgmma_rs(float (&d)[N / 2], const uint32_t (&a)[
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
     return float_to_bf16_rne(low) | static_cast<uint32_t>(float_to_bf16_rne(high)) << 16;
 }
-__device__ __forceinline__ void grid_wait() {}
-__device__ __forceinline__ void grid_release() {}
 
 #else
 
@@ -311,13 +309,6 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
     asm volatile("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(out) : "f"(high), "f"(low));
     return out;
 }
-
-// Waits for the kernels before this one where it was started ahead of their end; first access to their memory
-// comes after it.
-__device__ __forceinline__ void grid_wait() { asm volatile("griddepcontrol.wait;\n" ::: "memory"); }
-
-// Lets the next kernel start while this one ends.
-__device__ __forceinline__ void grid_release() { asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory"); }
 
 #endif
 

@@ -18,9 +18,6 @@ pub(super) struct Args {
     device: DeviceArgs,
 }
 
-/// The architectures that build.rs compiles every kernel for.
-const KERNEL_TARGETS: [&str; 3] = ["sm_80", "sm_90a", "PTX"];
-
 pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     let (engine, problem) = args.device.open_or_why()?;
     let why_no_cuda = problem.as_ref().map(Error::message);
@@ -28,8 +25,9 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     let kernels: Vec<Value> = images::IMAGES
         .iter()
         .map(|image| {
+            let names: Vec<&str> = image.kernels.iter().map(|kernel| kernel.name).collect();
             json!({
-                "name": image.name, "kernels": image.kernels, "architectures": KERNEL_TARGETS,
+                "file": image.file, "kernels": names, "architectures": image.architectures(),
                 "bytes": image.fatbin.len(), "sha256": image.sha256(), "spills": image.spills(),
             })
         })

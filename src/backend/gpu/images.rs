@@ -2,24 +2,46 @@
 
 use sha2::{Digest, Sha256};
 
-/// One compiled file of kernels/: machine code for sm_80 and sm_90a, and PTX for what comes after.
+/// One compiled file of kernels/: machine code for sm_80 and sm_90a, and PTX for what comes after; of kernels/hopper/,
+/// code for sm_90a alone.
 #[derive(Debug)]
 pub struct Image {
-    /// The file's name without its ending.
-    pub name: &'static str,
+    /// The source file, from kernels/ on.
+    pub file: &'static str,
     /// The fatbin, aligned to 16 bytes.
     pub fatbin: &'static [u8],
+    /// Whether only a device of compute capability 9.0 can load it.
+    pub hopper: bool,
     /// The entry points, in the order of their names.
-    pub kernels: &'static [&'static str],
-    /// The most threads of a block of each of them, by its launch bounds; 0 for none.
-    pub threads: &'static [u32],
-    /// Whether each of them uses dynamic shared memory.
-    pub dynamic: &'static [bool],
+    pub kernels: &'static [Kernel],
     /// What ptxas said: registers, shared memory and spills of each kernel and architecture.
     pub log: &'static str,
 }
 
+/// An entry point.
+#[derive(Debug)]
+pub struct Kernel {
+    /// Its name, unique among all files.
+    pub name: &'static str,
+    /// The most threads of a block, by its launch bounds; 0 for none.
+    pub threads: u32,
+    /// Whether it uses dynamic shared memory.
+    pub dynamic: bool,
+    /// Whether its code for sm_90a waits for the kernels before it by itself, so that it may start ahead of their end.
+    pub waits: bool,
+}
+
 impl Image {
+    /// Returns the architectures that it has code for, as ptxas names them.
+    pub fn architectures(&self) -> &'static [&'static str] {
+        if self.hopper { &["sm_90a"] } else { &["sm_80", "sm_90a"] }
+    }
+
+    /// Returns the entry point of this name, if it has one.
+    pub fn kernel(&self, name: &str) -> Option<&'static Kernel> {
+        self.kernels.iter().find(|kernel| kernel.name == name)
+    }
+
     /// Returns the SHA-256 of the fatbin in lower-case hexadecimal digits.
     pub fn sha256(&self) -> String {
         Sha256::digest(self.fatbin).iter().map(|byte| format!("{byte:02x}")).collect()
@@ -40,7 +62,7 @@ impl Image {
 
 /// Returns the image that holds the entry point `kernel`, if this build has it.
 pub fn find(kernel: &str) -> Option<&'static Image> {
-    IMAGES.iter().find(|image| image.kernels.contains(&kernel))
+    IMAGES.iter().find(|image| image.kernel(kernel).is_some())
 }
 
 // The generated table uses it only where there are images.
@@ -60,15 +82,18 @@ mod tests {
         assert_eq!(IMAGES.is_empty(), NVCC_VERSION.is_none());
         for image in IMAGES {
             assert_eq!(image.fatbin.as_ptr() as usize % 16, 0);
-            assert_eq!(image.fatbin[..4], 0xBA55_ED50_u32.to_le_bytes(), "{}", image.name);
-            assert!(!image.kernels.is_empty(), "{}: no entry point", image.name);
-            assert_eq!(image.kernels.len(), image.threads.len(), "{}", image.name);
-            assert_eq!(image.kernels.len(), image.dynamic.len(), "{}", image.name);
-            assert!(!image.threads.contains(&0), "{}: a kernel without launch bounds", image.name);
-            assert!(image.spills().is_empty(), "{}: {:?}", image.name, image.spills());
-            for target in ["for 'sm_80'", "for 'sm_90a'"] {
-                let found = image.log.lines().filter(|line| line.contains(target)).count();
-                assert_eq!(found, image.kernels.len(), "{}: {target}", image.name);
+            let file = image.file;
+            assert_eq!(image.fatbin[..4], 0xBA55_ED50_u32.to_le_bytes(), "{file}");
+            assert!(!image.kernels.is_empty(), "{file}: no entry point");
+            let unbound = image.kernels.iter().find(|kernel| kernel.threads == 0);
+            assert!(unbound.is_none(), "{file}: no launch bounds: {unbound:?}");
+            assert!(image.spills().is_empty(), "{file}: {:?}", image.spills());
+            for target in ["sm_80", "sm_90a"] {
+                let named = format!("for '{target}'");
+                let found = image.log.lines().filter(|line| line.contains(&named)).count();
+                let wanted =
+                    if image.architectures().contains(&target) { image.kernels.len() } else { 0 };
+                assert_eq!(found, wanted, "{file}: {target}");
             }
             assert_eq!(image.sha256().len(), 64);
         }
@@ -84,7 +109,7 @@ mod tests {
     fn spills_names_a_line_with_spill_stores() {
         let log = "    8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads\n    \
                    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads";
-        let image = Image { name: "x", fatbin: &[], kernels: &[], threads: &[], dynamic: &[], log };
+        let image = Image { file: "x.cu", fatbin: &[], hopper: false, kernels: &[], log };
         assert_eq!(image.spills().len(), 1);
     }
 }

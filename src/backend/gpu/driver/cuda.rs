@@ -37,7 +37,7 @@ const SYMBOLS: &[&str] = &[
     "cuModuleGetFunction",
     "cuModuleUnload",
     "cuFuncSetAttribute",
-    "cuLaunchKernel",
+    "cuLaunchKernelEx",
     "cuStreamCreate",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
@@ -69,6 +69,8 @@ struct Function {
     shared: u32,
     /// The sizes of its parameters, where the driver tells.
     sizes: Option<Vec<u8>>,
+    /// Whether it may start ahead of the end of the kernel before it.
+    early: bool,
 }
 
 /// An NVIDIA GPU.
@@ -206,7 +208,8 @@ impl Cuda {
             let event = result::event::create(CUevent_flags::CU_EVENT_DEFAULT);
             *mark = check("cuEventCreate", event)?;
         }
-        for image in images::IMAGES {
+        let hopper = cuda.identity.capability == (9, 0);
+        for image in images::IMAGES.iter().filter(|image| hopper || !image.hopper) {
             // SAFETY: a context is current and the image is a fatbin of nvcc, aligned to 16 bytes.
             let module = unsafe { result::module::load_data(image.fatbin.as_ptr().cast()) };
             cuda.modules.push((image, module.map_err(|error| refused(image, error))?));
@@ -235,14 +238,14 @@ impl Cuda {
     /// Finds a kernel in the loaded modules.
     fn load(&self, kernel: &'static str) -> Result<Function> {
         let failed = |text: String| Error::new(Kind::Device, format!("cuda: {kernel}: {text}"));
-        let (_, module) = self
+        let (module, found) = self
             .modules
             .iter()
-            .find(|(image, _)| image.kernels.contains(&kernel))
-            .ok_or_else(|| failed("no kernel of this name in this build".to_owned()))?;
+            .find_map(|(image, module)| Some((*module, image.kernel(kernel)?)))
+            .ok_or_else(|| failed("no kernel of this name for this device".to_owned()))?;
         let name = CString::new(kernel).map_err(|e| failed(e.to_string()))?;
         // SAFETY: the module stays loaded until drop.
-        let handle = unsafe { result::module::get_function(*module, name) }
+        let handle = unsafe { result::module::get_function(module, name) }
             .map_err(|DriverError(code)| failed(format!("cuModuleGetFunction: {code:?}")))?;
         let sizes = self.param_info.map(|ask| {
             let (mut sizes, mut offset, mut size) = (Vec::new(), 0, 0);
@@ -252,11 +255,13 @@ impl Cuda {
             }
             sizes
         });
-        Ok(Function { handle, shared: SHARED_DEFAULT, sizes })
+        // Code for other devices does not wait.
+        let early = found.waits && self.identity.capability == (9, 0);
+        Ok(Function { handle, shared: SHARED_DEFAULT, sizes, early })
     }
 
-    /// Returns a kernel that may use `shared` bytes and takes arguments of these sizes.
-    fn function(&self, launch: &Launch) -> Result<sys::CUfunction> {
+    /// Returns a kernel that may use `shared` bytes and takes arguments of these sizes, and whether it may start early.
+    fn function(&self, launch: &Launch) -> Result<(sys::CUfunction, bool)> {
         let mut functions = lock(&self.functions);
         if !functions.contains_key(launch.kernel) {
             functions.insert(launch.kernel, self.load(launch.kernel)?);
@@ -288,7 +293,7 @@ impl Cuda {
             })?;
             function.shared = launch.shared;
         }
-        Ok(function.handle)
+        Ok((function.handle, function.early))
     }
 
     /// Runs laps between neighbours of `events`, one more than there are laps, and returns the seconds of each.
@@ -320,7 +325,7 @@ fn refused(image: &images::Image, DriverError(code): DriverError) -> Error {
     let nvcc = images::NVCC_VERSION.unwrap_or("unknown");
     Error::new(
         Kind::Device,
-        format!("cuda: kernels {} (nvcc {nvcc}): cuModuleLoadData: {code:?}", image.name),
+        format!("cuda: kernels {} (nvcc {nvcc}): cuModuleLoadData: {code:?}", image.file),
     )
     .hint("kernels of nvcc 13 need a driver of the 580 series or newer: update it, or build with an nvcc 12")
 }
@@ -438,21 +443,32 @@ impl Driver for Cuda {
 
     fn launch(&self, mut launch: Launch) -> Result<()> {
         self.bind()?;
-        let function = self.function(&launch)?;
+        let (function, early) = self.function(&launch)?;
         let [x, y, z] = launch.grid;
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared,
+            hStream: self.stream,
+            attrs: &mut attribute,
+            numAttrs: u32::from(early),
+        };
         let mut addresses = launch.args.addresses();
         // SAFETY: the argument block has what the kernel takes (checked where the driver tells; the simulator checks
-        // the same launches), and the driver copies it before it returns.
+        // the same launches), and the driver copies it and the attribute before it returns.
         let started = unsafe {
-            result::launch_kernel(
-                function,
-                (x, y, z),
-                (launch.block, 1, 1),
-                launch.shared,
-                self.stream,
-                &mut addresses,
-            )
-        };
+            sys::cuLaunchKernelEx(&config, function, addresses.as_mut_ptr(), std::ptr::null_mut())
+        }
+        .result();
         started.map_err(|DriverError(code)| {
             Error::new(Kind::Device, format!("cuda: {launch}, {}: {code:?}", self.named()))
         })
