@@ -3,7 +3,7 @@
 //
 // Of row r and tile t, with the target y left out: top = max z, sum = sum exp(z - top), zy = z[y] and whether another
 // entry beats it (the smallest id of equals is the largest) where y is in t, else zy = 0 and not beaten. 1 - p stays a
-// sum of its own. head_onehot_tiles_bf16 (head.cu) joins the records of a row.
+// sum of its own. head_onehot_records_bf16 (head.cu) joins the records of a row.
 // Shape: gemm.cuh's wide tile; four lanes hold a row's 256 columns, 64 each, and exchange two maxima and a sum.
 // `records` [m, tiles] of 16 bytes; `store`: the fp32 logits go out too, behind the statistics, by the ring of boxes.
 // Bytes: those of the product, 4 mV of logits where they are kept, 16 mV / 256 of records; saves 4 mV of reading, and
