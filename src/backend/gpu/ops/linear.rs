@@ -1,8 +1,8 @@
 //! Linear maps: kernels/gemm.cuh and its instances, kernels/columns.cu; what hopper.rs and skinny.rs start instead.
 
 use super::columns::{self, COLUMNS};
-use super::hopper;
 use super::skinny::{self, Skinny};
+use super::{head, hopper};
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Grad, Precision, Weight, blocks};
 
@@ -209,15 +209,10 @@ pub(super) fn shared(kernel: &str) -> Option<u32> {
             _ => tile.is_hopper() == hopper && kernel.ends_with(&format!("_{rows}x{columns}")),
         }
     };
-    let all = [
-        Tile::Large,
-        Tile::Medium,
-        Tile::Small,
-        Tile::Any,
-        Tile::HopperLarge,
-        Tile::HopperMedium,
-    ];
-    kernel.starts_with("gemm_").then(|| all.into_iter().find(named).map(Tile::shared)).flatten()
+    let all =
+        [Tile::Large, Tile::Medium, Tile::Small, Tile::Any, Tile::HopperLarge, Tile::HopperMedium];
+    let product = kernel.starts_with("gemm_") || kernel == head::STATISTICS;
+    product.then(|| all.into_iter().find(named).map(Tile::shared)).flatten()
 }
 
 /// Starts a product.
@@ -402,7 +397,10 @@ mod tests {
             assert!(tile.shared() <= 99 << 10, "{tile:?}");
         }
         for tile in [Tile::HopperLarge, Tile::HopperMedium] {
-            assert!(tile.shared() <= 227 << 10 && tile.portable().size() == tile.size(), "{tile:?}");
+            assert!(
+                tile.shared() <= 227 << 10 && tile.portable().size() == tile.size(),
+                "{tile:?}"
+            );
         }
     }
 
