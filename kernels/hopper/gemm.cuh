@@ -225,7 +225,9 @@ __device__ __forceinline__ void load_operands(const ptx::TensorMap& a, const ptx
 // may still be reading it.
 template <class S, class E>
 __device__ __forceinline__ void move_boxes(const E& epilogue, const Raster& raster, uint32_t w, uint32_t base) {
-    const uint32_t boxes = epilogue.boxes(), slots = base + S::kRing + w * kSlots * kBox;
+    const uint32_t boxes = epilogue.boxes();
+    if (boxes == 0) return;
+    const uint32_t slots = base + S::kRing + w * kSlots * kBox;
     const uint32_t open = base + S::kOpen + 8 * w * kSlots, written = base + S::kWritten + 8 * w * kSlots;
     uint32_t row, col, ahead_index = raster.first(), ahead_box = 0, ahead_slot = 0;
     auto open_next = [&] {
@@ -294,7 +296,7 @@ __device__ __forceinline__ void multiply(float (&sum_r)[S::BN / 2], uint32_t bas
 
 // One block: its tiles' products, `epilogue` behind each. k > 0.
 // An epilogue has: kHalves, whether B's tile is two halves of BN / 2 rows, `second` rows apart (n then counts the
-// columns of one half, and a thread holds both); boxes(), how many boxes a consumer writes for a tile; open(box, x, y,
+// columns of one half, and a thread holds both); boxes(), how many boxes a consumer writes for a tile, maybe none; open(box, x, y,
 // slot, bar), which arrives at bar, with old values on their way where there are some; store(box, x, y, slot); and
 // run(sum_r, ring, row, col), which takes and gives all boxes in their order. x, y and col, row are the tile's first
 // column and, for a box, the consumer's first row; for run, the thread's first row and the tile's first column.

@@ -1,8 +1,8 @@
 //! Linear maps: kernels/gemm.cuh and its instances, kernels/columns.cu; what hopper.rs and skinny.rs start instead.
 
 use super::columns::{self, COLUMNS};
-use super::hopper;
 use super::skinny::{self, Skinny};
+use super::{head, hopper};
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Grad, Precision, Weight, blocks};
 
@@ -142,7 +142,7 @@ pub(super) fn plan(gpu: &Gpu, m: usize, n: usize, aligned: bool, bulk: bool) -> 
     }
 }
 
-/// Rows and columns from which on a tile of 128 rows by a cluster of blocks is worth its setting up.
+/// Columns from which on a tile of 128 rows by a cluster of blocks is worth its setting up.
 const HOPPER_FROM: usize = 64;
 
 /// Picks the tile that a device of 128 processors should finish an `m` x `n` result with first.
@@ -155,7 +155,8 @@ fn fastest(m: usize, n: usize, hopper: bool) -> Tile {
         let rounds = (tile.blocks(m, n) as usize).div_ceil(128 * together);
         (rounds * rows * columns * together) as f64 / rate
     };
-    let pays = hopper && m.min(n) >= HOPPER_FROM;
+    // Whatever the rows: student and teacher meet the same tensor cores in packs of any size.
+    let pays = hopper && n >= HOPPER_FROM;
     [
         (Tile::Large, 1, 1.0),
         (Tile::Medium, 2, 0.95),
@@ -164,7 +165,7 @@ fn fastest(m: usize, n: usize, hopper: bool) -> Tile {
         (Tile::HopperMedium, 1, 1.25),
     ]
     .iter()
-    .filter(|(tile, ..)| pays || !tile.is_hopper())
+    .filter(|(tile, ..)| tile.is_hopper() == pays)
     .min_by(|a, b| time(a).total_cmp(&time(b)))
     .map_or(Tile::Small, |(tile, ..)| *tile)
 }
@@ -211,7 +212,8 @@ pub(super) fn shared(kernel: &str) -> Option<u32> {
     };
     let all =
         [Tile::Large, Tile::Medium, Tile::Small, Tile::Any, Tile::HopperLarge, Tile::HopperMedium];
-    kernel.starts_with("gemm_").then(|| all.into_iter().find(named).map(Tile::shared)).flatten()
+    let product = kernel.starts_with("gemm_") || kernel == head::STATISTICS;
+    product.then(|| all.into_iter().find(named).map(Tile::shared)).flatten()
 }
 
 /// Starts a product.
@@ -384,7 +386,7 @@ mod tests {
         assert_eq!(fastest(1024, 1024, true), Tile::HopperMedium);
         assert_eq!(fastest(6400, 640, true), Tile::HopperMedium);
         assert_eq!(fastest(4096, 8, true), Tile::Small);
-        assert_eq!(fastest(63, 4096, true), Tile::Small);
+        assert_eq!(fastest(1, 4096, true), Tile::HopperMedium);
     }
 
     #[test]
