@@ -182,7 +182,7 @@ fn simulator_flags(file: &Path) -> Vec<&'static str> {
         flags.push("-fno-sanitize-address-use-after-scope");
     } else {
         flags.extend(["-O3", "-fno-semantic-interposition"]);
-        let tensor = file.file_stem().is_some_and(|stem| stem == "tensor");
+        let tensor = file.file_stem().is_some_and(|stem| stem == "tensor" || stem == "warpgroup");
         flags.push(if tensor { "-ffp-contract=fast" } else { "-ffp-contract=off" });
     }
     flags

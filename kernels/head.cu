@@ -33,6 +33,16 @@ struct Online {
         sum += e;
         with += e * value;
     }
+
+    // Adds the sum of entries whose largest is `other_top`; a sum of none has -inf.
+    __device__ __forceinline__ void join(float other_top, float other_sum) {
+        if (other_top > top) {
+            sum *= expf(top - other_top);
+            top = other_top;
+        }
+        // Where nothing but -inf was seen there is nothing to add; NaN stays.
+        if (other_top != -INFINITY || other_sum != 0.0f) sum += other_sum * expf(other_top - top);
+    }
 };
 
 // The maximum over the block, for all threads.
@@ -91,16 +101,34 @@ struct Formula {
     }
 };
 
-template <typename T>
-__device__ __forceinline__ void onehot(float* logits, const uint32_t* targets, const float* coefs,
-                                       const float* weights, float* nll, float* value, float* hit,
-                                       uint32_t v, Formula formula, uint32_t grad) {
-    const uint32_t row = blockIdx.x, y = targets[row];
-    float* z = logits + static_cast<uint64_t>(row) * v;
-    const bool vec = v % kPack == 0;
+// What hopper/head_sm90.cu says of a row's 256 columns: the largest of the others, the sum below it, and where the target
+// is among them its logit and whether another one beats it.
+struct alignas(16) Record {
+    float top, sum, zy;
+    uint32_t beaten;
+};
+constexpr uint32_t kRecordColumns = 256;
+
+// Joins the records of a row as `scan` joins its entries; returns the target's logit.
+__device__ __forceinline__ float join_records(const Record* records, uint32_t v, uint32_t y, Online& others,
+                                              float& beaten) {
+    const uint32_t count = (v + kRecordColumns - 1) / kRecordColumns, own = y / kRecordColumns;
+    const float zy = records[own].zy;
+    for (uint32_t i = threadIdx.x; i < count; i += kBlock) {
+        // Aligned: records lie 16 bytes apart.
+        const float4 raw = *reinterpret_cast<const float4*>(records + i);
+        const Record record{raw.x, raw.y, raw.z, __float_as_uint(raw.w)};
+        const bool beats = i == own ? record.beaten != 0 : (i < own ? record.top >= zy : record.top > zy);
+        if (beats) beaten = 1.0f;
+        others.join(record.top, record.sum);
+    }
+    return zy;
+}
+
+// Reads a row's entries but for the target; returns the target's logit.
+__device__ __forceinline__ float scan(const float* z, uint32_t v, uint32_t y, bool vec, Online& others,
+                                      float& beaten) {
     const float zy = z[y];
-    Online others;
-    float beaten = 0.0f;
     for (uint32_t at = threadIdx.x * kPack; at < v; at += kPlaces) {
         float x_r[kPack];
         load_pack(z, at, v, vec, x_r);
@@ -112,6 +140,22 @@ __device__ __forceinline__ void onehot(float* logits, const uint32_t* targets, c
             others.add(x_r[k], 0.0f);
         }
     }
+    return zy;
+}
+
+// `records` of the row where there are some; then the logits are read for a gradient alone.
+template <typename T>
+__device__ __forceinline__ void onehot(float* logits, const Record* records, const uint32_t* targets,
+                                       const float* coefs, const float* weights, float* nll, float* value,
+                                       float* hit, uint32_t v, Formula formula, uint32_t grad) {
+    const uint32_t row = blockIdx.x, y = targets[row];
+    float* z = logits + static_cast<uint64_t>(row) * v;
+    const bool vec = v % kPack == 0;
+    Online others;
+    float beaten = 0.0f;
+    const uint64_t per_row = (v + kRecordColumns - 1) / kRecordColumns;
+    const float zy = records != nullptr ? join_records(records + row * per_row, v, y, others, beaten)
+                                        : scan(z, v, y, vec, others, beaten);
     // Where the target is the largest, the others are summed below it.
     if (others.top < zy) {
         others.sum *= others.top == -INFINITY ? 0.0f : expf(others.top - zy);
@@ -251,19 +295,32 @@ __device__ __forceinline__ void difference(const T* a, const T* b, T* out, uint6
 }
 
 // `logits` [rows, V] fp32; the gradient takes its place. `weights` may be null: then the formula. Grid: rows.
+#define ONEHOT_BODY(T, RECORDS)                                                                   \
+    ptx::grid_enter();                                                                            \
+    Formula formula = {sign, p_power, q_power, pole, threshold, divided};                         \
+    onehot<T>(logits, RECORDS, targets, coefs, weights, nll, value, hit, v, formula, grad)
+
 #define ONEHOT(name, T)                                                                           \
     extern "C" __global__ void __launch_bounds__(kBlock)                                          \
         name(float* logits, const uint32_t* targets, const float* coefs, const float* weights,    \
              float* nll, float* value, float* hit, uint32_t v, float sign, float p_power,         \
              float q_power, float pole, float threshold, uint32_t divided, uint32_t grad) {       \
-        ptx::grid_enter();                                                                        \
-        Formula formula = {sign, p_power, q_power, pole, threshold, divided};                     \
-        onehot<T>(logits, targets, coefs, weights, nll, value, hit, v, formula, grad);            \
+        ONEHOT_BODY(T, nullptr);                                                                  \
     }                                                                                             \
     KERNEL_EXPORT(name)
 
 ONEHOT(head_onehot_bf16, uint16_t);
 ONEHOT(head_onehot_f32, float);
+
+// The same behind a product that left `records` [rows, ceil(V / 256)]; without `grad` there are no logits.
+extern "C" __global__ void __launch_bounds__(kBlock)
+    head_onehot_records_bf16(float* logits, const uint32_t* targets, const float* coefs, const float* weights,
+                             float* nll, float* value, float* hit, uint32_t v, float sign, float p_power,
+                             float q_power, float pole, float threshold, uint32_t divided, uint32_t grad,
+                             const Record* records) {
+    ONEHOT_BODY(uint16_t, records);
+}
+KERNEL_EXPORT(head_onehot_records_bf16);
 
 #define UNIFORM(name, T)                                                                          \
     extern "C" __global__ void __launch_bounds__(kBlock)                                          \

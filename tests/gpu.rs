@@ -7,12 +7,14 @@ mod support;
 use nepenthe::backend::gpu::{Gpu, Precision};
 use nepenthe::run::conformance::FAMILIES;
 
-/// Runs all families (or the one named by `NEPENTHE_FAMILY`) and fails with every case that failed.
-fn run_all(what: &str, gpu: impl Fn() -> Gpu) {
+/// Runs the families that are `wanted` (or the one of them named by `NEPENTHE_FAMILY`) and fails with every case that
+/// failed.
+fn run_all(what: &str, wanted: impl Fn(&str) -> bool, gpu: impl Fn() -> Gpu) {
     let only = std::env::var("NEPENTHE_FAMILY").ok();
     let mut failed = Vec::new();
-    for (name, run) in
-        FAMILIES.iter().filter(|(name, _)| only.as_deref().is_none_or(|o| o == *name))
+    for (name, run) in FAMILIES
+        .iter()
+        .filter(|(name, _)| wanted(name) && only.as_deref().is_none_or(|o| o == *name))
     {
         let started = std::time::Instant::now();
         let verdicts = run(&gpu());
@@ -36,13 +38,36 @@ fn run_all(what: &str, gpu: impl Fn() -> Gpu) {
 mod simulated {
     use super::*;
     use nepenthe::backend::gpu::driver::sim::Timing;
-    use support::simulated;
+    use support::{simulated, simulated_as};
+
+    /// Families whose ops have kernels of their own on compute capability 9.0.
+    const HOPPER: [&str; 3] = ["linear", "fused", "head"];
 
     fn run(timing: usize, precision: Precision) {
         let timing = Timing::ALL[timing];
         if simulated(timing, precision).is_some() {
-            run_all(&format!("{precision:?} {timing:?}"), || simulated(timing, precision).unwrap());
+            let what = format!("{precision:?} {timing:?}");
+            run_all(&what, |_| true, || simulated(timing, precision).unwrap());
         }
+    }
+
+    fn run_hopper(timing: usize) {
+        let timing = Timing::ALL[timing];
+        let device = || simulated_as(timing, Precision::Bf16, (9, 0));
+        if device().is_some() {
+            let what = format!("sm_90 {timing:?}");
+            run_all(&what, |name| HOPPER.contains(&name), || device().unwrap());
+        }
+    }
+
+    #[test]
+    fn every_hopper_kernel_agrees_lazily_in_random_order() {
+        run_hopper(4);
+    }
+
+    #[test]
+    fn every_hopper_kernel_agrees_eagerly_backward() {
+        run_hopper(3);
     }
 
     #[test]
@@ -72,7 +97,7 @@ fn every_kernel_agrees_on_a_gpu_where_there_is_one() {
         Ok(driver) => {
             for precision in [Precision::Bf16, Precision::Fp32] {
                 let device = || Gpu::new(driver.clone(), precision, 0).unwrap();
-                run_all(&format!("{precision:?}"), device);
+                run_all(&format!("{precision:?}"), |_| true, device);
             }
         }
         Err(error) => eprintln!("skipped: {error}"),

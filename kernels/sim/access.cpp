@@ -50,8 +50,10 @@ bool device_ok(uintptr_t at, Access access) {
 }
 
 void check_device(Thread& thread, uintptr_t at, size_t bytes, Access access, const void* site) {
-    if (bytes == 16 && device_ok<16>(at, access)) return;
-    for (size_t done = 0; done < bytes; ++done) {
+    size_t done = 0;
+    bool inside = at + bytes <= kDevice + kDeviceBytes;
+    while (inside && done + 16 <= bytes && device_ok<16>(at + done, access)) done += 16;
+    for (; done < bytes; ++done) {
         if (at + done >= kDevice + kDeviceBytes || !device_ok<1>(at + done, access)) {
             fail_device(thread, at, bytes, access, site);
         }
@@ -67,12 +69,17 @@ bool before(const Thread& thread, uint32_t at, uint32_t by) {
            (by / kLanes == thread.warp && at < thread.warp_sync);
 }
 
+// Whether a product of this thread's warpgroup made the read, and ended by the thread's last wait.
+bool own_product(const Thread& thread, uint32_t at, uint32_t by) {
+    return by == Cells::kProducts + thread.warp / 4 * kLanes && at < thread.async.products_sync;
+}
+
 // One cell's entries.
 struct Cell {
     uint32_t &wrote_at, &read_at, &site;
     uint16_t &wrote_by, &read_by;
 
-    Cell(const Engine& engine, uint32_t number) : Cell(engine.cells[number / 8], number % 8) {}
+    Cell(const Block& block, uint32_t number) : Cell(block.cells[number / 8], number % 8) {}
 
 private:
     Cell(Cells& cells, uint32_t i)
@@ -95,21 +102,40 @@ std::string name_of(const Thread& thread, uint32_t number) {
 [[noreturn]] void fail_race(Thread& thread, const char* how, uint32_t number, uint32_t by,
                             const void* site) {
     char who[64];
-    if (by >= Cells::kSeveral) {
+    const char* missing = "barrier";
+    if (by == Cells::kLoad) {
+        snprintf(who, sizeof who, "a bulk load");
+        missing = "wait on its mbarrier";
+    } else if (by == Cells::kStore) {
+        snprintf(who, sizeof who, "a bulk store");
+        missing = "wait for its read";
+    } else if (by >= Cells::kProducts && by < Cells::kStore) {
+        snprintf(who, sizeof who, "products of warpgroup %u", (by - Cells::kProducts) / kLanes);
+    } else if (by >= Cells::kSeveral) {
         snprintf(who, sizeof who, "threads of several warps");
     } else if (by >= Cells::kLanesOf) {
         snprintf(who, sizeof who, "lanes of warp %u", by % Cells::kLanesOf);
     } else {
-        snprintf(who, sizeof who, "thread %u", by);
+        snprintf(who, sizeof who, "thread %u", by - thread.block->first);
     }
-    fail(thread, site, "race: %s %s on %s, last written at @%p@, with no barrier between", how, who,
-         name_of(thread, number).c_str(), site_of(Cell(*thread.engine, number).site));
+    fail(thread, site, "race: %s %s on %s, last written at @%p@, with no %s between", how, who,
+         name_of(thread, number).c_str(), site_of(Cell(*thread.block, number).site), missing);
 }
 
 // The rule, for one cell.
 void check_cell(Thread& thread, uint32_t number, Access access, const void* site) {
-    Cell cell(*thread.engine, number);
+    Cell cell(*thread.block, number);
     bool written = cell.wrote_at >= thread.engine->block_start;
+    if (cell.wrote_at == Cells::kInFlight && cell.wrote_by == Cells::kMbarrier) {
+        fail(thread, site, "%s %s, which is part of an mbarrier (initialised at @%p@)",
+             verb(access), name_of(thread, number).c_str(), site_of(cell.site));
+    }
+    if (cell.wrote_at == Cells::kInFlight && cell.wrote_by == Cells::kLoad) {
+        fail(thread, site,
+             "%s shared memory that a bulk load (at @%p@) writes: its mbarrier has not been waited "
+             "for",
+             verb(access), site_of(cell.site));
+    }
     if (cell.wrote_at == Cells::kInFlight) {
         fail(thread, site,
              "%s shared memory that a cp.async of thread %u (at @%p@) writes: its wait has not "
@@ -133,7 +159,8 @@ void check_cell(Thread& thread, uint32_t number, Access access, const void* site
         cell.read_at = thread.now;
         return;
     }
-    if (read && !mine && !(near && cell.read_at < thread.warp_sync)) {
+    if (read && !mine && !(near && cell.read_at < thread.warp_sync) &&
+        !own_product(thread, cell.read_at, cell.read_by)) {
         fail_race(thread, "overwrites what was just read by", number, cell.read_by, site);
     }
     cell.wrote_at = thread.now;
@@ -145,7 +172,7 @@ void check_cell(Thread& thread, uint32_t number, Access access, const void* site
 // was this thread's. Returns false for all others; what it has noted by then, check_cell would note
 // as well.
 inline bool one_read(Thread& thread, uint32_t number) {
-    Cell cell(*thread.engine, number);
+    Cell cell(*thread.block, number);
     const uint32_t start = thread.engine->block_start, sync = thread.block_sync;
     const uint16_t lanes = Cells::kLanesOf | thread.warp, by = cell.read_by, me = thread.linear;
     bool mine = (cell.read_at < sync) | (by == me);
@@ -158,7 +185,7 @@ inline bool one_read(Thread& thread, uint32_t number) {
 }
 
 inline bool one_written(Thread& thread, uint32_t number, const void* site) {
-    Cell cell(*thread.engine, number);
+    Cell cell(*thread.block, number);
     const uint32_t sync = thread.block_sync, me = thread.linear;
     bool read = (cell.read_at >= sync) & (cell.read_by != me);
     if ((cell.wrote_at >= sync) | read) return false;
@@ -196,7 +223,7 @@ bool any(Flags flags) {
 }
 
 bool eight_read(Thread& thread, uint32_t number) {
-    Cells& cells = thread.engine->cells[number / 8];
+    Cells& cells = thread.block->cells[number / 8];
     const uint32_t start = thread.engine->block_start, sync = thread.block_sync;
     Flags bad = load<Words>(cells.wrote_at) - all(start) >= all(sync - start);
     if (any(bad)) return false;
@@ -212,7 +239,7 @@ bool eight_read(Thread& thread, uint32_t number) {
 }
 
 bool eight_written(Thread& thread, uint32_t number, const void* site) {
-    Cells& cells = thread.engine->cells[number / 8];
+    Cells& cells = thread.block->cells[number / 8];
     const Words sync = all(thread.block_sync);
     Flags wrote = load<Words>(cells.wrote_at) >= sync, read = load<Words>(cells.read_at) >= sync;
     HalfFlags other = load<Halves>(cells.read_by) != all16(thread.linear);
@@ -223,8 +250,8 @@ bool eight_written(Thread& thread, uint32_t number, const void* site) {
     return true;
 }
 
-uint32_t dynamic_cell(const Engine& engine, const uint8_t* p) {
-    return static_cast<uint32_t>(p - (engine.window + kMargin)) / 2;
+uint32_t dynamic_cell(const Block& block, const uint8_t* p) {
+    return static_cast<uint32_t>(p - (block.window + kMargin)) / 2;
 }
 
 // Whether a read of four aligned bytes adds nothing to what is known: this thread, or several, have
@@ -244,11 +271,10 @@ void check_shared(Thread& thread, uintptr_t at, size_t bytes, Access access, con
 // not hold.
 template <int N, Access A>
 __attribute__((noinline)) void access_shared(Thread& thread, uintptr_t at, const void* site) {
-    const Engine& engine = *thread.engine;
-    uintptr_t offset = at - reinterpret_cast<uintptr_t>(engine.grid.shared);
-    bool good =
-        N > 1 && offset < engine.grid.shared_bytes && engine.grid.shared_bytes - offset >= N;
-    uint32_t number = dynamic_cell(engine, reinterpret_cast<uint8_t*>(at));
+    const Grid& grid = *thread.grid;
+    uintptr_t offset = at - reinterpret_cast<uintptr_t>(grid.shared);
+    bool good = N > 1 && offset < grid.shared_bytes && grid.shared_bytes - offset >= N;
+    uint32_t number = dynamic_cell(*thread.block, reinterpret_cast<uint8_t*>(at));
     if (N == 16 && good) {
         good =
             A == Access::kRead ? eight_read(thread, number) : eight_written(thread, number, site);
@@ -263,23 +289,23 @@ __attribute__((noinline)) void access_shared(Thread& thread, uintptr_t at, const
 
 // The first cell of an address in the block's shared memory.
 uint32_t cell_of(Thread& thread, uintptr_t at, size_t bytes, Access access, const void* site) {
-    const Engine& engine = *thread.engine;
-    uintptr_t fixed = at - reinterpret_cast<uintptr_t>(engine.statics);
-    if (fixed < engine.static_bytes) return kStaticCell + fixed / 2;
-    auto offset = static_cast<intptr_t>(at - reinterpret_cast<uintptr_t>(engine.grid.shared));
-    if (offset < 0 || offset + bytes > engine.grid.shared_bytes) {
+    const Block& block = *thread.block;
+    uintptr_t fixed = at - reinterpret_cast<uintptr_t>(block.statics);
+    if (fixed < block.static_bytes) return kStaticCell + fixed / 2;
+    auto offset = static_cast<intptr_t>(at - reinterpret_cast<uintptr_t>(block.grid.shared));
+    if (offset < 0 || offset + bytes > block.grid.shared_bytes) {
         fail(thread, site,
              "%s %zu bytes out of bounds: byte %ld of %u bytes of dynamic shared memory",
-             verb(access), bytes, static_cast<long>(offset), engine.grid.shared_bytes);
+             verb(access), bytes, static_cast<long>(offset), block.grid.shared_bytes);
     }
-    return dynamic_cell(engine, reinterpret_cast<uint8_t*>(at));
+    return dynamic_cell(block, reinterpret_cast<uint8_t*>(at));
 }
 
 void check_shared(Thread& thread, uintptr_t at, size_t bytes, Access access, const void* site) {
     uint32_t number = cell_of(thread, at, bytes, access, site);
     if (bytes == 1) {
         // Cells are two bytes: neighbours of one cell may belong to different threads.
-        Cell cell(*thread.engine, number);
+        Cell cell(*thread.block, number);
         if (access == Access::kWrite) {
             cell.wrote_at = thread.now;
             cell.wrote_by = thread.linear;
@@ -297,15 +323,15 @@ void check_shared(Thread& thread, uintptr_t at, size_t bytes, Access access, con
     for (uint32_t i = 0; i < (bytes + 1) / 2; ++i) check_cell(thread, number + i, access, site);
 }
 
-bool is_static(const Engine& engine, uintptr_t at) {
-    return at - reinterpret_cast<uintptr_t>(engine.statics) < engine.static_bytes;
+bool is_static(const Block& block, uintptr_t at) {
+    return at - reinterpret_cast<uintptr_t>(block.statics) < block.static_bytes;
 }
 
 void check_elsewhere(uintptr_t at, size_t bytes, Access access, const void* site) {
     // Kernels' constants, and what runs when the library is loaded.
     if (in_library(at) || !in_fiber()) return;
     Thread& thread = self();
-    if (is_static(*thread.engine, at)) return check_shared(thread, at, bytes, access, site);
+    if (is_static(*thread.block, at)) return check_shared(thread, at, bytes, access, site);
     if (at >> kRegionShift == kStacks >> kRegionShift) return;
     fail(thread, site, "%s %zu bytes at %p, which is no memory of the device", verb(access), bytes,
          reinterpret_cast<void*>(at));
@@ -339,6 +365,21 @@ inline __attribute__((always_inline)) void access(uintptr_t at, const void* site
     access_elsewhere(at, N, A, site);
 }
 
+// Reports what a thread wrote to eight cells, and did not fence for the async proxy.
+void check_fenced(Thread& thread, uint32_t number, const void* site) {
+    for (uint32_t i = 0; i < 8; ++i) {
+        Cell cell(*thread.block, number + i);
+        if (cell.wrote_by >= kMaxThreads) continue;
+        const Thread& writer = thread.engine->threads[cell.wrote_by];
+        if (cell.wrote_at < writer.async.fenced) continue;
+        fail(thread, site,
+             "reads %s, which thread %u wrote at @%p@ with no fence_async (fence.proxy.async) of "
+             "that thread behind it",
+             name_of(thread, number + i).c_str(), writer.linear - writer.block->first,
+             site_of(cell.site));
+    }
+}
+
 }  // namespace
 
 void check(Thread& thread, const void* p, size_t bytes, Access access, const void* site) {
@@ -350,14 +391,14 @@ void check(Thread& thread, const void* p, size_t bytes, Access access, const voi
 
 uint8_t* shared_bytes(Thread& thread, uint32_t address, uint32_t bytes, const char* what,
                       const void* site) {
-    const Engine& engine = *thread.engine;
-    uint32_t offset = address - kSharedStart - engine.timing.shift;
-    if (offset > engine.grid.shared_bytes || engine.grid.shared_bytes - offset < bytes) {
+    const Grid& grid = *thread.grid;
+    uint32_t offset = address - kSharedStart - thread.engine->timing.shift;
+    if (offset > grid.shared_bytes || grid.shared_bytes - offset < bytes) {
         fail(thread, site,
              "%s out of bounds: %u bytes from byte %d of %u bytes of dynamic shared memory", what,
-             bytes, static_cast<int>(offset), engine.grid.shared_bytes);
+             bytes, static_cast<int>(offset), grid.shared_bytes);
     }
-    return engine.grid.shared + offset;
+    return grid.shared + offset;
 }
 
 uint32_t shared_address(const void* p) {
@@ -373,16 +414,82 @@ uint32_t shared_address(const void* p) {
 }
 
 void set_flight(Thread& thread, const uint8_t* p, uint32_t bytes, Flight flight) {
-    uint32_t number = dynamic_cell(*thread.engine, p);
+    uint32_t number = dynamic_cell(*thread.block, p);
     uint32_t time = flight == Flight::kIssued   ? Cells::kInFlight
                     : flight == Flight::kLanded ? thread.now
                                                 : 0;
     // Who wrote is known from the issue.
     for (uint32_t i = 0; i < bytes / 2; ++i) {
-        Cell cell(*thread.engine, number + i);
+        Cell cell(*thread.block, number + i);
         cell.wrote_at = time;
         // Or known_read would not look.
         cell.read_at = 0;
+    }
+}
+
+void set_writer(Thread& thread, const uint8_t* p, uint32_t bytes, uint32_t at, uint16_t by) {
+    uint32_t number = dynamic_cell(*thread.block, p);
+    if (bytes % 16 == 0 && number % 8 == 0) {
+        for (uint32_t i = 0; i < bytes / 16; ++i) {
+            Cells& cells = thread.block->cells[number / 8 + i];
+            store(cells.wrote_at, all(at));
+            store(cells.wrote_by, all16(by));
+            // Or known_read would not look.
+            store(cells.read_at, all(0));
+        }
+        return;
+    }
+    for (uint32_t i = 0; i < bytes / 2; ++i) {
+        Cell cell(*thread.block, number + i);
+        cell.wrote_at = at;
+        cell.wrote_by = by;
+        cell.read_at = 0;
+    }
+}
+
+Thread& agent(Thread& thread, const char* role, uint16_t number, uint32_t sync) {
+    Thread& agent = thread.engine->agent;
+    agent.index = thread.index;
+    agent.grid = thread.grid;
+    agent.engine = thread.engine;
+    agent.block = thread.block;
+    agent.role = role;
+    agent.linear = number;
+    agent.warp = number / kLanes;
+    agent.block_sync = sync;
+    agent.warp_sync = 0;
+    agent.now = thread.engine->clock;
+    return agent;
+}
+
+void check_async_write(Thread& agent, const uint8_t* p, uint32_t bytes, const void* site) {
+    uint32_t number = dynamic_cell(*agent.block, p);
+    for (uint32_t i = 0; i < bytes / 16; ++i, number += 8) {
+        if (eight_written(agent, number, site)) continue;
+        for (uint32_t j = 0; j < 8; ++j) check_cell(agent, number + j, Access::kWrite, site);
+    }
+}
+
+void check_async_read(Thread& agent, const uint8_t* p, uint32_t bytes, const void* site) {
+    uint32_t number = dynamic_cell(*agent.block, p);
+    const uint32_t start = agent.engine->block_start;
+    const Words first = all(start), span = all(agent.block_sync - start);
+    const Words sync = all(agent.block_sync), now = all(agent.now);
+    const Halves me = all16(agent.linear), threads = all16(kMaxThreads);
+    for (uint32_t i = 0; i < bytes / 16; ++i, number += 8) {
+        Cells& cells = agent.block->cells[number / 8];
+        Flags bad = load<Words>(cells.wrote_at) - first >= span;
+        HalfFlags generic = load<Halves>(cells.wrote_by) < threads;
+        if (any(bad | __builtin_convertvector(generic, Flags))) {
+            for (uint32_t j = 0; j < 8; ++j) check_cell(agent, number + j, Access::kRead, site);
+            check_fenced(agent, number, site);
+            continue;
+        }
+        const Halves by = load<Halves>(cells.read_by);
+        Flags old = load<Words>(cells.read_at) < sync;
+        HalfFlags mine = __builtin_convertvector(old, HalfFlags) | (by == me);
+        store(cells.read_by, mine ? me : all16(Cells::kSeveral));
+        store(cells.read_at, now);
     }
 }
 

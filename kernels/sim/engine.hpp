@@ -1,4 +1,5 @@
-// The runtime's own records: threads, warps, barriers and the engine that runs one block at a time.
+// The runtime's own records: threads, warps, barriers, blocks, and the engine that runs one cluster
+// of blocks at a time; a launch without clusters has clusters of one block.
 //
 // An engine belongs to one OS thread while a launch runs, so launches of different OS threads share
 // nothing but device memory, and need no lock.
@@ -8,11 +9,13 @@
 #include <string>
 #include <vector>
 
+#include "async.hpp"
 #include "sim.hpp"
 
 namespace sim {
 
-constexpr uint32_t kMaxThreads = 1024, kMaxWarps = 32, kLanes = 32, kBarriers = 16;
+constexpr uint32_t kLanes = 32, kBarriers = 16;
+constexpr uint32_t kMaxCluster = 4;
 
 // The address space: fixed places, so that an address tells what it is by its high bits.
 constexpr uintptr_t kRegionShift = 40;
@@ -23,7 +26,7 @@ constexpr uintptr_t kShared = uintptr_t{0x23} << kRegionShift;
 constexpr uintptr_t kSharedShadow = uintptr_t{0x24} << kRegionShift;
 constexpr uintptr_t kDeviceBytes = uintptr_t{256} << 30;
 constexpr uint32_t kMaxEngines = 256;
-// An engine's window of shared memory: the block's bytes begin behind a margin that is never valid.
+// A block's window of shared memory: its bytes begin behind a margin that is never valid.
 constexpr uintptr_t kWindowBytes = 1 << 20, kMargin = 256 << 10;
 constexpr uint32_t kSharedBytes = 227 << 10;
 constexpr uint32_t kStaticBytes = 256 << 10;
@@ -49,9 +52,10 @@ enum class State : uint8_t { kFresh, kStarted, kDone };
 
 struct Thread : ThreadHead {
     struct Engine* engine;
+    struct Block* block;
     void* stack_pointer;
-    uint8_t* stack;  // lowest address, 0 before the thread starts
-    uint32_t linear, warp;
+    uint8_t* stack;         // lowest address, 0 before the thread starts
+    uint32_t linear, warp;  // of the cluster
     State state;
 
     // What it waits for, for the report of a deadlock: a format and its two numbers.
@@ -68,6 +72,10 @@ struct Thread : ThreadHead {
     std::vector<CopyAsync> copies;
     std::vector<uint32_t> groups;  // number of copies at each commit
     size_t landed, groups_done;
+
+    // The work of the async proxy that does an access in this thread's name; null for a thread.
+    const char* role;
+    AsyncThread async;
 };
 
 struct Meeting;
@@ -101,6 +109,10 @@ struct alignas(64) Cells {
     static constexpr uint32_t kInFlight = 0xFFFFFFFF;  // wrote_at, while a cp.async is under way
     static constexpr uint16_t kLanesOf = 0x1000;       // read_by: several lanes of this warp
     static constexpr uint16_t kSeveral = 0x2000;       // read_by: threads of several warps
+    // The async proxy, in steps of a warp: products of warpgroup g, stores that read, loads that
+    // look for others, loads, and what is an mbarrier.
+    static constexpr uint16_t kProducts = 40 * 32, kStore = 50 * 32, kLoader = 52 * 32;
+    static constexpr uint16_t kLoad = 53 * 32, kMbarrier = 54 * 32;
     uint32_t wrote_at[8], read_at[8];
     uint32_t site[8];  // of the write, as an offset in the library
     uint16_t wrote_by[8], read_by[8];
@@ -117,8 +129,20 @@ inline Cells* cells_of(uintptr_t at) {
     return reinterpret_cast<Cells*>(kSharedShadow + (at - kShared) / 16 * sizeof(Cells));
 }
 
-struct Engine {
+// One block of the cluster that runs.
+struct Block {
     Grid grid;
+    uint32_t rank, first, count, alive;  // its threads are `count` from the cluster's `first`
+    Barrier barriers[kBarriers];
+    uint8_t* window;
+    uint8_t* statics;  // the static shared arrays of this OS thread; none in a cluster of several
+    size_t static_bytes;
+    Cells* cells;
+    std::vector<Mbarrier> mbarriers;
+    uint32_t registers;  // that its threads have together
+};
+
+struct Engine {
     const Kernel* kernel;
     void** arguments;
     Timing timing;
@@ -128,17 +152,20 @@ struct Engine {
     uint32_t count, warp_count, alive;
     Warp warps[kMaxWarps];
     uint32_t ready_warps, current_warp;
-    Barrier barriers[kBarriers];
+    Block blocks[kMaxCluster];
+    uint32_t block_count;
+    Barrier cluster_barrier;
+
+    Warpgroup warpgroups[kMaxWarps / 4];
+    std::vector<BulkLoad> loads;  // under way
+    Thread agent;                 // makes the accesses of the async proxy
+    uint32_t turns;               // of asynchronous work, for an order of it
 
     void* main_stack_pointer;
     std::vector<uint8_t*> free_stacks;
     uint8_t* stacks;
     uint32_t stacks_used;
 
-    uint8_t* window;
-    uint8_t* statics;  // the static shared arrays of this OS thread
-    size_t static_bytes;
-    Cells* cells;
     uint32_t clock, block_start;
     void* tensor_scratch;
 
@@ -147,7 +174,7 @@ struct Engine {
     // Why fail() was called, until the report is written outside the failing fiber.
     const Thread* culprit;
     const void* fault_site;
-    char fault[512];
+    char fault[2048];
 };
 
 // ---- fiber.cpp
@@ -160,7 +187,11 @@ void switch_to(Thread& from, Thread& to);
 bool in_fiber();
 
 // ---- block.cpp
-bool run_block(Engine& engine, uint3 block);
+// What is asked of a thread, and of a cluster, at its end.
+void finish_thread(Thread& thread);
+void finish_cluster(Thread& last);
+bool run_cluster(Engine& engine, uint64_t first);
+uint64_t draw(Engine& engine);
 Thread* pick(Engine& engine);
 void make_ready(Engine& engine, uint32_t warp, uint32_t lanes);
 // Stops the thread until someone makes it ready; reports a deadlock where nobody can run.
@@ -170,8 +201,31 @@ void wait_here(Thread& thread, const char* what, long a, long b, const void* sit
 uint64_t meet(const char* name, Meet run, uint64_t detail, uint32_t mask, uint64_t word,
               void* place, const void* site);
 
+// Makes all that wait at a barrier ready, and orders them behind all that came before.
+void release(Engine& engine, uint32_t* waiting, const Thread& last);
+
 // ---- async.cpp
 void reset_copies(Thread& thread);
+
+// ---- mbarrier.cpp
+void forget_mbarriers(Engine& engine);
+// The barrier at a shared address; reports where none is, or where `thread` cannot know of it.
+Mbarrier& find_mbarrier(Thread& thread, Block& block, uint32_t address, const void* site);
+void complete_bytes(Mbarrier& bar, Engine& engine, uint32_t bytes);
+std::string describe_mbarriers(Engine& engine);
+
+// ---- bulk.cpp
+void reset_bulk(Engine& engine);
+bool deliver_load(Engine& engine);
+void finish_stores(Thread& thread);
+void check_stores_read(Thread& thread);
+void check_loads_landed(Thread& thread);
+
+// ---- warpgroup.cpp
+void reset_warpgroups(Engine& engine);
+bool serve_products(Engine& engine);
+void check_products_ended(Thread& thread);
+void check_registers(Thread& thread);
 
 // ---- access.cpp
 enum class Access : uint8_t { kRead, kWrite };
@@ -184,6 +238,15 @@ uint8_t* shared_bytes(Thread& thread, uint32_t address, uint32_t bytes, const ch
 // Marks shared bytes that a cp.async will write, that it has written, or that nobody wrote.
 enum class Flight : uint8_t { kIssued, kLanded, kForgotten };
 void set_flight(Thread& thread, const uint8_t* p, uint32_t bytes, Flight flight);
+// Says who wrote shared bytes, and when.
+void set_writer(Thread& thread, const uint8_t* p, uint32_t bytes, uint32_t at, uint16_t by);
+// The thread whose accesses are those of the async proxy, in the name of `thread`: `number` is of
+// Cells, and what was stamped before `sync` happened before.
+Thread& agent(Thread& thread, const char* role, uint16_t number, uint32_t sync);
+// Holds an agent's access to whole 16 bytes of dynamic shared memory against the cells, and notes
+// it. What it reads of a thread's must have a fence.proxy.async behind it.
+void check_async_read(Thread& agent, const uint8_t* p, uint32_t bytes, const void* site);
+void check_async_write(Thread& agent, const uint8_t* p, uint32_t bytes, const void* site);
 
 // ---- memory.cpp
 const char* reserve_memory();

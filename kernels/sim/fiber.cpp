@@ -114,9 +114,12 @@ extern "C" __attribute__((visibility("hidden"))) void sim_fiber_main(Engine* eng
     for (;;) {
         engine->kernel->call(engine->arguments);
         Thread& thread = *static_cast<Thread*>(*slot);
+        finish_thread(thread);
         thread.state = State::kDone;
         engine->warps[thread.warp].exited |= 1u << thread.lane;
+        --thread.block->alive;
         if (--engine->alive == 0) {
+            finish_cluster(thread);
             engine->free_stacks.push_back(thread.stack);
             leave_fiber(*engine);
         }
@@ -145,9 +148,14 @@ Engine* enter_engine() {
     if (engines_made == kMaxEngines) return nullptr;
     auto* engine = new Engine{};
     engine->stacks = reinterpret_cast<uint8_t*>(kStacks + kStackBytes * kMaxThreads * engines_made);
-    engine->window = reinterpret_cast<uint8_t*>(kShared + kWindowBytes * engines_made);
-    mprotect(engine->window + kMargin, kSharedBytes + 4096, PROT_READ | PROT_WRITE);
-    engine->cells = cells_of(reinterpret_cast<uintptr_t>(engine->window) + kMargin);
+    for (uint32_t rank = 0; rank < kMaxCluster; ++rank) {
+        Block& block = engine->blocks[rank];
+        uintptr_t at = kShared + kWindowBytes * (engines_made * kMaxCluster + rank);
+        block.rank = rank;
+        block.window = reinterpret_cast<uint8_t*>(at);
+        block.cells = cells_of(at + kMargin);
+        mprotect(block.window + kMargin, kSharedBytes + 4096, PROT_READ | PROT_WRITE);
+    }
     ++engines_made;
     return engine;
 }

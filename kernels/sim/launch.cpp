@@ -20,21 +20,24 @@ thread_local volatile char touched;
 // Finds this OS thread's copies of all static __shared__ arrays.
 void find_statics(Engine& engine) {
     touched = 1;
-    engine.statics = nullptr;
-    engine.static_bytes = 0;
+    Block& block = engine.blocks[0];
+    block.statics = nullptr;
+    block.static_bytes = 0;
+    // Blocks of a cluster run side by side, and cannot share the arrays of their OS thread.
+    if (engine.block_count > 1) return;
     dl_iterate_phdr(
         [](dl_phdr_info* module, size_t, void* to) {
-            auto& engine = *static_cast<Engine*>(to);
+            auto& block = *static_cast<Block*>(to);
             if (module->dlpi_addr != library_base) return 0;
             for (int i = 0; i < module->dlpi_phnum; ++i) {
                 const auto& part = module->dlpi_phdr[i];
                 if (part.p_type != PT_TLS || module->dlpi_tls_data == nullptr) continue;
-                engine.statics = static_cast<uint8_t*>(module->dlpi_tls_data);  // aligned to 64
-                engine.static_bytes = std::min<size_t>(part.p_memsz, kStaticBytes);
+                block.statics = static_cast<uint8_t*>(module->dlpi_tls_data);  // aligned to 64
+                block.static_bytes = std::min<size_t>(part.p_memsz, kStaticBytes);
             }
             return 1;
         },
-        &engine);
+        &block);
 }
 
 // Without a stack of its own for signals, a fiber's overflow would end the process.
@@ -53,18 +56,27 @@ void prepare(Engine& engine, const Kernel* kernel, uint3 grid, uint3 block, uint
     engine.arguments = arguments;
     engine.timing = timing;
     engine.random = 88172645463325252u ^ (timing.seed + 1) * 0x9E3779B97F4A7C15u;
-    engine.grid = {{0, 0, 0}, block, grid, engine.window + kMargin + timing.shift, shared};
-    engine.count = block.x * block.y * block.z;
+    engine.block_count = kernel->cluster;
+    uint32_t count = block.x * block.y * block.z;
+    engine.count = count * kernel->cluster;
     engine.warp_count = (engine.count + kLanes - 1) / kLanes;
     for (uint32_t w = 0; w < engine.warp_count; ++w) {
         uint32_t lanes = std::min(engine.count - w * kLanes, kLanes);
         engine.warps[w].valid = lanes == kLanes ? ~0u : (1u << lanes) - 1;
     }
+    for (uint32_t rank = 0; rank < kernel->cluster; ++rank) {
+        Block& one = engine.blocks[rank];
+        one.grid = {{0, 0, 0}, block, grid, one.window + kMargin + timing.shift, shared};
+        one.first = rank * count;
+        one.count = count;
+    }
     for (uint32_t i = 0; i < engine.count; ++i) {
         Thread& thread = engine.threads[i];
+        uint32_t own = i % count;
         thread.engine = &engine;
-        thread.grid = &engine.grid;
-        thread.index = {i % block.x, i / block.x % block.y, i / (block.x * block.y)};
+        thread.block = &engine.blocks[i / count];
+        thread.grid = &thread.block->grid;
+        thread.index = {own % block.x, own / block.x % block.y, own / (block.x * block.y)};
         thread.linear = i;
         thread.warp = i / kLanes;
         thread.lane = i % kLanes;
@@ -73,7 +85,7 @@ void prepare(Engine& engine, const Kernel* kernel, uint3 grid, uint3 block, uint
     }
     // The clock must not wrap inside a launch; an old time would then look new.
     if (engine.clock > 0xE0000000u) {
-        memset(engine.cells, 0, kShadowBytes);
+        for (Block& one : engine.blocks) memset(one.cells, 0, kShadowBytes);
         engine.clock = 0;
     }
     find_statics(engine);
@@ -128,6 +140,12 @@ int simLaunchKernel(const sim::Kernel* kernel, uint32_t grid_x, uint32_t grid_y,
     }
     if (threads == 0 || threads > kMaxThreads || block_z > 64)
         return say(1, "invalid launch: block");
+    uint32_t cluster = kernel->cluster;
+    if (cluster > kMaxCluster || cluster * threads > kMaxThreads ||
+        (cluster > 1 && threads % kLanes != 0)) {
+        return say(1, "invalid launch: the simulator takes clusters of 4 blocks and 1024 threads");
+    }
+    if (grid_x % cluster != 0) return say(1, "invalid launch: the grid is not whole clusters");
     if (shared > kSharedBytes) return say(1, "invalid launch: more than 227 KiB of shared memory");
     if (options->timing.shift > 1024) return say(1, "invalid launch: shift above 1024");
     if (const char* problem = reserve_memory()) return say(2, problem);
@@ -137,13 +155,11 @@ int simLaunchKernel(const sim::Kernel* kernel, uint32_t grid_x, uint32_t grid_y,
     if (engine == nullptr) return say(2, "too many launches at a time");
     prepare(*engine, kernel, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared,
             arguments, options->timing);
-    uint64_t blocks = uint64_t{grid_x} * grid_y * grid_z;
+    uint64_t clusters = uint64_t{grid_x} * grid_y * grid_z / cluster;
     int code = 0;
-    for (uint64_t i = 0; i < blocks && code == 0; ++i) {
-        uint64_t at = options->timing.order == 1 ? blocks - 1 - i : i;
-        uint3 block{static_cast<uint32_t>(at % grid_x), static_cast<uint32_t>(at / grid_x % grid_y),
-                    static_cast<uint32_t>(at / grid_x / grid_y)};
-        if (!run_block(*engine, block)) code = say(700, engine->report.c_str());
+    for (uint64_t i = 0; i < clusters && code == 0; ++i) {
+        uint64_t at = options->timing.order == 1 ? clusters - 1 - i : i;
+        if (!run_cluster(*engine, at * cluster)) code = say(700, engine->report.c_str());
     }
     leave_engine(engine);
     return code;

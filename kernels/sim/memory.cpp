@@ -49,10 +49,11 @@ const char* reserve_memory() {
         bool good = reserve(kDevice, kDeviceBytes, kUse) &&
                     reserve(kDeviceShadow, kDeviceBytes, kUse) &&
                     reserve(kStacks, kStackBytes * kMaxThreads * kMaxEngines, PROT_NONE) &&
-                    reserve(kShared, kWindowBytes * kMaxEngines, PROT_NONE) &&
-                    reserve(kSharedShadow, kWindowBytes * kMaxEngines / 16 * sizeof(Cells), kUse);
+                    reserve(kShared, kWindowBytes * kMaxCluster * kMaxEngines, PROT_NONE) &&
+                    reserve(kSharedShadow,
+                            kWindowBytes * kMaxCluster * kMaxEngines / 16 * sizeof(Cells), kUse);
         return good ? nullptr
-                    : "cannot reserve 540 GiB of addresses (no memory): is `ulimit -v` set?";
+                    : "cannot reserve 550 GiB of addresses (no memory): is `ulimit -v` set?";
     }();
     return problem;
 }

@@ -118,7 +118,10 @@ void fail(const Thread& thread, const void* site, const char* format, ...) {
     Engine& engine = *thread.engine;
     va_list list;
     va_start(list, format);
-    vsnprintf(engine.fault, sizeof engine.fault, format, list);
+    int used = thread.role == nullptr
+                   ? 0
+                   : snprintf(engine.fault, sizeof engine.fault, "%s: ", thread.role);
+    vsnprintf(engine.fault + used, sizeof engine.fault - used, format, list);
     va_end(list);
     engine.culprit = &thread;
     engine.fault_site = site;
@@ -127,7 +130,7 @@ void fail(const Thread& thread, const void* site, const char* format, ...) {
 }
 
 void write_report(Engine& engine) {
-    const uint3 block = engine.grid.block, thread = engine.culprit->index;
+    const uint3 block = engine.culprit->grid->block, thread = engine.culprit->index;
     char head[256], at[64] = "";
     snprintf(head, sizeof head, "kernel %s, block (%u,%u,%u), thread (%u,%u,%u)",
              engine.kernel->name, block.x, block.y, block.z, thread.x, thread.y, thread.z);

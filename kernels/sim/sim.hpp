@@ -63,7 +63,36 @@ void load_matrices(uint32_t* out, uint32_t address, bool transposed);
 void multiply_bf16(float* c, const uint32_t* a, const uint32_t* b, int tiles_m, int tiles_n);
 void multiply_tf32(float* c, const uint32_t* a, const uint32_t* b, int tiles_m, int tiles_n);
 
-// Hopper: bulk copies, mbarriers and warpgroup products get their section here, and a file each.
+// ---- Hopper: what the functions of hopper/ptx.cuh call; shared addresses are 32 bits, as there
+// ------------------------------------------------------------------------------------------------
+
+// mbarriers (mbarrier.cpp). An arrival of `bytes` > 0 makes the phase wait for so many bytes more.
+void mbar_init(uint32_t bar, uint32_t count);
+void mbar_arrive(uint32_t bar, uint32_t bytes);
+void mbar_arrive_at(uint32_t bar, uint32_t rank);
+void mbar_wait(uint32_t bar, uint32_t parity);
+void fence_mbar_init();
+void fence_async();
+
+// Bulk tensor copies (bulk.cpp). `map` is what Simulator::tensor_map of the host's
+// driver/sim.rs wrote; a mask of `ranks` 0 means this block alone. A store with `add` adds.
+void tensor_load(uint32_t to, const void* map, int x, int y, uint32_t bar, uint16_t ranks);
+void tensor_store(const void* map, int x, int y, uint32_t from, bool add);
+void bulk_commit();
+void bulk_wait(int keep, bool read_only);
+
+// Clusters, and barriers one does not wait at (block.cpp).
+uint32_t cluster_rank();
+void cluster_sync();
+void barrier_arrive(int id, int threads);
+
+// Warpgroups (warpgroup.cpp): registers of a thread, and products of 64 x `n` x 16.
+void set_registers(int count, bool up);
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait(int keep, float* d, int count);
+void wgmma_ss(float* d, uint64_t a, uint64_t b, int n, bool outer_a, bool outer_b, bool add);
+void wgmma_rs(float* d, const uint32_t* a, uint64_t b, int n, bool outer_b, bool add);
 
 // ---- The table of kernels
 // -------------------------------------------------------------------------
@@ -74,6 +103,7 @@ struct Kernel {
     void (*call)(void**);
     const uint32_t* sizes;
     uint32_t parameters;
+    uint32_t cluster;  // blocks of a cluster
     Kernel* next;
 };
 
@@ -101,18 +131,20 @@ struct Entry<void (*)(A...)> {
 struct Registration {
     Kernel kernel;
 
-    Registration(const char* name, void (*call)(void**), const uint32_t* sizes, uint32_t parameters)
-        : kernel{name, call, sizes, parameters, nullptr} {
+    Registration(const char* name, void (*call)(void**), const uint32_t* sizes, uint32_t parameters,
+                 uint32_t cluster)
+        : kernel{name, call, sizes, parameters, cluster, nullptr} {
         add_kernel(&kernel);
     }
 };
 
 }  // namespace sim
 
-#define KERNEL_EXPORT(f)                                                                       \
+#define KERNEL_EXPORT_CLUSTER(f, blocks)                                                       \
     static ::sim::Registration sim_registration_##f(#f, &::sim::Entry<decltype(&f)>::call<&f>, \
                                                     ::sim::Entry<decltype(&f)>::kSizes,        \
-                                                    ::sim::Entry<decltype(&f)>::kParameters)
+                                                    ::sim::Entry<decltype(&f)>::kParameters, blocks)
+#define KERNEL_EXPORT(f) KERNEL_EXPORT_CLUSTER(f, 1)
 
 #include "cuda.hpp"
 #include "thread.hpp"

@@ -9,6 +9,8 @@
 
 namespace sim {
 
+// Threads and warps of a cluster of blocks, which run side by side.
+constexpr uint32_t kMaxThreads = 1024, kMaxWarps = 32;
 constexpr uintptr_t kStackBytes = 64 << 10;
 // Records of different stacks lie in different cache sets: 32 lines at each stack's end, one of
 // them used.

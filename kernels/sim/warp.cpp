@@ -1,16 +1,23 @@
 // Warp collectives: the lanes of a mask meet, the last one to come does the work for all.
 
+#include <algorithm>
+
 #include "engine.hpp"
 
 namespace sim {
 
 namespace {
 
-// Accesses before the meeting happened before those behind it: every lane gets the same new time.
+// Accesses before the meeting happened before those behind it: every lane gets the same new time,
+// and in the high half what any of them knew of other warps.
 void run_sync(Meeting& meeting, Engine& engine) {
     ++engine.clock;
+    uint64_t known = 0;
     for (uint32_t lane = 0; lane < kLanes; ++lane) {
-        if (meeting.mask >> lane & 1) meeting.out[lane] = engine.clock;
+        if (meeting.mask >> lane & 1) known = std::max(known, meeting.in[lane]);
+    }
+    for (uint32_t lane = 0; lane < kLanes; ++lane) {
+        if (meeting.mask >> lane & 1) meeting.out[lane] = known << 32 | engine.clock;
     }
 }
 
@@ -118,9 +125,10 @@ uint64_t meet(const char* name, Meet run, uint64_t detail, uint32_t mask, uint64
 
 void sync_warp(uint32_t mask) {
     const void* site = SIM_SITE;
-    uint64_t time = meet("__syncwarp", run_sync, 0, mask, 0, nullptr, site);
     Thread& thread = self();
+    uint64_t time = meet("__syncwarp", run_sync, 0, mask, thread.block_sync, nullptr, site);
     thread.now = thread.warp_sync = static_cast<uint32_t>(time);
+    thread.block_sync = static_cast<uint32_t>(time >> 32);
 }
 
 uint64_t shuffle(uint32_t mask, uint64_t value, int from) {

@@ -207,6 +207,7 @@ impl<'a, O: Ops> Session<'a, O> {
         let n = self.data.tokens();
         let Room { ws, caches, pack, rows, .. } = &mut self.room;
         ops.load_pack(pack, &self.data);
+        ops.single_tokens(!prefill);
         let attend = if prefill { Attend::Prefill(caches) } else { Attend::Decode(caches) };
         model.run(ops, pack, n, Role::Evaluated, ws, attend);
         let last: Vec<u32> = self.data.starts.iter().skip(1).map(|end| end - 1).collect();
@@ -224,6 +225,7 @@ impl<'a, O: Ops> Session<'a, O> {
         };
         let ids = &mut self.ids[..shape.n];
         ws.choose(ops, model, shape, rows, draws, ids);
+        ops.single_tokens(false);
         ops.sync()
     }
 }

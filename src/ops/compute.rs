@@ -200,6 +200,11 @@ pub trait Compute {
     /// Makes room for head sweeps over packs of up to `shape.n` rows, those of matched rows only where asked for, so that
     /// none allocates later.
     fn reserve(&self, shape: HeadShape, matched: bool) -> Result<()>;
+    /// Says whether the passes that follow are of single tokens, as generation makes them: nobody holds their rows to
+    /// the bits of another pass, so a product with few rows may add in the order that is fastest for it.
+    fn single_tokens(&self, on: bool) {
+        let _ = on;
+    }
     /// Sets the first `len` activations to 0.
     fn zero(&self, len: usize, act: &mut Self::Act);
     /// Waits for all work and returns the first error it met.

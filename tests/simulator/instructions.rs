@@ -11,7 +11,7 @@ fn on_all(check: impl Fn(&dyn Driver)) {
 }
 
 /// Numbers without a pattern, the same in every run.
-fn draw(count: usize) -> Vec<u32> {
+pub fn draw(count: usize) -> Vec<u32> {
     let mut x = 0x9E37_79B9u32;
     (0..count)
         .map(|_| {
@@ -24,7 +24,7 @@ fn draw(count: usize) -> Vec<u32> {
 }
 
 /// Small whole numbers: sums of their products are exact in any order.
-fn small(count: usize) -> Vec<f32> {
+pub fn small(count: usize) -> Vec<f32> {
     draw(count).into_iter().map(|x| (x % 17) as f32 - 8.0).collect()
 }
 

@@ -5,17 +5,30 @@
 #![allow(clippy::unwrap_used)]
 #![cfg(feature = "sim")]
 
+mod hopper;
 mod instructions;
 mod planted;
+mod planted_hopper;
 
 use std::sync::Arc;
 
 use nepenthe::backend::gpu::driver::sim::{Simulator, Timing};
-use nepenthe::backend::gpu::driver::{Args, Driver, Launch};
+use nepenthe::backend::gpu::driver::{Args, Driver, Launch, Matrix};
 
 /// Opens the simulator; none (with the reason printed) where this build has none.
 fn open(timing: Timing) -> Option<Arc<Simulator>> {
     match Simulator::open(timing) {
+        Ok(driver) => Some(driver),
+        Err(error) => {
+            eprintln!("skipped: {error}");
+            None
+        }
+    }
+}
+
+/// Opens the simulator as a device of compute capability 9.0.
+fn open_hopper(timing: Timing) -> Option<Arc<Simulator>> {
+    match Simulator::open_as(timing, (9, 0)) {
         Ok(driver) => Some(driver),
         Err(error) => {
             eprintln!("skipped: {error}");

@@ -7,14 +7,14 @@ use super::{Args, Buffer, Driver, Launch, Timing, open, start};
 const THREADS: usize = 128;
 
 /// One kernel with one bug.
-struct Plant {
-    kernel: &'static str,
+pub struct Plant {
+    pub kernel: &'static str,
     bug: &'static str,
     /// What the report must say; none where the numbers are wrong and nothing else shows it.
     says: Option<&'static str>,
 }
 
-const fn plant(kernel: &'static str, bug: &'static str, says: &'static str) -> Plant {
+pub const fn plant(kernel: &'static str, bug: &'static str, says: &'static str) -> Plant {
     Plant { kernel, bug, says: if says.is_empty() { None } else { Some(says) } }
 }
 
@@ -62,7 +62,7 @@ const PLANTS: [Plant; 31] = [
 ];
 
 /// What a launch showed.
-enum Outcome {
+pub enum Outcome {
     Right,
     Wrong,
     Report(String),
@@ -116,39 +116,44 @@ fn outcome(driver: &dyn Driver, kernel: &'static str) -> Outcome {
     }
 }
 
-#[test]
-fn controls_pass_in_every_corner() {
+/// Runs kernels without a bug in every corner.
+pub fn pass(controls: &[&'static str], outcome: impl Fn(Timing, &'static str) -> Option<Outcome>) {
     for timing in Timing::ALL {
-        let Some(driver) = open(timing) else { return };
-        for kernel in CONTROLS {
-            match outcome(&*driver, kernel) {
-                Outcome::Right => {}
-                Outcome::Wrong => panic!("{kernel}, {timing:?}: wrong numbers"),
-                Outcome::Report(text) => panic!("{kernel}, {timing:?}: {text}"),
+        for kernel in controls {
+            match outcome(timing, kernel) {
+                None => return,
+                Some(Outcome::Right) => {}
+                Some(Outcome::Wrong) => panic!("{kernel}, {timing:?}: wrong numbers"),
+                Some(Outcome::Report(text)) => panic!("{kernel}, {timing:?}: {text}"),
             }
         }
     }
 }
 
-#[test]
-fn planted_bugs_are_caught_and_the_manual_says_where() {
+/// Runs kernels with bugs in every corner, and compares what is caught with the table of docs/simulator.md. A report
+/// must name a line of `file`.
+pub fn judge(
+    plants: &[Plant],
+    file: &str,
+    outcome: impl Fn(Timing, &'static str) -> Option<Outcome>,
+) {
     let mut table = String::from(
         "| planted bug | rising, lazy | falling, lazy | rising, eager | falling, eager | random | moved by 128 |\n\
          |---|---|---|---|---|---|---|\n",
     );
     let mut unsaid = Vec::new();
-    for Plant { kernel, bug, says } in PLANTS {
+    for Plant { kernel, bug, says } in plants {
         let _ = write!(table, "| {bug} |");
         let mut caught = 0;
         for timing in Timing::ALL {
-            let Some(driver) = open(timing) else { return };
-            let cell = match outcome(&*driver, kernel) {
-                Outcome::Right => "-",
-                Outcome::Wrong => "numbers",
-                Outcome::Report(text) => {
+            let cell = match outcome(timing, kernel) {
+                None => return,
+                Some(Outcome::Right) => "-",
+                Some(Outcome::Wrong) => "numbers",
+                Some(Outcome::Report(text)) => {
                     let says = says.unwrap_or_default();
                     let named = format!("kernel {kernel}, block (");
-                    for part in [says, named.as_str(), "thread (", "planted.cu:"] {
+                    for part in [says, named.as_str(), "thread (", file] {
                         if !text.contains(part) {
                             unsaid.push(format!("{kernel}, {timing:?}: no {part:?} in: {text}"));
                         }
@@ -164,10 +169,24 @@ fn planted_bugs_are_caught_and_the_manual_says_where() {
             unsaid.push(format!("{kernel}: not caught"));
         }
     }
-    assert!(unsaid.is_empty(), "{}", unsaid.join("\n"));
+    assert!(unsaid.is_empty(), "{}\n{table}", unsaid.join("\n"));
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/simulator.md");
     let manual = std::fs::read_to_string(path).unwrap();
     assert!(manual.contains(&table), "docs/simulator.md has another table than this run:\n{table}");
+}
+
+fn run(timing: Timing, kernel: &'static str) -> Option<Outcome> {
+    open(timing).map(|driver| outcome(&*driver, kernel))
+}
+
+#[test]
+fn controls_pass_in_every_corner() {
+    pass(&CONTROLS, run);
+}
+
+#[test]
+fn planted_bugs_are_caught_and_the_manual_says_where() {
+    judge(&PLANTS, "planted.cu:", run);
 }
 
 #[test]

@@ -35,8 +35,18 @@ pub fn simulated(
     timing: nepenthe::backend::gpu::driver::sim::Timing,
     precision: nepenthe::backend::gpu::Precision,
 ) -> Option<nepenthe::backend::gpu::Gpu> {
+    simulated_as(timing, precision, (8, 0))
+}
+
+/// The same as a device of this compute capability.
+#[cfg(feature = "sim")]
+pub fn simulated_as(
+    timing: nepenthe::backend::gpu::driver::sim::Timing,
+    precision: nepenthe::backend::gpu::Precision,
+    capability: (u32, u32),
+) -> Option<nepenthe::backend::gpu::Gpu> {
     use nepenthe::backend::gpu::{Gpu, driver::sim::Simulator};
-    match Simulator::open(timing) {
+    match Simulator::open_as(timing, capability) {
         Ok(driver) => Some(Gpu::guarded(driver, precision).unwrap()),
         Err(error) => {
             eprintln!("skipped: {error}");

@@ -2,6 +2,8 @@
 
 use super::ops::{attention, choose, embed, fused, generate, head, linear, norm, rope, swiglu};
 use super::{Act, Cache, Gpu, Grad, Pack, Stat, Weight};
+use std::sync::atomic::Ordering;
+
 use crate::error::Result;
 use crate::ops::{
     Compute, Direction, HeadGrads, HeadShape, Heads, Matched, PackData, RopeTable, RowStats,
@@ -55,6 +57,10 @@ impl Compute for Gpu {
 
     fn reserve(&self, shape: HeadShape, matched: bool) -> Result<()> {
         head::reserve(self, shape, matched)
+    }
+
+    fn single_tokens(&self, on: bool) {
+        self.few_rows.store(on, Ordering::Relaxed);
     }
 
     fn zero(&self, len: usize, act: &mut Act) {

@@ -14,7 +14,7 @@ pub mod probe;
 mod state;
 mod sweep;
 
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use buffer::{Act, Grad, Pack, Stat, Weight};
@@ -71,6 +71,8 @@ pub struct Gpu {
     /// Packs made so far: they take turns.
     packs: AtomicUsize,
     tile: Mutex<Option<Tile>>,
+    /// Whether rows are single tokens of generation.
+    few_rows: AtomicBool,
     failure: Mutex<Option<Error>>,
 }
 
@@ -107,6 +109,7 @@ impl Gpu {
             recordings: sweep::Recordings::default(),
             packs: AtomicUsize::new(0),
             tile: Mutex::new(None),
+            few_rows: AtomicBool::new(false),
             failure: Mutex::new(None),
         })
     }
@@ -133,8 +136,8 @@ impl Gpu {
         self.arena.bytes()
     }
 
-    /// Takes `tile` for every product whose operands are aligned, or again the fastest one: for the checks and the
-    /// measurements of single kernels.
+    /// Takes `tile` for every product whose operands are aligned (its portable twin where the device or the rows of
+    /// the result do not allow it), or again the fastest one: for the checks and the measurements of single kernels.
     pub fn force_tile(&self, tile: Option<Tile>) {
         *self.tile.lock().unwrap_or_else(PoisonError::into_inner) = tile;
     }

@@ -26,11 +26,13 @@ pub(super) struct Form {
     pub pass: Pass,
     /// Forward: a residual is added. A weight gradient always adds to itself, as all but the first of a step do.
     pub residual: bool,
+    /// Whether the rows are single tokens of generation.
+    pub few: bool,
 }
 
 impl Form {
     /// A plain `x w^T`.
-    pub(super) const FORWARD: Self = Self { pass: Pass::Forward, residual: false };
+    pub(super) const FORWARD: Self = Self { pass: Pass::Forward, residual: false, few: false };
 
     /// Returns whether the product is added to something.
     pub(super) fn adds(self) -> bool {
@@ -55,14 +57,15 @@ pub(super) fn run(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
             (Pass::Input, "input gradient", (n, i, o)),
             (Pass::Weight, "weight gradient", (o, i, n)),
         ] {
-            let form = Form { pass, residual: residual && pass == Pass::Forward };
+            let residual = residual && pass == Pass::Forward;
+            let form = Form { pass, residual, few: false };
             let floor = product(shape, lab.stored(), lab.stored(), form.adds());
             let name = format!("{} {map} {label}", preset.name);
             lines.push(measure(lab, "gemm", name, shape, form, floor)?);
         }
         // A token of each sequence, as generation has them: the weights' bytes are all that counts.
         let shape = (preset.cached.0, o, i);
-        let form = Form { residual, ..Form::FORWARD };
+        let form = Form { residual, few: true, ..Form::FORWARD };
         let floor = product(shape, lab.stored(), lab.stored(), residual);
         let name = format!("{} {map} decode", preset.name);
         lines.push(measure(lab, "gemm", name, shape, form, floor)?);
@@ -104,6 +107,7 @@ pub(super) fn measure(
     floor: Floor,
 ) -> Result<Measurement> {
     let gpu = lab.gpu(0)?;
+    gpu.single_tokens(form.few);
     let mut sets = lab.sets(floor, |_| {
         Ok(Set {
             a: lab.act(&gpu, m * k, 1.0)?,

@@ -1,6 +1,6 @@
 //! Products with the next op behind them, against product and op one after the other.
 
-use super::{Bench, Dtype, Output, Random, TILES, Verdict, documents, with_tile};
+use super::{Bench, Dtype, Output, Random, TILES, Verdict, documents, hopper_tiles, with_few_rows, with_tile};
 use crate::backend::gpu::{Gpu, Tile};
 use crate::ops::{Compute, Heads, RopeTable};
 
@@ -28,15 +28,29 @@ const SHAPES: [(usize, usize, usize); 7] = [
     (129, 200, 264),
 ];
 
+/// Heads and pairs for the tiles of compute capability 9.0, H, G, D, pairs and C: several tiles, of which some turn in
+/// part, and sums that go round the ring of stages twice.
+const HOPPER_HEADS: [(usize, usize, usize, usize, usize); 3] =
+    [(3, 1, 128, 64, 520), (5, 1, 64, 32, 648), (1, 1, 128, 64, 8)];
+
+/// Rows, F and C of SwiGLU products for these tiles.
+const HOPPER_SHAPES: [(usize, usize, usize); 3] = [(301, 264, 520), (130, 136, 648), (9, 8, 16)];
+
 /// Runs all cases.
 pub fn run(gpu: &Gpu) -> Vec<Verdict> {
     let bench = Bench::new(gpu);
     let mut verdicts = Vec::new();
-    for tile in TILES {
-        let mut with = |case: &dyn Fn() -> Verdict| verdicts.push(with_tile(&bench, tile, case));
+    let more = hopper_tiles(&bench).iter().map(|&tile| Some(tile));
+    for (tile, few) in with_few_rows(TILES.into_iter().chain(more.clone())) {
+        let mut with = |case: &dyn Fn() -> Verdict| {
+            bench.gpu.single_tokens(few);
+            let verdict = with_tile(&bench, tile, case);
+            bench.gpu.single_tokens(false);
+            verdicts.push(Verdict { case: format!("{} few {few}", verdict.case), ..verdict });
+        };
         for (i, shape) in HEADS.into_iter().enumerate() {
             for (lengths, bias) in [(&[1][..], true), (&[70, 1, 66], i % 2 == 0)] {
-                with(&|| rope(&bench, tile, lengths, shape, bias));
+                with(&|| rope(&bench, (tile, few), lengths, shape, bias));
             }
         }
         for (i, shape) in SHAPES.into_iter().enumerate() {
@@ -45,12 +59,23 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
             with(&|| swiglu_backward(&bench, tile, shape));
         }
     }
+    for tile in more {
+        let mut with = |case: &dyn Fn() -> Verdict| verdicts.push(with_tile(&bench, tile, case));
+        for (i, shape) in HOPPER_HEADS.into_iter().enumerate() {
+            with(&|| rope(&bench, (tile, false), &[70, 1, 230], shape, i % 2 == 0));
+        }
+        for shape in HOPPER_SHAPES {
+            with(&|| swiglu(&bench, tile, shape, true, true));
+            with(&|| swiglu(&bench, tile, shape, false, false));
+            with(&|| swiglu_backward(&bench, tile, shape));
+        }
+    }
     verdicts
 }
 
 fn rope(
     bench: &Bench<'_>,
-    tile: Option<Tile>,
+    (tile, few): (Option<Tile>, bool),
     lengths: &[usize],
     (h, g, d, half, c): (usize, usize, usize, usize, usize),
     bias: bool,
@@ -88,7 +113,7 @@ fn rope(
         let got = bench.read_act(&qkv, n * width);
         // Where the rotation must be a kernel of its own, as behind products with few rows, its input is rounded to
         // storage too.
-        let few = tile.is_none() && n <= 128;
+        let few = few && n <= 128;
         let whole = d.is_power_of_two() && half % 8 == 0 && c % 8 == 0 && !few;
         let sums = match bench.stored() {
             Dtype::Bf16 if !whole => (Dtype::Bf16, 1),

@@ -1,6 +1,6 @@
 //! Linear maps: forward, both gradients and the bias gradient.
 
-use super::{Bench, Dtype, Output, Random, TILES, Verdict, grad, with_tile};
+use super::{Bench, Dtype, Output, Random, TILES, Verdict, grad, hopper_tiles, with_tile};
 use crate::backend::cpu::Grad as CpuGrad;
 use crate::backend::gpu::Gpu;
 use crate::error::Result;
@@ -24,6 +24,11 @@ const SHAPES: [(usize, usize, usize); 14] = [
     (100, 48, 520),
 ];
 
+/// Shapes for the tiles of compute capability 9.0: sums that go round the ring of stages twice and end inside one,
+/// several tiles for each block of a small device, ragged ends of every kind; rows that cross a group of tiles.
+const HOPPER_SHAPES: [(usize, usize, usize); 5] =
+    [(301, 520, 648), (130, 264, 1096), (64, 64, 64), (2100, 264, 8), (9, 8, 16)];
+
 /// Runs all cases.
 pub fn run(gpu: &Gpu) -> Vec<Verdict> {
     let bench = Bench::new(gpu);
@@ -37,6 +42,12 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
             verdicts.push(wgrad(&bench, (n, o, i), mode));
         }
     }
+    bench.gpu.single_tokens(true);
+    for (n, o, i) in SHAPES.into_iter().chain([(16, 40, 264), (33, 72, 1032), (128, 48, 392)]) {
+        let case = forward(&bench, (n, o, i), n % 2 == 0, o % 3 == 0);
+        verdicts.push(Verdict { case: format!("{} few rows", case.case), ..case });
+    }
+    bench.gpu.single_tokens(false);
     // Tiles that these shapes are too small for, two each way and the last ones ragged.
     for tile in TILES.into_iter().skip(1) {
         for (n, o, i) in [(130, 264, 72), (200, 520, 136), (129, 8, 392)] {
@@ -45,6 +56,19 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
             verdicts.push(with(&|| forward(&bench, (n, o, i), true, true)));
             verdicts.push(with(&|| dgrad(&bench, (n, i, o))));
             verdicts.push(with(&|| wgrad(&bench, (i, n, o), StateMode::Compact)));
+        }
+    }
+    for &tile in hopper_tiles(&bench) {
+        let named = |case: Verdict| Verdict { case: format!("{} {tile:?}", case.case), ..case };
+        let with = |case: &dyn Fn() -> Verdict| named(with_tile(&bench, Some(tile), case));
+        for (i, (n, o, c)) in HOPPER_SHAPES.into_iter().enumerate() {
+            verdicts.push(with(&|| forward(&bench, (n, o, c), i % 2 == 0, i % 3 < 2)));
+            verdicts.push(with(&|| forward(&bench, (n, o, c), i % 2 == 1, i % 3 == 2)));
+            verdicts.push(with(&|| dgrad(&bench, (n, c, o))));
+            // Odd sums of tokens; every other length is a pitch.
+            for mode in [StateMode::Exact, StateMode::Compact] {
+                verdicts.push(with(&|| wgrad(&bench, (c + 1, n.next_multiple_of(8), o), mode)));
+            }
         }
     }
     // A slab is 256 rows, a block 256 columns.

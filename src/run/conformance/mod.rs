@@ -254,8 +254,24 @@ pub(in crate::run) fn grad(gpu: &Gpu, len: usize, mode: StateMode) -> Result<Gra
     })
 }
 
-/// The tiles that [`Gpu::force_tile`] can ask for; `None` is the one that a run would take.
+/// The tiles that [`Gpu::force_tile`] can ask for on every device; `None` is the one that a run would take.
 const TILES: [Option<Tile>; 4] = [None, Some(Tile::Large), Some(Tile::Medium), Some(Tile::Small)];
+
+/// Every tile, and the kernels for few rows of generation, which no tile is forced on.
+fn with_few_rows(
+    tiles: impl IntoIterator<Item = Option<Tile>>,
+) -> impl Iterator<Item = (Option<Tile>, bool)> {
+    tiles.into_iter().map(|tile| (tile, false)).chain([(None, true)])
+}
+
+/// The tiles that compute capability 9.0 has besides, in bf16.
+const HOPPER_TILES: [Tile; 2] = [Tile::HopperLarge, Tile::HopperMedium];
+
+/// Returns the tiles of `HOPPER_TILES` that the device has.
+fn hopper_tiles(bench: &Bench<'_>) -> &'static [Tile] {
+    let has = bench.gpu.driver().identity().capability == (9, 0);
+    if has && bench.gpu.precision() == Precision::Bf16 { &HOPPER_TILES } else { &[] }
+}
 
 /// Runs `case` on a device that takes `tile` for its products.
 fn with_tile(bench: &Bench<'_>, tile: Option<Tile>, case: impl FnOnce() -> Verdict) -> Verdict {

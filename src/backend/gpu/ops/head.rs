@@ -2,7 +2,8 @@
 
 use std::sync::PoisonError;
 
-use super::linear::{Gemm, Layout, Out, gemm};
+use super::hopper::{self, Operand};
+use super::linear::{Gemm, Layout, Out, Tile, gemm, packed, plan as tile_of};
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Grad, Pack, Precision, Stat, Weight, blocks};
 use crate::error::Result;
@@ -105,6 +106,41 @@ pub(super) fn room(gpu: &Gpu, shape: HeadShape, matched: bool) -> Option<(Room, 
     Some((room, rows))
 }
 
+/// The product of a head whose tiles record statistics.
+pub(super) const STATISTICS: &str = "head_statistics_sm90_128x256";
+/// Columns of a record of kernels/hopper/head_sm90.cu, and its bytes.
+const RECORD: (usize, u64) = (256, 16);
+
+/// Makes fp32 logits of `m` rows at `h` (only where something goes back) and records of their statistics, and returns the
+/// address of these; `None` where the product does not come with them.
+fn product_with_records(
+    gpu: &Gpu,
+    HeadShape { c, v, .. }: HeadShape,
+    m: usize,
+    [h, w, z, targets]: [u64; 4],
+    keep: bool,
+) -> Option<u64> {
+    let bytes = gpu.precision().bytes();
+    let aligned = packed(h, c, bytes) && packed(w, c, bytes);
+    let tile = tile_of(gpu, m, v, aligned, packed(z, v, 4) && c > 0);
+    if tile != Tile::HopperLarge {
+        return None;
+    }
+    let (columns, each) = RECORD;
+    let records = gpu.scratch((m * v.div_ceil(columns)) as u64 * each);
+    if records == 0 {
+        return None;
+    }
+    let rows = Operand { at: h, outer: m, k: c, pitch: c, k_major: true };
+    let matrix = Operand { at: w, outer: v, ..rows };
+    let logits = hopper::result(z, (m, v), v, true);
+    hopper::launch(gpu, STATISTICS, (tile, tile.blocks(m, v)), [rows, matrix], &[logits], |args| {
+        let args = args.ptr(targets).ptr(records).u32(m as u32).u32(v as u32);
+        args.u32(c as u32).u32(u32::from(keep))
+    });
+    Some(records)
+}
+
 /// Makes fp32 logits of `m` rows at `h`.
 pub(super) fn product(
     gpu: &Gpu,
@@ -196,12 +232,15 @@ pub(in crate::backend::gpu) fn onehot(
         TokenWeight::Formula(formula) => (formula, None),
         TokenWeight::PerRow(weights) => (TokenFormula::constant(0.0), Some(weights.at)),
     };
-    let kernel = gpu.pick("head_onehot_bf16", "head_onehot_f32");
     for start in (0..shape.n).step_by(rows.max(1)) {
         let m = rows.min(shape.n - start);
         let at = row + start;
         let (words, hidden) = (4 * at as u64, (at * shape.c) as u64 * gpu.precision().bytes());
-        product(gpu, shape, m, h.at + hidden, w.at, room.logits);
+        let operands = [h.at + hidden, w.at, room.logits, pack.targets + words];
+        let records = product_with_records(gpu, shape, m, operands, grads.is_some());
+        if records.is_none() {
+            product(gpu, shape, m, h.at + hidden, w.at, room.logits);
+        }
         let args = Args::new()
             .ptr(room.logits)
             .ptr(pack.targets + words)
@@ -218,6 +257,10 @@ pub(in crate::backend::gpu) fn onehot(
             .f32(formula.threshold as f32)
             .u32(u32::from(formula.pole.is_some()))
             .u32(u32::from(grads.is_some()));
+        let (kernel, args) = match records {
+            Some(records) => ("head_onehot_records_bf16", args.ptr(records)),
+            None => (gpu.pick("head_onehot_bf16", "head_onehot_f32"), args),
+        };
         gpu.launch(kernel, [m as u32, 1, 1], 256, 0, args);
         if let Some(grads) = &mut grads {
             back(gpu, shape, (at, m), (room.logits, h.at + hidden, w.at), grads);

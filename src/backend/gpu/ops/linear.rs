@@ -1,7 +1,8 @@
-//! Linear maps: kernels/gemm.cuh and its instances, kernels/columns.cu.
+//! Linear maps: kernels/gemm.cuh and its instances, kernels/columns.cu; what hopper.rs and skinny.rs start instead.
 
 use super::columns::{self, COLUMNS};
 use super::skinny::{self, Skinny};
+use super::{head, hopper};
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Grad, Precision, Weight, blocks};
 
@@ -64,31 +65,60 @@ pub enum Tile {
     Small,
     /// 64 x 64 by 128 threads from operands of any alignment.
     Any,
+    /// 128 x 256 by 384 threads, one block a processor: bf16 on compute capability 9.0, as the next one.
+    HopperLarge,
+    /// 128 x 128 by 384 threads, one block a processor.
+    HopperMedium,
 }
 
 impl Tile {
+    /// Tells whether its kernels are those of kernels/hopper/.
+    pub(super) fn is_hopper(self) -> bool {
+        matches!(self, Self::HopperLarge | Self::HopperMedium)
+    }
+
+    /// Returns the tile of its size that every device has.
+    pub(super) fn portable(self) -> Self {
+        match self {
+            Self::HopperLarge => Self::Large,
+            Self::HopperMedium => Self::Medium,
+            tile => tile,
+        }
+    }
+
     /// Returns rows and columns.
     pub(super) fn size(self) -> (usize, usize) {
         match self {
-            Self::Large => (128, 256),
-            Self::Medium => (128, 128),
+            Self::Large | Self::HopperLarge => (128, 256),
+            Self::Medium | Self::HopperMedium => (128, 128),
             Self::Small | Self::Any => (64, 64),
         }
     }
 
     /// Returns the threads of a block.
     pub(super) fn threads(self) -> u32 {
-        if self == Self::Large { 256 } else { 128 }
+        match self {
+            Self::Large => 256,
+            Self::Medium | Self::Small | Self::Any => 128,
+            Self::HopperLarge | Self::HopperMedium => hopper::THREADS,
+        }
     }
 
-    /// Returns the shared memory of a block in bytes: four stages of 64 bytes for each row and each column.
+    /// Returns the shared memory of a block in bytes: four stages of 64 bytes for each row and each column, or what
+    /// hopper.rs says.
     pub(super) fn shared(self) -> u32 {
+        if self.is_hopper() {
+            return hopper::shared(self.size());
+        }
         let (rows, columns) = self.size();
         4 * 64 * (rows + columns) as u32
     }
 
     /// Returns how many tiles cover `m` x `n`.
     pub(super) fn blocks(self, m: usize, n: usize) -> u32 {
+        if self.is_hopper() {
+            return hopper::tiles(self.size(), m, n);
+        }
         let (rows, columns) = self.size();
         blocks(m, rows) * blocks(n, columns)
     }
@@ -96,25 +126,48 @@ impl Tile {
 
 /// Returns the tile for an `m` x `n` result: the one asked for by [`Gpu::force_tile`], or the fastest.
 ///
-/// The choice does not touch the order of any sum; that of a product with few rows (skinny.rs) is another one.
-pub(super) fn plan(gpu: &Gpu, m: usize, n: usize, aligned: bool) -> Tile {
-    if aligned { gpu.forced_tile().unwrap_or_else(|| fastest(m, n)) } else { Tile::Any }
+/// `aligned`: rows of the operands are whole 16-byte packs; `bulk`: those of all that is read and written are, and `k`
+/// is not 0, which is what the kernels of [`hopper`] need.
+/// The choice does not touch the order of any sum within a kind of tensor core; that of a product with few rows
+/// (skinny.rs) is another one.
+pub(super) fn plan(gpu: &Gpu, m: usize, n: usize, aligned: bool, bulk: bool) -> Tile {
+    if !aligned {
+        return Tile::Any;
+    }
+    let hopper = bulk && m > 0 && n > 0 && hopper::serves(gpu);
+    match gpu.forced_tile() {
+        Some(tile) if hopper => tile,
+        Some(tile) => tile.portable(),
+        None => fastest(m, n, hopper),
+    }
 }
+
+/// Columns from which on a tile of 128 rows by a cluster of blocks is worth its setting up.
+const HOPPER_FROM: usize = 64;
 
 /// Picks the tile that a device of 128 processors should finish an `m` x `n` result with first.
 ///
 /// The time of a tile is its area over the rate at which its blocks together keep a processor busy: the smaller the
-/// tile, the more bytes of operands it needs for a product.
-fn fastest(m: usize, n: usize) -> Tile {
-    let time = |(tile, together, rate): (Tile, usize, f64)| {
+/// tile, the more bytes of operands it needs for a product. Rates are estimates, 1 being some 400 TFLOP/s of an H100.
+fn fastest(m: usize, n: usize, hopper: bool) -> Tile {
+    let time = |&(tile, together, rate): &(Tile, usize, f64)| {
         let (rows, columns) = tile.size();
         let rounds = (tile.blocks(m, n) as usize).div_ceil(128 * together);
         (rounds * rows * columns * together) as f64 / rate
     };
-    [(Tile::Large, 1, 1.0), (Tile::Medium, 2, 0.95), (Tile::Small, 4, 0.6)]
-        .into_iter()
-        .min_by(|a, b| time(*a).total_cmp(&time(*b)))
-        .map_or(Tile::Small, |(tile, ..)| tile)
+    // Whatever the rows: student and teacher meet the same tensor cores in packs of any size.
+    let pays = hopper && n >= HOPPER_FROM;
+    [
+        (Tile::Large, 1, 1.0),
+        (Tile::Medium, 2, 0.95),
+        (Tile::Small, 4, 0.6),
+        (Tile::HopperLarge, 1, 1.8),
+        (Tile::HopperMedium, 1, 1.25),
+    ]
+    .iter()
+    .filter(|(tile, ..)| tile.is_hopper() == pays)
+    .min_by(|a, b| time(a).total_cmp(&time(b)))
+    .map_or(Tile::Small, |(tile, ..)| *tile)
 }
 
 /// Tells whether rows of `pitch` elements of `bytes` bytes from `address` on are whole 16-byte packs.
@@ -126,8 +179,8 @@ pub(super) fn packed(address: u64, pitch: usize, bytes: u64) -> bool {
 macro_rules! kernel_of_tile {
     ($tile:expr, $name:literal) => {
         match $tile {
-            Tile::Large => concat!($name, "_128x256"),
-            Tile::Medium => concat!($name, "_128x128"),
+            Tile::Large | Tile::HopperLarge => concat!($name, "_128x256"),
+            Tile::Medium | Tile::HopperMedium => concat!($name, "_128x128"),
             Tile::Small => concat!($name, "_64x64"),
             Tile::Any => concat!($name, "_any"),
         }
@@ -149,14 +202,18 @@ fn kernel(layout: Layout, precision: Precision, tile: Tile) -> &'static str {
 
 /// Returns the dynamic shared memory of a block of `kernel`, if it is a product: by the tile that its name ends in.
 pub(super) fn shared(kernel: &str) -> Option<u32> {
-    [Tile::Large, Tile::Medium, Tile::Small, Tile::Any]
-        .into_iter()
-        .find(|tile| {
-            let (rows, columns) = tile.size();
-            kernel.ends_with(&format!("_{rows}x{columns}"))
-                || *tile == Tile::Any && kernel.starts_with("gemm_") && kernel.ends_with("_any")
-        })
-        .map(Tile::shared)
+    let hopper = kernel.contains("_sm90_");
+    let named = |tile: &Tile| {
+        let (rows, columns) = tile.size();
+        match tile {
+            Tile::Any => kernel.ends_with("_any"),
+            _ => tile.is_hopper() == hopper && kernel.ends_with(&format!("_{rows}x{columns}")),
+        }
+    };
+    let all =
+        [Tile::Large, Tile::Medium, Tile::Small, Tile::Any, Tile::HopperLarge, Tile::HopperMedium];
+    let product = kernel.starts_with("gemm_") || kernel == head::STATISTICS;
+    product.then(|| all.into_iter().find(named).map(Tile::shared)).flatten()
 }
 
 /// Starts a product.
@@ -192,7 +249,10 @@ pub(in crate::backend::gpu) fn gemm(gpu: &Gpu, job: &Gemm) {
         let grid = [shape.blocks(job.m, job.n, 1), 1, 1];
         return gpu.launch(name, grid, Skinny::THREADS, shape.shared(), args);
     }
-    let tile = plan(gpu, job.m, job.n, aligned);
+    let tile = plan(gpu, job.m, job.n, aligned, rows && job.k > 0);
+    if tile.is_hopper() {
+        return hopper::gemm(gpu, tile, job, wide, addend);
+    }
     let name = kernel(job.layout, gpu.precision(), tile);
     gpu.launch(name, [tile.blocks(job.m, job.n), 1, 1], tile.threads(), tile.shared(), args);
 }
@@ -308,13 +368,25 @@ mod tests {
 
     #[test]
     fn fastest_is_a_large_tile_where_it_fills_the_device_and_a_small_one_where_not() {
-        assert_eq!(fastest(4096, 12288), Tile::Large);
-        assert_eq!(fastest(4096, 4096), Tile::Large);
+        let portable = |m, n| fastest(m, n, false);
+        assert_eq!(portable(4096, 12288), Tile::Large);
+        assert_eq!(portable(4096, 4096), Tile::Large);
         // 32 large tiles would leave three processors of four idle.
-        assert_eq!(fastest(1024, 1024), Tile::Small);
-        assert_eq!(fastest(1, 4096), Tile::Small);
+        assert_eq!(portable(1024, 1024), Tile::Small);
+        assert_eq!(portable(1, 4096), Tile::Small);
         // 640 columns are two and a half large tiles, which need a second round.
-        assert_eq!(fastest(6400, 640), Tile::Medium);
+        assert_eq!(portable(6400, 640), Tile::Medium);
+    }
+
+    #[test]
+    fn fastest_is_a_hopper_tile_where_the_device_has_them_and_the_result_is_not_tiny() {
+        for (m, n) in [(4096, 12288), (4096, 4096), (4096, 22016), (12288, 4096), (3072, 4096)] {
+            assert_eq!(fastest(m, n, true), Tile::HopperLarge, "{m}x{n}");
+        }
+        assert_eq!(fastest(1024, 1024, true), Tile::HopperMedium);
+        assert_eq!(fastest(6400, 640, true), Tile::HopperMedium);
+        assert_eq!(fastest(4096, 8, true), Tile::Small);
+        assert_eq!(fastest(1, 4096, true), Tile::HopperMedium);
     }
 
     #[test]
@@ -324,6 +396,12 @@ mod tests {
         assert_eq!(Tile::Any.blocks(0, 5), 0);
         for tile in [Tile::Large, Tile::Medium, Tile::Small, Tile::Any] {
             assert!(tile.shared() <= 99 << 10, "{tile:?}");
+        }
+        for tile in [Tile::HopperLarge, Tile::HopperMedium] {
+            assert!(
+                tile.shared() <= 227 << 10 && tile.portable().size() == tile.size(),
+                "{tile:?}"
+            );
         }
     }
 

@@ -7,6 +7,7 @@ pub(super) mod embed;
 pub(super) mod fused;
 pub(super) mod generate;
 pub(super) mod head;
+mod hopper;
 pub(super) mod linear;
 pub(super) mod norm;
 pub(super) mod rope;
@@ -31,6 +32,7 @@ mod tests {
     fn dynamic_shared_knows_its_kernels_by_name() {
         assert_eq!(dynamic_shared("gemm_nt_bf16_64x64", 128), 4 * 64 * 128);
         assert_eq!(dynamic_shared("gemm_tn_f32_any", 128), 4 * 64 * 128);
+        assert_eq!(dynamic_shared("gemm_sm90_nt_128x256", 128), 230_608);
         assert_eq!(dynamic_shared("gemm_skinny_bf16_64x64", 128), 128 << 10);
         assert_eq!(dynamic_shared("attention_mma64_bf16", 1), 2 * 256 * 72);
         assert!(dynamic_shared("attention_f32", 128) > dynamic_shared("attention_f32", 12));

@@ -1,5 +1,7 @@
 //! Products with few rows, as a decode step has them: kernels/gemm_skinny.cu.
 
+use std::sync::atomic::Ordering;
+
 use super::linear::{Gemm, Layout};
 use crate::backend::gpu::{Gpu, Precision, blocks};
 
@@ -62,10 +64,11 @@ macro_rules! kernel_of_skinny {
 }
 pub(super) use kernel_of_skinny;
 
-/// Returns the shape for `m` rows of aligned operands; `None` where a tile of linear.rs does better, or was asked for.
+/// Returns the shape for `m` rows of aligned operands; `None` where a tile of linear.rs does better, and outside of
+/// generation: student and teacher must meet one order of sums however many rows their packs have.
 pub(super) fn plan(gpu: &Gpu, m: usize, aligned: bool) -> Option<Skinny> {
-    let free = gpu.precision() == Precision::Bf16 && gpu.forced_tile().is_none();
-    (free && aligned).then(|| fastest(m, gpu.driver.identity().shared_bytes)).flatten()
+    let wanted = gpu.precision() == Precision::Bf16 && gpu.few_rows.load(Ordering::Relaxed);
+    (wanted && aligned).then(|| fastest(m, gpu.driver.identity().shared_bytes)).flatten()
 }
 
 /// Picks the lowest block that holds all rows; a device that grants it gives high ones twice the columns.

@@ -1,0 +1,146 @@
+//! Products on compute capability 9.0: kernels/hopper/gemm.cuh and its instances. linear.rs says which products.
+
+use super::linear::{Gemm, Layout, Tile, kernel_of_tile};
+use crate::backend::gpu::driver::{Args, Matrix};
+use crate::backend::gpu::{Gpu, Precision, blocks};
+
+/// Blocks that share the columns of a tile: `kCluster` of gemm.cuh.
+pub(super) const CLUSTER: usize = 2;
+/// Threads of a block: one warpgroup that moves and two that multiply.
+pub(super) const THREADS: u32 = 384;
+/// Boxes of the result that each of two warpgroups owns: `kSlots` of gemm.cuh.
+const SLOTS: u32 = 5;
+/// Bytes of a box of 64 rows.
+const BOX: u32 = 64 * Matrix::BOX_BYTES;
+
+/// Flag of kernels/hopper/gemm_sm90.cu: C is fp32.
+const WIDE: u32 = 1;
+/// Flag of kernels/hopper/gemm_sm90.cu: the addend is added.
+const ADDS: u32 = 2;
+
+/// Tells whether the device has the instructions and the kernels are for its precision.
+pub(super) fn serves(gpu: &Gpu) -> bool {
+    gpu.precision() == Precision::Bf16 && gpu.driver.identity().capability == (9, 0)
+}
+
+/// Returns the shared memory of a block in bytes: stages of 128 bytes for each row and column, the boxes of the
+/// result, barriers, and what aligning to 1024 may take.
+pub(super) fn shared((rows, columns): (usize, usize)) -> u32 {
+    let stages = if columns == 256 { 3 } else { 4 };
+    let operands = stages * Matrix::BOX_BYTES * (rows + columns) as u32;
+    1024 + operands + 2 * SLOTS * BOX + 8 * (2 * stages + 4 * SLOTS)
+}
+
+/// Returns how many blocks take turns at `tiles` tiles: whole clusters, one block a processor.
+fn grid(processors: u32, tiles: u32) -> u32 {
+    let cluster = CLUSTER as u32;
+    tiles.min((processors / cluster).max(1) * cluster)
+}
+
+/// A bf16 operand: `outer` rows (or columns, where `k` is the first index) of the product and `k`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Operand {
+    pub at: u64,
+    pub outer: usize,
+    pub k: usize,
+    /// In elements.
+    pub pitch: usize,
+    /// Whether `k` runs along the rows in memory.
+    pub k_major: bool,
+}
+
+impl Operand {
+    /// Describes it in boxes of `box_rows` of its outer rows, or in panels of 64 outer columns and 64 of `k`.
+    fn matrix(self, box_rows: usize) -> Matrix {
+        let Self { at, outer, k, pitch, k_major } = self;
+        let (rows, columns) = if k_major { (outer, k) } else { (k, outer) };
+        let box_rows = if k_major { box_rows } else { 64 };
+        Matrix { address: at, rows, columns, pitch: 2 * pitch as u64, wide: false, box_rows }
+    }
+}
+
+/// Describes an `m` x `n` result of rows of `pitch` elements.
+pub(super) fn result(at: u64, (m, n): (usize, usize), pitch: usize, wide: bool) -> Matrix {
+    let bytes = if wide { 4 } else { 2 };
+    Matrix { address: at, rows: m, columns: n, pitch: bytes * pitch as u64, wide, box_rows: 64 }
+}
+
+/// Starts `kernel` on `count` tiles: its operands, then its results, then what `rest` appends.
+pub(super) fn launch(
+    gpu: &Gpu,
+    kernel: &'static str,
+    (tile, count): (Tile, u32),
+    [a, b]: [Operand; 2],
+    results: &[Matrix],
+    rest: impl FnOnce(Args) -> Args,
+) {
+    let (rows, columns) = tile.size();
+    // A tile's columns come in two halves: one from each block of a cluster, or gates and ups.
+    let operands = [a.matrix(rows), b.matrix(columns / 2)];
+    let maps = operands.iter().chain(results);
+    let args = maps
+        .map(|matrix| gpu.driver.tensor_map(matrix))
+        .try_fold(Args::new(), |args, map| map.map(|map| args.map(map)));
+    match args {
+        Ok(args) => {
+            let grid = grid(gpu.driver.identity().processors, count);
+            gpu.launch(kernel, [grid, 1, 1], THREADS, tile.shared(), rest(args));
+        }
+        Err(error) => gpu.keep(Err(error)),
+    }
+}
+
+/// Starts a plain product; `addend` is 0 for none.
+pub(super) fn gemm(gpu: &Gpu, tile: Tile, job: &Gemm, wide: bool, addend: u64) {
+    let &Gemm { layout, m, n, k, .. } = job;
+    let name = match layout {
+        Layout::Nt => kernel_of_tile!(tile, "gemm_sm90_nt"),
+        Layout::Nn => kernel_of_tile!(tile, "gemm_sm90_nn"),
+        Layout::Tn => kernel_of_tile!(tile, "gemm_sm90_tn"),
+    };
+    let a = Operand { at: job.a, outer: m, k, pitch: job.lda, k_major: layout != Layout::Tn };
+    let b = Operand { at: job.b, outer: n, k, pitch: job.ldb, k_major: layout == Layout::Nt };
+    let c = result(job.c, (m, n), job.ldc, wide);
+    let added = Matrix { address: if addend == 0 { job.c } else { addend }, ..c };
+    let flags = if wide { WIDE } else { 0 } | if addend == 0 { 0 } else { ADDS };
+    launch(gpu, name, (tile, tile.blocks(m, n)), [a, b], &[c, added], |args| {
+        args.ptr(job.bias).u32(m as u32).u32(n as u32).u32(k as u32).u32(flags)
+    });
+}
+
+/// Returns how many tiles of `rows` x `columns` whole clusters need for `m` x `n`.
+pub(super) fn tiles((rows, columns): (usize, usize), m: usize, n: usize) -> u32 {
+    blocks(m, rows * CLUSTER) * CLUSTER as u32 * blocks(n, columns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grid_is_whole_clusters_that_fit_the_device() {
+        assert_eq!(grid(132, 1000), 132);
+        assert_eq!(grid(131, 1000) as usize, 131 / CLUSTER * CLUSTER);
+        assert_eq!(grid(132, 6), 6);
+        assert_eq!(grid(1, 6) as usize, CLUSTER);
+    }
+
+    #[test]
+    fn a_block_fits_its_processor() {
+        for size in [(128, 256), (128, 128)] {
+            assert!(shared(size) <= 232_448, "{size:?}");
+        }
+        assert_eq!(shared((128, 256)), 1024 + 3 * 48 * 1024 + 10 * 8192 + 8 * 26);
+    }
+
+    #[test]
+    fn operands_are_boxes_of_rows_or_panels_of_columns() {
+        let x = Operand { at: 256, outer: 300, k: 72, pitch: 80, k_major: true };
+        let matrix = x.matrix(128);
+        assert_eq!((matrix.rows, matrix.columns, matrix.pitch), (300, 72, 160));
+        assert_eq!(matrix.box_rows, 128);
+        let matrix = Operand { k_major: false, pitch: 304, ..x }.matrix(128);
+        assert_eq!((matrix.rows, matrix.columns, matrix.pitch), (72, 300, 608));
+        assert_eq!(matrix.box_rows, 64);
+    }
+}
