@@ -1,0 +1,210 @@
+#!/usr/bin/env bash
+# Every forget loss that the binary knows, on mini-MUSE or on the embedded demo, with the same search budget for each.
+#
+#   MUSE=DIR MODEL=SmolLM2-135M benches/mini_muse.sh OUT            the benchmark, from a copy of MUSE's data
+#   benches/mini_muse.sh --tiny OUT                                 the embedded model and text, on any machine
+#
+# Settings, by environment: NEPENTHE (the binary; built in release where not given), CORPUS (news or books), PROFILE
+# (full or small), DEVICE, LOSSES (all but what is named under `skipped` below), SEEDS ("1 2 3"), RATES (factors on the
+# learning rate that each method tries), STEPS, EVERY (steps between measurements), TRAIN_STEPS, SEARCH_SEED (0).
+#
+# The stages: prepare; target and retrain by `finetune`; for each loss in each form a search over RATES with
+# SEARCH_SEED; the chosen setting again with each of SEEDS; eval; report. The forms are AdamW with the frozen model as
+# teacher and the KL penalty, and the mean teacher: SGD, QKL, damping and averaging, no clipping, so that both act at
+# full strength as in the paper's runs. A search run is judged on every second prompt and document; what is reported is
+# measured on the others (OUT/selection.tsv has all that was tried). Of the rates whose NLL on the retain documents
+# rises by BUDGET (0.1 nats) at most, the one with the least verbatim memory is chosen; where none stays within it, the
+# one with the smallest rise.
+#
+# A stage is left out where OUT/.done holds the hash of its command, of the binary and of all that it reads; a run that
+# was broken off goes on from its checkpoint.
+set -euo pipefail
+
+usage() { sed -n '2,8p' "$0" >&2; exit 2; }
+tiny=false
+if [ "${1:-}" = --tiny ]; then tiny=true; shift; fi
+[ $# = 1 ] || usage
+mkdir -p "$1"
+out=$(realpath "$1")
+for path in MUSE MODEL NEPENTHE; do
+    if [ -n "${!path:-}" ]; then declare "$path=$(realpath "${!path}")"; fi
+done
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+command -v python3 > /dev/null || { echo "python3 is needed to halve files and to choose" >&2; exit 2; }
+
+if [ -z "${NEPENTHE:-}" ]; then
+    cargo build --release --locked
+    NEPENTHE=target/release/nepenthe
+fi
+nepenthe=$(realpath "$NEPENTHE")
+binary=$(sha256sum "$nepenthe" | cut -d' ' -f1)
+device=${DEVICE:-auto} corpus=${CORPUS:-books} profile=${PROFILE:-full} seeds=${SEEDS:-1 2 3}
+search_seed=${SEARCH_SEED:-0} budget=${BUDGET:-0.1} rates=${RATES:-0.25 0.5 1 2}
+mkdir -p "$out/.done"
+
+# Hashes files, and folders with all that is in them.
+hash_of() { find "$@" -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1; }
+
+# stage NAME INPUTS -- COMMAND...: runs COMMAND unless it is done with these very inputs.
+stage() {
+    local name=$1 inputs=() key mark
+    shift
+    while [ "$1" != -- ]; do inputs+=("$1"); shift; done
+    shift
+    key=$({ echo "$binary $*"; hash_of "${inputs[@]}"; } | sha256sum | cut -d' ' -f1)
+    mark=$out/.done/${name//\//.}
+    if [ "$(cat "$mark" 2> /dev/null)" = "$key" ]; then return; fi
+    # A run of the same key that was broken off keeps its checkpoints; anything else starts anew.
+    if [ "$(cat "$mark.started" 2> /dev/null)" != "$key" ]; then rm -rf "${out:?}/$name"; fi
+    rm -f "$mark"
+    echo "$key" > "$mark.started"
+    echo "== $name" >&2
+    "$@"
+    mv "$mark.started" "$mark"
+}
+
+# Runs a training command into $out/NAME, from its checkpoint where there is one.
+train() {
+    local name=$1 resume=()
+    shift
+    if [ -d "$out/$name/checkpoints" ]; then resume=(--resume); else rm -rf "${out:?}/$name"; fi
+    "$nepenthe" "$@" --device "$device" --out "$out/$name" "${resume[@]}" > /dev/null
+}
+
+# halve FILE...: a FILE's even items become FILE.select.EXT, its odd ones FILE.report.EXT.
+halve() {
+    python3 - "$@" <<'PY'
+import json, pathlib, sys
+for name in sys.argv[1:]:
+    path = pathlib.Path(name)
+    for start, part in enumerate(["select", "report"]):
+        target = path.with_suffix(f".{part}{path.suffix}")
+        if path.suffix == ".jsonl":
+            target.write_text("".join(path.read_text().splitlines(keepends=True)[start::2]))
+        else:
+            target.write_text(json.dumps(json.loads(path.read_text())[start::2], ensure_ascii=False))
+PY
+}
+
+if $tiny; then
+    steps=${STEPS:-120} every=${EVERY:-10} new_tokens=${NEW_TOKENS:-96} micro=4 accum=1 retain_accum=6 context=512
+    adamw_rate=3e-4 adamw_weight=0.05 sgd_rate=0.02 sgd_momentum=0.9
+    mean_teacher=(method.forget_weight=0.05 method.retain_weight=5 method.teacher_rate=0.03 method.damping=0.025)
+    # The demo unpacks its models and texts; its own run is cut short.
+    unpack() {
+        rm -rf "${out:?}/demo"
+        "$nepenthe" demo --device cpu --out "$out/demo" --set run.steps=1 --set eval.every=0 \
+            --set eval.stop_metric= --set eval.max_new_tokens=1 > /dev/null
+    }
+    stage demo "$0" -- unpack
+    data=$out/demo/input/data target=$out/demo/input/target retrain=$out/demo/input/retrain
+    forget=$data/forget.jsonl retain=$data/retain.jsonl utility=$data/retain.jsonl holdout=$data/holdout.jsonl
+    prompts=$data/verbmem_forget.json members=$forget
+else
+    : "${MUSE:?MUSE must name a copy of the data folder of muse_bench}" "${MODEL:?MODEL must name a model folder}"
+    steps=${STEPS:-400} every=${EVERY:-20} new_tokens=${NEW_TOKENS:-128} micro=4 accum=2 retain_accum=2 context=512
+    adamw_rate=1e-5 adamw_weight=0.05 sgd_rate=5e-4 sgd_momentum=0.95
+    mean_teacher=(method.forget_weight=0.1 method.retain_weight=1 method.teacher_rate=0.005 method.damping=5)
+    prepare() { rm -rf "${out:?}/data"; "$nepenthe" prepare mini-muse --muse "$MUSE" --tokenizer "$MODEL" --out "$out/data"; }
+    stage data "$MUSE" "$MODEL/tokenizer.json" -- prepare
+    data=$out/data/$corpus
+    if [ "$profile" = small ]; then data=$data/small; fi
+    forget=$data/forget.jsonl retain=$data/retain1.jsonl utility=$data/retain2.jsonl holdout=$data/holdout.jsonl
+    prompts=$data/eval/verbmem_forget.json members=$data/eval/privleak_forget.json
+    cat "$forget" "$retain" > "$out/target.jsonl"
+    learn=(finetune --model "$MODEL" --set "data.forget_context=$context" --set data.forget_chunking=true
+        --set "run.steps=${TRAIN_STEPS:-600}" --set optim.lr=5e-5 --set eval.documents=0
+        --set "data.cache=$out/cache")
+    stage target "$MODEL" "$out/target.jsonl" -- train target "${learn[@]}" --data "$out/target.jsonl"
+    stage retrain "$MODEL" "$retain" -- train retrain "${learn[@]}" --data "$retain"
+    target=$out/target/model retrain=$out/retrain/model
+fi
+halve "$prompts" "$utility"
+half() { echo "${1%.*}.$2.${1##*.}"; }
+
+# What the binary can minimise, less what is no method by itself.
+#   nll learns what is to be forgotten; dpo needs a preferred text for each document, which no file here holds.
+skipped=" nll dpo "
+losses=${LOSSES:-$("$nepenthe" --json methods | python3 -c '
+import json, sys
+print(*(loss["name"] for loss in json.load(sys.stdin)["losses"]))')}
+
+# unlearn NAME LOSS FORM FACTOR SEED PART: one run, measured on PART (select or report).
+unlearn() {
+    local name=$1 loss=$2 form=$3 factor=$4 seed=$5 part=$6 sets
+    sets=(seed="$seed" method.loss="$loss" run.steps="$steps" run.micro_batch=$micro run.forget_accum_steps=$accum
+        run.kl_accum_steps=$retain_accum data.forget_context=$context data.retain_context=$context
+        run.checkpoint_every="$every" run.keep_checkpoints=1 data.cache="$out/cache" eval.every="$every"
+        eval.forget="$forget" eval.retain="$(half "$utility" "$part")" eval.holdout="$holdout" eval.documents=0
+        eval.verbmem_forget="$(half "$prompts" "$part")" eval.max_new_tokens="$new_tokens")
+    case $form in
+    adamw)
+        sets+=(method.penalty=kl method.teacher_rate=0 method.damping=0 method.forget_weight=$adamw_weight
+            method.retain_weight=1 optim.optimizer=adamw optim.lr="$(times $adamw_rate "$factor")") ;;
+    teacher)
+        sets+=(method.penalty=qkl "${mean_teacher[@]}" optim.optimizer=sgd optim.momentum=$sgd_momentum
+            optim.clip=inf optim.lr="$(times $sgd_rate "$factor")") ;;
+    esac
+    if [ "$part" = report ]; then sets+=(eval.retrain="$retrain"); fi
+    train "$name" unlearn --model "$target" --forget "$forget" --retain "$retain" "${sets[@]/#/--set=}"
+}
+times() { python3 -c 'import sys; print(float(sys.argv[1]) * float(sys.argv[2]))' "$1" "$2"; }
+
+# leakage NAME: the privacy leakage of a run's model, from the Min-40 % scores of members and of texts never trained on.
+scores() { "$nepenthe" --json score --device "$device" --model "$1" --data "$2"; }
+leakage() {
+    python3 - <(scores "$out/$1/model" "$members") <(scores "$out/$1/model" "$holdout") \
+        <(scores "$retrain" "$members") <(scores "$retrain" "$holdout") > "$out/$1/eval.json" <<'PY'
+import json, sys
+def min_k(item):
+    low = sorted(p for p in item["logprobs"] if p is not None)
+    return -sum(low[:max(1, int(0.4 * len(low)))]) / max(1, int(0.4 * len(low)))
+members, others, retrain_members, retrain_others = ([min_k(i) for i in json.load(open(f))] for f in sys.argv[1:])
+def auc(members, others):
+    # A text never trained on should have the higher loss; ties count half.
+    return sum((o > m) + (o == m) / 2 for m in members for o in others) / (len(members) * len(others))
+now, wanted = auc(members, others), auc(retrain_members, retrain_others)
+# MUSE's sign: AUC of "forget is label 0, score is minus loss", so that under-unlearning is negative.
+now, wanted = 1 - now, 1 - wanted
+print(json.dumps({"auc_min_40": now, "auc_min_40_retrained": wanted, "privleak": 100 * (now - wanted) / wanted}))
+PY
+}
+
+# choose LOSS FORM: the factor of the search run to go on with; every run tried is a line of selection.tsv.
+choose() {
+    python3 - "$out" "$1" "$2" "$budget" $rates <<'PY'
+import json, sys
+out, loss, form, budget, *rates = sys.argv[1:]
+tried = []
+for rate in rates:
+    summary = json.load(open(f"{out}/search/{loss}-{form}-{rate}/summary.json"))
+    rise = summary["after"]["nll_retain"] - summary["before"]["nll_retain"]
+    tried.append((summary["after"]["verbmem_forget"], rise, rate))
+within = [t for t in tried if t[1] <= float(budget)]
+best = min(within) if within else min(tried, key=lambda t: t[1])
+with open(f"{out}/selection.tsv", "a") as f:
+    for memory, rise, rate in tried:
+        print(loss, form, rate, f"{memory:.4f}", f"{rise:+.4f}", "chosen" if rate == best[2] else "", sep="\t", file=f)
+print(best[2])
+PY
+}
+
+printf 'loss\tform\tfactor\tverbmem_forget (selection half)\trise of nll_retain\t\n' > "$out/selection.tsv"
+runs=()
+for loss in $losses; do
+    if [[ $skipped = *" $loss "* ]]; then echo "left out: $loss" >&2; continue; fi
+    for form in adamw teacher; do
+        for factor in $rates; do
+            name=search/$loss-$form-$factor
+            stage "$name" "$target" "$data" -- unlearn "$name" "$loss" "$form" "$factor" "$search_seed" select
+        done
+        factor=$(choose "$loss" "$form")
+        for seed in $seeds; do
+            name=runs/$loss-$form-s$seed
+            stage "$name" "$target" "$retrain" "$data" -- unlearn "$name" "$loss" "$form" "$factor" "$seed" report
+            stage "$name/eval.json" "$out/$name/model" "$retrain" "$data" -- leakage "$name"
+            runs+=("$out/$name")
+        done
+    done
+done
+"$nepenthe" report "${runs[@]}" --out "$out/report.html" --figures "$out/figures" | tee "$out/table.txt"
