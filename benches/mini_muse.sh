@@ -4,6 +4,8 @@
 #   MUSE=DIR MODEL=SmolLM2-135M benches/mini_muse.sh OUT            the benchmark, from a copy of MUSE's data
 #   benches/mini_muse.sh --tiny OUT                                 the embedded model and text, on any machine
 #
+# (With --tiny there is no second retain set: utility is measured on documents that the penalty sees.)
+#
 # Settings, by environment: NEPENTHE (the binary; built in release where not given), CORPUS (news or books), PROFILE
 # (full or small), DEVICE, LOSSES (all but what is named under `skipped` below), SEEDS ("1 2 3"), RATES (factors on the
 # learning rate that each method tries), STEPS, EVERY (steps between measurements), TRAIN_STEPS, SEARCH_SEED (0).
@@ -16,11 +18,11 @@
 # rises by BUDGET (0.1 nats) at most, the one with the least verbatim memory is chosen; where none stays within it, the
 # one with the smallest rise.
 #
-# A stage is left out where OUT/.done holds the hash of its command, of the binary and of all that it reads; a run that
-# was broken off goes on from its checkpoint.
+# A stage is left out where OUT/.done holds the hash of its command, of the binary, of this script and of all it reads;
+# a run that was broken off goes on from its checkpoint.
 set -euo pipefail
 
-usage() { sed -n '2,8p' "$0" >&2; exit 2; }
+usage() { sed -n '2,9p' "$0" >&2; exit 2; }
 tiny=false
 if [ "${1:-}" = --tiny ]; then tiny=true; shift; fi
 [ $# = 1 ] || usage
@@ -41,6 +43,8 @@ binary=$(sha256sum "$nepenthe" | cut -d' ' -f1)
 device=${DEVICE:-auto} corpus=${CORPUS:-books} profile=${PROFILE:-full} seeds=${SEEDS:-1 2 3}
 search_seed=${SEARCH_SEED:-0} budget=${BUDGET:-0.1} rates=${RATES:-0.25 0.5 1 2}
 mkdir -p "$out/.done"
+# What a stage depends on beside its command and its inputs: this script, and the settings of every run.
+script=$(sha256sum "benches/mini_muse.sh" | cut -d' ' -f1) settings=""
 
 # Hashes files, and folders with all that is in them.
 hash_of() { find "$@" -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1; }
@@ -51,7 +55,7 @@ stage() {
     shift
     while [ "$1" != -- ]; do inputs+=("$1"); shift; done
     shift
-    key=$({ echo "$binary $*"; hash_of "${inputs[@]}"; } | sha256sum | cut -d' ' -f1)
+    key=$({ echo "$binary $script $settings $*"; hash_of "${inputs[@]}"; } | sha256sum | cut -d' ' -f1)
     mark=$out/.done/${name//\//.}
     if [ "$(cat "$mark" 2> /dev/null)" = "$key" ]; then return; fi
     # A run of the same key that was broken off keeps its checkpoints; anything else starts anew.
@@ -96,7 +100,7 @@ if $tiny; then
         "$nepenthe" demo --device cpu --out "$out/demo" --set run.steps=1 --set eval.every=0 \
             --set eval.stop_metric= --set eval.max_new_tokens=1 > /dev/null
     }
-    stage demo "$0" -- unpack
+    stage demo benches/mini_muse.sh -- unpack
     data=$out/demo/input/data target=$out/demo/input/target retrain=$out/demo/input/retrain
     forget=$data/forget.jsonl retain=$data/retain.jsonl utility=$data/retain.jsonl holdout=$data/holdout.jsonl
     prompts=$data/verbmem_forget.json members=$forget
@@ -128,6 +132,8 @@ skipped=" nll dpo "
 losses=${LOSSES:-$("$nepenthe" --json methods | python3 -c '
 import json, sys
 print(*(loss["name"] for loss in json.load(sys.stdin)["losses"]))')}
+
+settings="$steps $every $new_tokens $micro $accum $retain_accum $context $adamw_rate $adamw_weight $sgd_rate $sgd_momentum ${mean_teacher[*]} $device"
 
 # unlearn NAME LOSS FORM FACTOR SEED PART: one run, measured on PART (select or report).
 unlearn() {

@@ -270,7 +270,7 @@ fn events(path: &Path) -> Vec<(u64, Vec<Field>)> {
     let bytes = fs::read(path).unwrap();
     let check = |part: &[u8], stored: &[u8]| {
         let crc = crc32c(part);
-        let masked = ((crc >> 15) | (crc << 17)).wrapping_add(0xa282_ead8);
+        let masked = crc.rotate_right(15).wrapping_add(0xa282_ead8);
         assert_eq!(masked.to_le_bytes(), stored);
     };
     let (mut at, mut out) = (0, Vec::new());

@@ -270,7 +270,7 @@ fn full_disk_in_export_or_checkpoint_keeps_what_was_there() {
     assert_eq!(output.status.code(), Some(8), "{said}");
     assert!(said.contains("model.safetensors: cannot write: File too large"), "{said}");
     assert!(tree(&dir.join("run/model")) == old);
-    assert_eq!(std::fs::read_dir(dir.join("run")).unwrap().count(), 5);
+    assert_eq!(std::fs::read_dir(dir.join("run")).unwrap().count(), 6);
     run(dir, "run", 3, &["--resume"]);
     assert_eq!(bytes(dir, "straight", 3), bytes(dir, "run", 3));
 
