@@ -12,6 +12,7 @@
 // - Arithmetic of the hardware: the order of sums inside an mma, flushed subnormals, ulps of
 // approximations.
 // - A misreading of the PTX manual that kernel and simulator share; only a run on a GPU shows that.
+// - Hopper: other swizzles than 128 bytes, programmatic launches, what an access costs.
 // - Races through global memory, inside a block or between blocks: blocks run one after the other.
 // - A weak memory model: fences do nothing, a value that was written is seen.
 // - Races on a static __shared__ array where an access has a constant index (the compiler does not
