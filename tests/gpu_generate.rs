@@ -48,7 +48,7 @@ fn logits(config: &str, ids: &[u32]) -> Vec<f32> {
     let ops = Cpu::<f32>::new();
     let model = load(&ops, config);
     let (n, v) = (ids.len(), model.config.vocab);
-    let mut ws = Workspace::new(&ops, &model, n, false).unwrap();
+    let mut ws = Workspace::new(&ops, &model, n, None).unwrap();
     let mut data = PackData::default();
     data.push(ids, |_| 0.0);
     let mut pack = ops.pack(n).unwrap();

@@ -13,8 +13,9 @@ use nepenthe::method::passes::Passes;
 use nepenthe::method::{
     FORGET, Knobs, MeanTeacher, Method, Objective, PENALTIES, Settings, StepReport,
 };
+use nepenthe::model::generate::{Choice, Request};
 use nepenthe::model::params::Keeping;
-use nepenthe::model::{Model, ModelConfig, Train};
+use nepenthe::model::{Level, Model, ModelConfig, Saving, Train};
 use nepenthe::ops::{Compute, Ops, PackData, Role, StateMode, TeacherForm, UpdateRule};
 use nepenthe::optim::Schedule;
 use nepenthe::run::Recipe;
@@ -46,6 +47,8 @@ struct Job {
     penalty: Option<&'static dyn Objective>,
     /// Tokens of a pack.
     pack: usize,
+    /// What is kept of each layer.
+    saving: Saving,
 }
 
 /// What a step left behind: its report, and per tensor the gradient, the student and the teacher.
@@ -81,7 +84,7 @@ fn start<O: Ops>(ops: &O, job: Job) -> MeanTeacher<O> {
     let mut model = Model::load(ops, config.clone(), &student, &keep).unwrap();
     model.load_teacher(ops, &teacher).unwrap();
     let base = Model::load(ops, config, &other, &Keeping::inference()).unwrap();
-    let passes = Passes::new(ops, &model, job.pack, true).unwrap();
+    let passes = Passes::saving(ops, &model, job.pack, Some(job.saving)).unwrap();
     let settings = Settings {
         forget_weight: 0.5,
         retain_weight: 1.0,
@@ -188,6 +191,7 @@ fn job(config: &'static str, loss: usize, penalty: Option<usize>) -> Job {
         loss: FORGET[loss],
         penalty: penalty.map(|p| PENALTIES[p]),
         pack: 64,
+        saving: Saving::same(Level::All),
     }
 }
 
@@ -265,52 +269,126 @@ fn recorded_work_gives_the_bytes_of_work_started_op_by_op() {
     }
 }
 
-/// A run takes one slab of the size that the plan counts, and fills it.
+/// A step gives the same bytes whatever is kept of its layers, started op by op and from recordings.
+#[test]
+fn a_step_is_the_same_bytes_whatever_is_kept() {
+    const THREE: &str = r#"{"model_type":"llama","hidden_size":64,"num_attention_heads":2,
+        "num_key_value_heads":1,"head_dim":64,"hidden_act":"silu","vocab_size":101,"num_hidden_layers":3,
+        "intermediate_size":88,"rms_norm_eps":1e-5}"#;
+    let nlul = FORGET.iter().position(|o| o.name() == "nlul").unwrap();
+    for (config, train) in [(THREE, Train::Body), (QWEN3, Train::All)] {
+        let run = |saving: Saving| {
+            let ops = simulated(Timing::ALL[0], Precision::Bf16)?;
+            let job = Job { train, pack: 48, saving, ..job(config, nlul, Some(1)) };
+            let (mut run, mut random) = (start(&ops, job), Random::new("documents"));
+            let reports: Vec<[f64; 3]> = (0..3)
+                .map(|_| {
+                    let (forget, retain) = batches(&mut random, 0);
+                    let report = run.step(&ops, &forget, &retain).unwrap();
+                    [report.loss_tr, report.loss_kl, report.grad_norm]
+                })
+                .collect();
+            assert!(ops.replays().1 > 0, "nothing was started from a recording");
+            let tensors = tensors(&ops, &run);
+            let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            let bits = tensors.into_iter().map(|(name, all)| (name, all.map(|x| bits(&x))));
+            Some((reports, bits.collect::<Vec<_>>()))
+        };
+        let Some(want) = run(Saving::same(Level::All)) else { return };
+        let mixed = Saving { first: 1, level: Level::All, rest: Level::Input };
+        for saving in Level::ALL[1..].iter().map(|level| Saving::same(*level)).chain([mixed]) {
+            let Some(got) = run(saving) else { return };
+            assert_eq!(got.0, want.0, "{saving:?}");
+            for ((name, got), (_, want)) in got.1.iter().zip(&want.1) {
+                assert!(got == want, "{saving:?}: {name}");
+            }
+        }
+    }
+}
+
+/// A run with an evaluation inside takes one slab of the size that the plan counts, and fills it, at every level of what
+/// is kept.
 #[test]
 fn plan_counts_the_memory_of_a_run() {
     const MEDIUM: &str = r#"{"model_type":"llama","hidden_size":128,"num_attention_heads":2,
         "num_key_value_heads":1,"head_dim":64,"hidden_act":"silu","vocab_size":101,"num_hidden_layers":3,
         "intermediate_size":384,"rms_norm_eps":1e-5}"#;
+    // Caches as wide as the residual stream: where only inputs are kept, rows cannot lend what a prompt needs.
+    const WIDE: &str = r#"{"model_type":"llama","hidden_size":128,"num_attention_heads":2,
+        "head_dim":64,"hidden_act":"silu","vocab_size":101,"num_hidden_layers":8,
+        "intermediate_size":128,"rms_norm_eps":1e-5}"#;
     let nlul = FORGET.iter().position(|o| o.name() == "nlul").unwrap();
-    for (mode, precision, optimizer) in [
-        (StateMode::Compact, Precision::Bf16, "sgd"),
-        (StateMode::Exact, Precision::Bf16, "adamw"),
-        (StateMode::Exact, Precision::Fp32, "sgd"),
+    let mut beside = Vec::new();
+    for (config, mode, precision, optimizer, save, tokens) in [
+        (MEDIUM, StateMode::Compact, Precision::Bf16, "sgd", "all", 2048),
+        (MEDIUM, StateMode::Exact, Precision::Bf16, "adamw", "attention", 2048),
+        (MEDIUM, StateMode::Exact, Precision::Fp32, "sgd", "residual", 2048),
+        (MEDIUM, StateMode::Compact, Precision::Bf16, "sgd", "input", 2048),
+        (MEDIUM, StateMode::Compact, Precision::Bf16, "sgd", "auto", 2048),
+        (WIDE, StateMode::Compact, Precision::Bf16, "sgd", "input", 64),
     ] {
         let Ok(driver) = Simulator::open(Timing::ALL[0]) else { return };
-        let sets = [format!("optim.optimizer={optimizer}"), "run.pack_tokens=2048".to_owned()];
+        let sets = [
+            format!("optim.optimizer={optimizer}"),
+            format!("run.pack_tokens={tokens}"),
+            format!("run.save={save}"),
+            "data.forget_context=48".to_owned(),
+            "data.retain_context=48".to_owned(),
+            "eval.verbmem_forget=prompts.json".to_owned(),
+            "eval.context=64".to_owned(),
+            "eval.max_new_tokens=40".to_owned(),
+        ];
         let recipe = Recipe::assemble(None, None, &sets).unwrap();
-        let config = ModelConfig::parse(MEDIUM).unwrap();
-        let plan = Plan::new(&config, &recipe, mode, Target::gpu(precision), u64::MAX);
+        let parsed = ModelConfig::parse(config).unwrap();
+        // The middle between what all and what least takes, for `auto`.
+        let of = |memory| Plan::new(&parsed, &recipe, mode, Target::gpu(precision), memory);
+        let all = of(u64::MAX).bytes(tokens);
+        let memory = if save == "auto" { (all + of(0).bytes(tokens)) / 2 } else { u64::MAX };
+        let plan = of(memory);
+        if save == "auto" {
+            assert!(plan.saving.first > 0 && plan.bytes(tokens) <= memory, "{plan:?}");
+        }
+        beside.push(plan.evaluation_bytes);
         let (planned, slab) = (plan.buffer_bytes(), plan.arena_bytes());
         let ops = Gpu::new(driver, precision, slab).unwrap();
         let job = Job {
-            config: MEDIUM,
+            config,
             mode,
             rule: recipe.optim.rule(),
             pack: plan.pack_tokens as usize,
-            ..job(MEDIUM, nlul, Some(1))
+            ..job(config, nlul, Some(1))
         };
         let keep = recipe.keeping(mode);
         let folder = tempfile::tempdir().unwrap();
-        let student = weights(&config, "student", folder.path());
-        let model = Model::load(&ops, config, &student, &keep).unwrap();
-        let passes = Passes::new(&ops, &model, job.pack, true).unwrap();
+        let student = weights(&parsed, "student", folder.path());
+        let model = Model::load(&ops, parsed.clone(), &student, &keep).unwrap();
+        let passes = Passes::saving(&ops, &model, job.pack, Some(plan.saving)).unwrap();
         let method = Method { loss: job.loss, penalty: job.penalty, knobs: Knobs::default() };
         let mut run = MeanTeacher::new(model, None, passes, method, recipe.settings());
-        let (forget, retain) = batches(&mut Random::new("documents"), 0);
-        run.step(&ops, &forget, &retain).unwrap();
+        let mut random = Random::new("documents");
+        let prompts: Vec<Vec<u32>> =
+            [64, 3].map(|len| (0..len).map(|_| random.below(V) as u32).collect()).to_vec();
+        let request = Request {
+            max_new_tokens: recipe.eval.max_new_tokens,
+            end_tokens: vec![],
+            choice: Choice::Greedy,
+            batch: recipe.eval.batch,
+        };
+        for _ in 0..2 {
+            let (forget, retain) = batches(&mut random, 0);
+            run.step(&ops, &forget, &retain).unwrap();
+            let MeanTeacher { model, passes, .. } = &mut run;
+            let outputs = passes.generate(&ops, model, &prompts, &request).unwrap();
+            assert!(outputs.iter().all(|ids| ids.len() == 40));
+        }
         let (held, used) = ops.bytes();
         let share = used as f64 / planned as f64;
-        eprintln!(
-            "{mode:?} {precision:?}: planned {planned}, used {used} ({share:.4}), held {held}"
-        );
-        assert_eq!(held, slab, "{mode:?} {precision:?}: the run took more than its slab");
-        assert!(
-            (0.97..=1.03).contains(&share),
-            "{mode:?} {precision:?}: {used} of {planned} bytes"
-        );
+        let name = format!("{mode:?} {precision:?} {save}");
+        eprintln!("{name}: planned {planned}, used {used} ({share:.4}), held {held}");
+        assert_eq!(held, slab, "{name}: the run took more than its slab");
+        assert!((0.97..=1.03).contains(&share), "{name}: {used} of {planned} bytes");
     }
+    assert!(beside[..5].iter().all(|bytes| *bytes == 0) && beside[5] > 0, "{beside:?}");
 }
 
 /// An op that failed makes reading a model fail, so that no file is written from it.

@@ -11,7 +11,7 @@ use crate::backend::cpu::{Cpu, on_worker};
 use crate::backend::gpu::driver::Driver;
 use crate::backend::gpu::{self, Gpu, Precision};
 use crate::error::{Error, Kind, Result};
-use crate::model::{Layout, ModelConfig};
+use crate::model::{Layout, Level, ModelConfig, Saving};
 use crate::ops::Ops;
 use crate::run::plan::{Plan, Target};
 use crate::run::{Recipe, folder, train};
@@ -29,6 +29,10 @@ pub(super) enum Device {
     #[cfg(feature = "sim")]
     #[value(hide = true)]
     Sim,
+    /// Those of compute capability 9.0.
+    #[cfg(feature = "sim")]
+    #[value(hide = true)]
+    Sim90,
 }
 
 /// What a GPU stores activations in.
@@ -84,9 +88,11 @@ impl DeviceArgs {
                 Err(_) => Engine::Cpu,
             }),
             #[cfg(feature = "sim")]
-            Device::Sim => {
+            Device::Sim | Device::Sim90 => {
                 use crate::backend::gpu::driver::sim::{Simulator, Timing};
-                Ok(Engine::Gpu(Simulator::open(Timing::ALL[0])?, precision, "sim"))
+                let capability = if self.device == Device::Sim90 { (9, 0) } else { (8, 0) };
+                let driver = Simulator::open_as(Timing::ALL[0], capability)?;
+                Ok(Engine::Gpu(driver, precision, "sim"))
             }
         }
     }
@@ -146,8 +152,8 @@ pub(super) trait Job {
     fn plan(&self, _engine: &Engine) -> Result<Option<Plan>> {
         Ok(None)
     }
-    /// Does the work on `ops`.
-    fn run<O: Ops>(self, ops: O) -> Result<Self::Out>;
+    /// Does the work on `ops`, as planned where there is a plan.
+    fn run<O: Ops>(self, ops: O, plan: Option<&Plan>) -> Result<Self::Out>;
 }
 
 /// Does `job` on `engine`.
@@ -157,13 +163,13 @@ where
     J::Out: Send,
 {
     match engine {
-        Engine::Cpu => on_worker(|| job.run(Cpu::<f32>::new())),
+        Engine::Cpu => on_worker(|| job.run(Cpu::<f32>::new(), None)),
         Engine::Gpu(driver, precision, _) => {
             note(&format!("device: {}", driver.identity().name));
             let plan = job.plan(engine)?;
             let work = || {
                 let planned = plan.as_ref().map_or(0, Plan::arena_bytes);
-                job.run(Gpu::new(driver.clone(), *precision, planned)?)
+                job.run(Gpu::new(driver.clone(), *precision, planned)?, plan.as_ref())
             };
             work().map_err(|error: Error| match &plan {
                 Some(plan) if error.kind() == Kind::Memory => error.at(parts(plan)),
@@ -188,7 +194,10 @@ impl Job for Training {
         engine.plan(&folder::config(&self.recipe.model.path)?, &self.recipe)
     }
 
-    fn run<O: Ops>(self, ops: O) -> Result<Value> {
-        train::run(ops, &self.recipe, &self.out, self.resume)
+    fn run<O: Ops>(self, ops: O, plan: Option<&Plan>) -> Result<Value> {
+        // The CPU's memory is not counted: it keeps all where the recipe does not say.
+        let named = Saving::same(self.recipe.run.save.level().unwrap_or(Level::All));
+        let saving = plan.map_or(named, |plan| plan.saving);
+        train::run(ops, &self.recipe, saving, &self.out, self.resume)
     }
 }

@@ -11,11 +11,12 @@ use crate::error::Result;
 use crate::eval::muse;
 use crate::method::passes::Passes;
 use crate::model::Model;
-use crate::model::generate::{Choice, Generator, Request};
+use crate::model::generate::{Choice, Request};
 use crate::model::params::Keeping;
 use crate::ops::Ops;
 use crate::run::Folder;
 use crate::run::evaluate::{Likelihood, Memory};
+use crate::run::plan::Plan;
 
 /// Options of `eval`.
 #[derive(Debug, clap::Args)]
@@ -116,11 +117,13 @@ struct Evaluation<'a> {
 impl Job for Evaluation<'_> {
     type Out = (Vec<Value>, Vec<Value>);
 
-    fn run<O: Ops>(self, ops: O) -> Result<Self::Out> {
+    fn run<O: Ops>(self, ops: O, _plan: Option<&Plan>) -> Result<Self::Out> {
         let ops = &ops;
         let Folder { config, weights, .. } = self.folder;
         let mut model = Model::load(ops, config, &weights, &Keeping::inference())?;
-        let longest = self.likelihoods.iter().map(|(_, one)| one.longest()).max().unwrap_or(1);
+        let documents = self.likelihoods.iter().map(|(_, one)| one.longest());
+        let prompts = self.memories.iter().map(|(_, one)| one.longest());
+        let longest = documents.chain(prompts).max().unwrap_or(1);
         let mut passes = Passes::new(ops, &model, longest.max(1024), false)?;
         let mut nll = Vec::with_capacity(self.likelihoods.len());
         for (path, one) in self.likelihoods {
@@ -132,11 +135,9 @@ impl Job for Evaluation<'_> {
             nll.push(value);
         }
         let mut verbmem = Vec::with_capacity(self.memories.len());
-        let mut generator = Generator::default();
         for (path, one) in self.memories {
             note(&format!("{}: generating for {} prompts", path.display(), one.len()));
-            let result =
-                one.measure(ops, &mut model, &self.tokenizer, &self.request, &mut generator);
+            let result = one.measure(ops, &mut model, &mut passes, &self.tokenizer, &self.request);
             let (all, items) = result.map_err(|e| e.at(path.display()))?;
             verbmem.push(json!({
                 "file": path.display().to_string(), "prompts": items.len(),

@@ -13,6 +13,7 @@ use crate::model::params::Keeping;
 use crate::model::{Model, ModelConfig};
 use crate::ops::{Ops, Sampling};
 use crate::run::Folder;
+use crate::run::plan::Plan;
 
 /// Options of `generate`.
 #[derive(Debug, clap::Args)]
@@ -145,7 +146,7 @@ struct Generation<'a> {
 impl Job for Generation<'_> {
     type Out = Vec<Vec<u32>>;
 
-    fn run<O: Ops>(self, ops: O) -> Result<Self::Out> {
+    fn run<O: Ops>(self, ops: O, _plan: Option<&Plan>) -> Result<Self::Out> {
         let ops = &ops;
         let Folder { config, weights, .. } = self.folder;
         let mut model = Model::load(ops, config, &weights, &Keeping::inference())?;

@@ -10,8 +10,9 @@ use super::engine::{Device, Storage};
 use super::output::{Output, bytes, table};
 use crate::backend::gpu::probe;
 use crate::error::{Error, Result};
+use crate::model::Saving;
 use crate::ops::StateMode;
-use crate::run::plan::{MODELS, Plan, Target, model};
+use crate::run::plan::{ATTENTION_RATE, MODELS, Need, PRODUCT_RATE, Plan, Target, model};
 use crate::run::{Recipe, folder};
 
 /// Options of `plan`.
@@ -72,7 +73,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
         Device::Cpu => Target::Cpu,
         Device::Auto | Device::Cuda => Target::gpu(args.precision.into()),
         #[cfg(feature = "sim")]
-        Device::Sim => Target::gpu(args.precision.into()),
+        Device::Sim | Device::Sim90 => Target::gpu(args.precision.into()),
     };
     let memory = memory(&args.gpu_memory, target)?;
     let plans = [StateMode::Exact, StateMode::Compact]
@@ -83,13 +84,14 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     };
     let value = json!({
         "model": name, "device": target, "memory_bytes": memory, "state": used.mode,
-        "fits": used.fits, "modes": plans,
+        "fits": used.fits, "modes": plans, "smallest": plans[1].need(),
+        "assumed_rates": {"product": PRODUCT_RATE, "attention": ATTENTION_RATE},
     });
-    out.result(&value, || text(&name, &plans, used))?;
+    out.result(&value, || text(&name, target, &plans, used))?;
     used.require()
 }
 
-fn text(name: &str, plans: &[Plan], used: &Plan) -> String {
+fn text(name: &str, target: Target, plans: &[Plan; 2], used: &Plan) -> String {
     let mut rows =
         vec![std::iter::once("").chain(plans.iter().map(|p| p.mode)).map(str::to_owned).collect()];
     let mut row = |label: &str, cell: &dyn Fn(&Plan) -> String| {
@@ -102,17 +104,76 @@ fn text(name: &str, plans: &[Plan], used: &Plan) -> String {
     }
     row("resident", &|p| bytes(p.resident_bytes));
     row("per token", &|p| bytes(p.bytes_per_token));
+    row("generation beside them", &|p| bytes(p.evaluation_bytes));
     row("largest micro-batch, tokens", &|p| p.max_tokens.to_string());
     row("forget documents in it", &|p| p.forget_documents.to_string());
     row("retain documents in it", &|p| p.retain_documents.to_string());
+    let Need { state, save, tokens, bytes: least } = plans[1].need();
     format!(
-        "{name}: {} parameters, {} train; memory {}; the recipe uses state {}\n\n{}",
+        "{name}: {} parameters, {} train; memory {}; the recipe uses state {}\n\n{}\n{}\n{}\n\
+         the smallest run takes {}: state {state}, run.save={}, packs of {tokens} tokens\n",
         used.parameters,
         used.trainable,
         bytes(used.memory_bytes),
         used.mode,
-        table(&rows)
+        table(&rows),
+        levels(used, target),
+        chosen(used, target),
+        bytes(least),
+        save.name(),
     )
+}
+
+/// Lays out what each level of run.save would cost.
+fn levels(plan: &Plan, target: Target) -> String {
+    let head = ["run.save", "per token", "largest pack, tokens", "made again a step"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    rows.extend(plan.levels.iter().map(|choice| {
+        vec![
+            choice.saving.rest.name().to_owned(),
+            bytes(choice.bytes_per_token),
+            choice.max_tokens.to_string(),
+            again(choice.again_flop, choice.again_seconds, target),
+        ]
+    }));
+    table(&rows)
+}
+
+/// Says what is kept of which layers, and what that takes.
+fn chosen(plan: &Plan, target: Target) -> String {
+    let Saving { first, level, rest } = plan.saving;
+    let kept = match first {
+        0 => format!("{} of every layer", rest.name()),
+        _ => format!("{} of the first {first} layers, {} of the rest", level.name(), rest.name()),
+    };
+    let mut text = format!(
+        "kept for the backward pass: {kept}; packs of {} tokens then take {}; made again a step: {}\n",
+        plan.pack_tokens,
+        bytes(plan.bytes(plan.pack_tokens)),
+        again(plan.again_flop, plan.again_seconds, target),
+    );
+    if plan.evaluation_bytes > 0 {
+        text.push_str(&format!(
+            "of these {} are for generation inside the run, beside the rows that it borrows\n",
+            bytes(plan.evaluation_bytes)
+        ));
+    }
+    if target == Target::Cuda && plan.again_flop > 0.0 {
+        text.push_str(&format!(
+            "seconds are those of {:.0} TFLOP/s for products and {:.0} for attention, which are assumed\n",
+            PRODUCT_RATE / 1e12,
+            ATTENTION_RATE / 1e12
+        ));
+    }
+    text
+}
+
+fn again(flop: f64, seconds: f64, target: Target) -> String {
+    match flop > 0.0 {
+        false => "nothing".to_owned(),
+        true if target == Target::Cuda => format!("{:.0} TFLOP, {seconds:.2} s", flop / 1e12),
+        true => format!("{:.0} TFLOP", flop / 1e12),
+    }
 }
 
 /// Reads a size, or looks at this machine for `auto`.

@@ -14,6 +14,7 @@ use crate::model::Model;
 use crate::model::params::Keeping;
 use crate::ops::Ops;
 use crate::run::Folder;
+use crate::run::plan::Plan;
 
 /// Options of `score`.
 #[derive(Debug, clap::Args)]
@@ -74,7 +75,7 @@ struct Scoring<'a> {
 impl Job for Scoring<'_> {
     type Out = Vec<Vec<f64>>;
 
-    fn run<O: Ops>(self, ops: O) -> Result<Self::Out> {
+    fn run<O: Ops>(self, ops: O, _plan: Option<&Plan>) -> Result<Self::Out> {
         let ops = &ops;
         let Folder { config, weights, .. } = self.folder;
         let mut model = Model::load(ops, config, &weights, &Keeping::inference())?;

@@ -10,7 +10,8 @@ use super::{Knobs, Normaliser, Objective, Rows};
 use crate::data::MicroBatch;
 use crate::error::{Error, Result};
 use crate::model::decoder::HeadLoss;
-use crate::model::{Model, Workspace};
+use crate::model::generate::{Request, generate_in};
+use crate::model::{Level, Model, Saving, Workspace};
 use crate::ops::{Matched, Ops, PackData, Role, RowCounts, Tallied, TokenFormula, TokenWeight};
 
 /// A document on its way into a pack.
@@ -110,13 +111,23 @@ pub struct Passes<O: Ops> {
 }
 
 impl<O: Ops> Passes<O> {
-    /// Allocates buffers for packs of up to `tokens` tokens.
+    /// Allocates buffers for packs of up to `tokens` tokens; for `training` such that no product is done twice.
     pub fn new(ops: &O, model: &Model<O>, tokens: usize, training: bool) -> Result<Self> {
+        Self::saving(ops, model, tokens, training.then_some(Saving::same(Level::All)))
+    }
+
+    /// Allocates buffers for packs of up to `tokens` tokens; for training with a choice of what is kept of each layer.
+    pub fn saving(
+        ops: &O,
+        model: &Model<O>,
+        tokens: usize,
+        saving: Option<Saving>,
+    ) -> Result<Self> {
         Ok(Self {
-            ws: Workspace::new(ops, model, tokens, training)?,
+            ws: Workspace::new(ops, model, tokens, saving)?,
             packs: [ops.pack(tokens)?, ops.pack(tokens)?],
             turn: 0,
-            retained: ops.pack(if training { tokens } else { 0 })?,
+            retained: ops.pack(if saving.is_some() { tokens } else { 0 })?,
             data: PackData::default(),
             weights: ops.stat(tokens)?,
             base_nll: ops.stat(tokens)?,
@@ -277,6 +288,17 @@ impl<O: Ops> Passes<O> {
         let Tallied { value, nll, hit } = ops.read_tally(&self.tallies[slot as usize]);
         ops.sync()?;
         Ok(Sums { value, nll, accuracy: hit, tokens: self.tokens[slot as usize] })
+    }
+
+    /// Generates a continuation of every prompt, as [`generate_in`] does, in the buffers of these passes.
+    pub fn generate(
+        &mut self,
+        ops: &O,
+        model: &mut Model<O>,
+        prompts: &[Vec<u32>],
+        request: &Request,
+    ) -> Result<Vec<Vec<u32>>> {
+        generate_in(ops, model, &mut self.ws, &mut self.packs[0], prompts, request)
     }
 
     /// Returns the log-probability of every token but the first of each document, nats.

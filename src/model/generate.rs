@@ -1,9 +1,12 @@
 //! Generation with a key/value cache: greedy or sampled, any number of prompts at once.
 
-use super::decoder::{Attend, Workspace};
+use super::config::ModelConfig;
+use super::decoder::{Attend, Caches};
 use super::params::Model;
+use super::saving::Saving;
+use super::workspace::Workspace;
 use crate::error::{Error, Result};
-use crate::ops::{HeadShape, Ops, PackData, Role, Sampling};
+use crate::ops::{CachePlace, HeadShape, Ops, PackData, Role, Sampling};
 use crate::rng::Stream;
 
 /// How the next token is chosen.
@@ -33,199 +36,243 @@ pub struct Request {
     pub batch: usize,
 }
 
-/// Generates a continuation of every prompt with buffers of its own; see [`Generator::generate`].
+/// Generates a continuation of every prompt with buffers of its own; see [`generate_in`].
 pub fn generate<O: Ops>(
     ops: &O,
     model: &mut Model<O>,
     prompts: &[Vec<u32>],
     request: &Request,
 ) -> Result<Vec<Vec<u32>>> {
-    Generator::default().generate(ops, model, prompts, request)
+    let batch = request.batch.max(1);
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(1).max(1);
+    let tokens = longest.max(batch.min(prompts.len())).max(PREFILL);
+    let mut ws = Workspace::new(ops, model, tokens, None)?;
+    let mut pack = ops.pack(tokens)?;
+    generate_in(ops, model, &mut ws, &mut pack, prompts, request)
 }
 
-/// The buffers of generation, kept for the next prompts: a device's memory is given back at the end of a run only.
-pub struct Generator<O: Ops> {
-    room: Option<Room<O>>,
-}
-
-impl<O: Ops> Default for Generator<O> {
-    fn default() -> Self {
-        Self { room: None }
+/// Generates a continuation of every prompt; returns the new ids only, in the order of the prompts.
+///
+/// Prompts are packed, not padded: positions count from the first token of each, so the number of prompts at the same
+/// time changes nothing but speed. Between steps of training keys and values lie in rows that wait for the next step, and
+/// as many prompts run at the same time as these hold, at most `request.batch`; only what a single prompt needs beyond
+/// them is allocated. Else there is room for `request.batch` prompts, which the workspace keeps for the next ones.
+///
+/// Errors: a prompt without tokens, or with more than the workspace takes.
+pub fn generate_in<O: Ops>(
+    ops: &O,
+    model: &mut Model<O>,
+    ws: &mut Workspace<O>,
+    pack: &mut O::Pack,
+    prompts: &[Vec<u32>],
+    request: &Request,
+) -> Result<Vec<Vec<u32>>> {
+    if let Some(i) = prompts.iter().position(Vec::is_empty) {
+        return Err(Error::data(format!("prompt {i}: has no tokens, nothing to continue")));
     }
-}
-
-impl<O: Ops> Generator<O> {
-    /// Generates a continuation of every prompt; returns the new ids only, in the order of the prompts.
-    ///
-    /// Prompts are packed, not padded: positions count from the first token of each, so the batch size changes
-    /// nothing but speed. An empty prompt is an error. All models that use one generator must be of one shape.
-    pub fn generate(
-        &mut self,
-        ops: &O,
-        model: &mut Model<O>,
-        prompts: &[Vec<u32>],
-        request: &Request,
-    ) -> Result<Vec<Vec<u32>>> {
-        if let Some(i) = prompts.iter().position(Vec::is_empty) {
-            return Err(Error::data(format!("prompt {i}: has no tokens, nothing to continue")));
+    if let Some((i, prompt)) =
+        prompts.iter().enumerate().find(|(_, prompt)| prompt.len() > ws.tokens())
+    {
+        return Err(Error::data(format!(
+            "prompt {i}: {} tokens do not fit a pack of {}",
+            prompt.len(),
+            ws.tokens()
+        )));
+    }
+    let mut outputs = vec![Vec::new(); prompts.len()];
+    if prompts.is_empty() || request.max_new_tokens == 0 {
+        return Ok(outputs);
+    }
+    // Long and short prompts are kept apart, so that a batch finishes together.
+    let mut order: Vec<usize> = (0..prompts.len()).collect();
+    order.sort_by_key(|&i| (prompts[i].len(), i));
+    let batch = request.batch.clamp(1, ws.tokens());
+    let capacity = |i: usize| prompts[i].len() + request.max_new_tokens;
+    let config = model.config.clone();
+    let heads = config.heads(0);
+    let place = |slots: usize, capacity: usize| CachePlace { start: 0, slots, capacity };
+    // What has to be there: one prompt where rows can be lent, else a batch.
+    let least = if ws.trains() { 1 } else { batch };
+    let most = order
+        .chunks(least)
+        .map(|group| place(group.len(), group.iter().map(|i| capacity(*i)).max().unwrap_or(0)));
+    let most = most.map(|place| place.len(heads)).max().unwrap_or(0);
+    for _ in lay(&ws.lent(&config), most, config.layers).len()..config.layers {
+        ws.add_room(ops, most)?;
+    }
+    let sizes = ws.lent(&config);
+    let fits = |slots: usize, i: usize| {
+        let len = place(slots, capacity(i)).len(heads);
+        slots <= batch && lay(&sizes, len, config.layers).len() == config.layers
+    };
+    let groups = groups(&order, fits);
+    let mut session = Session {
+        caches: Caches { rooms: ws.lend(ops)?, places: Vec::new() },
+        ws,
+        pack,
+        request,
+        prompts,
+        data: PackData::default(),
+        ids: vec![0; batch],
+    };
+    let mut run = || {
+        for group in &groups {
+            let longest = group.iter().map(|i| capacity(*i)).max().unwrap_or(0);
+            let len = place(group.len(), longest).len(heads);
+            let places = lay(&sizes, len, config.layers).into_iter();
+            let at = |(room, start)| (room, CachePlace { start, ..place(group.len(), longest) });
+            session.caches.places = places.map(at).collect();
+            session.run(ops, model, group, &mut outputs)?;
         }
-        // Long and short prompts are kept apart, so that a batch finishes together.
-        let mut order: Vec<usize> = (0..prompts.len()).collect();
-        order.sort_by_key(|&i| (prompts[i].len(), i));
-        let mut outputs = vec![Vec::new(); prompts.len()];
-        if prompts.is_empty() || request.max_new_tokens == 0 {
-            return Ok(outputs);
+        Ok(())
+    };
+    let result = run();
+    let Session { ws, caches, .. } = session;
+    ws.take_back(caches.rooms);
+    result.map(|()| outputs)
+}
+
+/// Tokens of a prefill at least, where prompts are shorter: fewer make the products inefficient.
+const PREFILL: usize = 1024;
+
+/// Cuts prompts into groups, each as large as `fits` says of its size and its last prompt, at least one.
+fn groups(order: &[usize], fits: impl Fn(usize, usize) -> bool) -> Vec<Vec<usize>> {
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    for &i in order {
+        match groups.last_mut() {
+            Some(group) if fits(group.len() + 1, i) => group.push(i),
+            _ => groups.push(vec![i]),
         }
-        let groups: Vec<&[usize]> = order.chunks(request.batch.max(1)).collect();
-        let tokens = |group: &&[usize]| group.iter().map(|&i| prompts[i].len()).sum::<usize>();
-        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let wanted = Size {
-            tokens: groups.iter().map(tokens).max().unwrap_or(0),
-            slots: groups.iter().map(|group| group.len()).max().unwrap_or(0),
-            capacity: longest + request.max_new_tokens,
-        };
-        let room = match self.room.take().filter(|room| room.size.holds(wanted)) {
-            Some(room) => room,
-            None => Room::new(ops, model, wanted)?,
-        };
-        let mut session = Session {
-            group: &[],
-            request,
-            ids: vec![0; room.size.slots],
-            room,
-            data: PackData::default(),
-            live: Vec::new(),
-        };
-        for group in groups {
-            session.run(ops, model, prompts, group, &mut outputs)?;
-        }
-        self.room = Some(session.room);
-        Ok(outputs)
     }
+    groups
 }
 
-/// What buffers hold: tokens of a prefill, prompts at the same time, tokens of a prompt and its continuation.
-#[derive(Debug, Clone, Copy)]
-struct Size {
-    tokens: usize,
-    slots: usize,
-    capacity: usize,
+/// Lays up to `layers` caches of `len` numbers into rooms of the given sizes; returns the room of each and where in it.
+fn lay(sizes: &[usize], len: usize, layers: usize) -> Vec<(usize, usize)> {
+    let each = |(room, size): (usize, &usize)| (0..size / len.max(1)).map(move |k| (room, k * len));
+    sizes.iter().enumerate().flat_map(each).take(layers).collect()
 }
 
-impl Size {
-    fn holds(self, wanted: Self) -> bool {
-        self.tokens >= wanted.tokens
-            && self.slots >= wanted.slots
-            && self.capacity >= wanted.capacity
-    }
+/// Returns the numbers that generation of a prompt and its continuation, `capacity` tokens, allocates beside what a
+/// training workspace for packs of `tokens` tokens lends.
+pub fn beside(config: &ModelConfig, saving: Saving, tokens: usize, capacity: usize) -> usize {
+    let len = CachePlace { start: 0, slots: 1, capacity }.len(config.heads(0));
+    let sizes: Vec<usize> = saving.idle(config).into_iter().map(|width| width * tokens).collect();
+    (config.layers - lay(&sizes, len, config.layers).len()) * len
 }
 
-/// Buffers of a size.
-struct Room<O: Ops> {
-    size: Size,
-    ws: Workspace<O>,
-    caches: Vec<O::Cache>,
-    pack: O::Pack,
-    rows: O::Act,
-}
-
-impl<O: Ops> Room<O> {
-    fn new(ops: &O, model: &Model<O>, size: Size) -> Result<Self> {
-        let cfg = &model.config;
-        let cache = |l| ops.cache(size.slots, size.capacity, cfg.heads(l));
-        Ok(Self {
-            size,
-            ws: Workspace::new(ops, model, size.tokens, false)?,
-            caches: (0..cfg.layers).map(cache).collect::<Result<_>>()?,
-            pack: ops.pack(size.tokens)?,
-            rows: ops.act(size.slots * cfg.width)?,
-        })
-    }
-}
-
-/// Buffers, and the group of prompts at work.
+/// Buffers, and the prompts at work.
 struct Session<'a, O: Ops> {
-    group: &'a [usize],
+    ws: &'a mut Workspace<O>,
+    pack: &'a mut O::Pack,
+    caches: Caches<O>,
     request: &'a Request,
-    room: Room<O>,
+    prompts: &'a [Vec<u32>],
     data: PackData,
-    /// Places in the group of the prompts that still run, in the order of the pack's documents.
-    live: Vec<usize>,
-    /// The new token of each of these.
+    /// The new token of each prompt that still runs.
     ids: Vec<u32>,
 }
 
-impl<'a, O: Ops> Session<'a, O> {
+impl<O: Ops> Session<'_, O> {
     fn run(
         &mut self,
         ops: &O,
         model: &Model<O>,
-        prompts: &[Vec<u32>],
-        group: &'a [usize],
+        group: &[usize],
         outputs: &mut [Vec<u32>],
     ) -> Result<()> {
-        (self.group, self.live) = (group, (0..group.len()).collect());
-        self.data.clear();
-        for (slot, &i) in self.group.iter().enumerate() {
-            self.data.push(&prompts[i], |_| 0.0);
-            self.data.slots.push(slot as u32);
+        // Places in the group of the prompts that still run, in the order of the pack's documents.
+        let mut live: Vec<usize> = (0..group.len()).collect();
+        let mut done = 0;
+        while done < group.len() {
+            self.data.clear();
+            let first = done;
+            while let Some(&i) = group.get(done)
+                && self.data.tokens() + self.prompts[i].len() <= self.ws.tokens()
+            {
+                self.data.push(&self.prompts[i], |_| 0.0);
+                self.data.slots.push(done as u32);
+                done += 1;
+            }
+            self.step(ops, model, true, &group[first..done], first, outputs)?;
         }
-        self.step(ops, model, true, outputs)?;
         loop {
             self.data.clear();
-            let mut next = Vec::with_capacity(self.live.len());
-            for (&slot, &id) in self.live.iter().zip(&self.ids) {
-                let i = self.group[slot];
+            let mut next = Vec::with_capacity(live.len());
+            for (&slot, &id) in live.iter().zip(&self.ids) {
+                let i = group[slot];
                 outputs[i].push(id);
                 let full = outputs[i].len() >= self.request.max_new_tokens;
                 if !full && !self.request.end_tokens.contains(&id) {
                     next.push(slot);
                     self.data.push(&[id], |_| 0.0);
                     if let Some(position) = self.data.positions.last_mut() {
-                        *position = (prompts[i].len() + outputs[i].len() - 1) as u32;
+                        *position = (self.prompts[i].len() + outputs[i].len() - 1) as u32;
                     }
                     self.data.slots.push(slot as u32);
                 }
             }
-            self.live = next;
-            if self.live.is_empty() {
+            live = next;
+            if live.is_empty() {
                 return Ok(());
             }
-            self.step(ops, model, false, outputs)?;
+            let prompts: Vec<usize> = live.iter().map(|slot| group[*slot]).collect();
+            self.step(ops, model, false, &prompts, 0, outputs)?;
         }
     }
 
-    /// Runs the loaded tokens and picks the token after the last one of each document. The ids are all that a step
-    /// brings to the host.
+    /// Runs the loaded tokens and picks the token after the last one of each document, which are those of `prompts`; the
+    /// ids go to `ids` from `first` on. They are all that a step brings to the host.
     fn step(
         &mut self,
         ops: &O,
         model: &Model<O>,
         prefill: bool,
+        prompts: &[usize],
+        first: usize,
         outputs: &[Vec<u32>],
     ) -> Result<()> {
         let n = self.data.tokens();
-        let Room { ws, caches, pack, rows, .. } = &mut self.room;
+        let Self { ws, pack, caches, .. } = self;
         ops.load_pack(pack, &self.data);
         ops.single_tokens(!prefill);
         let attend = if prefill { Attend::Prefill(caches) } else { Attend::Decode(caches) };
         model.run(ops, pack, n, Role::Evaluated, ws, attend);
         let last: Vec<u32> = self.data.starts.iter().skip(1).map(|end| end - 1).collect();
         let shape = HeadShape { n: last.len(), c: model.config.width, v: model.config.vocab };
-        ops.gather_rows(shape.c, &last, &ws.h, rows);
+        // The forward pass is done with its normed rows.
+        ops.gather_rows(shape.c, &last, &ws.h, &mut ws.normed);
         let numbers;
         let draws = match self.request.choice {
             Choice::Greedy => None,
             Choice::Sample { sampling, seed } => {
                 let stream = Stream::new(seed, "generate");
-                let draw = |i: usize| stream.uniform(i as u64, outputs[i].len() as u64);
-                numbers = self.live.iter().map(|slot| draw(self.group[*slot])).collect::<Vec<_>>();
+                let draw = |i: &usize| stream.uniform(*i as u64, outputs[*i].len() as u64);
+                numbers = prompts.iter().map(draw).collect::<Vec<_>>();
                 Some((sampling, &numbers[..]))
             }
         };
-        let ids = &mut self.ids[..shape.n];
-        ws.choose(ops, model, shape, rows, draws, ids);
+        ws.choose(ops, model, shape, draws, &mut self.ids[first..first + shape.n]);
         ops.single_tokens(false);
         ops.sync()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lay_fills_rooms_in_order_and_says_what_does_not_fit() {
+        assert_eq!(lay(&[10, 3, 8], 4, 9), [(0, 0), (0, 4), (2, 0), (2, 4)]);
+        assert_eq!(lay(&[10, 3, 8], 4, 3), [(0, 0), (0, 4), (2, 0)]);
+        assert!(lay(&[3], 4, 1).is_empty());
+    }
+
+    #[test]
+    fn groups_hold_what_fits_and_at_least_one() {
+        let cut = |most: usize| groups(&[7, 3, 5], |slots, i| slots <= most && i != 5);
+        assert_eq!(cut(2), [vec![7, 3], vec![5]]);
+        assert_eq!(cut(0), [vec![7], vec![3], vec![5]]);
     }
 }

@@ -6,8 +6,11 @@ pub mod generate;
 pub mod layout;
 pub mod params;
 pub mod rope;
+pub mod saving;
+pub mod workspace;
 
 pub use config::ModelConfig;
-pub use decoder::Workspace;
 pub use layout::{Block, Layout, Train};
 pub use params::Model;
+pub use saving::{Level, Saving};
+pub use workspace::Workspace;

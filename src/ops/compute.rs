@@ -154,6 +154,30 @@ pub struct HeadShape {
     pub v: usize,
 }
 
+/// Where the keys and values of one layer lie in a buffer of activations: keys `[slots, capacity, G, D]` from `start` on,
+/// and behind them as many values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CachePlace {
+    /// Numbers before the first key; a multiple of G D.
+    pub start: usize,
+    /// Sequences.
+    pub slots: usize,
+    /// Tokens of a sequence at most.
+    pub capacity: usize,
+}
+
+impl CachePlace {
+    /// Returns how many keys there are, as numbers; there are as many values.
+    pub fn half(self, heads: Heads) -> usize {
+        self.slots * self.capacity * heads.g * heads.d
+    }
+
+    /// Returns the numbers of keys and values together.
+    pub fn len(self, heads: Heads) -> usize {
+        2 * self.half(heads)
+    }
+}
+
 /// Where a head sweep writes gradients.
 #[derive(Debug)]
 pub struct HeadGrads<'a, A, G> {
@@ -178,8 +202,6 @@ pub trait Compute {
     type Weight<'a>: Copy;
     /// A gradient sink; the first write of a step overwrites, later ones add.
     type Grad;
-    /// Keys and values of one layer for generation.
-    type Cache;
 
     /// Allocates `len` activations.
     fn act(&self, len: usize) -> Result<Self::Act>;
@@ -435,24 +457,25 @@ pub trait Compute {
         grads: Option<HeadGrads<'_, Self::Act, Self::Grad>>,
     );
 
-    /// Allocates a cache of `slots` sequences of up to `capacity` tokens.
-    fn cache(&self, slots: usize, capacity: usize, heads: Heads) -> Result<Self::Cache>;
-    /// Stores the keys and values of every token of the pack at its document's slot and its position.
+    /// Stores the keys and values of every token of the pack at its document's slot and its position, in the cache that
+    /// lies in `room` as `cache` says.
     fn cache_store(
         &self,
         pack: &Self::Pack,
         heads: Heads,
         qkv: &Self::Act,
-        cache: &mut Self::Cache,
+        room: &mut Self::Act,
+        cache: CachePlace,
     );
-    /// Attention of single tokens against the cache: each document of the pack is one token that sees
+    /// Attention of single tokens against the cache in `room`: each document of the pack is one token that sees
     /// positions up to its own (which [`Compute::cache_store`] has stored) within the window.
     fn decode_attention(
         &self,
         pack: &Self::Pack,
         heads: Heads,
         qkv: &Self::Act,
-        cache: &Self::Cache,
+        room: &Self::Act,
+        cache: CachePlace,
         out: &mut Self::Act,
     );
     /// Copies rows `rows` of `x[N,C]` to the front of `y`.

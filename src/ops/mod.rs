@@ -14,7 +14,8 @@ pub mod weight;
 
 pub use choice::Sampling;
 pub use compute::{
-    Compute, Direction, HeadGrads, HeadShape, Heads, PackData, RopeTable, RowCounts, RowStats,
+    CachePlace, Compute, Direction, HeadGrads, HeadShape, Heads, PackData, RopeTable, RowCounts,
+    RowStats,
 };
 pub use state::{
     Distances, GradScan, ParamSpec, Role, State, StateMode, StepOutcome, StepSettings, TeacherForm,

@@ -14,7 +14,7 @@ use crate::eval::muse;
 use crate::eval::rouge::{Aggregate, Rouge, Scorer};
 use crate::method::passes::Passes;
 use crate::model::Model;
-use crate::model::generate::{Choice, Generator, Request};
+use crate::model::generate::{Choice, Request};
 use crate::ops::Ops;
 
 /// Documents scored at a time.
@@ -171,6 +171,11 @@ impl Memory {
         self.prompts.len()
     }
 
+    /// Returns the length of the longest prompt, tokens.
+    pub fn longest(&self) -> usize {
+        self.prompts.iter().map(Vec::len).max().unwrap_or(0)
+    }
+
     /// Returns whether there are no prompts.
     pub fn is_empty(&self) -> bool {
         self.prompts.is_empty()
@@ -181,11 +186,11 @@ impl Memory {
         &self,
         ops: &O,
         model: &mut Model<O>,
+        passes: &mut Passes<O>,
         tokenizer: &Tokenizer,
         request: &Request,
-        generator: &mut Generator<O>,
     ) -> Result<(Aggregate, Vec<Sample>)> {
-        let outputs = generator.generate(ops, model, &self.prompts, request)?;
+        let outputs = passes.generate(ops, model, &self.prompts, request)?;
         let scorer = Scorer::new();
         let mut rouges: Vec<Rouge> = Vec::with_capacity(outputs.len());
         let mut samples = Vec::with_capacity(outputs.len());
@@ -312,9 +317,10 @@ impl Suite {
         memories.chain(self.likelihoods.iter().map(|(name, _)| *name))
     }
 
-    /// Returns the length of the longest document, tokens: what [`Passes`] must hold.
+    /// Returns the length of the longest document or prompt, tokens: what [`Passes`] must hold.
     pub fn longest(&self) -> usize {
-        self.likelihoods.iter().map(|(_, one)| one.longest()).max().unwrap_or(0)
+        let documents = self.likelihoods.iter().map(|(_, one)| one.longest());
+        documents.chain(self.memories.iter().map(|(_, one)| one.longest())).max().unwrap_or(0)
     }
 
     /// Measures everything on the evaluated weights of `model`.
@@ -323,12 +329,11 @@ impl Suite {
         ops: &O,
         model: &mut Model<O>,
         passes: &mut Passes<O>,
-        generator: &mut Generator<O>,
     ) -> Result<Measured> {
         let mut measured = Measured::default();
         for (name, memory) in &self.memories {
             let (all, samples) =
-                memory.measure(ops, model, &self.tokenizer, &self.request, generator)?;
+                memory.measure(ops, model, passes, &self.tokenizer, &self.request)?;
             measured.figures.insert((*name).to_owned(), all.mean_rouge_l);
             if *name == "verbmem_forget" {
                 measured.samples = samples.into_iter().take(SAMPLES).collect();

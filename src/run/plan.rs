@@ -1,14 +1,15 @@
 //! Bytes before a run: what is resident, what grows with the tokens, what fits.
 //!
-//! Activations are counted buffer by buffer as [`crate::model::Workspace`] allocates them; state as DESIGN's table of
-//! modes does. A change there must be made here.
+//! Activations are counted buffer by buffer as [`crate::model::Workspace`] allocates them ([`Saving::numbers`]), the
+//! evaluation inside a run as what it takes beside them ([`generate::beside`]); state as DESIGN's table of modes does. A
+//! change there must be made here.
 
 use serde::Serialize;
 
 use super::Recipe;
 use crate::backend::gpu::{Precision, chunk_rows};
 use crate::error::{Error, Kind, Result};
-use crate::model::{Layout, ModelConfig};
+use crate::model::{Layout, Level, ModelConfig, Saving, generate};
 use crate::ops::{StateMode, TeacherForm};
 use crate::optim::Optimizer;
 
@@ -60,6 +61,34 @@ pub struct Category {
     pub bytes: u64,
 }
 
+/// One way to keep layers, and what it costs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Choice {
+    /// What is kept of each layer.
+    pub saving: Saving,
+    /// Bytes that each token of a pack adds.
+    pub bytes_per_token: u64,
+    /// The largest pack that fits, in tokens.
+    pub max_tokens: u64,
+    /// Operations of a step that are done a second time.
+    pub again_flop: f64,
+    /// The seconds that these take at the rates assumed for bf16 on an H100, [`PRODUCT_RATE`] and [`ATTENTION_RATE`].
+    pub again_seconds: f64,
+}
+
+/// What the smallest run of a recipe takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Need {
+    /// The state mode.
+    pub state: &'static str,
+    /// What is kept of each layer.
+    pub save: Level,
+    /// Tokens of a pack.
+    pub tokens: u64,
+    /// All bytes.
+    pub bytes: u64,
+}
+
 /// The memory of a run in one state mode.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
@@ -75,37 +104,118 @@ pub struct Plan {
     pub resident_bytes: u64,
     /// The resident bytes of parameters: weights, teacher, optimizer state, gradients, base model.
     pub state_bytes: u64,
+    /// What is kept of each layer for the backward pass.
+    pub saving: Saving,
     /// Bytes that each token of a micro-batch adds.
     pub bytes_per_token: u64,
+    /// Bytes that generation inside the run takes beside the rows that it borrows.
+    pub evaluation_bytes: u64,
+    /// Operations of a step that are done a second time, because their results were not kept.
+    pub again_flop: f64,
+    /// The seconds that these take at the rates assumed.
+    pub again_seconds: f64,
+    /// What each level would cost alone.
+    pub levels: Vec<Choice>,
     /// The memory planned for.
     pub memory_bytes: u64,
-    /// The largest pack that fits, in tokens; 0 where not even the resident bytes fit.
+    /// The largest pack that fits at the level that the recipe names, or at any; 0 where not even the resident bytes fit.
     pub max_tokens: u64,
     /// Documents of the forget context in it.
     pub forget_documents: u64,
     /// Documents of the retain context in it.
     pub retain_documents: u64,
-    /// Whether one document of the longer context fits.
+    /// Whether one document of the longest context fits.
     pub fits: bool,
-    /// The longer of both contexts, in tokens.
+    /// The longest context that is trained on or measured, in tokens.
     pub context: u64,
     /// Tokens of a pack as the recipe says, at least one document.
     pub pack_tokens: u64,
+    /// What keeps least of what the recipe allows.
+    #[serde(skip)]
+    least: Saving,
+    #[serde(skip)]
+    count: Count,
 }
 
-/// Numbers of activations and statistics that [`crate::model::Workspace`] keeps for one token when training.
-pub fn workspace_per_token(config: &ModelConfig) -> (u64, u64) {
-    let heads = config.heads(0);
-    let (c, f, l) = (config.width as u64, config.ffn as u64, config.layers as u64);
-    let (qkv, hd) = (heads.qkv_width() as u64, heads.out_width() as u64);
-    let (h, g) = (heads.h as u64, heads.g as u64);
-    let norm = u64::from(config.qk_norm);
-    let saved = (1 + norm) * qkv + hd + c + 2 * f;
-    let saved_stats = 2 + h + norm * (h + g);
-    let flow = 2 * c + qkv + hd;
-    // normed, h, h_ref; act; rstd and three row results, and the two rows of Passes.
-    let acts = (l + 1) * c + l * saved + flow + 3 * c + f;
-    (acts, l * saved_stats + 6)
+/// Operations of a product in a second, assumed for bf16 on an H100 (the aim of docs/bench.md, not measured).
+pub const PRODUCT_RATE: f64 = 680e12;
+/// Operations of causal attention in a second, assumed likewise.
+pub const ATTENTION_RATE: f64 = 400e12;
+
+/// What bytes and operations follow from.
+#[derive(Debug, Clone, PartialEq)]
+struct Count {
+    config: ModelConfig,
+    /// Bytes of an activation.
+    number: u64,
+    /// Bytes of a token in packs.
+    pack: u64,
+    resident: u64,
+    /// Tokens of the longest prompt that is measured with its continuation.
+    prompt: Option<usize>,
+    /// Tokens that a step takes gradients of, and how many there are in a document.
+    steps: [(f64, usize); 2],
+}
+
+impl Count {
+    fn per_token(&self, saving: Saving) -> u64 {
+        let numbers = saving.numbers(&self.config);
+        // Two rows of statistics are those of the passes.
+        self.number * numbers.acts + 4 * (numbers.stats + 2) + self.pack
+    }
+
+    fn evaluation(&self, saving: Saving, tokens: u64) -> u64 {
+        let beside = |prompt| generate::beside(&self.config, saving, tokens as usize, prompt);
+        self.prompt.map_or(0, |prompt| self.number * beside(prompt) as u64)
+    }
+
+    fn bytes(&self, saving: Saving, tokens: u64) -> u64 {
+        let rows = self.per_token(saving).saturating_mul(tokens);
+        self.resident.saturating_add(rows).saturating_add(self.evaluation(saving, tokens))
+    }
+
+    /// Returns the largest pack that fits. Smaller packs may lend generation less and so need more beside them.
+    fn max_tokens(&self, saving: Saving, memory: u64) -> u64 {
+        let room = |beside: u64| {
+            memory.saturating_sub(self.resident).saturating_sub(beside) / self.per_token(saving)
+        };
+        let mut tokens = room(0);
+        while tokens > 0 && self.bytes(saving, tokens) > memory {
+            tokens = room(self.evaluation(saving, tokens)).min(tokens - 1);
+        }
+        tokens
+    }
+
+    /// Returns the operations and the seconds of a step that are spent on making rows again.
+    fn again(&self, saving: Saving) -> (f64, f64) {
+        let each = self.steps.map(|(tokens, context)| {
+            let [products, attention] = saving.again_flop(&self.config, context);
+            let seconds = products / PRODUCT_RATE + attention / ATTENTION_RATE;
+            (tokens * (products + attention), tokens * seconds)
+        });
+        (each[0].0 + each[1].0, each[0].1 + each[1].1)
+    }
+
+    fn choice(&self, saving: Saving, memory: u64) -> Choice {
+        let (again_flop, again_seconds) = self.again(saving);
+        Choice {
+            saving,
+            bytes_per_token: self.per_token(saving),
+            max_tokens: self.max_tokens(saving, memory),
+            again_flop,
+            again_seconds,
+        }
+    }
+
+    /// Returns the choice that spends least on making rows again, and of those the one of fewest bytes, among all whose
+    /// packs of `tokens` tokens fit; the one that keeps least where none does.
+    fn best(&self, tokens: u64, memory: u64) -> Saving {
+        Saving::choices(self.config.layers)
+            .map(|saving| (saving, self.again(saving).1, self.bytes(saving, tokens)))
+            .filter(|(.., bytes)| *bytes <= memory)
+            .min_by(|a, b| a.1.total_cmp(&b.1).then(a.2.cmp(&b.2)))
+            .map_or(Saving::same(Level::Input), |(saving, ..)| saving)
+    }
 }
 
 impl Plan {
@@ -143,7 +253,8 @@ impl Plan {
         let state_bytes = resident.iter().map(|c| c.bytes).sum();
         let (forget, retain) = (recipe.data.forget_context, recipe.data.retain_context);
         let retain_used = recipe.method.penalty != "none";
-        let context = if retain_used { forget.max(retain) } else { forget } as u64;
+        let measured = recipe.measured_context().unwrap_or(0);
+        let context = forget.max(measured).max(if retain_used { retain } else { 0 }) as u64;
         let pack_tokens = context.max(recipe.run.pack_tokens as u64);
         let (vocab, width) = (config.vocab as u64, config.width as u64);
         // Those of the student and of the teacher; a device keeps differences of hidden rows too.
@@ -171,11 +282,26 @@ impl Plan {
             resident.push(Category { name: "driver and kernels", bytes: DEVICE_RESERVE });
         }
         let resident_bytes: u64 = resident.iter().map(|c| c.bytes).sum();
-        let (acts, stats) = workspace_per_token(config);
         let host = target == Target::Cpu;
-        let pack = if host { HOST_TOKEN_BYTES } else { DEVICE_TOKEN_BYTES };
-        let bytes_per_token = number * acts + 4 * stats + pack;
-        let max_tokens = memory.saturating_sub(resident_bytes) / bytes_per_token;
+        let run = &recipe.run;
+        let tokens =
+            |accum: usize, context: usize| ((run.micro_batch * accum * context) as f64, context);
+        let retained = if retain_used { run.kl_accum_steps } else { 0 };
+        let count = Count {
+            config: config.clone(),
+            number,
+            pack: if host { HOST_TOKEN_BYTES } else { DEVICE_TOKEN_BYTES },
+            resident: resident_bytes,
+            // The CPU's caches are given back.
+            prompt: recipe.longest_prompt().filter(|_| !host),
+            steps: [tokens(run.forget_accum_steps, forget), tokens(retained, retain)],
+        };
+        // The CPU keeps all where the recipe does not say; the least that a device can do with is to keep inputs.
+        let named = run.save.level().or(host.then_some(Level::All)).map(Saving::same);
+        let saving = named.unwrap_or_else(|| count.best(pack_tokens, memory));
+        let least = named.unwrap_or(Saving::same(Level::Input));
+        let max_tokens = count.max_tokens(least, memory);
+        let (again_flop, again_seconds) = count.again(saving);
         Self {
             mode: if exact { "exact" } else { "compact" },
             trainable: trained,
@@ -183,7 +309,12 @@ impl Plan {
             resident,
             resident_bytes,
             state_bytes,
-            bytes_per_token,
+            saving,
+            bytes_per_token: count.per_token(saving),
+            evaluation_bytes: count.evaluation(saving, pack_tokens),
+            again_flop,
+            again_seconds,
+            levels: Level::ALL.map(|level| count.choice(Saving::same(level), memory)).to_vec(),
             memory_bytes: memory,
             max_tokens,
             forget_documents: max_tokens / forget.max(1) as u64,
@@ -191,12 +322,25 @@ impl Plan {
             fits: max_tokens >= context,
             context,
             pack_tokens,
+            least,
+            count,
         }
+    }
+
+    /// Returns what the smallest run takes in this state mode: packs of one document, of which layers keep their input.
+    pub fn need(&self) -> Need {
+        let bytes = self.count.bytes(Saving::same(Level::Input), self.context);
+        Need { state: self.mode, save: Level::Input, tokens: self.context, bytes }
     }
 
     /// Returns the bytes a run with packs of `tokens` tokens takes.
     pub fn bytes(&self, tokens: u64) -> u64 {
-        self.resident_bytes.saturating_add(self.bytes_per_token.saturating_mul(tokens))
+        self.count.bytes(self.saving, tokens)
+    }
+
+    /// Returns the bytes of a run that keeps as little of its layers as it may.
+    fn least_bytes(&self, tokens: u64) -> u64 {
+        self.count.bytes(self.least, tokens)
     }
 
     /// Returns the bytes of a run's own buffers on a GPU: without what driver and kernels take.
@@ -217,7 +361,7 @@ impl Plan {
             return Ok(());
         }
         let [needed, free] =
-            [self.bytes(self.pack_tokens), self.memory_bytes].map(|bytes| bytes as f64 / GIB);
+            [self.least_bytes(self.pack_tokens), self.memory_bytes].map(|bytes| bytes as f64 / GIB);
         Err(Error::new(
             Kind::Memory,
             format!(
@@ -238,10 +382,10 @@ impl Plan {
         if self.fits {
             return Ok(());
         }
-        let needed = self.bytes(self.context) as f64 / GIB;
+        let needed = self.least_bytes(self.context) as f64 / GIB;
         let shorter = if self.max_tokens >= 2 {
             format!(
-                "contexts of at most {} tokens (data.forget_context, data.retain_context)",
+                "contexts of at most {} tokens (data.forget_context, data.retain_context, eval.context)",
                 self.max_tokens
             )
         } else {
@@ -339,14 +483,63 @@ mod tests {
     }
 
     #[test]
-    fn workspace_per_token_of_tiny_is_counted_by_hand() {
+    fn numbers_of_tiny_are_counted_by_hand() {
         // C 128, qkv 256, hd 128, F 384, L 5: 6*128 + 5*(256+128+128+768) + (256+256+128) + 3*128 + 384
-        assert_eq!(workspace_per_token(&model("tiny").unwrap()), (8576, 5 * 6 + 6));
+        let numbers = |level| Saving::same(level).numbers(&model("tiny").unwrap());
+        assert_eq!((numbers(Level::All).acts, numbers(Level::All).stats), (8576, 5 * 6 + 4));
+        assert_eq!(numbers(Level::Attention).acts, 8576 - 4 * 768);
+        assert_eq!(numbers(Level::Residual).acts, 8576 - 4 * (768 + 256));
+        let input = numbers(Level::Input);
+        assert_eq!((input.acts, input.stats), (8576 - 4 * (768 + 256 + 256), 6 + 4));
+    }
+
+    /// docs/gpu.md tells these figures.
+    #[test]
+    fn one_80_gb_gpu_runs_7b_without_a_second_product_and_8b_with_few() {
+        let of = |name, mode, memory: u64| {
+            let sets = ["run.pack_tokens=4096".to_owned()];
+            let recipe = Recipe::assemble(Some("muse-news"), None, &sets).unwrap();
+            Plan::new(&model(name).unwrap(), &recipe, mode, Target::Cuda, memory << 30)
+        };
+        let plan = of("llama-2-7b", StateMode::Compact, 78);
+        assert_eq!((plan.saving, plan.again_flop), (Saving::same(Level::All), 0.0));
+        assert!(plan.require_packs().is_ok() && plan.evaluation_bytes == 0, "{plan:?}");
+        let plan = of("llama-3-8b", StateMode::Compact, 78);
+        assert!(plan.require_packs().is_ok() && plan.bytes(4096) <= 78 << 30, "{plan:?}");
+        assert!(plan.again_flop > 0.0 && plan.again_flop < plan.levels[1].again_flop, "{plan:?}");
+        for name in ["llama-2-7b", "llama-3-8b"] {
+            let plan = of(name, StateMode::Exact, 139);
+            assert_eq!(plan.saving, Saving::same(Level::All), "{plan:?}");
+            assert!(plan.require_packs().is_ok());
+            let least = of(name, StateMode::Compact, 24);
+            assert!(!least.fits && least.need().bytes > 60 << 30, "{least:?}");
+            assert!(of(name, StateMode::Compact, least.need().bytes.div_ceil(1 << 30)).fits);
+        }
+    }
+
+    #[test]
+    fn less_memory_makes_more_again_until_nothing_fits() {
+        let config = model("llama-2-7b").unwrap();
+        let recipe = Recipe::assemble(None, None, &["run.pack_tokens=4096".into()]).unwrap();
+        let mut last = 0.0;
+        let mut kinds = std::collections::BTreeSet::new();
+        for mib in (62 << 10..76 << 10).rev().step_by(256) {
+            let plan = Plan::new(&config, &recipe, StateMode::Compact, Target::Cuda, mib << 20);
+            if plan.require_packs().is_err() {
+                assert!(plan.levels[3].max_tokens < 4096);
+                continue;
+            }
+            assert!(plan.bytes(4096) <= mib << 20);
+            assert!(plan.again_seconds >= last, "{mib} MiB: {plan:?}");
+            last = plan.again_seconds;
+            kinds.insert(plan.saving.rest);
+        }
+        assert!(kinds.len() >= 2, "{kinds:?}");
     }
 
     #[test]
     fn max_tokens_fit_and_one_more_does_not() {
-        let plan = plan("llama-3.2-1b", StateMode::Exact, &[]);
+        let plan = plan("llama-3.2-1b", StateMode::Exact, &["run.save=all"]);
         assert!(plan.bytes(plan.max_tokens) <= plan.memory_bytes);
         assert!(plan.bytes(plan.max_tokens + 1) > plan.memory_bytes);
     }

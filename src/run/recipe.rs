@@ -11,8 +11,8 @@ use super::watch::Stop;
 use crate::error::{Error, Result, nearest};
 use crate::eval::muse;
 use crate::method::{self, Knobs, Method, Settings};
-use crate::model::Train;
 use crate::model::params::Keeping;
+use crate::model::{Level, Train};
 use crate::ops::{StateMode, TeacherForm};
 use crate::optim::OptimConfig;
 
@@ -119,6 +119,10 @@ pub struct RunSection {
     pub kl_accum_steps: usize,
     /// Tokens run at once; changes memory and speed, not what is computed.
     pub pack_tokens: usize,
+    /// What is kept of each layer for the backward pass, the rest being made again: `auto` (on a GPU as much as its free
+    /// memory takes, layer by layer; on the CPU all), `all`, `attention` (all but gate and up), `residual` (nor the qkv
+    /// rows) or `input` (of each layer its input alone); changes memory and speed, not what is computed.
+    pub save: SaveKey,
     /// Steps between checkpoints; 0 for none but the last.
     pub checkpoint_every: u64,
     /// Checkpoints kept.
@@ -201,6 +205,35 @@ key!(
     }
 );
 key!(
+    /// What is kept of each layer for the backward pass.
+    SaveKey {
+        /// As much as the memory takes.
+        #[default] Auto,
+        /// [`Level::All`].
+        All,
+        /// [`Level::Attention`].
+        Attention,
+        /// [`Level::Residual`].
+        Residual,
+        /// [`Level::Input`].
+        Input
+    }
+);
+
+impl SaveKey {
+    /// Returns the level of all layers, `None` where the memory decides.
+    pub fn level(self) -> Option<Level> {
+        match self {
+            Self::Auto => None,
+            Self::All => Some(Level::All),
+            Self::Attention => Some(Level::Attention),
+            Self::Residual => Some(Level::Residual),
+            Self::Input => Some(Level::Input),
+        }
+    }
+}
+
+key!(
     /// How documents are drawn.
     OrderKey {
         /// Uniformly, with replacement: the reference's way.
@@ -247,6 +280,7 @@ impl Default for RunSection {
             forget_accum_steps: 10,
             kl_accum_steps: 10,
             pack_tokens: 1024,
+            save: SaveKey::Auto,
             checkpoint_every: 100,
             keep_checkpoints: 2,
             max_skipped: 3,
@@ -388,6 +422,26 @@ impl Recipe {
         let EvalSection { stop_metric, stop_val, .. } = &self.eval;
         let stop = || Stop { metric: stop_metric.clone(), bound: *stop_val };
         (!stop_metric.is_empty()).then(stop)
+    }
+
+    /// Returns the length of the longest document that is measured, tokens; `None` where nothing is.
+    pub fn measured_context(&self) -> Option<usize> {
+        let eval = &self.eval;
+        let files = [&eval.forget, &eval.retain, &eval.holdout];
+        let prompts = [&eval.verbmem_forget, &eval.verbmem_retain];
+        let named = files.into_iter().chain(prompts).any(|path| !path.as_os_str().is_empty());
+        (named || eval.documents > 0).then_some(eval.context)
+    }
+
+    /// Returns how many tokens the longest prompt has at most with its continuation; `None` where nothing is measured.
+    pub fn longest_prompt(&self) -> Option<usize> {
+        let eval = &self.eval;
+        let named = [&eval.verbmem_forget, &eval.verbmem_retain]
+            .into_iter()
+            .any(|path| !path.as_os_str().is_empty());
+        // Documents of a corpus are cut in the middle; files hold prompts of up to a whole document.
+        let prompt = |context| if named { context } else { context / 2 };
+        Some(prompt(self.measured_context()?) + eval.max_new_tokens)
     }
 
     fn check(&self) -> Result<()> {

@@ -15,8 +15,8 @@ use crate::method::{MeanTeacher, StepReport};
 use crate::model::Model;
 use crate::ops::Ops;
 
-/// What a checkpoint must share with the run that resumes from it: all of the recipe but its length and its logging,
-/// and the data.
+/// What a checkpoint must share with the run that resumes from it: all of the recipe but its length, its logging
+/// and what it keeps of layers, and the data.
 pub(super) fn identity(recipe: &Recipe, forget: &Corpus, retain: Option<&Corpus>) -> Result<Value> {
     let mut recipe =
         serde_json::to_value(recipe).map_err(|e| Error::config(format!("recipe: {e}")))?;
@@ -25,7 +25,7 @@ pub(super) fn identity(recipe: &Recipe, forget: &Corpus, retain: Option<&Corpus>
         sections.remove("report");
     }
     if let Some(run) = recipe["run"].as_object_mut() {
-        for key in ["steps", "checkpoint_every", "keep_checkpoints"] {
+        for key in ["steps", "checkpoint_every", "keep_checkpoints", "save"] {
             run.remove(key);
         }
     }

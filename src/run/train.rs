@@ -19,9 +19,8 @@ use crate::io::atomic::{recover_all, write_file_atomic};
 use crate::io::checkpoint::Checkpoint;
 use crate::method::passes::Passes;
 use crate::method::{MeanTeacher, Method, StepReport};
-use crate::model::generate::Generator;
 use crate::model::params::Keeping;
-use crate::model::{Layout, Model};
+use crate::model::{Layout, Model, Saving};
 use crate::ops::Ops;
 use crate::report::progress::{Progress, StepLine};
 use crate::report::tensorboard::Events;
@@ -53,14 +52,22 @@ impl Stream {
 
 /// Runs `recipe` and writes everything into `out`; with `resume` from its newest complete checkpoint.
 ///
+/// `saving` is what is kept of each layer for the backward pass, which changes memory and time alone.
+///
 /// `out` then holds config.resolved.toml, metrics.jsonl (a line a step, the reference's names), evaluations.jsonl,
 /// checkpoints/, model/, best/ (where a stop metric is set and was reached from above) and report.html. Returns a
 /// summary; its `after` figures are those of the written folder, loaded again.
 ///
 /// Errors: those of reading model and data; [`Kind::Numeric`] after `run.max_skipped` gradients in a row that are not
 /// finite; [`Kind::Interrupted`] after a signal, with a checkpoint written.
-pub fn run<O: Ops>(ops: O, recipe: &Recipe, out: &Path, resume: bool) -> Result<Value> {
-    let mut run = Run::prepare(&ops, recipe, out, resume)?;
+pub fn run<O: Ops>(
+    ops: O,
+    recipe: &Recipe,
+    saving: Saving,
+    out: &Path,
+    resume: bool,
+) -> Result<Value> {
+    let mut run = Run::prepare(&ops, recipe, saving, out, resume)?;
     run.steps(&ops)?;
     run.finish(ops)
 }
@@ -75,7 +82,6 @@ struct Run<'a, O: Ops> {
     retain: Option<Stream>,
     state: MeanTeacher<O>,
     suite: Suite,
-    generator: Generator<O>,
     watch: Watch,
     identity: Value,
     interrupt: StopFlag,
@@ -90,7 +96,13 @@ struct Run<'a, O: Ops> {
 }
 
 impl<'a, O: Ops> Run<'a, O> {
-    fn prepare(ops: &O, recipe: &'a Recipe, out: &'a Path, resume: bool) -> Result<Self> {
+    fn prepare(
+        ops: &O,
+        recipe: &'a Recipe,
+        saving: Saving,
+        out: &'a Path,
+        resume: bool,
+    ) -> Result<Self> {
         let interrupt = StopFlag::listen()?;
         // Before the first step, not after the last one.
         for name in [MODEL, BEST] {
@@ -110,7 +122,8 @@ impl<'a, O: Ops> Run<'a, O> {
         let model = Model::load(ops, folder.config.clone(), &folder.weights, &keep)?;
         let longest = retain.iter().chain([&forget]).map(|s| s.corpus.longest());
         let longest = longest.chain([suite.longest()]).max().unwrap_or(0);
-        let passes = Passes::new(ops, &model, recipe.run.pack_tokens.max(longest), true)?;
+        let tokens = recipe.run.pack_tokens.max(longest);
+        let passes = Passes::saving(ops, &model, tokens, Some(saving))?;
         let base = match recipe.method.loss.as_str() {
             "npo" => Some(base_model(ops, recipe)?),
             _ => None,
@@ -142,7 +155,6 @@ impl<'a, O: Ops> Run<'a, O> {
             retain,
             state,
             suite,
-            generator: Generator::default(),
             watch,
             identity,
             interrupt,
@@ -243,7 +255,7 @@ impl<'a, O: Ops> Run<'a, O> {
     /// Measures the student, keeps it where it is the best so far, and stops the run where the recipe says so.
     fn evaluate(&mut self, ops: &O, bar: &Progress) -> Result<()> {
         let MeanTeacher { model, passes, step, .. } = &mut self.state;
-        let mut measured = self.suite.measure(ops, model, passes, &mut self.generator)?;
+        let mut measured = self.suite.measure(ops, model, passes)?;
         let figures: Vec<String> =
             measured.figures.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
         bar.println(&format!("after {step} steps: {}", figures.join(", ")));
@@ -300,9 +312,9 @@ impl<'a, O: Ops> Run<'a, O> {
         });
         let target = self.out.join(MODEL);
         write_model(&ops, &self.state.model, &self.folder.dir, &target, &self.record(&summary))?;
-        let Self { recipe, out, method, suite, watch, state, generator, identity, .. } = self;
+        let Self { recipe, out, method, suite, watch, state, identity, .. } = self;
         // The trained state goes before the written folder comes: two models never need to fit.
-        drop((state, generator));
+        drop(state);
         ops = ops.renew()?;
         let mut outcome = Outcome { lines, watch, after: None, retrain: None };
         if let Some(before) = outcome.watch.entries.first().map(|entry| entry.measured.json()) {
@@ -359,7 +371,7 @@ fn measure_folder<O: Ops>(ops: &O, suite: &Suite, folder: &Path) -> Result<Measu
     let folder = Folder::open(folder)?;
     let mut model = Model::load(ops, folder.config, &folder.weights, &Keeping::inference())?;
     let mut passes = Passes::new(ops, &model, suite.longest().max(1), false)?;
-    suite.measure(ops, &mut model, &mut passes, &mut Generator::default())
+    suite.measure(ops, &mut model, &mut passes)
 }
 
 /// Loads the model that the loss compares with.

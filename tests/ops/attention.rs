@@ -2,7 +2,7 @@
 //! against that of training.
 
 use nepenthe::backend::cpu::Cpu;
-use nepenthe::ops::{Compute, Direction, Heads, PackData, RopeTable};
+use nepenthe::ops::{CachePlace, Compute, Direction, Heads, PackData, RopeTable};
 
 use crate::support::{Dtype, Random, assert_gradient, assert_near, tol};
 use crate::{documents, load, stale};
@@ -178,13 +178,14 @@ fn decoding_sees_what_a_whole_pass_sees() {
         let qkv = random.vec(n * width);
         let (mut want, mut lse) = (stale(n * heads.out_width()), stale(n * heads.h));
         ops.attention(&pack, heads, &qkv, &mut want, &mut lse);
-        let mut cache = ops.cache(4, 41, heads).unwrap();
+        let cache = CachePlace { start: heads.g * heads.d, slots: 4, capacity: 41 };
+        let mut room = stale(cache.start + cache.len(heads));
         // Slots in another order than documents; the last token of each is decoded, all before are stored first.
         let slots = vec![3, 0, 2];
         let ends: Vec<usize> = data.starts[1..].iter().map(|e| *e as usize - 1).collect();
         let mut all = data.clone();
         all.slots = slots.clone();
-        ops.cache_store(&load(&ops, &all), heads, &qkv, &mut cache);
+        ops.cache_store(&load(&ops, &all), heads, &qkv, &mut room, cache);
         let single = PackData {
             ids: vec![0; 3],
             positions: lengths.iter().map(|l| *l as u32 - 1).collect(),
@@ -198,7 +199,7 @@ fn decoding_sees_what_a_whole_pass_sees() {
         let mut last = stale(3 * width);
         ops.gather_rows(width, &rows, &qkv, &mut last);
         let mut out = stale(3 * heads.out_width());
-        ops.decode_attention(&load(&ops, &single), heads, &last, &cache, &mut out);
+        ops.decode_attention(&load(&ops, &single), heads, &last, &room, cache, &mut out);
         let mut expected = stale(3 * heads.out_width());
         ops.gather_rows(heads.out_width(), &rows, &want, &mut expected);
         let name = format!("decode {heads:?}");

@@ -6,8 +6,8 @@ use super::rows::{each, each2, simd};
 use super::{Cpu, Grad, Real, attention, norm};
 use crate::error::Result;
 use crate::ops::{
-    Compute, Direction, HeadGrads, HeadShape, Heads, Matched, PackData, RopeTable, RowStats,
-    Sampling, TokenWeight, choice,
+    CachePlace, Compute, Direction, HeadGrads, HeadShape, Heads, Matched, PackData, RopeTable,
+    RowStats, Sampling, TokenWeight, choice,
 };
 
 /// A loaded pack: the host's own data.
@@ -20,14 +20,6 @@ impl Pack {
     pub(super) fn data(&self) -> &PackData {
         &self.data
     }
-}
-
-/// Keys and values of one layer: `[slots, capacity, G, D]` each.
-#[derive(Debug, Clone)]
-pub struct Cache<T> {
-    keys: Vec<T>,
-    values: Vec<T>,
-    capacity: usize,
 }
 
 impl<T: Real> Cpu<T> {
@@ -46,7 +38,6 @@ impl<T: Real> Compute for Cpu<T> {
     type Pack = Pack;
     type Weight<'a> = &'a [T];
     type Grad = Grad<T>;
-    type Cache = Cache<T>;
 
     fn act(&self, len: usize) -> Result<Vec<T>> {
         Ok(vec![T::ZERO; len])
@@ -377,21 +368,24 @@ impl<T: Real> Compute for Cpu<T> {
         sweep(&self.pool, &job, &loss, Self::results(stats, first, false), dh, dw);
     }
 
-    fn cache(&self, slots: usize, capacity: usize, heads: Heads) -> Result<Cache<T>> {
-        let len = slots * capacity * heads.g * heads.d;
-        Ok(Cache { keys: vec![T::ZERO; len], values: vec![T::ZERO; len], capacity })
-    }
-
-    fn cache_store(&self, pack: &Pack, heads: Heads, qkv: &Vec<T>, cache: &mut Cache<T>) {
+    fn cache_store(
+        &self,
+        pack: &Pack,
+        heads: Heads,
+        qkv: &Vec<T>,
+        room: &mut Vec<T>,
+        cache: CachePlace,
+    ) {
         let (width, gd) = (heads.qkv_width(), heads.g * heads.d);
+        let (keys, values) = room[cache.start..].split_at_mut(cache.half(heads));
         let key = heads.h * heads.d;
         for (ends, &slot) in pack.data.starts.windows(2).zip(&pack.data.slots) {
             for row in ends[0] as usize..ends[1] as usize {
                 let position = pack.data.positions[row] as usize;
                 let to = (slot as usize * cache.capacity + position) * gd;
                 let from = &qkv[row * width + key..(row + 1) * width];
-                cache.keys[to..to + gd].copy_from_slice(&from[..gd]);
-                cache.values[to..to + gd].copy_from_slice(&from[gd..]);
+                keys[to..to + gd].copy_from_slice(&from[..gd]);
+                values[to..to + gd].copy_from_slice(&from[gd..]);
             }
         }
     }
@@ -401,13 +395,14 @@ impl<T: Real> Compute for Cpu<T> {
         pack: &Pack,
         heads: Heads,
         qkv: &Vec<T>,
-        cache: &Cache<T>,
+        room: &Vec<T>,
+        cache: CachePlace,
         out: &mut Vec<T>,
     ) {
         let (gd, d) = (heads.g * heads.d, heads.d);
         let slots = &pack.data.slots;
         let at = |row: usize, g: usize| (slots[row] as usize * cache.capacity * gd + g * d, gd);
-        let cached = (&cache.keys[..], &cache.values[..]);
+        let cached = room[cache.start..].split_at(cache.half(heads));
         attention::decode(heads, qkv, &pack.data.positions, at, cached, &self.pool, out);
     }
 

@@ -18,7 +18,7 @@ mod strip;
 mod sweep;
 mod update;
 
-pub use compute::{Cache, Pack};
+pub use compute::Pack;
 pub use grad::Grad;
 pub(crate) use grad::GradData;
 pub use params::Param;

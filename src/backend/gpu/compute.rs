@@ -1,13 +1,13 @@
 //! The catalogue's compute ops as launches; each family's file in `ops` says how.
 
-use super::ops::{attention, choose, embed, fused, generate, head, linear, norm, rope, swiglu};
-use super::{Act, Cache, Gpu, Grad, Pack, Stat, Weight};
 use std::sync::atomic::Ordering;
 
+use super::ops::{attention, choose, embed, fused, generate, head, linear, norm, rope, swiglu};
+use super::{Act, Gpu, Grad, Pack, Stat, Weight};
 use crate::error::Result;
 use crate::ops::{
-    Compute, Direction, HeadGrads, HeadShape, Heads, Matched, PackData, RopeTable, RowStats,
-    Sampling, TokenWeight,
+    CachePlace, Compute, Direction, HeadGrads, HeadShape, Heads, Matched, PackData, RopeTable,
+    RowStats, Sampling, TokenWeight,
 };
 
 impl Compute for Gpu {
@@ -16,7 +16,6 @@ impl Compute for Gpu {
     type Pack = Pack;
     type Weight<'a> = Weight<'a>;
     type Grad = Grad;
-    type Cache = Cache;
 
     fn act(&self, len: usize) -> Result<Act> {
         self.new_act(len)
@@ -265,16 +264,20 @@ impl Compute for Gpu {
         head::matched(self, (shape, first), pack, (h, h_ref), (w, w_ref), target, stats, grads);
     }
 
-    fn cache(&self, slots: usize, capacity: usize, heads: Heads) -> Result<Cache> {
-        generate::cache(self, slots, capacity, heads)
+    fn cache_store(&self, pack: &Pack, heads: Heads, qkv: &Act, room: &mut Act, cache: CachePlace) {
+        generate::store(self, pack, heads, qkv, room, cache);
     }
 
-    fn cache_store(&self, pack: &Pack, heads: Heads, qkv: &Act, cache: &mut Cache) {
-        generate::store(self, pack, heads, qkv, cache);
-    }
-
-    fn decode_attention(&self, pack: &Pack, heads: Heads, qkv: &Act, cache: &Cache, out: &mut Act) {
-        generate::attention(self, pack, heads, qkv, cache, out);
+    fn decode_attention(
+        &self,
+        pack: &Pack,
+        heads: Heads,
+        qkv: &Act,
+        room: &Act,
+        cache: CachePlace,
+        out: &mut Act,
+    ) {
+        generate::attention(self, pack, heads, qkv, room, cache, out);
     }
 
     fn gather_rows(&self, c: usize, rows: &[u32], x: &Act, y: &mut Act) {

@@ -19,7 +19,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use buffer::{Act, Grad, Pack, Stat, Weight};
 pub use ops::dynamic_shared;
-pub use ops::generate::Cache;
 pub use ops::head::chunk_rows;
 pub use ops::linear::Tile;
 pub use state::Param;

@@ -3,9 +3,9 @@
 use super::floors;
 use super::lab::Case;
 use super::{Lab, Measurement, Preset};
-use crate::backend::gpu::{Act, Cache, Stat};
+use crate::backend::gpu::{Act, Stat};
 use crate::error::Result;
-use crate::ops::{Compute, Heads, PackData};
+use crate::ops::{CachePlace, Compute, Heads, PackData};
 use crate::run::conformance::{Random, documents};
 
 const KIND: &str = "attention";
@@ -81,14 +81,15 @@ fn decode(lab: &Lab, preset: &Preset) -> Result<Measurement> {
     let (mut all, mut pack) = (gpu.pack(slots * cached)?, gpu.pack(slots)?);
     gpu.load_pack(&mut all, &whole);
     gpu.load_pack(&mut pack, &last);
-    let mut sets: Vec<(Act, Cache, Act)> = lab.sets(floor, |_| {
-        let mut cache = gpu.cache(slots, cached, heads)?;
+    let cache = CachePlace { start: 0, slots, capacity: cached };
+    let mut sets: Vec<(Act, Act, Act)> = lab.sets(floor, |_| {
+        let mut room = gpu.act(cache.len(heads))?;
         let qkv = lab.act(&gpu, slots * cached * heads.qkv_width(), 1.0)?;
-        gpu.cache_store(&all, heads, &qkv, &mut cache);
-        Ok((qkv, cache, gpu.act(slots * heads.out_width())?))
+        gpu.cache_store(&all, heads, &qkv, &mut room, cache);
+        Ok((qkv, room, gpu.act(slots * heads.out_width())?))
     })?;
-    let seconds = lab.time(&gpu, &mut sets, |(qkv, cache, out)| {
-        gpu.decode_attention(&pack, heads, qkv, cache, out);
+    let seconds = lab.time(&gpu, &mut sets, |(qkv, room, out)| {
+        gpu.decode_attention(&pack, heads, qkv, room, cache, out);
         Ok(())
     })?;
     let name = format!("{} decode", preset.name);

@@ -4,7 +4,7 @@ use super::floors;
 use super::{Lab, Measurement, Preset};
 use crate::error::Result;
 use crate::model::Model;
-use crate::model::generate::{Choice, Generator, Request};
+use crate::model::generate::{Choice, Request, generate};
 use crate::model::params::Keeping;
 use crate::rng::Stream;
 
@@ -30,13 +30,11 @@ pub(super) fn run(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
         choice: Choice::Greedy,
         batch: prompts,
     };
-    let mut generator = Generator::default();
     let mut seconds = Vec::new();
     for _ in 0..4 {
         seconds.extend(
-            lab.driver().laps(1, &mut |_| {
-                generator.generate(&gpu, &mut model, &texts, &request).map(drop)
-            })?,
+            lab.driver()
+                .laps(1, &mut |_| generate(&gpu, &mut model, &texts, &request).map(drop))?,
         );
     }
     let roof: f64 = floors::generation(config, preset.prompts, lab.stored())

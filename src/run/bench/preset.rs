@@ -56,6 +56,7 @@ impl Preset {
                     "run.forget_accum_steps=1",
                     "run.kl_accum_steps=1",
                     "run.pack_tokens=8",
+                    "eval.documents=0",
                 ])?,
             });
         }
@@ -68,7 +69,7 @@ impl Preset {
             updated: 200_000_000,
             side: 8192,
             copied: 1 << 30,
-            recipe: recipe(&["model.state=compact", "run.pack_tokens=4096"])?,
+            recipe: recipe(&["model.state=compact", "run.pack_tokens=4096", "eval.documents=0"])?,
         })
     }
 

@@ -39,7 +39,7 @@ pub(super) fn run(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
         }
         Ok(())
     })?;
-    let passes = Passes::new(&gpu, &model, runs.pack_tokens, true)?;
+    let passes = Passes::saving(&gpu, &model, runs.pack_tokens, Some(plan.saving))?;
     let mut state = MeanTeacher::new(model, None, passes, recipe.method()?, recipe.settings());
     let draw = |name: &str, accum: usize, len: usize, step: u64| -> Vec<MicroBatch> {
         let stream = Stream::new(1, name);

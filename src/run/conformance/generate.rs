@@ -3,7 +3,7 @@
 use super::{Bench, Dtype, Output, Random, Verdict, documents};
 use crate::backend::gpu::Gpu;
 use crate::error::Result;
-use crate::ops::{Compute, Heads, PackData};
+use crate::ops::{CachePlace, Compute, Heads, PackData};
 
 /// A shape: heads, and how many tokens each document has before the one that is decoded.
 struct Shape {
@@ -72,15 +72,17 @@ fn decode(bench: &Bench<'_>, shape: &Shape) -> Verdict {
         let want = want(bench, heads, capacity, [(&prompt, &first), (&token, &last)])?;
 
         let gpu = bench.gpu;
-        let mut cache = gpu.cache(before.len() + 1, capacity, heads)?;
+        // Behind numbers of somebody else.
+        let cache = CachePlace { start: g * d, slots: before.len() + 1, capacity };
+        let mut room = gpu.act(cache.start + cache.len(heads))?;
         let mut pack = gpu.pack(prompt.tokens().max(token.tokens()))?;
         gpu.load_pack(&mut pack, &prompt);
-        gpu.cache_store(&pack, heads, &bench.act(&first)?, &mut cache);
+        gpu.cache_store(&pack, heads, &bench.act(&first)?, &mut room, cache);
         gpu.load_pack(&mut pack, &token);
         let last = bench.act(&last)?;
-        gpu.cache_store(&pack, heads, &last, &mut cache);
+        gpu.cache_store(&pack, heads, &last, &mut room, cache);
         let mut out = bench.stale_act(want.len())?;
-        gpu.decode_attention(&pack, heads, &last, &cache, &mut out);
+        gpu.decode_attention(&pack, heads, &last, &room, cache, &mut out);
         Ok(vec![Output {
             name: "out",
             got: bench.read_act(&out, want.len()),
@@ -100,14 +102,15 @@ fn want(
 ) -> Result<Vec<f64>> {
     let cpu = &bench.cpu;
     let [(_, _), (token, last)] = packs;
-    let mut cache = cpu.cache(token.tokens() + 1, capacity, heads)?;
+    let cache = CachePlace { start: 0, slots: token.tokens() + 1, capacity };
+    let mut room = cpu.act(cache.len(heads))?;
     let mut pack = cpu.pack(packs.iter().map(|(data, _)| data.tokens()).max().unwrap_or(0))?;
     for (data, qkv) in packs {
         cpu.load_pack(&mut pack, data);
-        cpu.cache_store(&pack, heads, qkv, &mut cache);
+        cpu.cache_store(&pack, heads, qkv, &mut room, cache);
     }
     let mut out = vec![0.0; token.tokens() * heads.out_width()];
-    cpu.decode_attention(&pack, heads, last, &cache, &mut out);
+    cpu.decode_attention(&pack, heads, last, &room, cache, &mut out);
     Ok(out)
 }
 

@@ -3,8 +3,7 @@
 use super::attention::window;
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Pack, Precision, blocks};
-use crate::error::Result;
-use crate::ops::Heads;
+use crate::ops::{CachePlace, Heads};
 
 /// Cached positions of a partial result (`generate::kSpan`).
 const SPAN: usize = 128;
@@ -15,23 +14,14 @@ const BLOCK: usize = 256;
 /// The widest head that the kernels know (`attn::kMaxWidth`).
 const MAX_WIDTH: usize = 256;
 
-/// Keys and values of one layer: `[slots, capacity, G, D]` each, in the precision of storage.
-#[derive(Debug)]
-pub struct Cache {
-    pub(super) keys: u64,
-    pub(super) values: u64,
-    pub(super) slots: usize,
-    pub(super) capacity: usize,
-}
-
-pub(in crate::backend::gpu) fn cache(
-    gpu: &Gpu,
-    slots: usize,
-    capacity: usize,
-    heads: Heads,
-) -> Result<Cache> {
-    let bytes = (slots * capacity * heads.g * heads.d) as u64 * gpu.precision().bytes();
-    Ok(Cache { keys: gpu.arena.alloc(bytes)?, values: gpu.arena.alloc(bytes)?, slots, capacity })
+/// Returns the addresses of keys and values; keeps a failure where they do not lie inside `room`.
+fn addresses(gpu: &Gpu, room: &Act, cache: CachePlace, heads: Heads) -> Option<[u64; 2]> {
+    if room.len < cache.start + cache.len(heads) {
+        gpu.refuse("generation: a cache outside its room");
+        return None;
+    }
+    let at = |numbers: usize| room.at + numbers as u64 * gpu.precision().bytes();
+    Some([at(cache.start), at(cache.start + cache.half(heads))])
 }
 
 /// Returns how many elements of rows of `width` are moved at once: 16 bytes, or one.
@@ -41,7 +31,7 @@ fn pack_of(precision: Precision, width: usize) -> usize {
 }
 
 /// Tells whether all documents of the pack lie inside the cache; keeps a failure where one does not.
-fn fits(gpu: &Gpu, pack: &Pack, cache: &Cache) -> bool {
+fn fits(gpu: &Gpu, pack: &Pack, cache: CachePlace) -> bool {
     let documents = pack.data.starts.len().saturating_sub(1);
     let slots = pack.data.slots.get(..documents);
     let inside = slots.is_some_and(|slots| slots.iter().all(|slot| (*slot as usize) < cache.slots))
@@ -60,15 +50,17 @@ pub(in crate::backend::gpu) fn store(
     pack: &Pack,
     heads: Heads,
     qkv: &Act,
-    cache: &mut Cache,
+    room: &mut Act,
+    cache: CachePlace,
 ) {
     let n = pack.data.tokens();
     if n == 0 || !fits(gpu, pack, cache) {
         return;
     }
+    let Some([keys, values]) = addresses(gpu, room, cache, heads) else { return };
     let Heads { h, g, d, .. } = heads;
     let args = Args::new().ptr(pack.starts).ptr(pack.slots).ptr(pack.positions).ptr(qkv.at);
-    let args = args.ptr(cache.keys).ptr(cache.values).u32(n as u32);
+    let args = args.ptr(keys).ptr(values).u32(n as u32);
     let args = args.u32(pack.data.starts.len() as u32 - 1).u32(cache.capacity as u32);
     let args = args.u32(h as u32).u32(g as u32).u32(d as u32);
     let packs = n * 2 * g * d / pack_of(gpu.precision(), d);
@@ -107,7 +99,8 @@ pub(in crate::backend::gpu) fn attention(
     pack: &Pack,
     heads: Heads,
     qkv: &Act,
-    cache: &Cache,
+    room: &Act,
+    cache: CachePlace,
     out: &mut Act,
 ) {
     let Heads { h, g, d, .. } = heads;
@@ -118,6 +111,7 @@ pub(in crate::backend::gpu) fn attention(
     if n == 0 || !fits(gpu, pack, cache) {
         return;
     }
+    let Some([keys, values]) = addresses(gpu, room, cache, heads) else { return };
     let plan = decode(&pack.data.positions, heads);
     let partial = gpu.scratch(4 * (plan.partial + plan.sums) as u64);
     if partial == 0 {
@@ -132,7 +126,7 @@ pub(in crate::backend::gpu) fn attention(
     };
     let shape = |args: Args| args.u32(h as u32).u32(g as u32).u32(d as u32).u32(window(heads));
     let args = Args::new().ptr(pack.slots).ptr(pack.positions).ptr(qkv.at);
-    let args = args.ptr(cache.keys).ptr(cache.values).ptr(partial).ptr(sums);
+    let args = args.ptr(keys).ptr(values).ptr(partial).ptr(sums);
     let args = shape(args.u32(cache.capacity as u32)).u32(plan.spans as u32);
     let args = args.f32((1.0 / (d as f64).sqrt()) as f32);
     gpu.launch(name, [plan.blocks, 1, 1], 128, 0, args);

@@ -1,0 +1,223 @@
+//! What the forward pass keeps of each layer for the backward pass, and what that makes again.
+//!
+//! A product made again has the operands, the kernel and the shape of the first time, so gradients are the same to the
+//! bit whatever is kept: the choice is one of memory against time.
+
+use serde::Serialize;
+
+use super::config::ModelConfig;
+
+/// What the backward pass finds of a layer. Each level keeps less than the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// All that a product or attention made; only norms and SwiGLU are made again.
+    All,
+    /// All but gate and up.
+    Attention,
+    /// The residual stream before each half and what attention made of the qkv rows: these, gate and up are made again.
+    Residual,
+    /// The input of the layer, from which all but its down projection is made again.
+    Input,
+}
+
+impl Level {
+    /// All levels, the one that keeps most first.
+    pub const ALL: [Self; 4] = [Self::All, Self::Attention, Self::Residual, Self::Input];
+
+    /// Returns its name in a recipe.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Attention => "attention",
+            Self::Residual => "residual",
+            Self::Input => "input",
+        }
+    }
+}
+
+/// Rows of a layer that are kept, or made again, together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The qkv rows, and those from before head norms.
+    Qkv,
+    /// Attention's output and its statistics, and the residual stream behind it.
+    Middle,
+    /// Gate and up.
+    GateUp,
+}
+
+impl Part {
+    /// Tells whether a layer of `level` keeps it.
+    fn kept(self, level: Level) -> bool {
+        level
+            <= match self {
+                Self::GateUp => Level::All,
+                Self::Qkv => Level::Attention,
+                Self::Middle => Level::Residual,
+            }
+    }
+}
+
+/// The level of every layer: `first` layers at one, the rest at one that keeps less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Saving {
+    /// How many layers, from the first one on, are at `level`.
+    pub first: usize,
+    /// Their level.
+    pub level: Level,
+    /// The level of the rest.
+    pub rest: Level,
+}
+
+/// Numbers of one token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Numbers {
+    /// In the precision of activations.
+    pub acts: u64,
+    /// In fp32.
+    pub stats: u64,
+}
+
+impl Saving {
+    /// Keeps the same of every layer.
+    pub fn same(level: Level) -> Self {
+        Self { first: 0, level, rest: level }
+    }
+
+    /// Returns all choices for a model of `layers` layers: every level alone, and every split between two of them.
+    pub fn choices(layers: usize) -> impl Iterator<Item = Self> {
+        let pairs = Level::ALL.into_iter().flat_map(|level| Level::ALL.map(|rest| (level, rest)));
+        pairs.filter(|(level, rest)| level <= rest).flat_map(move |(level, rest)| {
+            let splits = if level == rest { 0..1 } else { 1..layers };
+            splits.map(move |first| Self { first, level, rest })
+        })
+    }
+
+    /// Returns the level of layer `l`.
+    pub fn level(self, l: usize) -> Level {
+        if l < self.first { self.level } else { self.rest }
+    }
+
+    /// Tells whether layer `l` has room of its own for a part. The others share one room.
+    fn own(self, l: usize, part: Part) -> bool {
+        part.kept(self.level(l))
+    }
+
+    /// Returns the room of each layer for a part. Room 0 is the shared one where there is one.
+    pub(super) fn rooms(self, layers: usize, part: Part) -> Vec<usize> {
+        let mut next = usize::from(self.shares(layers, part));
+        let mut room = |l: usize| {
+            let own = self.own(l, part);
+            next += usize::from(own);
+            if own { next - 1 } else { 0 }
+        };
+        (0..layers).map(&mut room).collect()
+    }
+
+    /// Tells whether layers share a room for a part: always the last one too, which keeps least.
+    fn shares(self, layers: usize, part: Part) -> bool {
+        layers > 0 && !self.own(layers - 1, part)
+    }
+
+    /// Returns how many rooms for a part there are.
+    fn count(self, layers: usize, part: Part) -> usize {
+        let own = (0..layers).filter(|l| self.own(*l, part)).count();
+        own + usize::from(self.shares(layers, part))
+    }
+
+    /// Tells whether the backward pass makes a part of layer `l` again. What the last layer left in a shared room is
+    /// still there.
+    pub(super) fn again(self, layers: usize, l: usize, part: Part) -> bool {
+        !self.own(l, part) && l + 1 < layers
+    }
+
+    /// Returns what a training [`Workspace`](super::Workspace) takes for each token, buffer by buffer.
+    pub fn numbers(self, config: &ModelConfig) -> Numbers {
+        let (heads, layers) = (config.heads(0), config.layers);
+        let (c, f) = (config.width as u64, config.ffn as u64);
+        let (qkv, hd) = (heads.qkv_width() as u64, heads.out_width() as u64);
+        let (h, g) = (heads.h as u64, heads.g as u64);
+        let norm = u64::from(config.qk_norm);
+        let [q, m, u] =
+            [Part::Qkv, Part::Middle, Part::GateUp].map(|part| self.count(layers, part) as u64);
+        let kept = q * (1 + norm) * qkv + m * (hd + c) + u * 2 * f;
+        let flow = 2 * c + qkv + hd;
+        // The residual stream; normed, h, h_ref; act. Statistics: rstd and three row results.
+        let acts = (layers as u64 + 1) * c + kept + flow + 3 * c + f;
+        Numbers { acts, stats: m * (2 + h) + q * norm * (h + g) + 4 }
+    }
+
+    /// Returns what is made again of a token in a document of `context` tokens: operations of products, and of attention.
+    pub fn again_flop(self, config: &ModelConfig, context: usize) -> [f64; 2] {
+        let (heads, layers) = (config.heads(0), config.layers);
+        let (c, f) = (config.width as f64, config.ffn as f64);
+        let (qkv, hd) = (heads.qkv_width() as f64, heads.out_width() as f64);
+        let times = |part| (0..layers).filter(|l| self.again(layers, *l, part)).count() as f64;
+        let middle = times(Part::Middle);
+        let products =
+            times(Part::Qkv) * qkv * c + middle * hd * c + times(Part::GateUp) * 2.0 * f * c;
+        // A token sees half of its document on average; 4 operations for each number of the output.
+        [2.0 * products, middle * 2.0 * context as f64 * hd]
+    }
+
+    /// Returns the widths of the rows that a training workspace does not use while it only reads the model: room for
+    /// caches of keys and values.
+    pub fn idle(self, config: &ModelConfig) -> Vec<usize> {
+        let (heads, layers) = (config.heads(0), config.layers);
+        let (c, qkv, hd) = (config.width, heads.qkv_width(), heads.out_width());
+        let more = |part| 1..self.count(layers, part).max(1);
+        let qkv_rows = if config.qk_norm { vec![qkv, qkv] } else { vec![qkv] };
+        let mut widths = vec![c; (layers + 1).saturating_sub(2)];
+        widths.extend(more(Part::Qkv).flat_map(|_| qkv_rows.clone()));
+        widths.extend(more(Part::Middle).flat_map(|_| [hd, c]));
+        widths.extend(more(Part::GateUp).map(|_| 2 * config.ffn));
+        widths.extend([c, c, qkv, hd, c]);
+        widths
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rooms_are_shared_from_the_first_layer_that_keeps_nothing() {
+        let mixed = Saving { first: 2, level: Level::Attention, rest: Level::Input };
+        assert_eq!(mixed.rooms(4, Part::Qkv), [1, 2, 0, 0]);
+        assert_eq!(mixed.rooms(4, Part::GateUp), [0, 0, 0, 0]);
+        let again = |part| [0, 1, 2, 3].map(|l| mixed.again(4, l, part));
+        assert_eq!(again(Part::Qkv), [false, false, true, false]);
+        assert_eq!(again(Part::GateUp), [true, true, true, false]);
+        assert_eq!(Saving::same(Level::All).rooms(3, Part::Middle), [0, 1, 2]);
+        assert_eq!([3, 1], [Part::Qkv, Part::GateUp].map(|part| mixed.count(4, part)));
+    }
+
+    #[test]
+    fn choices_are_every_level_and_every_split_of_two() {
+        assert_eq!(Saving::choices(1).count(), 4);
+        assert_eq!(Saving::choices(5).count(), 4 + 6 * 4);
+        assert!(Saving::choices(5).all(|saving| saving.level <= saving.rest));
+    }
+
+    #[test]
+    fn keeping_less_takes_fewer_numbers_and_more_operations() {
+        let config = ModelConfig::parse(
+            r#"{"model_type":"qwen3","hidden_size":64,"num_attention_heads":4,"num_key_value_heads":2,
+            "head_dim":12,"hidden_act":"silu","vocab_size":101,"num_hidden_layers":4,"intermediate_size":41,
+            "rms_norm_eps":1e-5}"#,
+        )
+        .unwrap();
+        let of = |level| {
+            let saving = Saving::same(level);
+            (saving.numbers(&config).acts, saving.again_flop(&config, 100)[0])
+        };
+        for pair in Level::ALL.windows(2) {
+            let (more, less) = (of(pair[0]), of(pair[1]));
+            assert!(more.0 > less.0 && more.1 < less.1, "{pair:?}: {more:?} {less:?}");
+        }
+        assert_eq!(of(Level::All).1, 0.0);
+        // Three of four layers; the last one's rows are still there.
+        assert_eq!(of(Level::Attention).1, 3.0 * 2.0 * 64.0 * 82.0);
+    }
+}

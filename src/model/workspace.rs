@@ -1,0 +1,253 @@
+//! The buffers of forward and backward.
+
+use super::config::ModelConfig;
+use super::params::Model;
+use super::saving::{Part, Saving};
+use crate::error::Result;
+use crate::ops::{HeadShape, Ops, Role, RowStats, Sampling};
+
+/// The qkv rows of a layer.
+pub(super) struct Qkv<O: Ops> {
+    /// From before the head norms, where there are some.
+    pub(super) raw: Option<O::Act>,
+    /// The statistics of these norms.
+    pub(super) rstd: Option<O::Stat>,
+    pub(super) rows: O::Act,
+}
+
+/// What lies between the qkv rows of a layer and its MLP.
+pub(super) struct Middle<O: Ops> {
+    pub(super) rstd1: O::Stat,
+    pub(super) lse: O::Stat,
+    pub(super) attn: O::Act,
+    /// The residual stream behind attention.
+    pub(super) rows: O::Act,
+    pub(super) rstd2: O::Stat,
+}
+
+/// Rooms for one part of every layer, of which layers may share one.
+pub(super) struct Rooms<T> {
+    rooms: Vec<T>,
+    /// The room of each layer.
+    of: Vec<usize>,
+    /// Whether the backward pass makes this part of a layer again.
+    again: Vec<bool>,
+}
+
+impl<T> Rooms<T> {
+    /// Makes the rooms of `saving`, or one for all layers without it.
+    fn new(
+        saving: Option<Saving>,
+        layers: usize,
+        part: Part,
+        make: impl FnMut() -> Result<T>,
+    ) -> Result<Self> {
+        let of = saving.map_or(vec![0; layers], |saving| saving.rooms(layers, part));
+        let again = (0..layers).map(|l| saving.is_some_and(|saving| saving.again(layers, l, part)));
+        let count = of.iter().max().map_or(1, |last| last + 1);
+        let again = again.collect();
+        let rooms = std::iter::repeat_with(make).take(count).collect::<Result<_>>()?;
+        Ok(Self { rooms, of, again })
+    }
+
+    /// Lends the room of a layer whose rows are kept, or that of passes which keep none.
+    pub(super) fn at(&mut self, kept: Option<usize>) -> &mut T {
+        &mut self.rooms[kept.map_or(0, |l| self.of[l])]
+    }
+
+    /// Tells whether the backward pass makes this part of layer `l` again.
+    pub(super) fn again(&self, l: usize) -> bool {
+        self.again[l]
+    }
+
+    /// Returns the rooms that passes which keep nothing leave alone.
+    fn idle(&mut self) -> &mut [T] {
+        self.rooms.get_mut(1..).unwrap_or_default()
+    }
+}
+
+/// Scratch for the weights of one layer in state modes that do not store them as the compute reads them.
+pub(super) struct Scratch<O: Ops> {
+    pub(super) matrix: O::Act,
+    pub(super) bias: O::Act,
+    pub(super) gains: [O::Act; 2],
+    pub(super) embed: O::Act,
+    pub(super) head: O::Act,
+    pub(super) head_ref: O::Act,
+}
+
+/// Gradients flowing down; made only for training.
+pub(super) struct Flow<O: Ops> {
+    pub(super) dx: O::Act,
+    pub(super) dh: O::Act,
+    pub(super) dqkv: O::Act,
+    pub(super) dattn: O::Act,
+}
+
+/// All buffers of forward and backward for packs of up to a given number of tokens, allocated once.
+pub struct Workspace<O: Ops> {
+    tokens: usize,
+    saving: Option<Saving>,
+    /// Residual stream: one more than layers when training, two to alternate between otherwise.
+    pub(super) x: Vec<O::Act>,
+    pub(super) qkv: Rooms<Qkv<O>>,
+    pub(super) middle: Rooms<Middle<O>>,
+    pub(super) gate_up: Rooms<O::Act>,
+    pub(super) normed: O::Act,
+    pub(super) act: O::Act,
+    pub(super) rstd: O::Stat,
+    /// Final hidden rows [N, C].
+    pub h: O::Act,
+    /// Final hidden rows of the teacher [N, C]; empty without one.
+    pub h_ref: O::Act,
+    /// Per-row results of the last head sweep.
+    pub stats: RowStats<O::Stat>,
+    pub(super) scratch: Scratch<O>,
+    pub(super) flow: Option<Flow<O>>,
+    /// Room for caches that no idle row had; how many numbers, and they.
+    spare: Vec<(usize, O::Act)>,
+}
+
+impl<O: Ops> Workspace<O> {
+    /// Allocates buffers for packs of up to `tokens` tokens of `model`; for training with those of the backward pass,
+    /// which finds of each layer what `saving` says.
+    pub fn new(ops: &O, model: &Model<O>, tokens: usize, saving: Option<Saving>) -> Result<Self> {
+        let cfg = &model.config;
+        let (heads, layers) = (cfg.heads(0), cfg.layers);
+        let training = saving.is_some();
+        let act = |width: usize| ops.act(tokens * width);
+        let stat = |width: usize| ops.stat(tokens * width);
+        let x = (0..if training { layers + 1 } else { 2 })
+            .map(|_| act(cfg.width))
+            .collect::<Result<_>>()?;
+        let qkv = Rooms::new(saving, layers, Part::Qkv, || {
+            Ok(Qkv {
+                raw: cfg.qk_norm.then(|| act(heads.qkv_width())).transpose()?,
+                rstd: cfg.qk_norm.then(|| stat(heads.h + heads.g)).transpose()?,
+                rows: act(heads.qkv_width())?,
+            })
+        })?;
+        let middle = Rooms::new(saving, layers, Part::Middle, || {
+            Ok(Middle {
+                rstd1: stat(1)?,
+                lse: stat(heads.h)?,
+                attn: act(heads.out_width())?,
+                rows: act(cfg.width)?,
+                rstd2: stat(1)?,
+            })
+        })?;
+        let gate_up = Rooms::new(saving, layers, Part::GateUp, || act(2 * cfg.ffn))?;
+        let flow = if training {
+            Some(Flow {
+                dx: act(cfg.width)?,
+                dh: act(cfg.width)?,
+                dqkv: act(heads.qkv_width())?,
+                dattn: act(heads.out_width())?,
+            })
+        } else {
+            None
+        };
+        let trained_head = model.layout.blocks[model.layout.head].trainable;
+        ops.reserve(HeadShape { n: tokens, c: cfg.width, v: cfg.vocab }, training)?;
+        Ok(Self {
+            tokens,
+            saving,
+            x,
+            qkv,
+            middle,
+            gate_up,
+            normed: act(cfg.width)?,
+            act: act(cfg.ffn)?,
+            rstd: stat(1)?,
+            h: act(cfg.width)?,
+            h_ref: act(if training { cfg.width } else { 0 })?,
+            stats: RowStats { nll: stat(1)?, value: stat(1)?, hit: stat(1)? },
+            scratch: Scratch {
+                matrix: model.layer_scratch(ops)?,
+                bias: model.layer_scratch(ops)?,
+                gains: [ops.act(cfg.head_width)?, ops.act(cfg.head_width)?],
+                embed: model.block_scratch(ops, model.layout.embed)?,
+                head: model.block_scratch(ops, model.layout.head)?,
+                head_ref: if trained_head {
+                    model.block_scratch(ops, model.layout.head)?
+                } else {
+                    ops.act(0)?
+                },
+            },
+            flow,
+            spare: Vec::new(),
+        })
+    }
+
+    /// Picks a token after each of `shape.n` rows that lie in `normed`: drawn where `draws` says how and with what, else
+    /// the most probable one.
+    pub(super) fn choose(
+        &mut self,
+        ops: &O,
+        model: &Model<O>,
+        shape: HeadShape,
+        draws: Option<(Sampling, &[f64])>,
+        ids: &mut [u32],
+    ) {
+        let head = &model.params[model.layout.head];
+        let w = ops.view(head, Role::Evaluated, &mut self.scratch.head);
+        match draws {
+            Some((sampling, draws)) => {
+                ops.head_sample(shape, &self.normed, w, sampling, draws, ids);
+            }
+            None => ops.head_argmax(shape, &self.normed, w, ids),
+        }
+    }
+
+    /// Returns the longest pack it takes, tokens.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Tells whether it has buffers of the backward pass.
+    pub(super) fn trains(&self) -> bool {
+        self.saving.is_some()
+    }
+
+    /// Returns the numbers that each lent room holds, in the order of [`Workspace::lend`].
+    pub(super) fn lent(&self, config: &ModelConfig) -> Vec<usize> {
+        let widths = self.saving.map_or(Vec::new(), |saving| saving.idle(config));
+        let idle = widths.into_iter().map(|width| width * self.tokens);
+        idle.chain(self.spare.iter().map(|(numbers, _)| *numbers)).collect()
+    }
+
+    /// Allocates one more room for caches, to be lent with the idle ones.
+    pub(super) fn add_room(&mut self, ops: &O, numbers: usize) -> Result<()> {
+        self.spare.push((numbers, ops.act(numbers)?));
+        Ok(())
+    }
+
+    /// Lends the rows that passes which keep nothing leave alone; nothing else may be done with it before
+    /// [`Workspace::take_back`] but such passes.
+    pub(super) fn lend(&mut self, ops: &O) -> Result<Vec<O::Act>> {
+        self.idle().into_iter().map(|act| Ok(std::mem::replace(act, ops.act(0)?))).collect()
+    }
+
+    /// Takes back what was lent.
+    pub(super) fn take_back(&mut self, lent: Vec<O::Act>) {
+        self.idle().into_iter().zip(lent).for_each(|(act, lent)| *act = lent);
+    }
+
+    /// Returns what is idle, in the order of [`Saving::idle`], and the spare rooms.
+    fn idle(&mut self) -> Vec<&mut O::Act> {
+        let Self { x, qkv, middle, gate_up, flow, h_ref, spare, .. } = self;
+        let mut idle: Vec<&mut O::Act> = x.iter_mut().skip(2).collect();
+        for Qkv { raw, rows, .. } in qkv.idle() {
+            idle.extend(raw.iter_mut().chain([rows]));
+        }
+        for Middle { attn, rows, .. } in middle.idle() {
+            idle.extend([attn, rows]);
+        }
+        idle.extend(gate_up.idle());
+        if let Some(Flow { dx, dh, dqkv, dattn }) = flow {
+            idle.extend([dx, dh, dqkv, dattn, h_ref]);
+        }
+        idle.extend(spare.iter_mut().map(|(_, room)| room));
+        idle
+    }
+}
