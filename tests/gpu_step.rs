@@ -90,7 +90,7 @@ fn start<O: Ops>(ops: &O, job: Job) -> MeanTeacher<O> {
         teacher_rate: 0.1,
         schedule: Schedule { lr: 0.05, warmup: None },
     };
-    let knobs = Knobs { tol: 0.02, nlul_threshold: 0.0, beta_npo: 2.0 };
+    let knobs = Knobs { beta_npo: 2.0, ..Knobs::default() };
     let method = Method { loss: job.loss, penalty: job.penalty, knobs };
     MeanTeacher::new(model, Some(base), passes, method, settings)
 }

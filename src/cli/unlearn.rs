@@ -58,6 +58,10 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     if recipe.method.penalty != "none" {
         wanted("--retain", "data.retain", &recipe.data.retain)?;
     }
+    let method = recipe.method()?;
+    if method.loss.rows(&method.knobs).paired() {
+        wanted("--set data.alternate=FILE", "data.alternate", &recipe.data.alternate)?;
+    }
     args.run.start(recipe, out)
 }
 
@@ -90,6 +94,9 @@ impl RunArgs {
         check_data("data.forget", &recipe.data.forget)?;
         if recipe.method.penalty != "none" {
             check_data("data.retain", &recipe.data.retain)?;
+        }
+        if !recipe.data.alternate.as_os_str().is_empty() {
+            check_data("data.alternate", &recipe.data.alternate)?;
         }
         let job = Training { recipe, out: self.out.clone(), resume: self.resume };
         let summary = engine::compute(&engine, job)?;

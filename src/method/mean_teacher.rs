@@ -26,8 +26,10 @@ pub struct Method {
 pub struct Settings {
     /// alpha, the weight of the forget loss.
     pub forget_weight: f64,
-    /// beta, the weight of the penalty.
+    /// beta, the weight of the penalty; where it starts if there is a dual.
     pub retain_weight: f64,
+    /// How the weight of the penalty follows it, if it does.
+    pub dual: Option<Dual>,
     /// The gradient norm above which everything is scaled down; infinite for never.
     pub clip: f64,
     /// Pull of the student to the teacher.
@@ -36,6 +38,22 @@ pub struct Settings {
     pub teacher_rate: f64,
     /// Learning rate over steps.
     pub schedule: Schedule,
+}
+
+/// A penalty's weight as the dual variable of a bound on it. Source: open-unlearning `pdu.py`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Dual {
+    /// The share of what the penalty exceeds its bound by that is added to its weight each step.
+    pub rate: f64,
+    /// The value that the penalty is to stay below.
+    pub bound: f64,
+}
+
+impl Dual {
+    /// Returns the weight after a step whose penalty came to `value`.
+    pub fn follow(&self, weight: f64, value: f64) -> f64 {
+        (weight + self.rate * (value - self.bound)).max(0.0)
+    }
 }
 
 /// What a step did; the names are those of the reference's log.
@@ -47,6 +65,8 @@ pub struct StepReport {
     pub loss_tr: f64,
     /// Penalty before its weight (qkl: the whole variance).
     pub loss_kl: f64,
+    /// The penalty's weight in this step.
+    pub retain_weight: f64,
     /// Gradient norm before clipping and without damping.
     pub grad_norm: f64,
     /// Clip factor c.
@@ -84,6 +104,8 @@ pub struct MeanTeacher<O: Ops> {
     pub settings: Settings,
     /// The next step, counted from 0.
     pub step: u64,
+    /// The penalty's weight in the next step.
+    pub retain_weight: f64,
     bad: Option<(usize, u64)>,
 }
 
@@ -96,7 +118,8 @@ impl<O: Ops> MeanTeacher<O> {
         method: Method,
         settings: Settings,
     ) -> Self {
-        Self { model, base, passes, method, settings, step: 0, bad: None }
+        let retain_weight = settings.retain_weight;
+        Self { model, base, passes, method, settings, step: 0, retain_weight, bad: None }
     }
 
     /// Does one step: [`MeanTeacher::start`], then [`MeanTeacher::finish`].
@@ -118,10 +141,10 @@ impl<O: Ops> MeanTeacher<O> {
         retain: &[MicroBatch],
     ) -> Result<Started<O>> {
         self.model.clear_grads(ops);
-        let Self { model, base, passes, method, settings, .. } = self;
+        let Self { model, base, passes, method, settings, retain_weight, .. } = self;
         let task = |objective, batches, weight| Task { objective, batches, weight: Some(weight) };
         let loss = task(method.loss, forget, settings.forget_weight);
-        let penalty = method.penalty.map(|p| task(p, retain, settings.retain_weight));
+        let penalty = method.penalty.map(|p| task(p, retain, *retain_weight));
         passes.start_step(ops, model, base.as_mut(), &method.knobs, loss, penalty)?;
         let lr = self.settings.schedule.rate(self.step);
         let settings = StepSettings {
@@ -154,6 +177,7 @@ impl<O: Ops> MeanTeacher<O> {
             global_step: self.step,
             loss_tr: tr.nll,
             loss_kl: kl.value,
+            retain_weight: self.retain_weight,
             grad_norm: norm,
             clip_coef: clip,
             lr,
@@ -163,6 +187,9 @@ impl<O: Ops> MeanTeacher<O> {
             tokens: tr.tokens + kl.tokens,
         };
         self.step += 1;
+        if let Some(dual) = self.settings.dual.filter(|_| !skipped) {
+            self.retain_weight = dual.follow(self.retain_weight, kl.value);
+        }
         Ok(report)
     }
 

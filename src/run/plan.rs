@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::Recipe;
 use crate::backend::gpu::{Precision, chunk_rows};
 use crate::error::{Error, Kind, Result};
+use crate::method::Rows;
 use crate::model::{Layout, ModelConfig};
 use crate::ops::{StateMode, TeacherForm};
 use crate::optim::Optimizer;
@@ -123,7 +124,8 @@ impl Plan {
         let form = recipe.teacher(mode);
         let number = if target == Target::Cuda { 2 } else { 4 };
         let moments = if recipe.optim.optimizer == Optimizer::Adamw { 2 } else { 1 };
-        let has_base = recipe.method.loss == "npo";
+        let loss = recipe.method().ok().map(|method| method.loss.rows(&recipe.method.knobs));
+        let has_base = loss.is_some_and(Rows::reads_base);
         let teacher = match form {
             TeacherForm::None => 0,
             _ if exact => 4,

@@ -10,7 +10,7 @@ use super::presets;
 use super::watch::Stop;
 use crate::error::{Error, Result, nearest};
 use crate::eval::muse;
-use crate::method::{self, Knobs, Method, Settings};
+use crate::method::{self, Dual, Knobs, Method, Settings};
 use crate::model::Train;
 use crate::model::params::Keeping;
 use crate::ops::{StateMode, TeacherForm};
@@ -60,6 +60,8 @@ pub struct DataSection {
     pub forget: PathBuf,
     /// The retain set.
     pub retain: PathBuf,
+    /// A preferred document for each forget document, in order (`dpo` alone).
+    pub alternate: PathBuf,
     /// Longest forget document, tokens.
     pub forget_context: usize,
     /// Longest retain document, tokens.
@@ -78,9 +80,9 @@ pub struct DataSection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MethodSection {
-    /// The forget loss: nll, ll, nlul, npo, mismatch.
+    /// The forget loss, a name of docs/methods.md.
     pub loss: String,
-    /// The penalty on retain documents: kl, qkl, none.
+    /// The penalty on retain documents: nll, kl, kl_tokens, kl_muse, qkl, none.
     pub penalty: String,
     /// alpha.
     pub forget_weight: f64,
@@ -90,6 +92,10 @@ pub struct MethodSection {
     pub teacher_rate: f64,
     /// Pull of the student to the teacher.
     pub damping: f64,
+    /// How fast the weight of the penalty follows it above `dual_bound`; 0 keeps it.
+    pub dual_rate: f64,
+    /// The value that the penalty is to stay below where its weight follows it.
+    pub dual_bound: f64,
     /// The numbers of the losses.
     #[serde(flatten)]
     pub knobs: Knobs,
@@ -205,6 +211,7 @@ impl Default for DataSection {
         Self {
             forget: PathBuf::new(),
             retain: PathBuf::new(),
+            alternate: PathBuf::new(),
             forget_context: 1024,
             retain_context: 512,
             forget_chunking: false,
@@ -224,6 +231,8 @@ impl Default for MethodSection {
             retain_weight: 1.0,
             teacher_rate: 0.005,
             damping: 5.0,
+            dual_rate: 0.0,
+            dual_bound: 0.0,
             knobs: Knobs::default(),
         }
     }
@@ -327,6 +336,8 @@ impl Recipe {
         Settings {
             forget_weight: self.method.forget_weight,
             retain_weight: self.method.retain_weight,
+            dual: (self.method.dual_rate > 0.0)
+                .then_some(Dual { rate: self.method.dual_rate, bound: self.method.dual_bound }),
             clip: self.optim.clip,
             damping: self.method.damping,
             teacher_rate: self.method.teacher_rate,
@@ -346,7 +357,9 @@ impl Recipe {
 
     /// Returns how the teacher is kept under `mode`.
     pub fn teacher(&self, mode: StateMode) -> TeacherForm {
-        let unused = self.method.penalty == "none" && self.method.damping == 0.0;
+        let penalty = self.method().ok().and_then(|method| method.penalty);
+        let read = penalty.is_some_and(|p| p.rows(&self.method.knobs).reads_teacher());
+        let unused = !read && self.method.damping == 0.0;
         match (unused, mode, self.model.teacher) {
             (true, ..) => TeacherForm::None,
             (_, StateMode::Exact, TeacherKey::Full) => TeacherForm::Full,
@@ -381,7 +394,7 @@ impl Recipe {
     }
 
     fn check(&self) -> Result<()> {
-        self.method()?;
+        self.check_method()?;
         self.check_stop()?;
         if self.optim.lr > 1.0 {
             return Err(Error::config(format!("optim.lr: {:e} is above 1", self.optim.lr))
@@ -408,12 +421,7 @@ impl Recipe {
             ),
             ("method.damping", self.method.damping, self.method.damping >= 0.0, "0 or more"),
             ("method.tol", self.method.knobs.tol, self.method.knobs.tol >= 0.0, "0 or more"),
-            (
-                "method.beta_npo",
-                self.method.knobs.beta_npo,
-                self.method.knobs.beta_npo > 0.0,
-                "above 0",
-            ),
+            ("method.dual_rate", self.method.dual_rate, self.method.dual_rate >= 0.0, "0 or more"),
         ];
         for (key, value, good, wanted) in checks {
             if !good || value.is_nan() {
@@ -436,6 +444,53 @@ impl Recipe {
             if value < least {
                 return Err(Error::config(format!("{key}: wanted at least {least}, got {value}")));
             }
+        }
+        Ok(())
+    }
+
+    /// Checks the names of loss and penalty, their numbers, and what they need.
+    fn check_method(&self) -> Result<()> {
+        let method = self.method()?;
+        let Knobs { beta_npo, beta_simnpo, delta_simnpo, beta_undial, beta_wga, .. } =
+            self.method.knobs;
+        let Knobs { satimp_beta1, satimp_beta2, .. } = self.method.knobs;
+        let checks = [
+            ("beta_npo", beta_npo, beta_npo > 0.0, "above 0"),
+            ("beta_simnpo", beta_simnpo, beta_simnpo > 0.0, "above 0"),
+            ("delta_simnpo", delta_simnpo, delta_simnpo.is_finite(), "a number"),
+            ("beta_undial", beta_undial, beta_undial >= 0.0, "0 or more"),
+            ("beta_wga", beta_wga, beta_wga >= 0.0, "0 or more"),
+            ("satimp_beta1", satimp_beta1, satimp_beta1 >= 0.0, "0 or more"),
+            ("satimp_beta2", satimp_beta2, satimp_beta2 >= 0.0, "0 or more"),
+            ("dual_bound", self.method.dual_bound, self.method.dual_bound.is_finite(), "a number"),
+        ];
+        for (key, value, good, wanted) in checks {
+            if !good {
+                return Err(Error::config(format!("method.{key}: wanted {wanted}, got {value}")));
+            }
+        }
+        let (loss, knobs) = (method.loss, self.method.knobs);
+        let paired = loss.rows(&knobs).paired();
+        let alternate = !self.data.alternate.as_os_str().is_empty();
+        if paired && self.data.forget_chunking {
+            return Err(Error::config(format!(
+                "data.forget_chunking: loss {} compares whole documents",
+                loss.name()
+            ))
+            .hint("set data.forget_chunking=false; longer documents are then truncated"));
+        }
+        if alternate && !paired {
+            return Err(Error::config(format!(
+                "data.alternate: loss {} reads no alternatives",
+                loss.name()
+            ))
+            .hint("set method.loss=dpo, or leave data.alternate out"));
+        }
+        if self.method.dual_rate > 0.0 && method.penalty.is_none() {
+            return Err(Error::config(
+                "method.dual_rate: there is no penalty whose weight could follow it",
+            )
+            .hint("set method.penalty=nll, or method.dual_rate=0"));
         }
         Ok(())
     }
@@ -556,9 +611,32 @@ mod tests {
     #[test]
     fn unknown_loss_names_the_nearest() {
         let error = Recipe::assemble(None, None, &["method.loss=nlull".into()]).unwrap_err();
+        let text = error.to_string();
+        assert!(text.starts_with("method.loss: `nlull` is unknown\nhint: known are nll, ll, nlul, "));
+        assert!(text.ends_with("; nearest is nlul"), "{text}");
+    }
+
+    #[test]
+    fn combinations_that_mean_nothing_are_refused() {
+        let refused = |sets: &[&str]| {
+            let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
+            Recipe::assemble(None, None, &sets).unwrap_err().message().to_owned()
+        };
         assert_eq!(
-            error.to_string(),
-            "method.loss: `nlull` is unknown\nhint: known are nll, ll, nlul, npo, mismatch; nearest is nlul"
+            refused(&["method.loss=dpo", "data.forget_chunking=true"]),
+            "data.forget_chunking: loss dpo compares whole documents"
+        );
+        assert_eq!(
+            refused(&["method.loss=npo", "data.alternate=a.jsonl"]),
+            "data.alternate: loss npo reads no alternatives"
+        );
+        assert_eq!(
+            refused(&["method.penalty=none", "method.dual_rate=0.1"]),
+            "method.dual_rate: there is no penalty whose weight could follow it"
+        );
+        assert_eq!(
+            refused(&["method.beta_simnpo=0"]),
+            "method.beta_simnpo: wanted above 0, got 0"
         );
     }
 

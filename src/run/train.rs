@@ -33,6 +33,8 @@ const BEST: &str = "best";
 /// A corpus with the order its documents are drawn in.
 struct Stream {
     corpus: Corpus,
+    /// A preferred document for each of the corpus.
+    alternate: Option<Corpus>,
     sampler: Sampler,
     accum: usize,
     micro_batch: usize,
@@ -40,7 +42,17 @@ struct Stream {
 
 impl Stream {
     fn draw(&self, step: u64) -> Result<Vec<MicroBatch>> {
-        draw(&self.corpus, &self.sampler, step, self.accum, self.micro_batch)
+        let of = |corpus| draw(corpus, &self.sampler, step, self.accum, self.micro_batch);
+        let Some(alternate) = &self.alternate else { return of(&self.corpus) };
+        let pair = |(own, other): (MicroBatch, MicroBatch)| {
+            MicroBatch::new((0..own.rows()).flat_map(|b| [own.row(b), other.row(b)]))
+        };
+        Ok(of(&self.corpus)?.into_iter().zip(of(alternate)?).map(pair).collect())
+    }
+
+    /// Returns the tokens of the longest documents that must lie in one pack.
+    fn longest(&self) -> usize {
+        self.corpus.longest() + self.alternate.as_ref().map_or(0, Corpus::longest)
     }
 }
 
@@ -100,18 +112,17 @@ impl<'a, O: Ops> Run<'a, O> {
         let trainable = Layout::new(&folder.config, recipe.train()).trainable();
         let keep = recipe.keeping(recipe.state_mode(trainable));
         let model = Model::load(ops, folder.config.clone(), &folder.weights, &keep)?;
-        let longest = retain.iter().chain([&forget]).map(|s| s.corpus.longest());
+        let longest = retain.iter().chain([&forget]).map(Stream::longest);
         let longest = longest.chain([suite.longest()]).max().unwrap_or(0);
         let passes = Passes::new(ops, &model, recipe.run.pack_tokens.max(longest), true)?;
-        let base = match recipe.method.loss.as_str() {
-            "npo" => Some(base_model(ops, recipe)?),
-            _ => None,
-        };
+        let compares = method.loss.rows(&method.knobs).reads_base();
+        let base = compares.then(|| base_model(ops, recipe)).transpose()?;
         let mut state = MeanTeacher::new(model, base, passes, method, recipe.settings());
         std::fs::create_dir_all(out).map_err(|e| Error::io("make folder", out, &e))?;
         recover_all(out)?;
         let retained = retain.as_ref().map(|stream| &stream.corpus);
-        let identity = resume::identity(recipe, &forget.corpus, retained)?;
+        let alternate = forget.alternate.as_ref();
+        let identity = resume::identity(recipe, &forget.corpus, retained, alternate)?;
         let mut watch =
             Watch { every: recipe.eval.every, stop: recipe.stop(), entries: Vec::new() };
         let mut saved = None;
@@ -344,10 +355,19 @@ fn stream(recipe: &Recipe, folder: &Folder, tokenizer: &Tokenizer, forget: bool)
         cache_dir: data.cache_dir(),
     };
     let corpus = folder.corpus(path, tokenizer, &options)?;
+    let named = forget && !data.alternate.as_os_str().is_empty();
+    let alternate =
+        named.then(|| folder.corpus(&data.alternate, tokenizer, &options)).transpose()?;
+    if let Some(found) = alternate.as_ref().map(Corpus::len).filter(|len| *len != corpus.len()) {
+        return Err(Error::data(format!(
+            "data.alternate: {found} documents, wanted one for each of the {} forget documents",
+            corpus.len()
+        )));
+    }
     let order = match data.order {
         OrderKey::Replacement => Order::Replacement,
         OrderKey::Epochs => Order::Epochs,
     };
     let sampler = Sampler::new(order, recipe.seed, name, corpus.len())?;
-    Ok(Stream { corpus, sampler, accum, micro_batch: recipe.run.micro_batch })
+    Ok(Stream { corpus, alternate, sampler, accum, micro_batch: recipe.run.micro_batch })
 }

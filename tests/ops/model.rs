@@ -71,7 +71,7 @@ impl Setup {
             vec![MicroBatch::new([row(T), row(1), row(3)]), MicroBatch::new([row(5), row(2)])];
         // All in one pack, which several micro-batches share.
         let passes = Passes::new(&ops, &model, 64, true).unwrap();
-        let knobs = Knobs { tol: 0.02, nlul_threshold: 0.0, beta_npo: 2.0 };
+        let knobs = Knobs { beta_npo: 2.0, ..Knobs::default() };
         Self { ops, model, base, passes, batches, knobs }
     }
 
