@@ -123,16 +123,21 @@ __device__ __forceinline__ void uniform(float* logits, const float* coefs, float
 }
 
 // QUADRATIC: the quadratic form, else KL(q, p). With D' = D - E_q D and E = E_q(e^D' - 1 - D'), p/q = e^D' / (1 + E)
-// and KL = log(1 + E). `subtract`: the first logits are z and not D.
-template <bool QUADRATIC, typename T>
+// and KL = log(1 + E). `subtract`: the first logits are z and not D. The teacher's logit of entry y is `lower` less than
+// it says.
+template <bool QUADRATIC, bool LOWERED, typename T>
 __device__ __forceinline__ void matched(float* logits, const float* teacher, const float* coefs,
-                                        float* value, uint32_t v, uint32_t subtract, uint32_t grad) {
+                                        float* value, uint32_t v, uint32_t y, float lower,
+                                        uint32_t subtract, uint32_t grad) {
     const uint32_t row = blockIdx.x;
     float* z = logits + static_cast<uint64_t>(row) * v;
     const float* r = teacher + static_cast<uint64_t>(row) * v;
     const bool vec = v % kPack == 0;
     const float coef = coefs[row];
-    auto difference = [&](float x, float x_ref) { return subtract != 0 ? x - x_ref : x; };
+    auto lowered = [&](uint32_t i) { return LOWERED && i == y ? lower : 0.0f; };
+    auto difference = [&](float x, float x_ref, uint32_t i) {
+        return (subtract != 0 ? x - x_ref : x) + lowered(i);
+    };
     Online online;
     for (uint32_t at = threadIdx.x * kPack; at < v; at += kPlaces) {
         float x_r[kPack], ref_r[kPack];
@@ -140,7 +145,8 @@ __device__ __forceinline__ void matched(float* logits, const float* teacher, con
         load_pack(r, at, v, vec, ref_r);
 #pragma unroll
         for (int k = 0; k < kPack; ++k) {
-            if (at + k < v) online.add(ref_r[k], difference(x_r[k], ref_r[k]));
+            if (at + k >= v) continue;
+            online.add(ref_r[k] - lowered(at + k), difference(x_r[k], ref_r[k], at + k));
         }
     }
     join(online);
@@ -153,8 +159,8 @@ __device__ __forceinline__ void matched(float* logits, const float* teacher, con
 #pragma unroll
         for (int k = 0; k < kPack; ++k) {
             if (at + k >= v) continue;
-            float d = difference(x_r[k], ref_r[k]) - mean;
-            sum += expf(ref_r[k] - top) * inverse * (QUADRATIC ? d * d : exp_minus_linear(d));
+            float d = difference(x_r[k], ref_r[k], at + k) - mean;
+            sum += expf(ref_r[k] - lowered(at + k) - top) * inverse * (QUADRATIC ? d * d : exp_minus_linear(d));
         }
     }
     const float excess = row_sum<kBlock>(sum);
@@ -168,8 +174,8 @@ __device__ __forceinline__ void matched(float* logits, const float* teacher, con
         load_pack(r, at, v, vec, ref_r);
 #pragma unroll
         for (int k = 0; k < kPack; ++k) {
-            float q = expf(ref_r[k] - top) * inverse;
-            float d = difference(x[k], ref_r[k]) - mean;
+            float q = expf(ref_r[k] - lowered(at + k) - top) * inverse;
+            float d = difference(x[k], ref_r[k], at + k) - mean;
             float pull = QUADRATIC ? d : exp_minus_linear(d) + d - excess;
             x[k] = coef == 0.0f ? 0.0f : scale * q * pull;
         }
@@ -218,7 +224,7 @@ UNIFORM(head_uniform_f32, float);
         name(float* logits, const float* teacher, const float* coefs, float* value, uint32_t v,   \
              uint32_t subtract, uint32_t grad) {                                                  \
         ptx::grid_enter();                                                                        \
-        matched<quadratic, T>(logits, teacher, coefs, value, v, subtract, grad);                  \
+        matched<quadratic, false, T>(logits, teacher, coefs, value, v, v, 0.0f, subtract, grad);  \
     }                                                                                             \
     KERNEL_EXPORT(name)
 
@@ -226,6 +232,20 @@ MATCHED(head_kl_bf16, false, uint16_t);
 MATCHED(head_kl_f32, false, float);
 MATCHED(head_qkl_bf16, true, uint16_t);
 MATCHED(head_qkl_f32, true, float);
+
+// KL against the teacher's distribution with the target's logit lowered by `strength`.
+#define UNDIAL(name, T)                                                                           \
+    extern "C" __global__ void __launch_bounds__(kBlock)                                          \
+        name(float* logits, const float* teacher, const uint32_t* targets, const float* coefs,    \
+             float* value, uint32_t v, float strength, uint32_t subtract, uint32_t grad) {        \
+        ptx::grid_enter();                                                                        \
+        const uint32_t y = targets[blockIdx.x];                                                   \
+        matched<false, true, T>(logits, teacher, coefs, value, v, y, strength, subtract, grad);   \
+    }                                                                                             \
+    KERNEL_EXPORT(name)
+
+UNDIAL(head_undial_bf16, uint16_t);
+UNDIAL(head_undial_f32, float);
 
 // out = a - b, rounded to storage. Grid: ceil(n / 2048) blocks.
 extern "C" __global__ void __launch_bounds__(kBlock)

@@ -1,57 +1,12 @@
-// Loss rows of the head whose gradient reaches all logits, beside the penalties of head.cu; ops/weight.rs states them.
+// Loss rows of the head whose gradient reaches all logits, beside the distributions of head.cu; ops/weight.rs states
+// them.
 //
-// Undial: cross-entropy to t = softmax(z_ref - s e_y). Ratio: each logit on its own, (2/b) mean log(1 + exp(b D)).
-// LogitKl: -sum exp(z_ref) D. Spread: (max z - mean z)^2, the first of equal maxima taking the gradient.
-// Shape: a block a row. One read gives the sums (online where they are of exponentials), the second, out of the L2
-// cache, makes the gradient in place as head.cu does. The first logits are z where `subtract`, else D = z - z_ref.
+// Ratio: each logit on its own, (2/b) mean log(1 + exp(b D)). LogitKl: -sum exp(z_ref) D. Spread:
+// (max z - mean z)^2, the first of equal maxima taking the gradient.
+// Shape: a block a row. One read gives the sums, the second, out of the L2 cache, makes the gradient in place as head.cu does. The first logits are z where `subtract`, else D = z - z_ref.
 // fp32 sums in an order that V alone decides. Bytes a logit: 4 read, 2 or 4 written, and as many reads again with a
-// teacher. Roof: device memory. Source: open-unlearning trainer/utils.py and pdu.py, muse_bench iterative.py.
+// teacher. Roof: device memory. Source: open-unlearning pdu.py, muse_bench iterative.py.
 #include "head.cuh"
-
-template <typename T>
-__device__ __forceinline__ void undial(float* logits, const float* teacher, const uint32_t* targets,
-                                       const float* coefs, float* value, uint32_t v, float strength,
-                                       uint32_t subtract, uint32_t grad) {
-    const uint32_t row = blockIdx.x, y = targets[row];
-    float* z = logits + static_cast<uint64_t>(row) * v;
-    const float* r = teacher + static_cast<uint64_t>(row) * v;
-    const bool vec = v % kPack == 0;
-    const float coef = coefs[row];
-    auto student = [&](float x, float ref) { return subtract != 0 ? x : x + ref; };
-    auto wanted = [&](uint32_t i, float ref) { return i == y ? ref - strength : ref; };
-    // Means are taken of differences to the first logit: those of the size of the logits would cancel.
-    const float first = student(z[0], r[0]);
-    Online own, soft;
-    for (uint32_t at = threadIdx.x * kPack; at < v; at += kPlaces) {
-        float x_r[kPack], ref_r[kPack];
-        load_pack(z, at, v, vec, x_r);
-        load_pack(r, at, v, vec, ref_r);
-#pragma unroll
-        for (int k = 0; k < kPack; ++k) {
-            if (at + k >= v) continue;
-            const float x = student(x_r[k], ref_r[k]);
-            own.add(x, 0.0f);
-            soft.add(wanted(at + k, ref_r[k]), x - first);
-        }
-    }
-    join(own);
-    join(soft);
-    if (threadIdx.x == 0) {
-        const float loss = logf(own.sum) + (own.top - first) - soft.with / soft.sum;
-        value[row] = coef == 0.0f ? 0.0f : loss;
-    }
-    if (grad == 0) return;
-    rewrite<T>(z, v, vec, [&](uint32_t at, float(&x)[kPack]) {
-        float ref_r[kPack];
-        load_pack(r, at, v, vec, ref_r);
-#pragma unroll
-        for (int k = 0; k < kPack; ++k) {
-            const float p = expf(student(x[k], ref_r[k]) - own.top) / own.sum;
-            const float t = expf(wanted(at + k, ref_r[k]) - soft.top) / soft.sum;
-            x[k] = coef == 0.0f ? 0.0f : coef * (p - t);
-        }
-    });
-}
 
 // LOGIT_KL: -sum exp(z_ref) D, else the ratio of single logits with `beta`.
 template <bool LOGIT_KL, typename T>
@@ -134,18 +89,6 @@ __device__ __forceinline__ void spread(float* logits, const float* coefs, float*
 }
 
 // `logits` [rows, V] fp32; the gradient takes its place. Grid: rows.
-#define UNDIAL(name, T)                                                                           \
-    extern "C" __global__ void __launch_bounds__(kBlock)                                          \
-        name(float* logits, const float* teacher, const uint32_t* targets, const float* coefs,    \
-             float* value, uint32_t v, float strength, uint32_t subtract, uint32_t grad) {        \
-        ptx::grid_enter();                                                                        \
-        undial<T>(logits, teacher, targets, coefs, value, v, strength, subtract, grad);           \
-    }                                                                                             \
-    KERNEL_EXPORT(name)
-
-UNDIAL(head_undial_bf16, uint16_t);
-UNDIAL(head_undial_f32, float);
-
 #define EACH_LOGIT(name, logit_kl, T)                                                             \
     extern "C" __global__ void __launch_bounds__(kBlock)                                          \
         name(float* logits, const float* teacher, const float* coefs, float* value, uint32_t v,   \

@@ -21,8 +21,7 @@ fn page_is_what_the_code_says() {
 fn every_knob_is_read_by_a_method_and_every_key_is_a_knob() {
     let knobs = serde_json::to_value(Knobs::default()).unwrap();
     let Value::Object(knobs) = knobs else { unreachable!() };
-    let keys: Vec<&str> =
-        FORGET.iter().chain(&PENALTIES).flat_map(|o| o.keys()).copied().collect();
+    let keys: Vec<&str> = FORGET.iter().chain(&PENALTIES).flat_map(|o| o.keys()).copied().collect();
     for key in &keys {
         assert!(knobs.contains_key(*key), "{key}");
     }

@@ -58,10 +58,6 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     if recipe.method.penalty != "none" {
         wanted("--retain", "data.retain", &recipe.data.retain)?;
     }
-    let method = recipe.method()?;
-    if method.loss.rows(&method.knobs).paired() {
-        wanted("--set data.alternate=FILE", "data.alternate", &recipe.data.alternate)?;
-    }
     args.run.start(recipe, out)
 }
 

@@ -112,8 +112,7 @@ fn section(key: &str, objective: &dyn Objective) -> String {
     if rows.paired() {
         item("needs", "`data.alternate`: a preferred document for each forget document, in order");
     }
-    let mut keys: Vec<String> =
-        objective.keys().iter().map(|k| format!("`method.{k}`")).collect();
+    let mut keys: Vec<String> = objective.keys().iter().map(|k| format!("`method.{k}`")).collect();
     if rows.reads_base() {
         keys.push("`model.base`".into());
     }

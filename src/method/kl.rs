@@ -27,7 +27,9 @@ impl Objective for Kl {
         match self {
             Self::Padded => "KL(teacher, student), masked sum over all positions divided by B T",
             Self::Tokens => "KL(teacher, student), mean over real tokens",
-            Self::Muse => "sum over the vocabulary of exp(z_ref) (z_ref - z), summed over positions and divided by B",
+            Self::Muse => {
+                "sum over the vocabulary of exp(z_ref) (z_ref - z), summed over positions and divided by B"
+            }
         }
     }
 
@@ -41,7 +43,9 @@ impl Objective for Kl {
 
     fn source(&self) -> &'static str {
         match self {
-            Self::Padded => "mt-unlearn `losses.py`, `kl`; open-unlearning `trainer/utils.py`, `compute_kl_divergence`",
+            Self::Padded => {
+                "mt-unlearn `losses.py`, `kl`; open-unlearning `trainer/utils.py`, `compute_kl_divergence`"
+            }
             Self::Tokens => "the mean that the padding of others does not change",
             Self::Muse => "muse_bench `iterative.py`, `klr`",
         }
@@ -49,9 +53,13 @@ impl Objective for Kl {
 
     fn differs(&self) -> &'static str {
         match self {
-            Self::Padded => "open-unlearning adds the divergence at padding, which has no rows here; kl_tokens divides by real tokens alone",
+            Self::Padded => {
+                "open-unlearning adds the divergence at padding, which has no rows here; kl_tokens divides by real tokens alone"
+            }
             Self::Tokens => "kl is the references' form",
-            Self::Muse => "no divergence and unbounded below; for comparison with MUSE's figures alone. MUSE also sums the rows of padding",
+            Self::Muse => {
+                "no divergence and unbounded below; for comparison with MUSE's figures alone. MUSE also sums the rows of padding"
+            }
         }
     }
 

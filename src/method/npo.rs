@@ -25,9 +25,15 @@ impl Objective for Npo {
 
     fn formula(&self) -> &'static str {
         match self {
-            Self::Paper => "(2/beta_npo) log(1 + exp(beta_npo r)), r = sum of log p_y - log p_base,y over a document, mean over documents",
-            Self::MeanTeacher => "(2/beta_npo) log(1 + exp(beta_npo r)), r the log-ratio divided by the padded length, tokens averaged over the micro-batch",
-            Self::Muse => "(2/beta_npo) log(1 + exp(beta_npo (z - z_base))), mean over vocabulary and B T positions",
+            Self::Paper => {
+                "(2/beta_npo) log(1 + exp(beta_npo r)), r = sum of log p_y - log p_base,y over a document, mean over documents"
+            }
+            Self::MeanTeacher => {
+                "(2/beta_npo) log(1 + exp(beta_npo r)), r the log-ratio divided by the padded length, tokens averaged over the micro-batch"
+            }
+            Self::Muse => {
+                "(2/beta_npo) log(1 + exp(beta_npo (z - z_base))), mean over vocabulary and B T positions"
+            }
         }
     }
 
@@ -50,8 +56,12 @@ impl Objective for Npo {
     fn differs(&self) -> &'static str {
         match self {
             Self::Paper => "npo_mt and npo_muse are other codes' forms",
-            Self::MeanTeacher => "the base model's log-softmax is taken in full precision here, in fp16 there",
-            Self::Muse => "no log-ratio: adding a number to all logits of a row changes it. MUSE also averages over the rows of padding",
+            Self::MeanTeacher => {
+                "the base model's log-softmax is taken in full precision here, in fp16 there"
+            }
+            Self::Muse => {
+                "no log-ratio: adding a number to all logits of a row changes it. MUSE also averages over the rows of padding"
+            }
         }
     }
 

@@ -400,7 +400,8 @@ fn packs<'a>(
     batches: &'a [MicroBatch],
     limit: usize,
 ) -> Result<Vec<Vec<Document<'a>>>> {
-    let (rows, normaliser, span) = (objective.rows(knobs), objective.normaliser(), objective.span());
+    let (rows, normaliser, span) =
+        (objective.rows(knobs), objective.normaliser(), objective.span());
     let unit = if rows.paired() { 2 } else { 1 };
     let count = batches.len() as f64;
     let documents = batches.iter().flat_map(|batch| {

@@ -41,7 +41,9 @@ impl Objective for Pdu {
     fn differs(&self) -> &'static str {
         match self {
             Self::Paper => "pdu_ou is open-unlearning's form",
-            Self::OpenUnlearning => "the mask is not shifted: the last position of a document counts, and of an answer the prompt's last one does not",
+            Self::OpenUnlearning => {
+                "the mask is not shifted: the last position of a document counts, and of an answer the prompt's last one does not"
+            }
         }
     }
 

@@ -32,7 +32,11 @@ impl Objective for SatImp {
     }
 
     fn rows(&self, knobs: &Knobs) -> Rows {
-        Rows::Token(TokenFormula { p_power: knobs.satimp_beta1, q_power: knobs.satimp_beta2, ..TokenFormula::constant(-1.0) })
+        Rows::Token(TokenFormula {
+            p_power: knobs.satimp_beta1,
+            q_power: knobs.satimp_beta2,
+            ..TokenFormula::constant(-1.0)
+        })
     }
 
     fn normaliser(&self) -> Normaliser {

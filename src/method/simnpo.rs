@@ -22,8 +22,12 @@ impl Objective for SimNpo {
 
     fn formula(&self) -> &'static str {
         match self {
-            Self::Paper => "-(2/beta_simnpo) log sigmoid(beta_simnpo (l - delta_simnpo)), l the mean NLL of a document's targets, mean over documents",
-            Self::OpenUnlearning => "-(2/beta_simnpo) log sigmoid(beta_simnpo (l - delta_simnpo)), l the NLL of a document divided by its length n, mean over documents",
+            Self::Paper => {
+                "-(2/beta_simnpo) log sigmoid(beta_simnpo (l - delta_simnpo)), l the mean NLL of a document's targets, mean over documents"
+            }
+            Self::OpenUnlearning => {
+                "-(2/beta_simnpo) log sigmoid(beta_simnpo (l - delta_simnpo)), l the NLL of a document divided by its length n, mean over documents"
+            }
         }
     }
 
@@ -43,8 +47,12 @@ impl Objective for SimNpo {
 
     fn differs(&self) -> &'static str {
         match self {
-            Self::Paper => "the paper's gamma is beta_simnpo delta_simnpo; simnpo_ou is open-unlearning's form",
-            Self::OpenUnlearning => "counts labels before they are shifted, which is one more than are predicted where the whole document is labelled",
+            Self::Paper => {
+                "the paper's gamma is beta_simnpo delta_simnpo; simnpo_ou is open-unlearning's form"
+            }
+            Self::OpenUnlearning => {
+                "counts labels before they are shifted, which is one more than are predicted where the whole document is labelled"
+            }
         }
     }
 

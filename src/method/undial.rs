@@ -3,7 +3,7 @@
 use super::{Knobs, Normaliser, Objective, Rows};
 use crate::ops::Matched;
 
-/// Cross-entropy to `softmax(z_base - beta e_y)`.
+/// `KL(t, p)` with `t = softmax(z_base - beta e_y)`: their cross-entropy less the entropy of t, which is constant.
 #[derive(Debug, Clone, Copy)]
 pub enum Undial {
     /// The mean over real targets.
@@ -22,8 +22,12 @@ impl Objective for Undial {
 
     fn formula(&self) -> &'static str {
         match self {
-            Self::Paper => "-sum of t_i log p_i, t = softmax(z_base - beta_undial e_y), mean over real target tokens",
-            Self::OpenUnlearning => "-sum of t_i log p_i, t = softmax(z_base - beta_undial e_y), masked sum over targets divided by B (T - 1)",
+            Self::Paper => {
+                "KL(t, p), t = softmax(z_base - beta_undial e_y), mean over real target tokens"
+            }
+            Self::OpenUnlearning => {
+                "KL(t, p), t = softmax(z_base - beta_undial e_y), masked sum over targets divided by B (T - 1)"
+            }
         }
     }
 
@@ -40,8 +44,12 @@ impl Objective for Undial {
 
     fn differs(&self) -> &'static str {
         match self {
-            Self::Paper => "undial_ou is open-unlearning's form",
-            Self::OpenUnlearning => "averages over padding too; there it also trains the rows of padding and of masked prompts, whose label -100 lowers entry V - 100 of the vocabulary, and those rows do not exist here",
+            Self::Paper => {
+                "public code returns the cross-entropy, which is more by the constant entropy of t; undial_ou is open-unlearning's form"
+            }
+            Self::OpenUnlearning => {
+                "averages over padding too; there it also trains the rows of padding and of masked prompts, whose label -100 lowers entry V - 100 of the vocabulary, and those rows do not exist here"
+            }
         }
     }
 

@@ -98,7 +98,7 @@ pub enum Matched {
     Kl,
     /// Quadratic KL: value `Var_q(D)`, gradient `q (D - E_q D)`, which is that of half the value.
     Qkl,
-    /// Cross-entropy to t = softmax(z_ref - s e_y): value `-sum t log p`, gradient `p - t`.
+    /// KL(t, p) with t = softmax(z_ref - s e_y): value `sum t log(t/p)`, gradient `p - t`.
     Undial {
         /// s, what is taken off the logit of the target.
         strength: f64,

@@ -612,7 +612,9 @@ mod tests {
     fn unknown_loss_names_the_nearest() {
         let error = Recipe::assemble(None, None, &["method.loss=nlull".into()]).unwrap_err();
         let text = error.to_string();
-        assert!(text.starts_with("method.loss: `nlull` is unknown\nhint: known are nll, ll, nlul, "));
+        assert!(
+            text.starts_with("method.loss: `nlull` is unknown\nhint: known are nll, ll, nlul, ")
+        );
         assert!(text.ends_with("; nearest is nlul"), "{text}");
     }
 
@@ -634,10 +636,7 @@ mod tests {
             refused(&["method.penalty=none", "method.dual_rate=0.1"]),
             "method.dual_rate: there is no penalty whose weight could follow it"
         );
-        assert_eq!(
-            refused(&["method.beta_simnpo=0"]),
-            "method.beta_simnpo: wanted above 0, got 0"
-        );
+        assert_eq!(refused(&["method.beta_simnpo=0"]), "method.beta_simnpo: wanted above 0, got 0");
     }
 
     #[test]

@@ -103,6 +103,14 @@ impl<'a, O: Ops> Run<'a, O> {
         let folder = Folder::open(&recipe.model.path)?;
         let tokenizer = folder.tokenizer()?;
         let method = recipe.method()?;
+        let loss = method.loss.rows(&method.knobs);
+        if loss.paired() && recipe.data.alternate.as_os_str().is_empty() {
+            return Err(Error::config(format!(
+                "data.alternate: is not set, and loss {} compares each forget document with another",
+                method.loss.name()
+            ))
+            .hint("name a file with one preferred document for each forget document, in order"));
+        }
         let forget = stream(recipe, &folder, &tokenizer, true)?;
         let retain = match method.penalty {
             Some(_) => Some(stream(recipe, &folder, &tokenizer, false)?),
@@ -115,8 +123,7 @@ impl<'a, O: Ops> Run<'a, O> {
         let longest = retain.iter().chain([&forget]).map(Stream::longest);
         let longest = longest.chain([suite.longest()]).max().unwrap_or(0);
         let passes = Passes::new(ops, &model, recipe.run.pack_tokens.max(longest), true)?;
-        let compares = method.loss.rows(&method.knobs).reads_base();
-        let base = compares.then(|| base_model(ops, recipe)).transpose()?;
+        let base = loss.reads_base().then(|| base_model(ops, recipe)).transpose()?;
         let mut state = MeanTeacher::new(model, base, passes, method, recipe.settings());
         std::fs::create_dir_all(out).map_err(|e| Error::io("make folder", out, &e))?;
         recover_all(out)?;

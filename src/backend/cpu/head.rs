@@ -303,7 +303,11 @@ impl<T: Real> RowLoss<T> for MatchedRows<'_> {
             Matched::Qkl => qkl(z, extra, coef),
             Matched::Kl => kl(z, extra, coef),
             Matched::Undial { strength } => {
-                soft::undial(z, extra, self.targets[row] as usize, strength, coef)
+                // KL against z_ref - s e_y: D grows where the target's logit falls.
+                let (y, strength) = (self.targets[row] as usize, T::from_f64(strength));
+                z[y] += strength;
+                extra[y] -= strength;
+                kl(z, extra, coef)
             }
             Matched::LogitRatio { beta } => soft::logit_ratio(z, beta, coef),
             Matched::LogitKl => soft::logit_kl(z, extra, coef),

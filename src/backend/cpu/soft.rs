@@ -1,33 +1,9 @@
-//! Loss rows whose gradient reaches all logits, beside the penalties: soft targets, single logits, flattening.
+//! Loss rows whose gradient reaches all logits, beside matched distributions: single logits, flattening.
 //!
 //! `d` holds D = z - z_ref on entry where another model is compared with, else z; the gradient on return.
 
 use super::Real;
 use super::rows::{max, sum, sum2};
-
-/// Cross-entropy to t = softmax(z_ref - strength e_y); d becomes `coef (p - t)`.
-#[inline(always)]
-pub(super) fn undial<T: Real>(
-    d: &mut [T],
-    reference: &mut [T],
-    y: usize,
-    strength: f64,
-    coef: f64,
-) -> f64 {
-    d.iter_mut().zip(&*reference).for_each(|(d, r)| *d += *r);
-    let top = max(d);
-    d.iter_mut().for_each(|x| *x -= top);
-    reference[y] -= T::from_f64(strength);
-    let top = max(reference);
-    reference.iter_mut().for_each(|x| *x = (*x - top).exp());
-    let inverse = 1.0 / sum(reference, |x| x);
-    let mean = sum2(reference, d, |t, z| t * z) * inverse;
-    d.iter_mut().for_each(|x| *x = x.exp());
-    let total = sum(d, |x| x);
-    let (p, t) = (T::from_f64(coef / total), T::from_f64(coef * inverse));
-    d.iter_mut().zip(&*reference).for_each(|(d, r)| *d = *d * p - *r * t);
-    total.ln() - mean
-}
 
 /// `(2/b) mean log(1 + exp(b D))`; d becomes `2 coef / (V (1 + exp(-b D)))`.
 #[inline(always)]
