@@ -13,8 +13,7 @@ retain documents. Every loss goes with every penalty, and with `method.penalty =
 frozen reference of other codes. A report and `unlearning.json` print the formulas of a run.
 
 `dz` is the derivative by the logits of a row before it is divided, with p = softmax(z), y the next token, V the
-vocabulary, B documents in a micro-batch, T the longest of them, n the length of one. `(form)` marks the form of a
-public code that differs from the method's own.
+vocabulary, B documents in a micro-batch, T the longest of them, n the length of one. Where public code differs from a method as published, its form has a name of its own.
 
 ## Combinations by their published names
 
