@@ -1,10 +1,12 @@
 //! Every loss with every penalty, mean teacher on and off, through the command line: two steps on a recorded model.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
 
 use assert_cmd::cargo::cargo_bin;
+use nepenthe::io::safetensors::{Entry, Weights, write_f32_as, write_file};
 use nepenthe::method::{FORGET, PENALTIES};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -139,4 +141,91 @@ fn alternatives_must_be_there_and_as_many_as_forget_documents() {
         said.contains("data.alternate: 3 documents, wanted one for each of the 6 forget documents"),
         "{said}"
     );
+}
+
+/// Copies the model folder with every number changed by `change`.
+fn changed(dir: &Path, name: &str, change: impl Fn(usize, f32) -> f32) {
+    let (from, to) = (dir.join("model"), dir.join(name));
+    std::fs::create_dir(&to).unwrap();
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(from.join(file), to.join(file)).unwrap();
+    }
+    let weights = Weights::open(&from).unwrap();
+    let entry = |name: &str| {
+        let info = weights.info(name).unwrap();
+        Entry { name: name.to_owned(), dtype: info.dtype, shape: info.shape.clone() }
+    };
+    let entries: Vec<Entry> = weights.names().map(entry).collect();
+    write_file(&to.join("model.safetensors"), &entries, &BTreeMap::new(), &mut |entry, out| {
+        let values = weights.read_f64(&entry.name)?;
+        let values = values.iter().enumerate().map(|(i, x)| change(i, *x as f32));
+        let values: Vec<f32> = values.collect();
+        write_f32_as(entry.dtype, &values, out).unwrap();
+        Ok(())
+    })
+    .unwrap();
+}
+
+fn task_vector(dir: &Path, finetuned: &str, out: &str, more: &[&str]) -> Output {
+    let mut command = Command::new(cargo_bin("nepenthe"));
+    command.args(["--json", "task-vector", "--model"]).arg(dir.join("model"));
+    command.arg("--finetuned").arg(dir.join(finetuned)).arg("--out").arg(dir.join(out));
+    command.args(more).output().unwrap()
+}
+
+#[test]
+fn task_vector_is_taken_off_number_by_number() {
+    let dir = inputs();
+    let dir = dir.path();
+    let tuning = |i: usize| (i % 5) as f32 * 0.25 - 0.5;
+    changed(dir, "tuned", |i, x| x + tuning(i));
+    let output = task_vector(dir, "tuned", "less", &["--factor", "2"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(summary["formula"], "W - factor (W_ft - W_0)");
+    let [own, tuned, less] =
+        ["model", "tuned", "less"].map(|name| Weights::open(&dir.join(name)).unwrap());
+    let (mut count, mut square) = (0, 0.0);
+    for name in own.names() {
+        count += 1;
+        let [own, tuned, less] = [&own, &tuned, &less].map(|w| w.read_f64(name).unwrap());
+        for ((w, tuned), less) in own.iter().zip(&tuned).zip(&less) {
+            assert_eq!(*less as f32, (w - 2.0 * (tuned - w)) as f32, "{name}");
+            square += (2.0 * (tuned - w)).powi(2);
+        }
+    }
+    assert_eq!(summary["tensors"], count);
+    assert!((summary["vector_norm"].as_f64().unwrap() - square.sqrt()).abs() < 1e-9 * square);
+    // Off a finetuned start, and back: the start's own vector with the other sign.
+    let start = dir.join("tuned");
+    let output = task_vector(dir, "model", "more", &["--pretrained", start.to_str().unwrap()]);
+    assert!(output.status.success());
+    let more = Weights::open(&dir.join("more")).unwrap();
+    for name in own.names() {
+        let [own, tuned, more] = [&own, &tuned, &more].map(|w| w.read_f64(name).unwrap());
+        for ((w, tuned), more) in own.iter().zip(&tuned).zip(&more) {
+            assert_eq!(*more as f32, (w - (w - tuned)) as f32, "{name}");
+        }
+    }
+}
+
+#[test]
+fn task_vectors_of_nothing_and_of_other_models_are_refused() {
+    let dir = inputs();
+    let dir = dir.path();
+    let output = task_vector(dir, "model", "none", &[]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("so there is no task vector"), "{said}");
+    assert!(!dir.join("none").exists());
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data/models/qwen2");
+    std::fs::create_dir(dir.join("other")).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(golden.join(file), dir.join("other").join(file)).unwrap();
+    }
+    let output = task_vector(dir, "other", "none", &[]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    assert!(said.contains("wanted shape"), "{said}");
 }

@@ -38,6 +38,15 @@ part of a checkpoint and of each line of metrics.jsonl. Source: open-unlearning 
 gradient is not finite leaves it alone.
 ";
 
+const TASK_VECTOR: &str = "
+## Task vectors
+
+`nepenthe task-vector --model W --finetuned W_FT --factor A --out DIR` writes `W - A (W_ft - W_0)`, W_0 being what was
+finetuned: `--pretrained`, or the model itself. No training; `nepenthe finetune` makes W_ft of the forget set. Each number
+is made in f64 and rounded once. Source: arXiv 2212.04089; muse_bench `task_vector.py`, which takes the differences in
+bf16 and whose scripts use A = 5.
+";
+
 /// Writes docs/methods.md.
 pub fn page() -> String {
     let mut text = HEAD.to_owned();
@@ -48,7 +57,7 @@ pub fn page() -> String {
     FORGET.iter().for_each(|objective| text += &section("loss", *objective));
     let others = PENALTIES.iter().filter(|p| FORGET.iter().all(|f| f.name() != p.name()));
     others.for_each(|objective| text += &section("penalty", *objective));
-    text + DUAL
+    text + DUAL + TASK_VECTOR
 }
 
 /// Returns the forward passes over its documents and the models that an objective needs beside the student.

@@ -13,8 +13,10 @@ pub mod presets;
 pub mod recipe;
 pub mod resume;
 pub mod signals;
+pub mod task_vector;
 pub mod train;
 pub mod watch;
 
 pub use folder::Folder;
 pub use recipe::Recipe;
+pub use task_vector::TaskVector;
