@@ -10,7 +10,7 @@ use nepenthe::run::bench::{FAMILIES, ROOF};
 use serde_json::Value;
 
 /// The keys of every line, in their order.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
     "kind",
     "name",
     "shape",
@@ -22,6 +22,7 @@ const KEYS: [&str; 15] = [
     "roof_share",
     "rival",
     "rival_rate",
+    "predicted",
     "device",
     "driver",
     "date",
@@ -69,6 +70,7 @@ fn check(lines: &str, dtype: &str) -> BTreeSet<String> {
         }
         assert_eq!(line["roof"].is_null(), kind == ROOF, "{line}");
         assert_eq!(line["roof_share"].is_null(), kind == ROOF, "{line}");
+        assert_eq!(line["predicted"].is_null(), kind == ROOF || dtype == "fp32", "{line}");
         kinds.insert(kind.to_owned());
     }
     kinds

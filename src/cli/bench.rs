@@ -94,7 +94,7 @@ fn module_version(text: &str) -> Option<&str> {
 fn text(lines: &[Measurement]) -> String {
     let Some(first) = lines.first() else { return String::new() };
     let head = ["name", "kind", "shape", "dtype", "median us", "rate", "unit", "roof", "share"];
-    let head = head.into_iter().chain(["rival", "its rate"]);
+    let head = head.into_iter().chain(["rival", "its rate", "predicted"]);
     let mut rows = vec![head.map(str::to_owned).collect::<Vec<_>>()];
     let rate = |rate: f64| format!("{rate:.1}");
     let maybe = |x: Option<f64>| x.map_or("-".to_owned(), rate);
@@ -112,6 +112,7 @@ fn text(lines: &[Measurement]) -> String {
             line.roof_share.map_or("-".to_owned(), |share| format!("{:.1} %", 100.0 * share)),
             line.rival.unwrap_or("-").to_owned(),
             maybe(line.rival_rate),
+            maybe(line.predicted),
         ]);
         if let Some(of) = line.memory {
             let [peak, planned] = [of.peak_bytes, of.planned_bytes].map(super::output::bytes);

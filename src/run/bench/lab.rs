@@ -270,6 +270,7 @@ impl Lab {
             roof_share: roof.map(|roof| roof / seconds),
             rival: rival.map(|_| Rival::NAME),
             rival_rate: rival.map(|rival| amount / rival),
+            predicted: None,
             origin: self.origin.clone(),
             memory: None,
         }

@@ -10,6 +10,7 @@ mod gemm;
 mod generate;
 mod head;
 mod lab;
+pub mod predict;
 mod preset;
 mod rival;
 mod roof;
@@ -24,6 +25,7 @@ use serde::Serialize;
 pub use lab::Lab;
 pub use preset::{MODELS, Preset};
 
+use crate::backend::gpu::Precision;
 use crate::error::{Error, Kind, Result};
 
 /// One line of results; a rate is `null` where the thing does not exist.
@@ -51,6 +53,8 @@ pub struct Measurement {
     pub rival: Option<&'static str>,
     /// The rival's rate, measured beside ours on the same operands.
     pub rival_rate: Option<f64>,
+    /// The rate that an H100 is predicted to reach: [`predict`], in bf16.
+    pub predicted: Option<f64>,
     /// Where and what this was.
     #[serde(flatten)]
     pub origin: Origin,
@@ -152,10 +156,23 @@ pub fn run(
         lines.iter().try_for_each(|line| tell(Event::Measured(line)))?;
     }
     for preset in presets {
+        let predicted = match lab.precision() {
+            Precision::Bf16 => predict::predict(preset),
+            Precision::Fp32 => Vec::new(),
+        };
+        let with = |line: &Measurement| Measurement {
+            predicted: predicted
+                .iter()
+                .find(|p| (p.kind, &p.name) == (line.kind, &line.name))
+                .map(|p| line.rate * line.median_us / 1e6 / p.seconds),
+            ..line.clone()
+        };
         for (family, measure) in FAMILIES.iter().filter(|(family, _)| wanted(family)) {
             tell(Event::Begins(family, &preset.name))?;
             match measure(lab, preset) {
-                Ok(lines) => lines.iter().try_for_each(|line| tell(Event::Measured(line)))?,
+                Ok(lines) => {
+                    lines.iter().try_for_each(|line| tell(Event::Measured(&with(line))))?;
+                }
                 Err(error) if error.kind() == Kind::Memory => {
                     tell(Event::LeftOut(family, &preset.name, error))?;
                 }

@@ -115,6 +115,11 @@ impl Updated {
     }
 }
 
+/// Returns how many weights the update of at least `least` of them has.
+pub(super) fn weights(layout: &Layout, least: usize) -> usize {
+    blocks(layout, least).iter().map(|block| block.len()).sum()
+}
+
 /// Picks the trained blocks of as many layers as it takes for `least` weights.
 fn blocks(layout: &Layout, least: usize) -> Vec<&Block> {
     let mut left = least;
@@ -135,7 +140,7 @@ mod tests {
     #[test]
     fn blocks_are_just_enough() {
         let layout = Layout::new(&model("llama-2-7b").unwrap(), Train::Body);
-        let len = |least| blocks(&layout, least).iter().map(|b| b.len()).sum::<usize>();
+        let len = |least| weights(&layout, least);
         // A layer: 4 * 4096^2 + 3 * 4096 * 11008, the last block 4096 * 11008.
         assert_eq!(len(200_000_000), 202_375_168);
         assert_eq!(len(1), 3 * 4096 * 4096);
