@@ -11,7 +11,7 @@ use nepenthe::backend::gpu::{Gpu, Precision};
 use nepenthe::data::MicroBatch;
 use nepenthe::method::passes::Passes;
 use nepenthe::method::{
-    FORGET, Knobs, MeanTeacher, Method, Objective, PENALTIES, Settings, StepReport,
+    Combination, FORGET, Knobs, MeanTeacher, Method, Objective, PENALTIES, Settings, StepReport,
 };
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Train};
@@ -212,6 +212,44 @@ fn every_kind_of_loss_with_every_kind_of_penalty_steps_as_on_the_cpu() {
     }
     for loss in ["ll", "satimp", "npo_mt", "npo_muse", "simnpo", "dpo", "pdu", "mismatch"] {
         compared(loss, Some("kl"));
+    }
+}
+
+/// Gradients kept apart and projected, step after step, so that recorded work finds its buffers again.
+#[test]
+fn combined_gradients_step_as_on_the_cpu() {
+    fn reports<O: Ops>(ops: &O) -> Vec<StepReport> {
+        let job = Job {
+            mode: StateMode::Exact,
+            train: Train::All,
+            ..job(LLAMA, at(&FORGET, "ll"), Some(at(&PENALTIES, "nll")))
+        };
+        let mut run = start(ops, job);
+        let keep = Keeping {
+            train: Some(job.train),
+            mode: job.mode,
+            teacher: TeacherForm::Full,
+            rule: job.rule,
+            seed: 1,
+        };
+        let more = run.model.more_grads(ops, &keep).unwrap();
+        run.combine(Combination::Project, more);
+        let mut random = Random::new("documents");
+        let steps = (0..4).map(|_| {
+            let (forget, retain) = batches(&mut random, 0);
+            run.step(ops, &forget, &retain).unwrap()
+        });
+        steps.collect()
+    }
+    let Some(gpu) = simulated(Timing::ALL[0], Precision::Fp32) else { return };
+    let want = reports(&Cpu::<f32>::new());
+    for (got, want) in reports(&gpu).iter().zip(&want) {
+        let (got_cosine, cosine) = (got.cosine.unwrap(), want.cosine.unwrap());
+        assert!(cosine < 0.0, "the gradients of ascent and descent agree: {cosine}");
+        assert!((got_cosine - cosine).abs() < 1e-3, "{got_cosine} {cosine}");
+        let near = |a: f64, b: f64| (a - b).abs() <= 2e-3 * b.abs();
+        assert!(near(got.grad_norm, want.grad_norm), "{got:?} {want:?}");
+        assert!(near(got.factors.unwrap()[1], want.factors.unwrap()[1]), "{got:?} {want:?}");
     }
 }
 

@@ -143,6 +143,32 @@ fn alternatives_must_be_there_and_as_many_as_forget_documents() {
     );
 }
 
+#[test]
+fn combined_gradients_step_and_say_how() {
+    let dir = inputs();
+    for (combine, loss, penalty) in
+        [("project", "uce", "kl"), ("min_norm", "undial", "nll"), ("project", "ll", "nll")]
+    {
+        let mut sets = sets(dir.path(), loss, penalty, false);
+        // At the first step a divergence has no gradient: the starting model is the teacher.
+        sets.extend([format!("method.combine={combine}"), "run.steps=3".to_owned()]);
+        let out = format!("{combine}-{loss}");
+        let output = unlearn(dir.path(), &out, &sets);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{out}: {said}");
+        let log = std::fs::read_to_string(dir.path().join(&out).join("metrics.jsonl")).unwrap();
+        for line in log.lines().skip(1) {
+            let line: Value = serde_json::from_str(line).unwrap();
+            let [own, other] = [0, 1].map(|i| line["factors"][i].as_f64().unwrap());
+            match (combine, line["cosine"].as_f64().unwrap()) {
+                ("min_norm", _) => assert!((own + other - 1.0).abs() < 1e-12, "{line}"),
+                (_, cosine) if cosine < 0.0 => assert!(own == 1.0 && other > 1.0, "{line}"),
+                _ => assert!(own == 1.0 && other == 1.0, "{line}"),
+            }
+        }
+    }
+}
+
 /// Copies the model folder with every number changed by `change`.
 fn changed(dir: &Path, name: &str, change: impl Fn(usize, f32) -> f32) {
     let (from, to) = (dir.join("model"), dir.join(name));

@@ -47,6 +47,20 @@ is made in f64 and rounded once. Source: arXiv 2212.04089; muse_bench `task_vect
 bf16 and whose scripts use A = 5.
 ";
 
+const COMBINE: &str = "
+## Combinations of gradients
+
+`method.combine` says how the gradients of loss, f, and penalty, r, both with their weights, become the direction that is
+descended. All but `sum` keep r in buffers of its own (as many bytes again as gradients take) and wait for three inner
+products a step; metrics.jsonl then has the cosine of f and r and both factors. They need a penalty.
+
+| `method.combine` | direction | source |
+|---|---|---|
+| `sum` | f + r | |
+| `project` | f - min(0, f.r)/(r.r) r + r | arXiv 2001.06782 (PCGrad), of which only the loss gives way |
+| `min_norm` | a f + (1 - a) r of least length, a in 0..1 | arXiv 1810.04650 (MGDA) for two objectives |
+";
+
 /// Writes docs/methods.md.
 pub fn page() -> String {
     let mut text = HEAD.to_owned();
@@ -57,7 +71,7 @@ pub fn page() -> String {
     FORGET.iter().for_each(|objective| text += &section("loss", *objective));
     let others = PENALTIES.iter().filter(|p| FORGET.iter().all(|f| f.name() != p.name()));
     others.for_each(|objective| text += &section("penalty", *objective));
-    text + DUAL + TASK_VECTOR
+    text + DUAL + COMBINE + TASK_VECTOR
 }
 
 /// Returns the forward passes over its documents and the models that an objective needs beside the student.

@@ -4,6 +4,7 @@
 //! No loss has code of its own on a device.
 
 mod ceu;
+mod combine;
 mod docs;
 mod dpo;
 mod kl;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result, nearest};
 use crate::ops::{DocumentFormula, Matched, TokenFormula};
 
+pub use combine::Combination;
 pub use docs::page;
 pub use mean_teacher::{Dual, MeanTeacher, Method, Settings, StepReport};
 
@@ -203,12 +205,23 @@ pub fn find(
     key: &str,
     name: &str,
 ) -> Result<&'static dyn Objective> {
-    table.iter().copied().find(|o| o.name() == name).ok_or_else(|| {
-        let names: Vec<&str> = table.iter().map(|o| o.name()).collect();
-        let mut hint = format!("known are {}", names.join(", "));
-        if let Some(near) = nearest(name, names.iter().copied()) {
-            hint.push_str(&format!("; nearest is {near}"));
-        }
-        Error::config(format!("{key}: `{name}` is unknown")).hint(hint)
-    })
+    named(key, name, table.iter().map(|o| (o.name(), *o)))
+}
+
+/// Finds a value by its name.
+fn named<T>(
+    key: &str,
+    name: &str,
+    known: impl IntoIterator<Item = (&'static str, T)>,
+) -> Result<T> {
+    let (names, values): (Vec<&str>, Vec<T>) = known.into_iter().unzip();
+    let at = names.iter().position(|known| *known == name);
+    if let Some(value) = at.and_then(|at| values.into_iter().nth(at)) {
+        return Ok(value);
+    }
+    let mut hint = format!("known are {}", names.join(", "));
+    if let Some(near) = nearest(name, names) {
+        hint.push_str(&format!("; nearest is {near}"));
+    }
+    Err(Error::config(format!("{key}: `{name}` is unknown")).hint(hint))
 }

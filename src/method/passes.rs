@@ -153,7 +153,8 @@ impl<O: Ops> Passes<O> {
     /// Starts the passes of a step and waits for nothing; [`Passes::sums`] tells what their rows came to.
     ///
     /// What is left of loss and of penalty when their full packs are made shares one pack where it fits, unless the loss
-    /// weighs documents or compares with a base model, which would have to read the penalty's rows too.
+    /// weighs documents or compares with a base model, which would have to read the penalty's rows too, or the penalty's
+    /// gradient goes `apart`, into buffers of its own.
     pub fn start_step(
         &mut self,
         ops: &O,
@@ -162,6 +163,7 @@ impl<O: Ops> Passes<O> {
         knobs: &Knobs,
         loss: Task<'_>,
         penalty: Option<Task<'_>>,
+        mut apart: Option<&mut Vec<Option<O::Grad>>>,
     ) -> Result<()> {
         self.clear(ops, Slot::Loss);
         self.clear(ops, Slot::Penalty);
@@ -173,7 +175,7 @@ impl<O: Ops> Passes<O> {
             None => Vec::new(),
         };
         let rows = loss.objective.rows(knobs);
-        let alone = matches!(rows, Rows::Document(_)) || rows.reads_base();
+        let alone = matches!(rows, Rows::Document(_)) || rows.reads_base() || apart.is_some();
         let rest = losses.last().zip(penalties.last()).is_some_and(|(a, b)| {
             a.iter().chain(b).map(|doc| doc.ids.len()).sum::<usize>() <= limit
         });
@@ -182,10 +184,18 @@ impl<O: Ops> Passes<O> {
             self.start(ops, model, base.as_deref_mut(), knobs, &[(Slot::Loss, loss, group)])?;
         }
         ops.mark(marks::LOSS);
+        if let Some(apart) = &mut apart {
+            std::mem::swap(&mut model.grads, apart);
+            model.clear_grads(ops);
+        }
         for group in penalties {
             // There are none without a penalty.
             let Some(task) = penalty else { break };
             self.start(ops, model, None, knobs, &[(Slot::Penalty, task, group)])?;
+        }
+        // Back, so that recorded work finds the buffers it was recorded with.
+        if let Some(apart) = apart {
+            std::mem::swap(&mut model.grads, apart);
         }
         ops.mark(marks::PENALTY);
         self.shared = [0; 2];

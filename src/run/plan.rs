@@ -132,12 +132,13 @@ impl Plan {
             _ => 2,
         };
         let kept = if exact { 4 } else { 2 };
+        let buffers = if recipe.method.combine == "sum" { 1 } else { 2 };
         let mut resident = vec![
             Category { name: "weights, trainable", bytes: 4 * trained },
             Category { name: "weights, frozen", bytes: number * (all - trained) },
             Category { name: "teacher", bytes: teacher * trained },
             Category { name: "optimizer state", bytes: moments * kept * trained },
-            Category { name: "gradients", bytes: kept * trained },
+            Category { name: "gradients", bytes: kept * trained * buffers },
         ];
         if has_base {
             resident.push(Category { name: "base model", bytes: number * all });

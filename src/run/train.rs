@@ -18,7 +18,7 @@ use crate::error::{Error, Kind, Result};
 use crate::io::atomic::{recover_all, write_file_atomic};
 use crate::io::checkpoint::Checkpoint;
 use crate::method::passes::Passes;
-use crate::method::{MeanTeacher, Method, StepReport};
+use crate::method::{Combination, MeanTeacher, Method, StepReport};
 use crate::model::generate::Generator;
 use crate::model::params::Keeping;
 use crate::model::{Layout, Model};
@@ -124,7 +124,13 @@ impl<'a, O: Ops> Run<'a, O> {
         let longest = longest.chain([suite.longest()]).max().unwrap_or(0);
         let passes = Passes::new(ops, &model, recipe.run.pack_tokens.max(longest), true)?;
         let base = loss.reads_base().then(|| base_model(ops, recipe)).transpose()?;
+        let combination = recipe.combination()?;
+        let more = (combination != Combination::Sum).then(|| model.more_grads(ops, &keep));
+        let more = more.transpose()?;
         let mut state = MeanTeacher::new(model, base, passes, method, recipe.settings());
+        if let Some(grads) = more {
+            state.combine(combination, grads);
+        }
         std::fs::create_dir_all(out).map_err(|e| Error::io("make folder", out, &e))?;
         recover_all(out)?;
         let retained = retain.as_ref().map(|stream| &stream.corpus);
@@ -325,6 +331,7 @@ fn record(recipe: &Recipe, method: &Method, identity: &Value, summary: &Value) -
         "loss_formula": method.loss.formula(),
         "penalty": method.penalty.map(|p| p.name()),
         "penalty_formula": method.penalty.map(|p| p.formula()),
+        "direction": recipe.combination().map_or("", Combination::formula),
         "recipe": recipe,
         "identity": identity,
         "metrics": summary,
