@@ -236,8 +236,9 @@ fn combined_gradients_step_as_on_the_cpu() {
         run.combine(Combination::Project, more);
         let mut random = Random::new("documents");
         let steps = (0..4).map(|_| {
-            let (forget, retain) = batches(&mut random, 0);
-            run.step(ops, &forget, &retain).unwrap()
+            // Texts that are both forgotten and kept, so that the gradients go against each other.
+            let (forget, _) = batches(&mut random, 0);
+            run.step(ops, &forget, &forget[..1]).unwrap()
         });
         steps.collect()
     }
@@ -245,7 +246,7 @@ fn combined_gradients_step_as_on_the_cpu() {
     let want = reports(&Cpu::<f32>::new());
     for (got, want) in reports(&gpu).iter().zip(&want) {
         let (got_cosine, cosine) = (got.cosine.unwrap(), want.cosine.unwrap());
-        assert!(cosine < 0.0, "the gradients of ascent and descent agree: {cosine}");
+        assert!(cosine < -0.1, "the gradients of ascent and descent agree: {cosine}");
         assert!((got_cosine - cosine).abs() < 1e-3, "{got_cosine} {cosine}");
         let near = |a: f64, b: f64| (a - b).abs() <= 2e-3 * b.abs();
         assert!(near(got.grad_norm, want.grad_norm), "{got:?} {want:?}");

@@ -155,6 +155,7 @@ impl<O: Ops> Passes<O> {
     /// What is left of loss and of penalty when their full packs are made shares one pack where it fits, unless the loss
     /// weighs documents or compares with a base model, which would have to read the penalty's rows too, or the penalty's
     /// gradient goes `apart`, into buffers of its own.
+    #[allow(clippy::too_many_arguments)]
     pub fn start_step(
         &mut self,
         ops: &O,
