@@ -144,6 +144,7 @@ fn main() {
     let settings = Settings {
         forget_weight: 0.05,
         retain_weight: 1.0,
+        dual: None,
         clip: 1.0,
         damping: 5.0,
         teacher_rate: 0.005,

@@ -9,83 +9,10 @@
 // read by all threads before any of them writes it, and what is written lies below what is still to be read.
 // fp32 sums in an order that V alone decides. Bytes a logit: 4 read, 2 or 4 written (matched: twice the reads).
 // Roof: device memory. Source: arXiv 2504.13388.
-#include "rows.cuh"
+#include "head.cuh"
 
 constexpr float kLargest = 3.402823466e38f;
 constexpr float kSmallest = 1.17549435e-38f;
-constexpr uint32_t kPlaces = kBlock * kPack;  // entries a block reads between two barriers
-
-// A maximum and a sum of exp(x - maximum), with a second sum under the same weights.
-struct Online {
-    float top = -INFINITY;
-    float sum = 0.0f;
-    float with = 0.0f;
-
-    __device__ __forceinline__ void add(float x, float value) {
-        if (x > top) {
-            // exp(-inf) = 0 at the first entry.
-            float keep = expf(top - x);
-            sum *= keep;
-            with *= keep;
-            top = x;
-        }
-        float e = expf(x - top);
-        sum += e;
-        with += e * value;
-    }
-
-    // Adds the sum of entries whose largest is `other_top`; a sum of none has -inf.
-    __device__ __forceinline__ void join(float other_top, float other_sum) {
-        if (other_top > top) {
-            sum *= expf(top - other_top);
-            top = other_top;
-        }
-        // Where nothing but -inf was seen there is nothing to add; NaN stays.
-        if (other_top != -INFINITY || other_sum != 0.0f) sum += other_sum * expf(other_top - top);
-    }
-};
-
-// The maximum over the block, for all threads.
-__device__ __forceinline__ float block_max(float x) {
-    __shared__ float block_max_s[kBlock / kWarp];
-#pragma unroll
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-        x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, offset));
-    }
-    // The maxima of the call before may still be read.
-    __syncthreads();
-    if (threadIdx.x % kWarp == 0) block_max_s[threadIdx.x / kWarp] = x;
-    // All warps' maxima must be there.
-    __syncthreads();
-    float top = block_max_s[0];
-#pragma unroll
-    for (int w = 1; w < kBlock / kWarp; ++w) top = fmaxf(top, block_max_s[w]);
-    return top;
-}
-
-// Joins the threads' sums; a thread without entries adds nothing.
-__device__ __forceinline__ void join(Online& online) {
-    float top = block_max(online.top);
-    float keep = online.top == -INFINITY ? 0.0f : expf(online.top - top);
-    online.sum = row_sum<kBlock>(online.sum * keep);
-    online.with = row_sum<kBlock>(online.with * keep);
-    online.top = top;
-}
-
-// Writes f(i) over the row: T is the type of the gradient. Every thread of the block calls it.
-template <typename T, typename F>
-__device__ __forceinline__ void rewrite(float* z, uint32_t v, bool vec, F f) {
-    T* out = reinterpret_cast<T*>(z);  // aligned like the row, to at least 4 bytes
-    for (uint32_t start = 0; start < v; start += kPlaces) {
-        const uint32_t at = start + threadIdx.x * kPack;
-        float x_r[kPack];
-        load_pack(z, at, v, vec, x_r);
-        f(at, x_r);
-        // The window is in registers everywhere before its first half is overwritten.
-        __syncthreads();
-        store_pack(out, at, v, vec, x_r);
-    }
-}
 
 struct Formula {
     float sign, p_power, q_power, pole, threshold;
@@ -230,16 +157,21 @@ __device__ __forceinline__ void uniform(float* logits, const float* coefs, float
 }
 
 // QUADRATIC: the quadratic form, else KL(q, p). With D' = D - E_q D and E = E_q(e^D' - 1 - D'), p/q = e^D' / (1 + E)
-// and KL = log(1 + E). `subtract`: the first logits are z and not D.
-template <bool QUADRATIC, typename T>
+// and KL = log(1 + E). `subtract`: the first logits are z and not D. The teacher's logit of entry y is `lower` less than
+// it says.
+template <bool QUADRATIC, bool LOWERED, typename T>
 __device__ __forceinline__ void matched(float* logits, const float* teacher, const float* coefs,
-                                        float* value, uint32_t v, uint32_t subtract, uint32_t grad) {
+                                        float* value, uint32_t v, uint32_t y, float lower,
+                                        uint32_t subtract, uint32_t grad) {
     const uint32_t row = blockIdx.x;
     float* z = logits + static_cast<uint64_t>(row) * v;
     const float* r = teacher + static_cast<uint64_t>(row) * v;
     const bool vec = v % kPack == 0;
     const float coef = coefs[row];
-    auto difference = [&](float x, float x_ref) { return subtract != 0 ? x - x_ref : x; };
+    auto lowered = [&](uint32_t i) { return LOWERED && i == y ? lower : 0.0f; };
+    auto difference = [&](float x, float x_ref, uint32_t i) {
+        return (subtract != 0 ? x - x_ref : x) + lowered(i);
+    };
     Online online;
     for (uint32_t at = threadIdx.x * kPack; at < v; at += kPlaces) {
         float x_r[kPack], ref_r[kPack];
@@ -247,7 +179,8 @@ __device__ __forceinline__ void matched(float* logits, const float* teacher, con
         load_pack(r, at, v, vec, ref_r);
 #pragma unroll
         for (int k = 0; k < kPack; ++k) {
-            if (at + k < v) online.add(ref_r[k], difference(x_r[k], ref_r[k]));
+            if (at + k >= v) continue;
+            online.add(ref_r[k] - lowered(at + k), difference(x_r[k], ref_r[k], at + k));
         }
     }
     join(online);
@@ -260,8 +193,8 @@ __device__ __forceinline__ void matched(float* logits, const float* teacher, con
 #pragma unroll
         for (int k = 0; k < kPack; ++k) {
             if (at + k >= v) continue;
-            float d = difference(x_r[k], ref_r[k]) - mean;
-            sum += expf(ref_r[k] - top) * inverse * (QUADRATIC ? d * d : exp_minus_linear(d));
+            float d = difference(x_r[k], ref_r[k], at + k) - mean;
+            sum += expf(ref_r[k] - lowered(at + k) - top) * inverse * (QUADRATIC ? d * d : exp_minus_linear(d));
         }
     }
     const float excess = row_sum<kBlock>(sum);
@@ -275,8 +208,8 @@ __device__ __forceinline__ void matched(float* logits, const float* teacher, con
         load_pack(r, at, v, vec, ref_r);
 #pragma unroll
         for (int k = 0; k < kPack; ++k) {
-            float q = expf(ref_r[k] - top) * inverse;
-            float d = difference(x[k], ref_r[k]) - mean;
+            float q = expf(ref_r[k] - lowered(at + k) - top) * inverse;
+            float d = difference(x[k], ref_r[k], at + k) - mean;
             float pull = QUADRATIC ? d : exp_minus_linear(d) + d - excess;
             x[k] = coef == 0.0f ? 0.0f : scale * q * pull;
         }
@@ -338,7 +271,7 @@ UNIFORM(head_uniform_f32, float);
         name(float* logits, const float* teacher, const float* coefs, float* value, uint32_t v,   \
              uint32_t subtract, uint32_t grad) {                                                  \
         ptx::grid_enter();                                                                        \
-        matched<quadratic, T>(logits, teacher, coefs, value, v, subtract, grad);                  \
+        matched<quadratic, false, T>(logits, teacher, coefs, value, v, v, 0.0f, subtract, grad);  \
     }                                                                                             \
     KERNEL_EXPORT(name)
 
@@ -346,6 +279,20 @@ MATCHED(head_kl_bf16, false, uint16_t);
 MATCHED(head_kl_f32, false, float);
 MATCHED(head_qkl_bf16, true, uint16_t);
 MATCHED(head_qkl_f32, true, float);
+
+// KL against the teacher's distribution with the target's logit lowered by `strength`.
+#define UNDIAL(name, T)                                                                           \
+    extern "C" __global__ void __launch_bounds__(kBlock)                                          \
+        name(float* logits, const float* teacher, const uint32_t* targets, const float* coefs,    \
+             float* value, uint32_t v, float strength, uint32_t subtract, uint32_t grad) {        \
+        ptx::grid_enter();                                                                        \
+        const uint32_t y = targets[blockIdx.x];                                                   \
+        matched<false, true, T>(logits, teacher, coefs, value, v, y, strength, subtract, grad);   \
+    }                                                                                             \
+    KERNEL_EXPORT(name)
+
+UNDIAL(head_undial_bf16, uint16_t);
+UNDIAL(head_undial_f32, float);
 
 // out = a - b, rounded to storage. Grid: ceil(n / 2048) blocks.
 extern "C" __global__ void __launch_bounds__(kBlock)

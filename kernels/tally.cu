@@ -3,8 +3,9 @@
 // Sums: value += sum share value, nll += sum monitor nll, hit += sum monitor hit, in fp64, over rows whose factor is
 // not 0; other rows may hold anything. One block, so that the order is fixed: a pack has thousands of rows, and 20
 // bytes of each are read once.
-// Document weights: w = factor / (1 + exp(-slope r)) with r the sum of base - nll over all rows of a document but its
-// last, divided by its span; every row of the document gets it. One block a document.
+// Document weights: w = factor / (1 + exp(-slope (r - shift))) with r the sum of base - nll over all rows of a document
+// but its last, divided by its span; every row of the document gets it. Pairs: r less that of the partner, and the
+// second of both has factor and slope of the other sign. One block a document.
 // Both are a few microseconds behind head sweeps of milliseconds. Roof: latency.
 #include "common.cuh"
 
@@ -31,25 +32,35 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     }
 }
 
-// Grid: one block a document.
-extern "C" __global__ void __launch_bounds__(kBlock)
-    tally_document(const float* base, const float* nll, const uint32_t* starts, const uint32_t* spans,
-                   float* weights, float factor, float slope) {
-    ptx::grid_enter();
-    __shared__ float weight_s;
-    uint32_t start = starts[blockIdx.x], end = starts[blockIdx.x + 1];
+// The log-ratio of a document, for thread 0. Every thread of the block calls it.
+__device__ __forceinline__ float document_ratio(const float* base, const float* nll,
+                                                const uint32_t* starts, const uint32_t* spans,
+                                                uint32_t document) {
+    const uint32_t start = starts[document], end = starts[document + 1];
     double ratio = 0.0;
     for (uint32_t row = start + threadIdx.x; row + 1 < end; row += kBlock) {
-        ratio += static_cast<double>(base[row]) - nll[row];
+        ratio += (base != nullptr ? static_cast<double>(base[row]) : 0.0) - nll[row];
     }
-    ratio = block_sum(ratio);
-    if (threadIdx.x == 0) {
-        float mean = static_cast<float>(ratio / max(spans[blockIdx.x], 1u));
-        weight_s = factor / (1.0f + expf(-slope * mean));
-    }
+    return static_cast<float>(block_sum(ratio) / max(spans[document], 1u));
+}
+
+// `base` may be null. Grid: one block a document.
+extern "C" __global__ void __launch_bounds__(kBlock)
+    tally_document(const float* base, const float* nll, const uint32_t* starts, const uint32_t* spans,
+                   float* weights, float factor, float slope, float shift, uint32_t paired) {
+    ptx::grid_enter();
+    __shared__ float weight_s;
+    const uint32_t own = blockIdx.x, other = own ^ 1u;
+    const bool pair = paired != 0 && other < gridDim.x;
+    float ratio = document_ratio(base, nll, starts, spans, own);
+    if (pair) ratio -= document_ratio(base, nll, starts, spans, other);
+    const float sign = pair && other < own ? -1.0f : 1.0f;
+    if (threadIdx.x == 0) weight_s = sign * factor / (1.0f + expf(-sign * slope * (ratio - shift)));
     // The weight is there for all threads.
     __syncthreads();
-    for (uint32_t row = start + threadIdx.x; row < end; row += kBlock) weights[row] = weight_s;
+    for (uint32_t row = starts[own] + threadIdx.x; row < starts[own + 1]; row += kBlock) {
+        weights[row] = weight_s;
+    }
 }
 
 KERNEL_EXPORT(tally_rows);

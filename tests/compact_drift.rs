@@ -47,6 +47,7 @@ fn recorded() -> Case {
         settings: Settings {
             forget_weight: 0.05,
             retain_weight: 1.0,
+            dual: None,
             clip: 1.0,
             damping: 5.0,
             teacher_rate: 0.005,

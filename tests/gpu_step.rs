@@ -11,7 +11,7 @@ use nepenthe::backend::gpu::{Gpu, Precision};
 use nepenthe::data::MicroBatch;
 use nepenthe::method::passes::Passes;
 use nepenthe::method::{
-    FORGET, Knobs, MeanTeacher, Method, Objective, PENALTIES, Settings, StepReport,
+    Combination, FORGET, Knobs, MeanTeacher, Method, Objective, PENALTIES, Settings, StepReport,
 };
 use nepenthe::model::generate::{Choice, Request};
 use nepenthe::model::params::Keeping;
@@ -88,12 +88,13 @@ fn start<O: Ops>(ops: &O, job: Job) -> MeanTeacher<O> {
     let settings = Settings {
         forget_weight: 0.5,
         retain_weight: 1.0,
+        dual: None,
         clip: 0.25,
         damping: 0.3,
         teacher_rate: 0.1,
         schedule: Schedule { lr: 0.05, warmup: None },
     };
-    let knobs = Knobs { tol: 0.02, nlul_threshold: 0.0, beta_npo: 2.0 };
+    let knobs = Knobs { beta_npo: 2.0, ..Knobs::default() };
     let method = Method { loss: job.loss, penalty: job.penalty, knobs };
     MeanTeacher::new(model, Some(base), passes, method, settings)
 }
@@ -195,14 +196,65 @@ fn job(config: &'static str, loss: usize, penalty: Option<usize>) -> Job {
     }
 }
 
+fn at(table: &[&'static dyn Objective], name: &str) -> usize {
+    table.iter().position(|o| o.name() == name).unwrap()
+}
+
+/// Each kind of loss rows with each kind of penalty rows: what else losses are is coefficients.
 #[test]
-fn every_loss_with_every_penalty_steps_as_on_the_cpu() {
-    for (l, loss) in FORGET.iter().enumerate() {
-        for penalty in [None, Some(0), Some(1)] {
-            let job = job(LLAMA, l, penalty);
-            let name = format!("{} + {}", loss.name(), job.penalty.map_or("none", |p| p.name()));
-            compare(&name, job, Precision::Bf16);
+fn every_kind_of_loss_with_every_kind_of_penalty_steps_as_on_the_cpu() {
+    let compared = |l: &str, penalty: Option<&str>| {
+        let penalty = penalty.map(|p| at(&PENALTIES, p));
+        let job = job(LLAMA, at(&FORGET, l), penalty);
+        let name = format!("{l} + {}", job.penalty.map_or("none", |p| p.name()));
+        compare(&name, job, Precision::Bf16);
+    };
+    for loss in ["nlul", "npo", "undial"] {
+        for penalty in [None, Some("nll"), Some("kl"), Some("qkl"), Some("kl_muse")] {
+            compared(loss, penalty);
         }
+    }
+    for loss in ["ll", "satimp", "npo_mt", "npo_muse", "simnpo", "dpo", "pdu", "mismatch"] {
+        compared(loss, Some("kl"));
+    }
+}
+
+/// Gradients kept apart and projected, step after step, so that recorded work finds its buffers again.
+#[test]
+fn combined_gradients_step_as_on_the_cpu() {
+    fn reports<O: Ops>(ops: &O) -> Vec<StepReport> {
+        let job = Job {
+            mode: StateMode::Exact,
+            train: Train::All,
+            ..job(LLAMA, at(&FORGET, "ll"), Some(at(&PENALTIES, "nll")))
+        };
+        let mut run = start(ops, job);
+        let keep = Keeping {
+            train: Some(job.train),
+            mode: job.mode,
+            teacher: TeacherForm::Full,
+            rule: job.rule,
+            seed: 1,
+        };
+        let more = run.model.more_grads(ops, &keep).unwrap();
+        run.combine(Combination::Project, more);
+        let mut random = Random::new("documents");
+        let steps = (0..4).map(|_| {
+            // Texts that are both forgotten and kept, so that the gradients go against each other.
+            let (forget, _) = batches(&mut random, 0);
+            run.step(ops, &forget, &forget[..1]).unwrap()
+        });
+        steps.collect()
+    }
+    let Some(gpu) = simulated(Timing::ALL[0], Precision::Fp32) else { return };
+    let want = reports(&Cpu::<f32>::new());
+    for (got, want) in reports(&gpu).iter().zip(&want) {
+        let (got_cosine, cosine) = (got.cosine.unwrap(), want.cosine.unwrap());
+        assert!(cosine < -0.1, "the gradients of ascent and descent agree: {cosine}");
+        assert!((got_cosine - cosine).abs() < 1e-3, "{got_cosine} {cosine}");
+        let near = |a: f64, b: f64| (a - b).abs() <= 2e-3 * b.abs();
+        assert!(near(got.grad_norm, want.grad_norm), "{got:?} {want:?}");
+        assert!(near(got.factors.unwrap()[1], want.factors.unwrap()[1]), "{got:?} {want:?}");
     }
 }
 
@@ -234,7 +286,7 @@ fn packing_changes_rounding_only() {
 /// Steps whose packs come again in shape are started from recordings, with the bytes of steps started op by op.
 #[test]
 fn recorded_work_gives_the_bytes_of_work_started_op_by_op() {
-    for (loss, config) in [("nlul", LLAMA), ("npo", QWEN3)] {
+    for (loss, config) in [("nlul", LLAMA), ("npo_mt", QWEN3)] {
         let loss = FORGET.iter().position(|o| o.name() == loss).unwrap();
         let [Some(recorded), Some(alone)] =
             [Timing::ALL[0], Timing::ALL[0]].map(|timing| simulated(timing, Precision::Bf16))

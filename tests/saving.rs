@@ -50,7 +50,7 @@ fn gradients(config: &str, train: Train, saving: Saving) -> Vec<(String, Vec<u32
     let mut row = |len: usize| (0..len).map(|_| random.below(101) as u32).collect::<Vec<_>>();
     let batches = [MicroBatch::new([row(30), row(1), row(3)]), MicroBatch::new([row(5), row(29)])];
     let mut passes = Passes::saving(&ops, &model, 40, Some(saving)).unwrap();
-    let knobs = Knobs { tol: 0.02, nlul_threshold: 0.0, beta_npo: 2.0 };
+    let knobs = Knobs { beta_npo: 2.0, ..Knobs::default() };
     model.clear_grads(&ops);
     for objective in [FORGET[2], PENALTIES[1]] {
         passes.sweep(&ops, &mut model, None, objective, &knobs, &batches, Some(1.0)).unwrap();

@@ -18,6 +18,7 @@ mod plan;
 mod prepare;
 mod report;
 mod score;
+mod task_vector;
 mod unlearn;
 
 use clap::{Parser, Subcommand};
@@ -47,6 +48,8 @@ enum Command {
     Unlearn(unlearn::Args),
     /// Train a model on a data set in the plain way
     Finetune(finetune::Args),
+    /// Take what finetuning on a forget set adds off a model
+    TaskVector(task_vector::Args),
     /// Measure NLL, perplexity and verbatim memory
     Eval(eval::Args),
     /// Continue prompts
@@ -94,6 +97,7 @@ fn run(command: &Command, out: &Output) -> Result<(), Error> {
         Command::Demo(args) => demo::run(args, out),
         Command::Unlearn(args) => unlearn::run(args, out),
         Command::Finetune(args) => finetune::run(args, out),
+        Command::TaskVector(args) => task_vector::run(args, out),
         Command::Eval(args) => eval::run(args, out),
         Command::Generate(args) => generate::run(args, out),
         Command::ImportGguf(args) => import_gguf::run(args, out),

@@ -91,6 +91,9 @@ impl RunArgs {
         if recipe.method.penalty != "none" {
             check_data("data.retain", &recipe.data.retain)?;
         }
+        if !recipe.data.alternate.as_os_str().is_empty() {
+            check_data("data.alternate", &recipe.data.alternate)?;
+        }
         let job = Training { recipe, out: self.out.clone(), resume: self.resume };
         let summary = engine::compute(&engine, job)?;
         out.result(&summary, || lines(&summary))

@@ -15,6 +15,14 @@ impl Objective for Ll {
         "log p_y, mean over real target tokens"
     }
 
+    fn gradient(&self) -> &'static str {
+        "-(p - e_y)"
+    }
+
+    fn source(&self) -> &'static str {
+        "gradient ascent; mt-unlearn `losses.py`, `loglikelihood`; open-unlearning `grad_ascent.py`"
+    }
+
     fn rows(&self, _: &Knobs) -> Rows {
         Rows::Token(TokenFormula::constant(-1.0))
     }

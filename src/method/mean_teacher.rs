@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::passes::{Passes, Slot, Sums, Task, marks};
-use super::{Knobs, Objective};
+use super::{Combination, Knobs, Objective};
 use crate::data::MicroBatch;
 use crate::error::{Error, Kind, Result};
 use crate::model::Model;
@@ -26,8 +26,10 @@ pub struct Method {
 pub struct Settings {
     /// alpha, the weight of the forget loss.
     pub forget_weight: f64,
-    /// beta, the weight of the penalty.
+    /// beta, the weight of the penalty; where it starts if there is a dual.
     pub retain_weight: f64,
+    /// How the weight of the penalty follows it, if it does.
+    pub dual: Option<Dual>,
     /// The gradient norm above which everything is scaled down; infinite for never.
     pub clip: f64,
     /// Pull of the student to the teacher.
@@ -36,6 +38,22 @@ pub struct Settings {
     pub teacher_rate: f64,
     /// Learning rate over steps.
     pub schedule: Schedule,
+}
+
+/// A penalty's weight as the dual variable of a bound on it. Source: open-unlearning `pdu.py`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Dual {
+    /// The share of what the penalty exceeds its bound by that is added to its weight each step.
+    pub rate: f64,
+    /// The value that the penalty is to stay below.
+    pub bound: f64,
+}
+
+impl Dual {
+    /// Returns the weight after a step whose penalty came to `value`.
+    pub fn follow(&self, weight: f64, value: f64) -> f64 {
+        (weight + self.rate * (value - self.bound)).max(0.0)
+    }
 }
 
 /// What a step did; the names are those of the reference's log.
@@ -47,6 +65,14 @@ pub struct StepReport {
     pub loss_tr: f64,
     /// Penalty before its weight (qkl: the whole variance).
     pub loss_kl: f64,
+    /// The penalty's weight in this step.
+    pub retain_weight: f64,
+    /// Cosine between the gradients of loss and penalty, where they are combined apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cosine: Option<f64>,
+    /// What both were multiplied by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub factors: Option<[f64; 2]>,
     /// Gradient norm before clipping and without damping.
     pub grad_norm: f64,
     /// Clip factor c.
@@ -68,6 +94,8 @@ pub struct StepReport {
 pub struct Started<O: Ops> {
     pending: O::Pending,
     lr: f64,
+    cosine: Option<f64>,
+    factors: Option<[f64; 2]>,
 }
 
 /// The training state of a run between steps.
@@ -84,7 +112,16 @@ pub struct MeanTeacher<O: Ops> {
     pub settings: Settings,
     /// The next step, counted from 0.
     pub step: u64,
+    /// The penalty's weight in the next step.
+    pub retain_weight: f64,
     bad: Option<(usize, u64)>,
+    apart: Option<Apart<O>>,
+}
+
+/// The penalty's own gradients, and how they and the loss's become one.
+struct Apart<O: Ops> {
+    combination: Combination,
+    grads: Vec<Option<O::Grad>>,
 }
 
 impl<O: Ops> MeanTeacher<O> {
@@ -96,7 +133,23 @@ impl<O: Ops> MeanTeacher<O> {
         method: Method,
         settings: Settings,
     ) -> Self {
-        Self { model, base, passes, method, settings, step: 0, bad: None }
+        let retain_weight = settings.retain_weight;
+        Self {
+            model,
+            base,
+            passes,
+            method,
+            settings,
+            step: 0,
+            retain_weight,
+            bad: None,
+            apart: None,
+        }
+    }
+
+    /// Keeps the gradient of the penalty in `grads` ([`Model::more_grads`]) and combines it with that of the loss.
+    pub fn combine(&mut self, combination: Combination, grads: Vec<Option<O::Grad>>) {
+        self.apart = Some(Apart { combination, grads });
     }
 
     /// Does one step: [`MeanTeacher::start`], then [`MeanTeacher::finish`].
@@ -118,11 +171,26 @@ impl<O: Ops> MeanTeacher<O> {
         retain: &[MicroBatch],
     ) -> Result<Started<O>> {
         self.model.clear_grads(ops);
-        let Self { model, base, passes, method, settings, .. } = self;
+        let Self { model, base, passes, method, settings, retain_weight, apart, .. } = self;
         let task = |objective, batches, weight| Task { objective, batches, weight: Some(weight) };
         let loss = task(method.loss, forget, settings.forget_weight);
-        let penalty = method.penalty.map(|p| task(p, retain, settings.retain_weight));
-        passes.start_step(ops, model, base.as_mut(), &method.knobs, loss, penalty)?;
+        let penalty = method.penalty.map(|p| task(p, retain, *retain_weight));
+        let mut apart = apart.as_mut().filter(|_| penalty.is_some());
+        let own = apart.as_mut().map(|apart| &mut apart.grads);
+        passes.start_step(ops, model, base.as_mut(), &method.knobs, loss, penalty, own)?;
+        let (mut cosine, mut factors) = (None, None);
+        if let Some(Apart { combination, grads }) = apart {
+            let products = products::<O>(ops, &model.grads, grads);
+            let [of_loss, of_penalty] = combination.factors(products);
+            for (own, other) in model.grads.iter_mut().zip(&*grads) {
+                if let (Some(own), Some(other)) = (own, other) {
+                    ops.grad_mix(own, of_loss, other, of_penalty);
+                }
+            }
+            let [ff, fr, rr] = products;
+            cosine = (ff > 0.0 && rr > 0.0).then(|| fr / (ff * rr).sqrt());
+            factors = Some([of_loss, of_penalty]);
+        }
         let lr = self.settings.schedule.rate(self.step);
         let settings = StepSettings {
             step: self.step,
@@ -134,14 +202,15 @@ impl<O: Ops> MeanTeacher<O> {
         let Model { params, grads, .. } = &mut self.model;
         let pending = ops.update_all(params, grads, &settings)?;
         ops.mark(marks::UPDATE);
-        Ok(Started { pending, lr })
+        Ok(Started { pending, lr, cosine, factors })
     }
 
     /// Waits for a step and tells what it did.
     ///
     /// A gradient with a NaN or an infinity never reaches the weights: the update is left out and the report
     /// says so.
-    pub fn finish(&mut self, ops: &O, Started { pending, lr }: Started<O>) -> Result<StepReport> {
+    pub fn finish(&mut self, ops: &O, started: Started<O>) -> Result<StepReport> {
+        let Started { pending, lr, cosine, factors } = started;
         let StepOutcome { norm, clip, skipped, bad } = ops.outcome(pending)?;
         self.bad = bad;
         let tr = self.passes.sums(ops, Slot::Loss)?;
@@ -154,6 +223,9 @@ impl<O: Ops> MeanTeacher<O> {
             global_step: self.step,
             loss_tr: tr.nll,
             loss_kl: kl.value,
+            retain_weight: self.retain_weight,
+            cosine,
+            factors,
             grad_norm: norm,
             clip_coef: clip,
             lr,
@@ -163,6 +235,9 @@ impl<O: Ops> MeanTeacher<O> {
             tokens: tr.tokens + kl.tokens,
         };
         self.step += 1;
+        if let Some(dual) = self.settings.dual.filter(|_| !skipped) {
+            self.retain_weight = dual.follow(self.retain_weight, kl.value);
+        }
         Ok(report)
     }
 
@@ -177,4 +252,17 @@ impl<O: Ops> MeanTeacher<O> {
         )
         .hint("the weights are those of the last good step; lower the learning rate or the loss weight")
     }
+}
+
+/// Returns `[f.f, f.r, r.r]` over all parameters; waits for the passes.
+fn products<O: Ops>(ops: &O, f: &[Option<O::Grad>], r: &[Option<O::Grad>]) -> [f64; 3] {
+    let mut products = [0.0; 3];
+    for (f, r) in f.iter().zip(r) {
+        if let (Some(f), Some(r)) = (f, r) {
+            products[0] += ops.grad_dot(f, f);
+            products[1] += ops.grad_dot(f, r);
+            products[2] += ops.grad_dot(r, r);
+        }
+    }
+    products
 }

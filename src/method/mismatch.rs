@@ -15,6 +15,18 @@ impl Objective for Mismatch {
         "KL(uniform, p), masked sum over targets divided by B (T - 1)"
     }
 
+    fn gradient(&self) -> &'static str {
+        "p - 1/V"
+    }
+
+    fn source(&self) -> &'static str {
+        "mt-unlearn `losses.py`, `mismatch`"
+    }
+
+    fn differs(&self) -> &'static str {
+        "the reference's docstring names the other direction of the divergence"
+    }
+
     fn rows(&self, _: &Knobs) -> Rows {
         Rows::Matched(Matched::Uniform)
     }

@@ -3,6 +3,10 @@
 //! A loss is one small file: a name, the formula a report prints, and [`Rows`], which family of loss rows it is.
 //! No loss has code of its own on a device.
 
+mod ceu;
+mod combine;
+mod docs;
+mod dpo;
 mod kl;
 mod ll;
 pub mod mean_teacher;
@@ -11,14 +15,22 @@ mod nll;
 mod nlul;
 mod npo;
 pub mod passes;
+mod pdu;
 mod qkl;
+mod satimp;
+mod simnpo;
+mod uce;
+mod undial;
+mod wga;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, nearest};
 use crate::ops::{DocumentFormula, Matched, TokenFormula};
 
-pub use mean_teacher::{MeanTeacher, Method, Settings, StepReport};
+pub use combine::Combination;
+pub use docs::page;
+pub use mean_teacher::{Dual, MeanTeacher, Method, Settings, StepReport};
 
 /// The family of loss rows that an objective belongs to.
 #[derive(Debug, Clone, Copy)]
@@ -27,11 +39,32 @@ pub enum Rows {
     Token(TokenFormula),
     /// All tokens of a document weigh alike, by a formula of its mean log-ratio to a base model.
     Document(DocumentFormula),
-    /// Each row matches a distribution.
+    /// The gradient of each row reaches all logits.
     Matched(Matched),
 }
 
-/// What the sum over rows is divided by, per micro-batch of B documents padded to T.
+impl Rows {
+    /// Tells whether a base model that stays as it was is compared with.
+    pub fn reads_base(self) -> bool {
+        match self {
+            Self::Token(_) => false,
+            Self::Document(formula) => formula.against_base,
+            Self::Matched(target) => target.compares() && !target.reads_teacher(),
+        }
+    }
+
+    /// Tells whether the teacher is compared with.
+    pub fn reads_teacher(self) -> bool {
+        matches!(self, Self::Matched(target) if target.reads_teacher())
+    }
+
+    /// Tells whether documents come in pairs, a preferred one after each that is to be forgotten.
+    pub fn paired(self) -> bool {
+        matches!(self, Self::Document(formula) if formula.paired)
+    }
+}
+
+/// What a row is divided by, per micro-batch of B documents padded to T, document i having n_i tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Normaliser {
     /// The number of real target tokens.
@@ -40,6 +73,36 @@ pub enum Normaliser {
     ShiftedPositions,
     /// B T.
     Positions,
+    /// The number of real tokens; the last one of a document, which predicts nothing, counts too.
+    Tokens,
+    /// B; of pairs B/2.
+    Documents,
+    /// B, with all positions.
+    AllDocuments,
+    /// B (n_i - 1): the mean over documents of means over their targets.
+    OwnTargets,
+    /// B n_i.
+    OwnTokens,
+}
+
+impl Normaliser {
+    /// Tells whether the last position of a document, which has no target, is left out.
+    pub fn shifted(self) -> bool {
+        !matches!(self, Self::Positions | Self::Tokens | Self::AllDocuments)
+    }
+}
+
+/// What the log-ratio of a document, a sum over its targets, is divided by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Span {
+    /// T - 1.
+    Padded,
+    /// 1.
+    Sum,
+    /// n_i - 1.
+    Targets,
+    /// n_i.
+    Tokens,
 }
 
 /// The numbers that losses read.
@@ -50,13 +113,35 @@ pub struct Knobs {
     pub tol: f64,
     /// NLUL: tokens with p at or below it are left alone; 0 switches the rule off.
     pub nlul_threshold: f64,
-    /// NPO: inverse temperature.
+    /// NPO and DPO: inverse temperature.
     pub beta_npo: f64,
+    /// SimNPO: inverse temperature.
+    pub beta_simnpo: f64,
+    /// SimNPO: the mean NLL, nats per token, at which a document's weight is half.
+    pub delta_simnpo: f64,
+    /// UNDIAL: what is taken off the logit of the target.
+    pub beta_undial: f64,
+    /// WGA: the power of p.
+    pub beta_wga: f64,
+    /// SatImp: the power of p.
+    pub satimp_beta1: f64,
+    /// SatImp: the power of 1 - p.
+    pub satimp_beta2: f64,
 }
 
 impl Default for Knobs {
     fn default() -> Self {
-        Self { tol: 0.02, nlul_threshold: 0.0, beta_npo: 0.1 }
+        Self {
+            tol: 0.02,
+            nlul_threshold: 0.0,
+            beta_npo: 0.1,
+            beta_simnpo: 4.5,
+            delta_simnpo: 0.0,
+            beta_undial: 10.0,
+            beta_wga: 1.0,
+            satimp_beta1: 5.0,
+            satimp_beta2: 1.0,
+        }
     }
 }
 
@@ -66,18 +151,53 @@ pub trait Objective: Send + Sync {
     fn name(&self) -> &'static str;
     /// Returns what it descends, as a report prints it.
     fn formula(&self) -> &'static str;
+    /// Returns its derivative by the logits z of a row, before the normaliser; p = softmax(z), y the next token.
+    fn gradient(&self) -> &'static str;
+    /// Returns where it was published, or whose form it is.
+    fn source(&self) -> &'static str;
+    /// Returns where public code differs; empty for nowhere.
+    fn differs(&self) -> &'static str {
+        ""
+    }
+    /// Returns the keys of `[method]` that it reads.
+    fn keys(&self) -> &'static [&'static str] {
+        &[]
+    }
     /// Returns its family of rows.
     fn rows(&self, knobs: &Knobs) -> Rows;
-    /// Returns what the sum is divided by.
+    /// Returns what a row is divided by.
     fn normaliser(&self) -> Normaliser;
+    /// Returns what log-ratios of documents are divided by.
+    fn span(&self) -> Span {
+        Span::Sum
+    }
 }
 
 /// The forget losses.
-pub const FORGET: [&dyn Objective; 5] =
-    [&nll::Nll, &ll::Ll, &nlul::Nlul, &npo::Npo, &mismatch::Mismatch];
+pub const FORGET: [&dyn Objective; 18] = [
+    &nll::Nll,
+    &ll::Ll,
+    &nlul::Nlul,
+    &ceu::Ceu,
+    &uce::Uce,
+    &wga::Wga,
+    &satimp::SatImp,
+    &npo::Npo::Paper,
+    &npo::Npo::MeanTeacher,
+    &npo::Npo::Muse,
+    &simnpo::SimNpo::Paper,
+    &simnpo::SimNpo::OpenUnlearning,
+    &dpo::Dpo,
+    &undial::Undial::Paper,
+    &undial::Undial::OpenUnlearning,
+    &pdu::Pdu::Paper,
+    &pdu::Pdu::OpenUnlearning,
+    &mismatch::Mismatch,
+];
 
-/// The penalties on retain documents; all of them compare with the teacher.
-pub const PENALTIES: [&dyn Objective; 2] = [&kl::Kl, &qkl::Qkl];
+/// The penalties on retain documents.
+pub const PENALTIES: [&dyn Objective; 5] =
+    [&nll::Nll, &kl::Kl::Padded, &kl::Kl::Tokens, &kl::Kl::Muse, &qkl::Qkl];
 
 /// Finds an objective by name in `table` ([`FORGET`] or [`PENALTIES`]).
 pub fn find(
@@ -85,12 +205,23 @@ pub fn find(
     key: &str,
     name: &str,
 ) -> Result<&'static dyn Objective> {
-    table.iter().copied().find(|o| o.name() == name).ok_or_else(|| {
-        let names: Vec<&str> = table.iter().map(|o| o.name()).collect();
-        let mut hint = format!("known are {}", names.join(", "));
-        if let Some(near) = nearest(name, names.iter().copied()) {
-            hint.push_str(&format!("; nearest is {near}"));
-        }
-        Error::config(format!("{key}: `{name}` is unknown")).hint(hint)
-    })
+    named(key, name, table.iter().map(|o| (o.name(), *o)))
+}
+
+/// Finds a value by its name.
+fn named<T>(
+    key: &str,
+    name: &str,
+    known: impl IntoIterator<Item = (&'static str, T)>,
+) -> Result<T> {
+    let (names, values): (Vec<&str>, Vec<T>) = known.into_iter().unzip();
+    let at = names.iter().position(|known| *known == name);
+    if let Some(value) = at.and_then(|at| values.into_iter().nth(at)) {
+        return Ok(value);
+    }
+    let mut hint = format!("known are {}", names.join(", "));
+    if let Some(near) = nearest(name, names) {
+        hint.push_str(&format!("; nearest is {near}"));
+    }
+    Err(Error::config(format!("{key}: `{name}` is unknown")).hint(hint))
 }

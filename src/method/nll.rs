@@ -15,6 +15,14 @@ impl Objective for Nll {
         "-log p_y, mean over real target tokens"
     }
 
+    fn gradient(&self) -> &'static str {
+        "p - e_y"
+    }
+
+    fn source(&self) -> &'static str {
+        "plain training; as a penalty the retain term of GradDiff and of MUSE's `gdr`; mt-unlearn `losses.py`, `nll`"
+    }
+
     fn rows(&self, _: &Knobs) -> Rows {
         Rows::Token(TokenFormula::constant(1.0))
     }

@@ -6,13 +6,13 @@
 
 use std::ops::Range;
 
-use super::{Knobs, Normaliser, Objective, Rows};
+use super::{Knobs, Normaliser, Objective, Rows, Span};
 use crate::data::MicroBatch;
 use crate::error::{Error, Result};
 use crate::model::decoder::HeadLoss;
 use crate::model::generate::{Request, generate_in};
 use crate::model::{Level, Model, Saving, Workspace};
-use crate::ops::{Matched, Ops, PackData, Role, RowCounts, Tallied, TokenFormula, TokenWeight};
+use crate::ops::{Ops, PackData, Role, RowCounts, Tallied, TokenFormula, TokenWeight};
 
 /// A document on its way into a pack.
 #[derive(Debug, Clone, Copy)]
@@ -20,10 +20,10 @@ struct Document<'a> {
     ids: &'a [u32],
     /// 1 over the objective's normaliser and the number of micro-batches.
     share: f64,
-    /// 1 over the number of real targets and the number of micro-batches: what the monitored NLL counts.
+    /// 1 over the number of real targets and the number of micro-batches: what the monitored NLL counts; 0 where none is.
     monitor: f64,
-    /// Padded length of its micro-batch.
-    width: usize,
+    /// What a sum over its targets is divided by.
+    span: usize,
 }
 
 /// What a sweep over micro-batches adds up to; means over micro-batches, without the loss weight.
@@ -31,7 +31,7 @@ struct Document<'a> {
 pub struct Sums {
     /// The objective's returned value.
     pub value: f64,
-    /// Plain NLL of the targets, nats per token; 0 for penalties.
+    /// Plain NLL of the targets, nats per token; 0 for penalties that compare with a teacher.
     pub nll: f64,
     /// Share of targets that are the most probable token.
     pub accuracy: f64,
@@ -85,7 +85,7 @@ struct Part {
 impl Part {
     /// Tells whether the teacher's rows are compared with.
     fn asks_teacher(&self) -> bool {
-        matches!(self.loss, Rows::Matched(target) if target != Matched::Uniform)
+        self.loss.reads_teacher()
     }
 }
 
@@ -155,7 +155,7 @@ impl<O: Ops> Passes<O> {
     ) -> Result<Sums> {
         let task = Task { objective, batches, weight };
         self.clear(ops, Slot::Loss);
-        for group in packs(objective.normaliser(), batches, self.ws.tokens())? {
+        for group in packs(objective, knobs, batches, self.ws.tokens())? {
             self.start(ops, model, base.as_deref_mut(), knobs, &[(Slot::Loss, task, group)])?;
         }
         self.sums(ops, Slot::Loss)
@@ -164,7 +164,9 @@ impl<O: Ops> Passes<O> {
     /// Starts the passes of a step and waits for nothing; [`Passes::sums`] tells what their rows came to.
     ///
     /// What is left of loss and of penalty when their full packs are made shares one pack where it fits, unless the loss
-    /// compares with a base model, which would have to read the penalty's rows too.
+    /// weighs documents or compares with a base model, which would have to read the penalty's rows too, or the penalty's
+    /// gradient goes `apart`, into buffers of its own.
+    #[allow(clippy::too_many_arguments)]
     pub fn start_step(
         &mut self,
         ops: &O,
@@ -173,17 +175,19 @@ impl<O: Ops> Passes<O> {
         knobs: &Knobs,
         loss: Task<'_>,
         penalty: Option<Task<'_>>,
+        mut apart: Option<&mut Vec<Option<O::Grad>>>,
     ) -> Result<()> {
         self.clear(ops, Slot::Loss);
         self.clear(ops, Slot::Penalty);
         ops.mark(marks::START);
         let limit = self.ws.tokens();
-        let mut losses = packs(loss.objective.normaliser(), loss.batches, limit)?;
+        let mut losses = packs(loss.objective, knobs, loss.batches, limit)?;
         let mut penalties = match penalty {
-            Some(task) => packs(task.objective.normaliser(), task.batches, limit)?,
+            Some(task) => packs(task.objective, knobs, task.batches, limit)?,
             None => Vec::new(),
         };
-        let alone = matches!(loss.objective.rows(knobs), Rows::Document(_));
+        let rows = loss.objective.rows(knobs);
+        let alone = matches!(rows, Rows::Document(_)) || rows.reads_base() || apart.is_some();
         let rest = losses.last().zip(penalties.last()).is_some_and(|(a, b)| {
             a.iter().chain(b).map(|doc| doc.ids.len()).sum::<usize>() <= limit
         });
@@ -192,10 +196,18 @@ impl<O: Ops> Passes<O> {
             self.start(ops, model, base.as_deref_mut(), knobs, &[(Slot::Loss, loss, group)])?;
         }
         ops.mark(marks::LOSS);
+        if let Some(apart) = &mut apart {
+            std::mem::swap(&mut model.grads, apart);
+            model.clear_grads(ops);
+        }
         for group in penalties {
             // There are none without a penalty.
             let Some(task) = penalty else { break };
             self.start(ops, model, None, knobs, &[(Slot::Penalty, task, group)])?;
+        }
+        // Back, so that recorded work finds the buffers it was recorded with.
+        if let Some(apart) = apart {
+            std::mem::swap(&mut model.grads, apart);
         }
         ops.mark(marks::PENALTY);
         self.shared = [0; 2];
@@ -238,12 +250,12 @@ impl<O: Ops> Passes<O> {
         self.data.clear();
         for (slot, task, documents) in tasks {
             let start = self.data.tokens();
-            let shifted = task.objective.normaliser() != Normaliser::Positions;
+            let shifted = task.objective.normaliser().shifted();
             push(&mut self.data, documents, shifted, task.weight.unwrap_or(1.0));
             let rows = start..self.data.tokens();
             self.tokens[*slot as usize] += rows.len();
             let loss = task.objective.rows(knobs);
-            if matches!(loss, Rows::Document(_)) && base.is_none() {
+            if loss.reads_base() && base.is_none() {
                 return Err(Error::config(
                     "this loss compares with a base model, and none is loaded",
                 ));
@@ -258,8 +270,7 @@ impl<O: Ops> Passes<O> {
             // The teacher reads the penalty's documents alone.
             self.data.clear();
             for (_, task, documents) in tasks.iter().filter(|(slot, ..)| *slot == Slot::Penalty) {
-                let shifted = task.objective.normaliser() != Normaliser::Positions;
-                push(&mut self.data, documents, shifted, 0.0);
+                push(&mut self.data, documents, task.objective.normaliser().shifted(), 0.0);
             }
             ops.load_pack(&mut self.retained, &self.data);
         }
@@ -309,7 +320,7 @@ impl<O: Ops> Passes<O> {
         documents: &[&[u32]],
     ) -> Result<Vec<Vec<f64>>> {
         let mut scores = Vec::with_capacity(documents.len());
-        for group in fill(documents, |ids| ids.len(), self.ws.tokens())? {
+        for group in fill(documents, 1, |ids| ids.len(), self.ws.tokens())? {
             self.data.clear();
             group.iter().for_each(|ids| self.data.push(ids, |_| 0.0));
             let n = self.data.tokens();
@@ -336,13 +347,12 @@ impl<O: Ops> Passes<O> {
 fn push(data: &mut PackData, documents: &[Document<'_>], shifted: bool, weight: f64) {
     for doc in documents {
         let rows = doc.ids.len() - usize::from(shifted);
-        let counts = RowCounts {
-            coef: doc.share * weight,
-            share: doc.share,
-            monitor: if shifted { doc.monitor } else { 0.0 },
-        };
-        let span = doc.width.saturating_sub(1);
-        data.push_counted(doc.ids, span, |t| if t < rows { counts } else { RowCounts::default() });
+        let counts = RowCounts { coef: doc.share * weight, share: doc.share, monitor: 0.0 };
+        let last = doc.ids.len() - 1;
+        data.push_counted(doc.ids, doc.span, |t| {
+            let counts = if t < rows { counts } else { RowCounts::default() };
+            RowCounts { monitor: if t < last { doc.monitor } else { 0.0 }, ..counts }
+        });
     }
 }
 
@@ -370,29 +380,37 @@ impl<O: Ops> Pass<'_, O> {
         if let Some(part) = parts.iter().find(|part| part.asks_teacher()) {
             model.forward(ops, teacher, part.rows.len(), Role::Teacher, ws);
         }
-        let weighs = parts.iter().any(|part| matches!(part.loss, Rows::Document(_)));
-        if let Some(base) = base.filter(|_| weighs) {
-            base.forward(ops, pack, n, Role::Evaluated, ws);
-            std::mem::swap(&mut ws.stats.nll, base_nll);
-            base.head(ops, pack, 0..n, Role::Evaluated, ws, plain(), false);
-            std::mem::swap(&mut ws.stats.nll, base_nll);
+        let mut base = base.filter(|_| parts.iter().any(|part| part.loss.reads_base()));
+        if let Some(base) = base.as_deref_mut() {
+            if parts.iter().any(|part| matches!(part.loss, Rows::Document(_))) {
+                base.forward(ops, pack, n, Role::Evaluated, ws);
+                std::mem::swap(&mut ws.stats.nll, base_nll);
+                base.head(ops, pack, 0..n, Role::Evaluated, ws, plain(), false);
+                std::mem::swap(&mut ws.stats.nll, base_nll);
+            } else {
+                base.forward(ops, pack, n, Role::Teacher, ws);
+            }
         }
         model.forward(ops, pack, n, student, ws);
-        for Part { loss, rows, backward, .. } in parts {
-            let (rows, backward) = (rows.clone(), *backward);
-            let loss = match *loss {
+        for part in parts {
+            let (rows, backward) = (part.rows.clone(), part.backward);
+            let loss = match part.loss {
                 Rows::Token(formula) => HeadLoss::OneHot(TokenWeight::Formula(formula)),
                 Rows::Document(formula) => {
                     model.head(ops, pack, rows.clone(), student, ws, plain(), false);
+                    let base_nll = formula.against_base.then_some(&**base_nll);
                     ops.document_weights(pack, base_nll, &ws.stats.nll, formula, weights);
                     HeadLoss::OneHot(TokenWeight::PerRow(&**weights))
                 }
                 Rows::Matched(target) => {
-                    if target == Matched::Uniform {
+                    if !target.reads_teacher() {
                         // For the NLL that is monitored.
                         model.head(ops, pack, rows.clone(), student, ws, plain(), false);
                     }
-                    HeadLoss::Matched(target)
+                    match base.as_deref().filter(|_| part.loss.reads_base()) {
+                        Some(base) => HeadLoss::Against(target, base),
+                        None => HeadLoss::Matched(target),
+                    }
                 }
             };
             model.head(ops, pack, rows, student, ws, loss, backward);
@@ -404,48 +422,70 @@ impl<O: Ops> Pass<'_, O> {
 }
 
 /// The rows of plain NLL.
-fn plain<'a, S>() -> HeadLoss<'a, S> {
+fn plain<'a, O: Ops>() -> HeadLoss<'a, O> {
     HeadLoss::OneHot(TokenWeight::Formula(TokenFormula::constant(1.0)))
 }
 
-/// Lays the documents of all micro-batches into packs of up to `limit` tokens, in order.
-fn packs(
-    normaliser: Normaliser,
-    batches: &[MicroBatch],
+/// Lays the documents of all micro-batches into packs of up to `limit` tokens, in order; pairs stay together.
+fn packs<'a>(
+    objective: &dyn Objective,
+    knobs: &Knobs,
+    batches: &'a [MicroBatch],
     limit: usize,
-) -> Result<Vec<Vec<Document<'_>>>> {
+) -> Result<Vec<Vec<Document<'a>>>> {
+    let (rows, normaliser, span) =
+        (objective.rows(knobs), objective.normaliser(), objective.span());
+    let unit = if rows.paired() { 2 } else { 1 };
     let count = batches.len() as f64;
-    let documents: Vec<Document<'_>> = batches
-        .iter()
-        .flat_map(|batch| {
-            let targets = batch.target_tokens();
+    let documents = batches.iter().flat_map(|batch| {
+        let targets = batch.target_tokens();
+        let over = |n: usize| if n == 0 { 0.0 } else { 1.0 / (n as f64 * count) };
+        (0..batch.rows()).map(move |b| {
+            let ids = batch.row(b);
+            let own = ids.len().saturating_sub(1);
             let divisor = match normaliser {
                 Normaliser::Targets => targets,
                 Normaliser::ShiftedPositions => batch.padded_positions() - batch.rows(),
                 Normaliser::Positions => batch.padded_positions(),
+                Normaliser::Tokens => batch.tokens(),
+                Normaliser::Documents => batch.rows() / unit,
+                Normaliser::AllDocuments => batch.rows(),
+                Normaliser::OwnTargets => batch.rows() * own,
+                Normaliser::OwnTokens => batch.rows() * ids.len(),
             };
-            let over = |n: usize| if n == 0 { 0.0 } else { 1.0 / (n as f64 * count) };
-            (0..batch.rows()).map(move |b| Document {
-                ids: batch.row(b),
-                share: over(divisor),
-                monitor: over(targets),
-                width: batch.width(),
-            })
+            let span = match span {
+                Span::Padded => batch.width().saturating_sub(1),
+                Span::Sum => 1,
+                Span::Targets => own,
+                Span::Tokens => ids.len(),
+            };
+            // Of a pair the first is what is forgotten.
+            let monitored = !rows.reads_teacher() && b % unit == 0;
+            let monitor = if monitored { over(targets) } else { 0.0 };
+            Document { ids, share: over(divisor), monitor, span }
         })
-        .filter(|doc| !doc.ids.is_empty())
-        .collect();
-    fill(&documents, |doc| doc.ids.len(), limit)
+    });
+    let documents: Vec<Document<'_>> = documents.collect();
+    let whole = |docs: &&[Document<'_>]| docs.iter().all(|doc| !doc.ids.is_empty());
+    let documents: Vec<_> = documents.chunks(unit).filter(whole).flatten().copied().collect();
+    fill(&documents, unit, |doc| doc.ids.len(), limit)
 }
 
-/// Groups `items` into runs of at most `limit` tokens, in order.
-fn fill<T: Copy>(items: &[T], len: impl Fn(T) -> usize, limit: usize) -> Result<Vec<Vec<T>>> {
+/// Groups runs of `unit` of `items` into runs of at most `limit` tokens, in order.
+fn fill<T: Copy>(
+    items: &[T],
+    unit: usize,
+    len: impl Fn(&T) -> usize,
+    limit: usize,
+) -> Result<Vec<Vec<T>>> {
     let mut groups: Vec<Vec<T>> = Vec::new();
     let mut room = 0;
-    for &item in items {
-        let tokens = len(item);
+    for items in items.chunks(unit) {
+        let tokens = items.iter().map(&len).sum::<usize>();
         if tokens > limit {
+            let what = if unit == 1 { "a document" } else { "a pair of documents" };
             return Err(Error::config(format!(
-                "a document of {tokens} tokens does not fit a pack of {limit}"
+                "{what} of {tokens} tokens does not fit a pack of {limit}"
             ))
             .hint("raise run.pack_tokens or lower the context"));
         }
@@ -455,7 +495,7 @@ fn fill<T: Copy>(items: &[T], len: impl Fn(T) -> usize, limit: usize) -> Result<
         }
         room -= tokens;
         if let Some(group) = groups.last_mut() {
-            group.push(item);
+            group.extend(items);
         }
     }
     Ok(groups)
@@ -464,22 +504,36 @@ fn fill<T: Copy>(items: &[T], len: impl Fn(T) -> usize, limit: usize) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::method;
 
     #[test]
     fn fill_keeps_order_and_limit() {
-        let groups = fill(&[3, 4, 2, 9, 1], |n| n, 9).unwrap();
+        let groups = fill(&[3, 4, 2, 9, 1], 1, |n| *n, 9).unwrap();
         assert_eq!(groups, [vec![3, 4, 2], vec![9], vec![1]]);
-        assert!(fill(&[10], |n| n, 9).is_err());
+        assert!(fill(&[10], 1, |n| *n, 9).is_err());
+        assert_eq!(fill(&[3, 4, 2, 1], 2, |n| *n, 9).unwrap(), [vec![3, 4], vec![2, 1]]);
+        assert!(fill(&[5, 5], 2, |n| *n, 9).is_err());
     }
 
     #[test]
     fn packs_divide_by_padded_positions_or_targets() {
         let batches =
             [MicroBatch::new([&[1u32, 2, 3][..], &[4, 5]]), MicroBatch::new([&[6u32, 7][..]])];
-        let share =
-            |n| packs(n, &batches, 100).unwrap()[0].iter().map(|d| d.share).collect::<Vec<_>>();
-        assert_eq!(share(Normaliser::Targets), [1.0 / 6.0, 1.0 / 6.0, 0.5]);
-        assert_eq!(share(Normaliser::ShiftedPositions), [0.125, 0.125, 0.5]);
-        assert_eq!(share(Normaliser::Positions), [1.0 / 12.0, 1.0 / 12.0, 0.25]);
+        let share = |name: &str| {
+            let objective = method::find(&method::FORGET, "", name)
+                .or_else(|_| method::find(&method::PENALTIES, "", name))
+                .unwrap();
+            let packs = packs(objective, &Knobs::default(), &batches, 100).unwrap();
+            packs[0].iter().map(|d| d.share).collect::<Vec<_>>()
+        };
+        assert_eq!(share("nll"), [1.0 / 6.0, 1.0 / 6.0, 0.5]);
+        assert_eq!(share("mismatch"), [0.125, 0.125, 0.5]);
+        assert_eq!(share("kl"), [1.0 / 12.0, 1.0 / 12.0, 0.25]);
+        assert_eq!(share("npo"), [0.25, 0.25, 0.5]);
+        assert_eq!(share("simnpo"), [0.125, 0.25, 0.5]);
+        assert_eq!(share("simnpo_ou"), [1.0 / 12.0, 0.125, 0.25]);
+        assert_eq!(share("pdu_ou"), [0.1, 0.1, 0.25]);
+        // A pair is one comparison; the odd one out is weighed by itself.
+        assert_eq!(share("dpo"), [0.5, 0.5, 0.0]);
     }
 }

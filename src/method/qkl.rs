@@ -17,6 +17,18 @@ impl Objective for Qkl {
         "Var_q(z - z_ref) / 2 (logged without the half), masked sum over all positions divided by B T"
     }
 
+    fn gradient(&self) -> &'static str {
+        "q (D - E_q D), D = z - z_ref, q = softmax(z_ref)"
+    }
+
+    fn source(&self) -> &'static str {
+        "arXiv 2504.13388; mt-unlearn `losses.py`, `qkl`"
+    }
+
+    fn differs(&self) -> &'static str {
+        "the whole variance is logged and half of it descended, here as there"
+    }
+
     fn rows(&self, _: &Knobs) -> Rows {
         Rows::Matched(Matched::Qkl)
     }

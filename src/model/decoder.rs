@@ -12,12 +12,13 @@ use super::workspace::{Flow, Workspace};
 use crate::ops::{CachePlace, Direction, HeadGrads, HeadShape, Matched, Ops, Role, TokenWeight};
 
 /// The loss rows of one head sweep.
-#[derive(Debug)]
-pub enum HeadLoss<'a, S> {
+pub enum HeadLoss<'a, O: Ops> {
     /// Weighted one-hot rows.
-    OneHot(TokenWeight<'a, S>),
-    /// Matched-distribution rows against the teacher's hidden rows.
+    OneHot(TokenWeight<'a, O::Stat>),
+    /// Rows that reach all logits; where they compare, with the teacher's.
     Matched(Matched),
+    /// The same, compared with those of a model that was run as a teacher.
+    Against(Matched, &'a Model<O>),
 }
 
 /// Keys and values of every layer, in rooms that several of them may share.
@@ -200,7 +201,7 @@ impl<O: Ops> Model<O> {
         rows: Range<usize>,
         role: Role,
         ws: &mut Workspace<O>,
-        loss: HeadLoss<'_, O::Stat>,
+        loss: HeadLoss<'_, O>,
         grads: bool,
     ) {
         let shape = HeadShape { n: rows.len(), c: self.config.width, v: self.config.vocab };
@@ -218,22 +219,18 @@ impl<O: Ops> Model<O> {
             HeadLoss::OneHot(weight) => {
                 ops.head_onehot(shape, first, pack, &ws.h, w, weight, &mut ws.stats, grads);
             }
-            HeadLoss::Matched(target) => {
-                let w_ref = (trained && target != Matched::Uniform)
-                    .then(|| ops.view(&self.params[head], Role::Teacher, &mut ws.scratch.head_ref));
-                let (h, h_ref) = (&ws.h, &ws.h_ref);
-                ops.head_matched(
-                    shape,
-                    first,
-                    pack,
-                    h,
-                    h_ref,
-                    w,
-                    w_ref,
-                    target,
-                    &mut ws.stats,
-                    grads,
-                );
+            HeadLoss::Matched(target) | HeadLoss::Against(target, _) => {
+                let w_ref = match loss {
+                    HeadLoss::Against(_, other) => {
+                        let w = &other.params[other.layout.head];
+                        Some(ops.view(w, Role::Teacher, &mut ws.scratch.head_ref))
+                    }
+                    _ => (trained && target.compares()).then(|| {
+                        ops.view(&self.params[head], Role::Teacher, &mut ws.scratch.head_ref)
+                    }),
+                };
+                let (h, h_ref, stats) = (&ws.h, &ws.h_ref, &mut ws.stats);
+                ops.head_matched(shape, first, pack, h, h_ref, w, w_ref, target, stats, grads);
             }
         }
     }

@@ -25,6 +25,18 @@ pub struct Keeping {
 }
 
 impl Keeping {
+    fn spec(&self, block: &Block) -> ParamSpec {
+        ParamSpec {
+            name: block.name.clone(),
+            len: block.len(),
+            trainable: block.trainable,
+            mode: self.mode,
+            teacher: self.teacher,
+            rule: self.rule,
+            seed: self.seed,
+        }
+    }
+
     /// Keeps a model that is only read.
     pub fn inference() -> Self {
         Self {
@@ -72,20 +84,18 @@ impl<O: Ops> Model<O> {
         let mut params = Vec::with_capacity(layout.blocks.len());
         let mut grads = Vec::with_capacity(layout.blocks.len());
         for block in &layout.blocks {
-            let spec = ParamSpec {
-                name: block.name.clone(),
-                len: block.len(),
-                trainable: block.trainable,
-                mode: keep.mode,
-                teacher: keep.teacher,
-                rule: keep.rule,
-                seed: keep.seed,
-            };
+            let spec = keep.spec(block);
             params.push(ops.param(&spec, &mut |out| fill(block, out))?);
             grads.push(if block.trainable { Some(ops.grad(&spec)?) } else { None });
         }
         let rope = rope::table(&config.rope);
         Ok(Self { config, layout, rope, params, grads })
+    }
+
+    /// Allocates a second gradient for every block that has one, of the same kind.
+    pub fn more_grads(&self, ops: &O, keep: &Keeping) -> Result<Vec<Option<O::Grad>>> {
+        let grad = |block: &Block| block.trainable.then(|| ops.grad(&keep.spec(block))).transpose();
+        self.layout.blocks.iter().map(grad).collect()
     }
 
     /// Gives the teacher the weights of another model of the same shape.

@@ -435,10 +435,10 @@ pub trait Compute {
         stats: &mut RowStats<Self::Stat>,
         grads: Option<HeadGrads<'_, Self::Act, Self::Grad>>,
     );
-    /// Fused head and matched-distribution loss, chunked over rows.
+    /// Fused head and loss rows that reach all logits, chunked over rows.
     ///
-    /// `h_ref` and `w_ref` are the teacher's; `w_ref` is `None` where both share the head, and then
-    /// D = (h - h_ref) w^T is one product without cancellation. [`Matched::Uniform`] reads neither.
+    /// `h_ref` and `w_ref` are those of the model compared with; `w_ref` is `None` where both share the head, and then
+    /// D = (h - h_ref) w^T is one product without cancellation. Neither is read where [`Matched::compares`] is false.
     /// Rows with coefficient 0 get value 0 and a zero gradient.
     ///
     /// The rows are `first` to `first + shape.n` of the pack, of `h`, the values and `dh`, and those of `h_ref` from 0 on.

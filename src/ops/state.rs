@@ -231,6 +231,13 @@ pub trait State: Compute {
     fn needs_scratch(&self, param: &Self::Param, role: Role) -> bool;
     /// Scans a gradient in a fixed order; an empty gradient is all zeros.
     fn scan_grad(&self, grad: &Self::Grad) -> GradScan;
+    /// Returns the sum of products of two gradients of one parameter, in f64 and a fixed order; an empty one is all zeros.
+    ///
+    /// Waits for the work before it.
+    fn grad_dot(&self, a: &Self::Grad, b: &Self::Grad) -> f64;
+    /// Mixes two gradients of one parameter: `y = keep y + add x`, products and sum in fp32, rounded once to how `y` is
+    /// stored; empty ones are all zeros.
+    fn grad_mix(&self, y: &mut Self::Grad, keep: f64, x: &Self::Grad, add: f64);
     /// Copies a gradient to the host; an empty gradient is all zeros.
     fn read_grad(&self, grad: &Self::Grad, out: &mut [f32]);
     /// Moves student, optimizer state and teacher by one step, in one pass:

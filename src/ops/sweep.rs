@@ -39,12 +39,13 @@ pub trait Sweep: Compute {
     );
     /// Waits for the work before it and returns the sums; 0 after a failure, which [`Compute::sync`] tells.
     fn read_tally(&self, tally: &Self::Tally) -> Tallied;
-    /// Weighs all rows of each document alike: the formula of r, the sum of `base - nll` over its targets divided by
-    /// its span.
+    /// Weighs all rows of each document alike, as the formula says; without `base` nothing is compared with.
+    ///
+    /// In pairs the last document of an odd number has no partner and is weighed by its own r.
     fn document_weights(
         &self,
         pack: &Self::Pack,
-        base: &Self::Stat,
+        base: Option<&Self::Stat>,
         nll: &Self::Stat,
         formula: DocumentFormula,
         weights: &mut Self::Stat,

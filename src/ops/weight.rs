@@ -1,4 +1,4 @@
-//! The two families of loss rows: weighted one-hot and matched distribution.
+//! The two families of loss rows: weighted one-hot, and those that reach all logits (matched distributions, flattening).
 
 /// The weight of a token in the one-hot family, as a formula of its probability.
 ///
@@ -51,19 +51,30 @@ impl TokenFormula {
 }
 
 /// The weight of all tokens of a document, as a formula of its log-ratio r to a base model:
-/// `factor / (1 + exp(-slope r))`.
+/// `factor / (1 + exp(-slope (r - shift)))`.
+///
+/// r is the sum of `base - nll` over the document's targets (without a base model: of `-nll`), divided by its span. In
+/// pairs r is that of a document less that of its partner, and every second document, the preferred one, has factor and
+/// slope of the other sign.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DocumentFormula {
     /// The weight of a document that became far more probable.
     pub factor: f64,
     /// How fast the weight grows with r.
     pub slope: f64,
+    /// The r at which the weight is half the factor.
+    pub shift: f64,
+    /// Whether r compares with a base model.
+    pub against_base: bool,
+    /// Whether documents 2i and 2i + 1 are weighed against each other.
+    pub paired: bool,
 }
 
 impl DocumentFormula {
-    /// Returns the weight at log-ratio `ratio`.
-    pub fn weight(&self, ratio: f64) -> f64 {
-        self.factor / (1.0 + (-self.slope * ratio).exp())
+    /// Returns the weight at log-ratio `ratio` of a document of a pair: `preferred` if it is the second one.
+    pub fn weight(&self, ratio: f64, preferred: bool) -> f64 {
+        let sign = if preferred { -1.0 } else { 1.0 };
+        sign * self.factor / (1.0 + (-sign * self.slope * (ratio - self.shift)).exp())
     }
 }
 
@@ -76,8 +87,10 @@ pub enum TokenWeight<'a, S> {
     PerRow(&'a S),
 }
 
-/// The target of a matched-distribution row; D = z - z_ref and q = softmax(z_ref).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The target of a row whose gradient reaches all logits; D = z - z_ref and q = softmax(z_ref).
+///
+/// All gradients are exactly 0 where the row has coefficient 0.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Matched {
     /// KL(uniform, p): value `-log V - mean log p`, gradient `p - 1/V`.
     Uniform,
@@ -85,4 +98,40 @@ pub enum Matched {
     Kl,
     /// Quadratic KL: value `Var_q(D)`, gradient `q (D - E_q D)`, which is that of half the value.
     Qkl,
+    /// KL(t, p) with t = softmax(z_ref - s e_y): value `sum t log(t/p)`, gradient `p - t`.
+    Undial {
+        /// s, what is taken off the logit of the target.
+        strength: f64,
+    },
+    /// Each logit on its own: value `(2/b) mean log(1 + exp(b D))`, gradient `2 / (V (1 + exp(-b D)))`.
+    LogitRatio {
+        /// b, the inverse temperature.
+        beta: f64,
+    },
+    /// KL of numbers taken for log-probabilities: value `-sum exp(z_ref) D`, gradient `-exp(z_ref)`.
+    LogitKl,
+    /// Distance of the largest logit to the mean: value `(max z - mean z)^2`, gradient
+    /// `2 (max z - mean z) (e_argmax - 1/V)`, argmax the first of equals.
+    Spread,
+}
+
+impl Matched {
+    /// Tells whether rows of another model are read.
+    pub fn compares(self) -> bool {
+        !matches!(self, Self::Uniform | Self::Spread)
+    }
+
+    /// Tells whether these are the teacher's, which a penalty pulls to, and not those of a base model that stays.
+    pub fn reads_teacher(self) -> bool {
+        matches!(self, Self::Kl | Self::Qkl | Self::LogitKl)
+    }
+
+    /// Returns the number that a row's formula takes; 0 for none.
+    pub fn number(self) -> f64 {
+        match self {
+            Self::Undial { strength } => strength,
+            Self::LogitRatio { beta } => beta,
+            _ => 0.0,
+        }
+    }
 }

@@ -99,9 +99,6 @@ pub fn write_model<O: Ops>(
     out: &Path,
     record: &Value,
 ) -> Result<()> {
-    check_target(source, out)?;
-    let weights = Weights::open(source)?;
-    let companions = companions(source)?;
     let mut places: HashMap<&str, (usize, usize, usize)> = HashMap::new();
     for (b, block) in model.layout.blocks.iter().enumerate().filter(|(_, block)| block.trainable) {
         let mut start = 0;
@@ -110,9 +107,37 @@ pub fn write_model<O: Ops>(
             start += part.len();
         }
     }
+    let mut values: Vec<f32> = Vec::new();
+    let mut loaded = usize::MAX;
+    let mut change = |_: &Weights, entry: &Entry, out: &mut Vec<f32>| {
+        let Some(&(b, start, end)) = places.get(entry.name.as_str()) else { return Ok(false) };
+        if loaded != b {
+            values.resize(model.layout.blocks[b].len(), 0.0);
+            ops.read_param(&model.params[b], Role::Evaluated, &mut values);
+            loaded = b;
+        }
+        out.extend_from_slice(&values[start..end]);
+        Ok(true)
+    };
+    write_changed(source, out, &mut change, &mut || record.clone())
+}
+
+/// Puts the new numbers of a tensor into an empty vector; false leaves the tensor as it is.
+pub(super) type Change<'a> = dyn FnMut(&Weights, &Entry, &mut Vec<f32>) -> Result<bool> + 'a;
+
+/// Writes the model folder `out` as [`write_model`] does, with the tensors of `source` changed by `change`; `record` is
+/// asked for when all of them are written.
+pub(super) fn write_changed(
+    source: &Path,
+    out: &Path,
+    change: &mut Change<'_>,
+    record: &mut dyn FnMut() -> Value,
+) -> Result<()> {
+    check_target(source, out)?;
+    let weights = Weights::open(source)?;
+    let companions = companions(source)?;
     atomic::replace_dir(out, |dir| {
         let mut values: Vec<f32> = Vec::new();
-        let mut loaded = usize::MAX;
         let mut total = 0;
         for (file, names, metadata) in weights.shards() {
             let entries = names
@@ -131,15 +156,11 @@ pub fn write_model<O: Ops>(
             metadata.entry("format".into()).or_insert_with(|| "pt".into());
             write_file(&path, &entries, &metadata, &mut |entry, to| {
                 let io = |e: std::io::Error| Error::io("write", &path, &e);
-                let Some(&(b, start, end)) = places.get(entry.name.as_str()) else {
+                values.clear();
+                if !change(&weights, entry, &mut values)? {
                     return to.write_all(weights.bytes(&entry.name)?).map_err(io);
-                };
-                if loaded != b {
-                    values.resize(model.layout.blocks[b].len(), 0.0);
-                    ops.read_param(&model.params[b], Role::Evaluated, &mut values);
-                    loaded = b;
                 }
-                write_f32_as(entry.dtype, &values[start..end], to).map_err(io)
+                write_f32_as(entry.dtype, &values, to).map_err(io)
             })?;
         }
         if source.join(INDEX).is_file() {
@@ -151,7 +172,7 @@ pub fn write_model<O: Ops>(
             let bytes = std::fs::read(&from).map_err(|e| Error::io("read", &from, &e))?;
             write(&dir.join(name), &bytes)?;
         }
-        write(&dir.join(RECORD), pretty(record).as_bytes())
+        write(&dir.join(RECORD), pretty(&record()).as_bytes())
     })
 }
 

@@ -15,8 +15,10 @@ pub mod recipe;
 pub mod recorded;
 pub mod resume;
 pub mod signals;
+pub mod task_vector;
 pub mod train;
 pub mod watch;
 
 pub use folder::Folder;
 pub use recipe::Recipe;
+pub use task_vector::TaskVector;

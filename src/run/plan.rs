@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::Recipe;
 use crate::backend::gpu::{Precision, chunk_rows};
 use crate::error::{Error, Kind, Result};
+use crate::method::Rows;
 use crate::model::{Layout, Level, ModelConfig, Saving, generate};
 use crate::ops::{StateMode, TeacherForm};
 use crate::optim::Optimizer;
@@ -233,19 +234,21 @@ impl Plan {
         let form = recipe.teacher(mode);
         let number = if target == Target::Cuda { 2 } else { 4 };
         let moments = if recipe.optim.optimizer == Optimizer::Adamw { 2 } else { 1 };
-        let has_base = recipe.method.loss == "npo";
+        let loss = recipe.method().ok().map(|method| method.loss.rows(&recipe.method.knobs));
+        let has_base = loss.is_some_and(Rows::reads_base);
         let teacher = match form {
             TeacherForm::None => 0,
             _ if exact => 4,
             _ => 2,
         };
         let kept = if exact { 4 } else { 2 };
+        let buffers = if recipe.method.combine == "sum" { 1 } else { 2 };
         let mut resident = vec![
             Category { name: "weights, trainable", bytes: 4 * trained },
             Category { name: "weights, frozen", bytes: number * (all - trained) },
             Category { name: "teacher", bytes: teacher * trained },
             Category { name: "optimizer state", bytes: moments * kept * trained },
-            Category { name: "gradients", bytes: kept * trained },
+            Category { name: "gradients", bytes: kept * trained * buffers },
         ];
         if has_base {
             resident.push(Category { name: "base model", bytes: number * all });

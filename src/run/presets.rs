@@ -84,7 +84,7 @@ pub const PRESETS: [(&str, &str); 6] = [
         "npo-kl",
         r#"
         [method]
-        loss = "npo"
+        loss = "npo_mt"
         penalty = "kl"
         forget_weight = 0.05
         retain_weight = 1.0

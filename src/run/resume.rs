@@ -17,7 +17,12 @@ use crate::ops::Ops;
 
 /// What a checkpoint must share with the run that resumes from it: all of the recipe but its length, its logging
 /// and what it keeps of layers, and the data.
-pub(super) fn identity(recipe: &Recipe, forget: &Corpus, retain: Option<&Corpus>) -> Result<Value> {
+pub(super) fn identity(
+    recipe: &Recipe,
+    forget: &Corpus,
+    retain: Option<&Corpus>,
+    alternate: Option<&Corpus>,
+) -> Result<Value> {
     let mut recipe =
         serde_json::to_value(recipe).map_err(|e| Error::config(format!("recipe: {e}")))?;
     if let Some(sections) = recipe.as_object_mut() {
@@ -30,7 +35,8 @@ pub(super) fn identity(recipe: &Recipe, forget: &Corpus, retain: Option<&Corpus>
         }
     }
     let hash = |corpus: &Corpus| format!("{:032x}", corpus.hash());
-    Ok(json!({"recipe": recipe, "forget": hash(forget), "retain": retain.map(hash)}))
+    let (retain, alternate) = (retain.map(hash), alternate.map(hash));
+    Ok(json!({"recipe": recipe, "forget": hash(forget), "retain": retain, "alternate": alternate}))
 }
 
 /// Writes a checkpoint under `root`: all state, the data it belongs to, and the evaluations so far.
@@ -48,7 +54,12 @@ pub(super) fn save<O: Ops>(
             writer.blob(&format!("{}.{name}", block.name), bytes)
         })?;
     }
-    let meta = json!({"step": state.step, "identity": identity, "evaluations": entries});
+    let meta = json!({
+        "step": state.step,
+        "identity": identity,
+        "retain_weight": state.retain_weight,
+        "evaluations": entries,
+    });
     writer.finish(meta, keep)
 }
 
@@ -89,6 +100,9 @@ pub(super) fn restore<O: Ops>(
         })?;
     }
     state.step = checkpoint.step();
+    // Checkpoints from before there were dual variables have a weight that never moves.
+    let weight = checkpoint.meta()["retain_weight"].as_f64();
+    state.retain_weight = weight.unwrap_or(state.settings.retain_weight);
     serde_json::from_value(checkpoint.meta()["evaluations"].clone())
         .map_err(|e| Error::model(format!("{}: evaluations: {e}", checkpoint.dir().display())))
 }

@@ -18,7 +18,7 @@ use crate::error::{Error, Kind, Result};
 use crate::io::atomic::{recover_all, write_file_atomic};
 use crate::io::checkpoint::Checkpoint;
 use crate::method::passes::Passes;
-use crate::method::{MeanTeacher, Method, StepReport};
+use crate::method::{Combination, MeanTeacher, Method, StepReport};
 use crate::model::params::Keeping;
 use crate::model::{Layout, Model, Saving};
 use crate::ops::Ops;
@@ -39,6 +39,8 @@ pub const DISTANCES: [&str; 3] =
 /// A corpus with the order its documents are drawn in.
 struct Stream {
     corpus: Corpus,
+    /// A preferred document for each of the corpus.
+    alternate: Option<Corpus>,
     sampler: Sampler,
     accum: usize,
     micro_batch: usize,
@@ -46,7 +48,17 @@ struct Stream {
 
 impl Stream {
     fn draw(&self, step: u64) -> Result<Vec<MicroBatch>> {
-        draw(&self.corpus, &self.sampler, step, self.accum, self.micro_batch)
+        let of = |corpus| draw(corpus, &self.sampler, step, self.accum, self.micro_batch);
+        let Some(alternate) = &self.alternate else { return of(&self.corpus) };
+        let pair = |(own, other): (MicroBatch, MicroBatch)| {
+            MicroBatch::new((0..own.rows()).flat_map(|b| [own.row(b), other.row(b)]))
+        };
+        Ok(of(&self.corpus)?.into_iter().zip(of(alternate)?).map(pair).collect())
+    }
+
+    /// Returns the tokens of the longest documents that must lie in one pack.
+    fn longest(&self) -> usize {
+        self.corpus.longest() + self.alternate.as_ref().map_or(0, Corpus::longest)
     }
 }
 
@@ -111,6 +123,14 @@ impl<'a, O: Ops> Run<'a, O> {
         let folder = Folder::open(&recipe.model.path)?;
         let tokenizer = folder.tokenizer()?;
         let method = recipe.method()?;
+        let loss = method.loss.rows(&method.knobs);
+        if loss.paired() && recipe.data.alternate.as_os_str().is_empty() {
+            return Err(Error::config(format!(
+                "data.alternate: is not set, and loss {} compares each forget document with another",
+                method.loss.name()
+            ))
+            .hint("name a file with one preferred document for each forget document, in order"));
+        }
         let forget = stream(recipe, &folder, &tokenizer, true)?;
         let retain = match method.penalty {
             Some(_) => Some(stream(recipe, &folder, &tokenizer, false)?),
@@ -120,19 +140,23 @@ impl<'a, O: Ops> Run<'a, O> {
         let trainable = Layout::new(&folder.config, recipe.train()).trainable();
         let keep = recipe.keeping(recipe.state_mode(trainable));
         let model = Model::load(ops, folder.config.clone(), &folder.weights, &keep)?;
-        let longest = retain.iter().chain([&forget]).map(|s| s.corpus.longest());
+        let longest = retain.iter().chain([&forget]).map(Stream::longest);
         let longest = longest.chain([suite.longest()]).max().unwrap_or(0);
         let tokens = recipe.run.pack_tokens.max(longest);
         let passes = Passes::saving(ops, &model, tokens, Some(saving))?;
-        let base = match recipe.method.loss.as_str() {
-            "npo" => Some(base_model(ops, recipe)?),
-            _ => None,
-        };
+        let base = loss.reads_base().then(|| base_model(ops, recipe)).transpose()?;
+        let combination = recipe.combination()?;
+        let more = (combination != Combination::Sum).then(|| model.more_grads(ops, &keep));
+        let more = more.transpose()?;
         let mut state = MeanTeacher::new(model, base, passes, method, recipe.settings());
+        if let Some(grads) = more {
+            state.combine(combination, grads);
+        }
         std::fs::create_dir_all(out).map_err(|e| Error::io("make folder", out, &e))?;
         recover_all(out)?;
         let retained = retain.as_ref().map(|stream| &stream.corpus);
-        let identity = resume::identity(recipe, &forget.corpus, retained)?;
+        let alternate = forget.alternate.as_ref();
+        let identity = resume::identity(recipe, &forget.corpus, retained, alternate)?;
         let mut watch =
             Watch { every: recipe.eval.every, stop: recipe.stop(), entries: Vec::new() };
         let mut saved = None;
@@ -360,6 +384,7 @@ fn record(recipe: &Recipe, method: &Method, identity: &Value, summary: &Value) -
         "loss_formula": method.loss.formula(),
         "penalty": method.penalty.map(|p| p.name()),
         "penalty_formula": method.penalty.map(|p| p.formula()),
+        "direction": recipe.combination().map_or("", Combination::formula),
         "recipe": recipe,
         "identity": identity,
         "metrics": summary,
@@ -397,10 +422,19 @@ fn stream(recipe: &Recipe, folder: &Folder, tokenizer: &Tokenizer, forget: bool)
         cache_dir: data.cache_dir(),
     };
     let corpus = folder.corpus(path, tokenizer, &options)?;
+    let named = forget && !data.alternate.as_os_str().is_empty();
+    let alternate =
+        named.then(|| folder.corpus(&data.alternate, tokenizer, &options)).transpose()?;
+    if let Some(found) = alternate.as_ref().map(Corpus::len).filter(|len| *len != corpus.len()) {
+        return Err(Error::data(format!(
+            "data.alternate: {found} documents, wanted one for each of the {} forget documents",
+            corpus.len()
+        )));
+    }
     let order = match data.order {
         OrderKey::Replacement => Order::Replacement,
         OrderKey::Epochs => Order::Epochs,
     };
     let sampler = Sampler::new(order, recipe.seed, name, corpus.len())?;
-    Ok(Stream { corpus, sampler, accum, micro_batch: recipe.run.micro_batch })
+    Ok(Stream { corpus, alternate, sampler, accum, micro_batch: recipe.run.micro_batch })
 }

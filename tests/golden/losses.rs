@@ -7,7 +7,7 @@ use nepenthe::io::safetensors::Weights;
 use nepenthe::method;
 use nepenthe::model::Train;
 use nepenthe::ops::{Ops, TeacherForm, UpdateRule};
-use nepenthe::run::conformance::trajectory::knobs;
+use nepenthe::run::conformance::trajectory::{knobs, loss_name};
 use serde_json::Value;
 
 use crate::engine::*;
@@ -28,7 +28,8 @@ where
     let folder = path.parent().ok_or("no folder")?;
     let name = path.file_name().and_then(|n| n.to_str()).ok_or("no name")?;
     let model_name = folder.file_name().ok_or("no model")?;
-    // Case names are a loss and, for variants of it, a suffix.
+    // Case names are a loss of the reference and, for variants of it, a suffix.
+    let name = if name.split('_').next() == Some("npo") { loss_name("npo") } else { name };
     let all = || method::FORGET.iter().chain(&method::PENALTIES);
     let objective = all()
         .filter(|o| name == o.name() || name.starts_with(&format!("{}_", o.name())))

@@ -52,6 +52,16 @@ fn pack_data(n: usize, v: usize, mask: Mask, random: &mut Random) -> PackData {
     }
 }
 
+pub const TARGETS: [Matched; 7] = [
+    Matched::Uniform,
+    Matched::Kl,
+    Matched::Qkl,
+    Matched::Undial { strength: 3.0 },
+    Matched::LogitRatio { beta: 0.7 },
+    Matched::LogitKl,
+    Matched::Spread,
+];
+
 /// Hidden rows that make logits of unit size.
 fn rows(n: usize, c: usize, random: &mut Random) -> Vec<f64> {
     random.vec(n * c).iter().map(|x| x / (c as f64).sqrt()).collect()
@@ -296,7 +306,7 @@ fn matched_gradient_matches_differences() {
                 w: random.vec(v * c),
                 w_ref: own_head.then(|| random.vec(v * c)),
             };
-            for target in [Matched::Uniform, Matched::Kl, Matched::Qkl] {
+            for target in TARGETS {
                 let name =
                     |of: &str| format!("{target:?} {n} {c} {v} {mask:?} own {own_head}: {of}");
                 // The teacher's distribution is the weight of qkl and does not move with the student; what is
@@ -305,7 +315,7 @@ fn matched_gradient_matches_differences() {
                 let cotangent: Vec<f64> = data.coefs.iter().map(|c| share * c).collect();
                 let (mut dh, mut dw) = (stale(n * c), Grad::wide(v * c));
                 // With one head for both, the head is frozen.
-                let trained = own_head || target == Matched::Uniform;
+                let trained = own_head || !target.compares();
                 let sink = trained.then_some(&mut dw);
                 let value = matched(&ops, shape, &data, &pair, target, Some((&mut dh, sink)));
                 let (at, w) = (pair.h.clone(), pair.w.clone());
@@ -324,10 +334,15 @@ fn matched_gradient_matches_differences() {
                 }
                 let want = plain_values(shape, &data, &pair, target);
                 // Values are differences of logarithms here, and there of numbers of the logits' size.
-                let size = 1.0 + (v as f64).ln();
+                let terms = if target == Matched::LogitKl { v as f64 } else { (v as f64).ln() };
+                let size = 1.0 + terms;
                 for (got, want) in value.iter().zip(&want) {
                     let off = (got - want).abs();
-                    assert!(off <= tol(Dtype::F64, c + v) * (size + want), "{}", name("value"));
+                    assert!(
+                        off <= tol(Dtype::F64, c + v) * (size + want.abs()),
+                        "{}",
+                        name("value")
+                    );
                 }
                 if matches!(mask, Mask::None) {
                     let all = dh.iter().chain(&value).copied().chain(read(&dw));
@@ -362,6 +377,20 @@ fn plain_values(
             Matched::Uniform => -(v as f64).ln() - p.iter().sum::<f64>() / v as f64,
             Matched::Kl => expect(&|i| q[i] - p[i]),
             Matched::Qkl => expect(&|i| (d[i] - mean).powi(2)),
+            Matched::Undial { strength } => {
+                let y = data.targets[r] as usize;
+                let raw = |i: usize| (z_ref[i] - if i == y { strength } else { 0.0 }).exp();
+                let total: f64 = (0..v).map(raw).sum();
+                (0..v).map(|i| raw(i) / total * ((raw(i) / total).ln() - p[i])).sum::<f64>()
+            }
+            Matched::LogitRatio { beta } => {
+                2.0 / beta * d.iter().map(|d| (beta * d).exp().ln_1p()).sum::<f64>() / v as f64
+            }
+            Matched::LogitKl => -(0..v).map(|i| z_ref[i].exp() * d[i]).sum::<f64>(),
+            Matched::Spread => {
+                let largest = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                (largest - z.iter().sum::<f64>() / v as f64).powi(2)
+            }
         }
     };
     (0..n).map(|r| if data.coefs[r] == 0.0 { 0.0 } else { row(r) }).collect()

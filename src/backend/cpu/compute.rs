@@ -340,11 +340,12 @@ impl<T: Real> Compute for Cpu<T> {
         stats: &mut RowStats<Vec<T>>,
         grads: Option<HeadGrads<'_, Vec<T>, Grad<T>>>,
     ) {
-        let loss = MatchedRows { target, coefs: &pack.data.coefs[first..] };
+        let (targets, coefs) = (&pack.data.targets[first..], &pack.data.coefs[first..]);
+        let loss = MatchedRows { target, targets, coefs };
         let at = first * shape.c;
         let h = &h[at..];
-        let penalty = target != Matched::Uniform;
-        let shared = penalty && w_ref.is_none();
+        let compares = target.compares();
+        let shared = compares && w_ref.is_none();
         let mut diff = self.pool.lend(if shared { shape.n * shape.c } else { 0 });
         if shared {
             each(
@@ -361,8 +362,8 @@ impl<T: Real> Compute for Cpu<T> {
             );
         }
         let from = if shared { (&diff[..], w) } else { (h, w) };
-        let second = penalty.then(|| (&h_ref[..], w_ref.unwrap_or(w)));
-        let subtract = penalty && !shared;
+        let second = compares.then(|| (&h_ref[..], w_ref.unwrap_or(w)));
+        let subtract = compares && !shared;
         let job = Sweep { shape, first: from, second, subtract, w, h };
         let (dh, dw) = grads.map_or((None, None), |g| (Some(&mut g.dh[at..]), g.dw));
         sweep(&self.pool, &job, &loss, Self::results(stats, first, false), dh, dw);

@@ -54,6 +54,32 @@ impl<T: Real> Grad<T> {
         }
     }
 
+    fn at(&self, i: usize) -> T {
+        match &self.data {
+            _ if self.empty => T::ZERO,
+            GradData::Wide(data) => data[i],
+            GradData::Bf16(data) => T::from_f32(widen(data[i])),
+        }
+    }
+
+    /// Returns the sum of products with `other`, in f64 and in order.
+    pub(super) fn dot(&self, other: &Self) -> f64 {
+        (0..self.len()).map(|i| self.at(i).to_f64() * other.at(i).to_f64()).sum()
+    }
+
+    /// Becomes `keep self + add other`.
+    pub(super) fn mix(&mut self, keep: f64, other: &Self, add: f64) {
+        let (keep, add) = (T::from_f64(keep), T::from_f64(add));
+        for i in 0..self.len() {
+            let mixed = keep * self.at(i) + add * other.at(i);
+            match &mut self.data {
+                GradData::Wide(data) => data[i] = mixed,
+                GradData::Bf16(data) => data[i] = narrow_even(mixed.to_f32()),
+            }
+        }
+        self.empty = false;
+    }
+
     /// Adds `values` from entry `start` on. The first write of a step must be announced by [`Grad::open`].
     pub(super) fn add(&mut self, start: usize, values: &[T]) {
         match &mut self.data {

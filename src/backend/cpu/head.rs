@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::gemm::{Matrix, parallel, serial};
 use super::pool::Pool;
 use super::rows::{max, simd, sum, sum2};
-use super::{Grad, GradData, Real};
+use super::{Grad, GradData, Real, soft};
 use crate::ops::{HeadShape, Matched, TokenFormula};
 
 /// Numbers of a chunk's logits: 13 MB of f32, which a shared cache holds.
@@ -281,9 +281,10 @@ impl<T: Real> RowLoss<T> for OneHot<'_, T> {
     }
 }
 
-/// Matched-distribution rows.
+/// Rows whose gradient reaches all logits.
 pub(super) struct MatchedRows<'a> {
     pub target: Matched,
+    pub targets: &'a [u32],
     pub coefs: &'a [f64],
 }
 
@@ -301,6 +302,16 @@ impl<T: Real> RowLoss<T> for MatchedRows<'_> {
             Matched::Uniform => uniform(z, coef),
             Matched::Qkl => qkl(z, extra, coef),
             Matched::Kl => kl(z, extra, coef),
+            Matched::Undial { strength } => {
+                // KL against z_ref - s e_y: D grows where the target's logit falls.
+                let (y, strength) = (self.targets[row] as usize, T::from_f64(strength));
+                z[y] += strength;
+                extra[y] -= strength;
+                kl(z, extra, coef)
+            }
+            Matched::LogitRatio { beta } => soft::logit_ratio(z, beta, coef),
+            Matched::LogitKl => soft::logit_kl(z, extra, coef),
+            Matched::Spread => soft::spread(z, coef),
         };
         RowResult { nll: 0.0, value, hit: false }
     }

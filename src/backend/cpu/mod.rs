@@ -14,6 +14,7 @@ mod pool;
 mod real;
 mod rope;
 mod rows;
+mod soft;
 mod strip;
 mod sweep;
 mod update;

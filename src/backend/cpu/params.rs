@@ -405,6 +405,14 @@ impl<T: Real> State for Cpu<T> {
         }
     }
 
+    fn grad_dot(&self, a: &Grad<T>, b: &Grad<T>) -> f64 {
+        a.dot(b)
+    }
+
+    fn grad_mix(&self, y: &mut Grad<T>, keep: f64, x: &Grad<T>, add: f64) {
+        y.mix(keep, x, add);
+    }
+
     fn read_grad(&self, grad: &Grad<T>, out: &mut [f32]) {
         match grad.into() {
             Numbers::<T>::Zeros => out.fill(0.0),

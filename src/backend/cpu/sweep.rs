@@ -57,18 +57,23 @@ impl<T: Real> Sweep for Cpu<T> {
     fn document_weights(
         &self,
         pack: &Pack,
-        base: &Vec<T>,
+        base: Option<&Vec<T>>,
         nll: &Vec<T>,
         formula: DocumentFormula,
         weights: &mut Vec<T>,
     ) {
         let data = pack.data();
-        for (ends, span) in data.starts.windows(2).zip(&data.spans) {
-            let (start, end) = (ends[0] as usize, ends[1] as usize);
-            let targets = start..end.saturating_sub(1).max(start);
-            let ratio: f64 = targets.map(|r| base[r].to_f64() - nll[r].to_f64()).sum();
-            let weight = formula.weight(ratio / f64::from((*span).max(1)));
-            weights[start..end].fill(T::from_f64(weight));
+        let rows = |d: usize| data.starts[d] as usize..data.starts[d + 1] as usize;
+        let ratio = |d: usize| -> f64 {
+            let targets = rows(d).start..rows(d).end.saturating_sub(1).max(rows(d).start);
+            let of = |r: usize| base.map_or(0.0, |base| base[r].to_f64()) - nll[r].to_f64();
+            targets.map(of).sum::<f64>() / f64::from(data.spans[d].max(1))
+        };
+        for d in 0..data.spans.len() {
+            let partner = (d ^ 1 < data.spans.len() && formula.paired).then_some(d ^ 1);
+            let against = partner.map_or(0.0, ratio);
+            let weight = formula.weight(ratio(d) - against, partner.is_some_and(|other| other < d));
+            weights[rows(d)].fill(T::from_f64(weight));
         }
     }
 

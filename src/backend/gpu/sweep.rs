@@ -149,13 +149,15 @@ impl Sweep for Gpu {
     fn document_weights(
         &self,
         pack: &Pack,
-        base: &Stat,
+        base: Option<&Stat>,
         nll: &Stat,
         formula: DocumentFormula,
         weights: &mut Stat,
     ) {
-        let args = Args::new().ptr(base.at).ptr(nll.at).ptr(pack.starts).ptr(pack.spans);
+        let base = base.map_or(0, |base| base.at);
+        let args = Args::new().ptr(base).ptr(nll.at).ptr(pack.starts).ptr(pack.spans);
         let args = args.ptr(weights.at).f32(formula.factor as f32).f32(formula.slope as f32);
+        let args = args.f32(formula.shift as f32).u32(u32::from(formula.paired));
         self.launch("tally_document", [pack.data.spans.len() as u32, 1, 1], 256, 0, args);
     }
 

@@ -15,7 +15,15 @@ const MASKS: [fn(usize) -> f64; 3] = [|_| 0.5, |row| [0.25, 0.0, -1.0][row % 3],
 const WAYS: [(bool, Option<StateMode>); 4] =
     [(false, None), (true, None), (true, Some(StateMode::Exact)), (true, Some(StateMode::Compact))];
 
-const TARGETS: [Matched; 3] = [Matched::Uniform, Matched::Kl, Matched::Qkl];
+const TARGETS: [Matched; 7] = [
+    Matched::Uniform,
+    Matched::Kl,
+    Matched::Qkl,
+    Matched::Undial { strength: 3.0 },
+    Matched::LogitRatio { beta: 0.5 },
+    Matched::LogitKl,
+    Matched::Spread,
+];
 
 fn formulas() -> [Option<TokenFormula>; 6] {
     let base = TokenFormula::constant(-1.0);
@@ -362,7 +370,7 @@ impl Job {
         let mut pack = Default::default();
         bench.cpu.load_pack(&mut pack, &self.data);
         let HeadShape { c, v, .. } = self.shape;
-        let shared = !own && target != Matched::Uniform;
+        let shared = !own && target.compares();
         let value = match bench.stored() {
             // The difference of hidden rows is rounded to storage before its product.
             Dtype::Bf16 if shared => (Dtype::Bf16, 1),

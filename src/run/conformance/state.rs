@@ -51,6 +51,7 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
         for len in LENGTHS {
             let spec = spec("scan", len, mode, TeacherForm::None, SGD);
             verdicts.push(verdict(format!("scan {mode:?} {len}"), || scan(gpu, &spec)));
+            verdicts.push(verdict(format!("mixture {mode:?} {len}"), || mixed(gpu, &spec)));
         }
     }
     for len in LENGTHS {
@@ -378,6 +379,29 @@ fn scan(gpu: &Gpu, spec: &ParamSpec) -> Result<()> {
         pair.cpu.read_grad(&oracle, &mut want);
         let kept = |x: &[f32]| x.iter().map(|x| (x.is_nan(), x.max(-1e38))).collect::<Vec<_>>();
         same("read", &kept(&got), &kept(&want))?;
+    }
+    gpu.sync()
+}
+
+/// Products and mixtures of gradients, empty ones among them; mixtures equal to the bit.
+fn mixed(gpu: &Gpu, spec: &ParamSpec) -> Result<()> {
+    let mut pair = Pair::new(gpu, spec)?;
+    for (first, second) in [(true, true), (true, false), (false, true), (false, false)] {
+        let (a, b) = (pair.values(1.0), pair.values(0.3));
+        let (mut y, mut y_want) = pair.grads(first.then_some(&a[..]))?;
+        let (x, x_want) = pair.grads(second.then_some(&b[..]))?;
+        near("square", gpu.grad_dot(&y, &y), pair.cpu.grad_dot(&y_want, &y_want), spec.len)?;
+        let (got, want) = (gpu.grad_dot(&y, &x), pair.cpu.grad_dot(&y_want, &x_want));
+        // Terms of both signs: their size is that of the numbers.
+        near("product", got + spec.len as f64, want + spec.len as f64, spec.len)?;
+        gpu.grad_mix(&mut y, 0.75, &x, -1.3);
+        pair.cpu.grad_mix(&mut y_want, 0.75, &x_want, -1.3);
+        let (mut got, mut want) = (vec![0f32; spec.len], vec![0f32; spec.len]);
+        gpu.read_grad(&y, &mut got);
+        pair.cpu.read_grad(&y_want, &mut want);
+        // 0 and -0 are one number.
+        let plain = |x: &[f32]| bits(&x.iter().map(|x| x + 0.0).collect::<Vec<_>>());
+        same("mixture", &plain(&got), &plain(&want))?;
     }
     gpu.sync()
 }

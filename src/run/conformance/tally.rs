@@ -25,7 +25,12 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
             verdicts.push(sums(&bench, lengths, counting));
         }
         for (factor, slope) in [(-2.0, 0.1), (1.0, -3.0), (-2.0, 0.0), (0.5, 40.0)] {
-            verdicts.push(weights(&bench, lengths, DocumentFormula { factor, slope }));
+            for (shift, against_base, paired) in
+                [(0.0, true, false), (-0.5, false, false), (0.0, true, true)]
+            {
+                let formula = DocumentFormula { factor, slope, shift, against_base, paired };
+                verdicts.push(weights(&bench, lengths, formula));
+            }
         }
     }
     verdicts
@@ -101,9 +106,11 @@ fn weights(bench: &Bench<'_>, lengths: &[usize], formula: DocumentFormula) -> Ve
         bench.cpu.load_pack(&mut pack_cpu, &data);
         let (on_base, on_nll) = (bench.stat(&base)?, bench.stat(&nll)?);
         let mut on = bench.stale_stat(n)?;
-        bench.gpu.document_weights(&pack, &on_base, &on_nll, formula, &mut on);
+        let given = formula.against_base;
+        let on_base = given.then_some(&on_base);
+        bench.gpu.document_weights(&pack, on_base, &on_nll, formula, &mut on);
         let mut want = vec![f64::NAN; n];
-        bench.cpu.document_weights(&pack_cpu, &base, &nll, formula, &mut want);
+        bench.cpu.document_weights(&pack_cpu, given.then_some(&base), &nll, formula, &mut want);
         let got = bench.read_stat(&on, n);
         let sums = (Dtype::F32, 16);
         Ok(vec![Output { name: "weights", got, want, stored: Dtype::F32, sums }])

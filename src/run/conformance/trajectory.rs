@@ -185,7 +185,13 @@ pub fn knobs(args: &Value) -> Knobs {
         tol: get("tol", default.tol),
         nlul_threshold: get("nlul_threshold", default.nlul_threshold),
         beta_npo: get("beta_npo", default.beta_npo),
+        ..default
     }
+}
+
+/// Returns what a loss of the reference is called here.
+pub fn loss_name(reference: &str) -> &str {
+    if reference == "npo" { "npo_mt" } else { reference }
 }
 
 /// Reads padded batches `PREFIXinput_ids` and `PREFIXattention_mask` of any number of leading axes, one behind the
@@ -222,13 +228,14 @@ fn settings(args: &Value) -> Result<(OptimConfig, Method, Settings)> {
         ..OptimConfig::default()
     };
     let method = Method {
-        loss: method::find(&method::FORGET, "loss", word(args, "loss")?)?,
+        loss: method::find(&method::FORGET, "loss", loss_name(word(args, "loss")?))?,
         penalty: Some(method::find(&method::PENALTIES, "penalty", word(args, "penalty")?)?),
         knobs: knobs(args),
     };
     let settings = Settings {
         forget_weight: arg("alpha")?,
         retain_weight: arg("beta")?,
+        dual: None,
         clip: optim.clip,
         damping: arg("damp")?,
         teacher_rate: arg("delta")?,
@@ -255,10 +262,8 @@ pub fn run<O: Ops>(ops: &O, case: &Recorded, plan: Plan) -> Result<Trace> {
     };
     let load = |keep: &Keeping| Model::load(ops, case.config.clone(), &case.initial, keep);
     let model = load(&keep)?;
-    let base = match method.loss.name() {
-        "npo" => Some(load(&Keeping::inference())?),
-        _ => None,
-    };
+    let compares = method.loss.rows(&method.knobs).reads_base();
+    let base = compares.then(|| load(&Keeping::inference())).transpose()?;
     let forget = batches(&case.batches, "forget.", true)?;
     let retain = batches(&case.batches, "penalty.", true)?;
     let evaluation = Evaluation {

@@ -1,4 +1,4 @@
-//! Head and loss rows, chunked: kernels/head.cu.
+//! Head and loss rows, chunked: kernels/head.cu and kernels/head_soft.cu.
 
 use std::sync::PoisonError;
 
@@ -282,8 +282,8 @@ pub(in crate::backend::gpu) fn matched(
     let Some((room, rows)) = room(gpu, shape, true) else {
         return;
     };
-    let penalty = target != Matched::Uniform;
-    let shared = penalty && w_ref.is_none();
+    let compares = target.compares();
+    let shared = compares && w_ref.is_none();
     for start in (0..shape.n).step_by(rows.max(1)) {
         let m = rows.min(shape.n - start);
         let at = row + start;
@@ -298,18 +298,33 @@ pub(in crate::backend::gpu) fn matched(
             first = room.difference;
         }
         product(gpu, shape, m, first, w.at, room.logits);
-        if penalty {
+        if compares {
             product(gpu, shape, m, reference, w_ref.unwrap_or(w).at, room.teacher);
         }
         let kernel = match target {
             Matched::Uniform => gpu.pick("head_uniform_bf16", "head_uniform_f32"),
             Matched::Kl => gpu.pick("head_kl_bf16", "head_kl_f32"),
             Matched::Qkl => gpu.pick("head_qkl_bf16", "head_qkl_f32"),
+            Matched::Undial { .. } => gpu.pick("head_undial_bf16", "head_undial_f32"),
+            Matched::LogitRatio { .. } => gpu.pick("head_ratio_bf16", "head_ratio_f32"),
+            Matched::LogitKl => gpu.pick("head_logit_kl_bf16", "head_logit_kl_f32"),
+            Matched::Spread => gpu.pick("head_spread_bf16", "head_spread_f32"),
         };
-        let args = Args::new().ptr(room.logits);
-        let args = if penalty { args.ptr(room.teacher) } else { args };
-        let args = args.ptr(pack.coefs + words).ptr(stats.value.at + words).u32(shape.v as u32);
-        let args = if penalty { args.u32(u32::from(!shared)) } else { args };
+        let numbered = !matches!(target, Matched::Kl | Matched::Qkl) && compares;
+        let mut args = Args::new().ptr(room.logits);
+        if compares {
+            args = args.ptr(room.teacher);
+        }
+        if matches!(target, Matched::Undial { .. }) {
+            args = args.ptr(pack.targets + words);
+        }
+        args = args.ptr(pack.coefs + words).ptr(stats.value.at + words).u32(shape.v as u32);
+        if numbered {
+            args = args.f32(target.number() as f32);
+        }
+        if compares {
+            args = args.u32(u32::from(!shared));
+        }
         let args = args.u32(u32::from(grads.is_some()));
         gpu.launch(kernel, [m as u32, 1, 1], 256, 0, args);
         if let Some(grads) = &mut grads {

@@ -2,6 +2,7 @@
 //!
 //! Formats, names and bytes are those of the CPU backend: a checkpoint of either resumes on the other.
 
+mod mix;
 mod step;
 
 use bytemuck::{Pod, Zeroable};
@@ -431,6 +432,14 @@ impl State for Gpu {
 
     fn scan_grad(&self, grad: &Grad) -> GradScan {
         self.scan(grad)
+    }
+
+    fn grad_dot(&self, a: &Grad, b: &Grad) -> f64 {
+        self.dot(a, b)
+    }
+
+    fn grad_mix(&self, y: &mut Grad, keep: f64, x: &Grad, add: f64) {
+        self.mix(y, keep, x, add);
     }
 
     fn read_grad(&self, grad: &Grad, out: &mut [f32]) {

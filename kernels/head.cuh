@@ -1,0 +1,77 @@
+// What sweeps over rows of fp32 logits share: maximum and sum online, and the gradient written over the row.
+#pragma once
+#include "rows.cuh"
+
+constexpr uint32_t kPlaces = kBlock * kPack;  // entries a block reads between two barriers
+
+// A maximum and a sum of exp(x - maximum), with a second sum under the same weights.
+struct Online {
+    float top = -INFINITY;
+    float sum = 0.0f;
+    float with = 0.0f;
+
+    __device__ __forceinline__ void add(float x, float value) {
+        if (x > top) {
+            // exp(-inf) = 0 at the first entry.
+            float keep = expf(top - x);
+            sum *= keep;
+            with *= keep;
+            top = x;
+        }
+        float e = expf(x - top);
+        sum += e;
+        with += e * value;
+    }
+
+    // Adds the sum of entries whose largest is `other_top`; a sum of none has -inf.
+    __device__ __forceinline__ void join(float other_top, float other_sum) {
+        if (other_top > top) {
+            sum *= expf(top - other_top);
+            top = other_top;
+        }
+        // Where nothing but -inf was seen there is nothing to add; NaN stays.
+        if (other_top != -INFINITY || other_sum != 0.0f) sum += other_sum * expf(other_top - top);
+    }
+};
+
+// The maximum over the block, for all threads.
+__device__ __forceinline__ float block_max(float x) {
+    __shared__ float block_max_s[kBlock / kWarp];
+#pragma unroll
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+        x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, offset));
+    }
+    // The maxima of the call before may still be read.
+    __syncthreads();
+    if (threadIdx.x % kWarp == 0) block_max_s[threadIdx.x / kWarp] = x;
+    // All warps' maxima must be there.
+    __syncthreads();
+    float top = block_max_s[0];
+#pragma unroll
+    for (int w = 1; w < kBlock / kWarp; ++w) top = fmaxf(top, block_max_s[w]);
+    return top;
+}
+
+// Joins the threads' sums; a thread without entries adds nothing.
+__device__ __forceinline__ void join(Online& online) {
+    float top = block_max(online.top);
+    float keep = online.top == -INFINITY ? 0.0f : expf(online.top - top);
+    online.sum = row_sum<kBlock>(online.sum * keep);
+    online.with = row_sum<kBlock>(online.with * keep);
+    online.top = top;
+}
+
+// Writes f(i) over the row: T is the type of the gradient. Every thread of the block calls it.
+template <typename T, typename F>
+__device__ __forceinline__ void rewrite(float* z, uint32_t v, bool vec, F f) {
+    T* out = reinterpret_cast<T*>(z);  // aligned like the row, to at least 4 bytes
+    for (uint32_t start = 0; start < v; start += kPlaces) {
+        const uint32_t at = start + threadIdx.x * kPack;
+        float x_r[kPack];
+        load_pack(z, at, v, vec, x_r);
+        f(at, x_r);
+        // The window is in registers everywhere before its first half is overwritten.
+        __syncthreads();
+        store_pack(out, at, v, vec, x_r);
+    }
+}

@@ -1,0 +1,48 @@
+//! `task-vector`.
+
+use std::path::PathBuf;
+
+use super::output::Output;
+use crate::error::Result;
+use crate::run::TaskVector;
+
+/// Options of `task-vector`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The model folder that is to forget
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// A model finetuned on the forget set
+    #[arg(long, value_name = "DIR")]
+    finetuned: PathBuf,
+    /// The model it was finetuned from [default: --model]
+    #[arg(long, value_name = "DIR")]
+    pretrained: Option<PathBuf>,
+    /// How many times the difference is taken off
+    #[arg(long, value_name = "NUMBER", default_value_t = 1.0, allow_negative_numbers = true)]
+    factor: f64,
+    /// The model folder to write
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
+    let vector = TaskVector {
+        model: &args.model,
+        finetuned: &args.finetuned,
+        pretrained: args.pretrained.as_ref().unwrap_or(&args.model),
+        factor: args.factor,
+    };
+    let done = vector.write(&args.out)?;
+    out.result(&done, || {
+        format!(
+            "{}: {} in {} tensors, factor {}; the vector's norm is {:.6} beside the model's {:.6}\n",
+            args.out.display(),
+            TaskVector::FORMULA,
+            done["tensors"],
+            args.factor,
+            done["vector_norm"].as_f64().unwrap_or_default(),
+            done["model_norm"].as_f64().unwrap_or_default()
+        )
+    })
+}
