@@ -1,6 +1,8 @@
 //! Products with the next op behind them, against product and op one after the other.
 
-use super::{Bench, Dtype, Output, Random, TILES, Verdict, documents, hopper_tiles, with_few_rows, with_tile};
+use super::{
+    Bench, Dtype, Output, Random, TILES, Verdict, documents, hopper_tiles, with_few_rows, with_tile,
+};
 use crate::backend::gpu::{Gpu, Tile};
 use crate::ops::{Compute, Heads, RopeTable};
 
