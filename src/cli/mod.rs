@@ -15,6 +15,7 @@ mod import_gguf;
 mod output;
 mod plan;
 mod score;
+mod suite;
 mod unlearn;
 
 use clap::{Parser, Subcommand};
@@ -44,7 +45,7 @@ enum Command {
     Unlearn(unlearn::Args),
     /// Train a model on a data set in the plain way
     Finetune(finetune::Args),
-    /// Measure NLL, perplexity and verbatim memory
+    /// Measure NLL, perplexity and verbatim memory, or a benchmark: MUSE, TOFU
     Eval(eval::Args),
     /// Continue prompts
     Generate(generate::Args),

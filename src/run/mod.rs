@@ -13,6 +13,7 @@ pub mod presets;
 pub mod recipe;
 pub mod resume;
 pub mod signals;
+pub mod suite;
 pub mod train;
 pub mod watch;
 
