@@ -62,15 +62,14 @@ pub struct Muse {
     missing: Vec<&'static str>,
 }
 
-/// Where a file lies in the folders that people have: MUSE's own, mini-MUSE's, and flat ones.
+/// Where a file lies in the folders that people have: MUSE's own, mini-MUSE's, and flat ones. The questions of MMLU are
+/// beside the corpora.
 fn places(part: &str, names: &[&str]) -> Vec<String> {
     let of = |name: &&str| {
-        [
-            format!("{part}/{name}"),
-            format!("eval/{part}_{name}"),
-            format!("{part}_{name}"),
-            format!("../{part}/{name}"),
-        ]
+        let beside = (part == "mmlu").then(|| format!("../{part}/{name}"));
+        let within = ["{part}/{name}", "eval/{part}_{name}", "{part}_{name}"];
+        let within = within.map(|form| form.replace("{part}", part).replace("{name}", name));
+        within.into_iter().chain(beside).collect::<Vec<_>>()
     };
     names.iter().flat_map(of).collect()
 }
