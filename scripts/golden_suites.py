@@ -35,7 +35,7 @@ def stub(name, **members):
 
 class LLM:
     def __init__(self, model, tokenizer, new):
-        self.parts = model, tokenizer, new
+        self.parts, self.texts = (model, tokenizer, new), []
 
     def generate(self, prompts, _):
         model, tokenizer, new = self.parts
@@ -43,7 +43,8 @@ class LLM:
         for prompt in prompts:
             ids = tokenizer(prompt, return_tensors="pt").input_ids
             ids = model.generate(ids, max_new_tokens=new, do_sample=False, pad_token_id=0)[0, ids.shape[1]:]
-            out.append(types.SimpleNamespace(outputs=[types.SimpleNamespace(text=tokenizer.decode(ids, skip_special_tokens=True))]))
+            self.texts.append(tokenizer.decode(ids, skip_special_tokens=True))
+            out.append(types.SimpleNamespace(outputs=[types.SimpleNamespace(text=self.texts[-1])]))
         return out
 
 
@@ -159,13 +160,14 @@ def muse(model, tokenizer):
     for name, rows in texts.items():
         all_ = np.concatenate([privleak.compute_ppl(t, model, tokenizer, device="cpu")[1] for t in rows])
         figures[f"ppl_{name}"] = float(np.exp(-all_.mean()))
+    generator = LLM(model, tokenizer, 4)
     accuracy = mmlu.eval(
-        LLM(model, tokenizer, 4), tokenizer, [d["question"] for d in letters], [d["choices"] for d in letters],
+        generator, tokenizer, [d["question"] for d in letters], [d["choices"] for d in letters],
         [d["answer"] for d in letters], icl, max_new_tokens=4)
     figures["mmlu_val"] = 100 * accuracy
     items = [data.preprocess_pretraining_instance(tokenizer, d["prompt"], d["gt"], 2048, insert_space=True) for d in passages]
     figures.update(extraction(model, items))
-    return {"figures": figures, "auc": {k: float(v) for k, v in auc.items()}}
+    return {"figures": figures, "auc": {k: float(v) for k, v in auc.items()}, "mmlu_outputs": generator.texts}
 
 
 def by_index(model, items, f):

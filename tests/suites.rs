@@ -97,12 +97,14 @@ fn figures_of_the_demo_models_are_those_of_the_reference() {
         }
         assert_eq!(compared, 2 * figures - 1, "the retrained model is compared with nothing");
     }
-    // All areas under the ROC curve, not only the headline's.
+    // All areas under the ROC curve, not only the headline's; and what was generated, as no answer of MMLU is right.
     let entries = read(&dir.path().join("muse"))["entries"].clone();
     for entry in entries.as_array().unwrap() {
         let name = if entry["retrained"] == true { "retrain" } else { "target" };
         let areas = recorded[name]["muse"]["auc"].as_object().unwrap();
         assert_eq!(areas.len(), 90);
+        let outputs = &entry["outcome"]["details"]["mmlu_val"]["outputs"];
+        assert_eq!(outputs, &recorded[name]["muse"]["mmlu_outputs"], "{name}");
         for (area, want) in areas {
             let got = entry["outcome"]["details"]["auc"][area].as_f64().unwrap();
             assert!((got - want.as_f64().unwrap()).abs() < 1e-12, "{name} {area}: {got}, {want}");
@@ -230,6 +232,23 @@ fn lists_in_parquet_files_are_read() {
         done(&words).0["models"][0]["figures"]["forget_Truth_Ratio"].clone()
     };
     assert_eq!(figures("parquet"), figures("tofu"));
+}
+
+#[cfg(feature = "parquet")]
+#[test]
+fn a_corpus_in_a_parquet_file_has_the_rows_of_its_json_file() {
+    use nepenthe::data::{Corpus, CorpusOptions};
+    let dir = TempDir::new().unwrap();
+    let tokenizer = Tokenizer::open(&root().join("assets/demo")).unwrap();
+    let cache = Some(dir.path().to_owned());
+    let options = CorpusOptions { cache_dir: cache, ..CorpusOptions::default() };
+    let open = |file: &str| Corpus::open(&suites().join(file), &tokenizer, &options);
+    let rows = open("parquet/forget-00000-of-00001.parquet").unwrap();
+    assert_eq!((rows.len(), rows.hash()), (10, open("muse/privleak/forget.json").unwrap().hash()));
+    let broken = dir.path().join("broken.parquet");
+    std::fs::write(&broken, b"PAR1 no rows").unwrap();
+    let error = Corpus::open(&broken, &tokenizer, &options).unwrap_err();
+    assert!(error.to_string().contains("broken.parquet: not a .parquet file"), "{error}");
 }
 
 #[cfg(not(feature = "parquet"))]

@@ -8,6 +8,7 @@ pub mod batch;
 mod cache;
 pub mod chunk;
 pub mod corpus;
+mod json_list;
 mod parquet;
 mod record;
 pub mod sampler;

@@ -47,7 +47,15 @@ impl Table {
         let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase());
         let values = match ending.as_deref() {
             Some("json" | "jsonl") => json(&bytes)?,
-            Some("parquet") => super::parquet::rows(path)?,
+            Some("parquet") => {
+                let file = std::fs::File::open(path).map_err(cannot)?;
+                let mut rows = Vec::new();
+                super::parquet::rows(&file, &mut |row| {
+                    rows.push(row);
+                    Ok(())
+                })?;
+                rows
+            }
             _ => {
                 return Err(Error::data("unknown extension, wanted .json, .jsonl or .parquet"));
             }
