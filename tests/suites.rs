@@ -384,7 +384,7 @@ fn figures_before_saving_and_after_loading_are_equal_bits_at_any_batch_size() {
     let tofu_options =
         tofu::Options { limit: Some(2), template: "qa".to_owned(), ..tofu::Options::default() };
     let all = [
-        Suite::Muse(muse::Muse::open(&suites().join("muse"), muse_options).unwrap()),
+        Suite::Muse(Box::new(muse::Muse::open(&suites().join("muse"), muse_options).unwrap())),
         Suite::Tofu(tofu::Tofu::open(&suites().join("tofu"), tofu_options).unwrap()),
     ];
     let exact = between(dir.path(), "f32", Dtype::F32);

@@ -227,7 +227,7 @@ impl Args {
                     ))
                     .hint("give one --model for each request, in their order"));
                 }
-                Ok(Suite::Muse(suite))
+                Ok(Suite::Muse(Box::new(suite)))
             }
             Name::Tofu => {
                 let given = [

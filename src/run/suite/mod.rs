@@ -113,7 +113,7 @@ pub fn good(figure: &str) -> &'static str {
 /// A benchmark, read.
 pub enum Suite {
     /// MUSE.
-    Muse(muse::Muse),
+    Muse(Box<muse::Muse>),
     /// TOFU.
     Tofu(tofu::Tofu),
 }
