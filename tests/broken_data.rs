@@ -178,11 +178,11 @@ fn broken_files_are_answered_with_exact_messages() {
             "a.jsonl: no document has a token\n\
             hint: fill the documents with text",
         ),
+        ("a.json", b"\n{\"text\": [\"a\"]}", "a.json:2: \"text\" is a list, wanted a string"),
         (
             "a.json",
-            b"\n{\"text\": [\"a\"]}",
-            "a.json:2: the file is an object, wanted a list of strings or objects\n\
-            hint: a file with one object per line is named .jsonl",
+            b"{\"text\": \"a\"}\n{\"text\"",
+            "a.json:2: not valid JSON at column 7: EOF while parsing an object",
         ),
         (
             "a.json",
@@ -212,13 +212,13 @@ fn broken_files_are_answered_with_exact_messages() {
         (
             "a.csv",
             b"a,b",
-            "a.csv: unknown extension \"csv\", wanted .jsonl, .json or .txt\n\
+            "a.csv: unknown extension \"csv\", wanted .jsonl, .json, .txt or .parquet\n\
             hint: convert the file to .jsonl, one {\"text\": ...} per line",
         ),
         (
             "a",
             b"a",
-            "a: no extension, wanted .jsonl, .json or .txt\n\
+            "a: no extension, wanted .jsonl, .json, .txt or .parquet\n\
             hint: rename the file to say what it holds",
         ),
     ];
@@ -253,7 +253,7 @@ fn missing_file_and_folder_are_answered_with_exact_messages() {
     std::fs::create_dir(dir.path().join("set.json")).unwrap();
     assert_eq!(
         open("set.json"),
-        "set.json: is a folder, wanted a .jsonl, .json or .txt file\n\
+        "set.json: is a folder, wanted a .jsonl, .json, .txt or .parquet file\n\
          hint: a datasets folder becomes one file by load_from_disk(folder).to_json(\"data.jsonl\")"
     );
 }

@@ -120,6 +120,14 @@ impl Engine {
         }
     }
 
+    /// Returns the name of what activations are stored in.
+    pub(super) fn precision_name(&self) -> &'static str {
+        match self {
+            Self::Gpu(_, Precision::Bf16, _) => "bf16",
+            Self::Cpu | Self::Gpu(_, Precision::Fp32, _) => "fp32",
+        }
+    }
+
     /// Counts the bytes of a run on a GPU, before anything is loaded; `None` on the CPU.
     ///
     /// Errors: [`crate::Kind::Memory`] with the bytes of each category and ways out where its free memory is too small.

@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 
 use super::engine::{self, DeviceArgs, Job};
 use super::output::{Output, note, table};
+use super::suite;
 use crate::data::{CorpusOptions, Tokenizer};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::eval::muse;
 use crate::method::passes::Passes;
 use crate::model::Model;
@@ -21,20 +22,22 @@ use crate::run::plan::Plan;
 /// Options of `eval`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The model folder
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    /// The model folder; with --suite it can be repeated
+    #[arg(long, value_name = "DIR", required = true)]
+    model: Vec<PathBuf>,
     /// Text whose NLL and perplexity are measured: .jsonl, .json or .txt; can be repeated
-    #[arg(long, value_name = "FILE", required_unless_present = "verbmem")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["verbmem", "suite"], conflicts_with = "suite")]
     nll: Vec<PathBuf>,
     /// Prompts for verbatim memory: a .json list of {"prompt", "gt"}; can be repeated
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "suite")]
     verbmem: Vec<PathBuf>,
+    #[command(flatten)]
+    suite: suite::Args,
     /// Longest document, in tokens; longer ones are truncated
     #[arg(long, default_value_t = 1024)]
     context: usize,
     /// Tokens generated per prompt, and ids of the true continuation that count
-    #[arg(long, default_value_t = muse::VERBMEM_NEW_TOKENS)]
+    #[arg(long, default_value_t = muse::VERBMEM_NEW_TOKENS, conflicts_with = "suite")]
     max_new_tokens: usize,
     /// Prompts generated at once
     #[arg(long, default_value_t = 16)]
@@ -44,8 +47,21 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
+    if let Some(name) = args.suite.suite {
+        let common = suite::Common {
+            models: &args.model,
+            device: &args.device,
+            batch: args.batch,
+            context: args.context,
+        };
+        return suite::run(name, &args.suite, &common, out);
+    }
+    let [path] = args.model.as_slice() else {
+        return Err(Error::config(format!("--model: {} folders, wanted one", args.model.len()))
+            .hint("several models are compared with --suite"));
+    };
     let engine = args.device.open()?;
-    let folder = Folder::open(&args.model)?;
+    let folder = Folder::open(path)?;
     let tokenizer = folder.tokenizer()?;
     let options = CorpusOptions { context: args.context, ..CorpusOptions::default() };
     let mut likelihoods = Vec::with_capacity(args.nll.len());
@@ -69,7 +85,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
         Evaluation { folder, tokenizer, likelihoods: &likelihoods, memories: &memories, request };
     let (nll, verbmem) = engine::compute(&engine, job)?;
     let value = json!({
-        "model": args.model.display().to_string(), "nll": nll, "verbmem": verbmem,
+        "model": path.display().to_string(), "nll": nll, "verbmem": verbmem,
     });
     out.result(&value, || text(&nll, &verbmem))
 }

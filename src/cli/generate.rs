@@ -114,7 +114,7 @@ pub(super) fn documents(
     let (format, file) = crate::data::source::open(path)?;
     let mut documents = Vec::new();
     let name = path.display().to_string();
-    crate::data::source::read(format, &name, file, vocab, &mut |document| {
+    crate::data::source::read_file(format, &name, file, vocab, &mut |document| {
         documents.push(document);
         Ok(())
     })?;

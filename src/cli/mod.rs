@@ -18,6 +18,7 @@ mod plan;
 mod prepare;
 mod report;
 mod score;
+mod suite;
 mod task_vector;
 mod unlearn;
 
@@ -50,7 +51,7 @@ enum Command {
     Finetune(finetune::Args),
     /// Take what finetuning on a forget set adds off a model
     TaskVector(task_vector::Args),
-    /// Measure NLL, perplexity and verbatim memory
+    /// Measure NLL, perplexity and verbatim memory, or a benchmark: MUSE, TOFU
     Eval(eval::Args),
     /// Continue prompts
     Generate(generate::Args),

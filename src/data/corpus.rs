@@ -302,7 +302,7 @@ impl Job<'_> {
         let mut bytes = 0;
         let name = self.source.display().to_string();
         let vocab_size = self.tokenizer.vocab_size();
-        let summary = source::read(self.format, &name, file, vocab_size, &mut |document| {
+        let summary = source::read_file(self.format, &name, file, vocab_size, &mut |document| {
             bytes += match &document {
                 Document::Text(text) => text.len(),
                 Document::Ids(ids) => 4 * ids.len(),

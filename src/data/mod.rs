@@ -2,16 +2,19 @@
 //!
 //! A source file ([`source`]) becomes documents, a [`Tokenizer`] turns them into ids, [`chunk`] cuts them to
 //! the context, a [`Corpus`] keeps them in a memory-mapped cache, a [`Sampler`] picks rows by step number,
-//! and [`draw`] packs those into [`MicroBatch`]es.
+//! and [`draw`] packs those into [`MicroBatch`]es. Evaluation files are read whole, as a [`Table`].
 
 pub mod batch;
 mod cache;
 pub mod chunk;
 pub mod corpus;
+mod json_list;
 pub mod mini_muse;
+mod parquet;
 mod record;
 pub mod sampler;
 pub mod source;
+pub mod table;
 pub mod tokenizer;
 
 pub use batch::{MicroBatch, draw};
@@ -19,4 +22,5 @@ pub use chunk::Chunking;
 pub use corpus::{Corpus, CorpusOptions};
 pub use sampler::{Order, Sampler};
 pub use source::{Document, Report};
+pub use table::Table;
 pub use tokenizer::{Tokenizer, clean_up_tokenization};

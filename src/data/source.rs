@@ -1,28 +1,28 @@
-//! Source files of documents: .jsonl, .json, .txt, read as a stream.
+//! Source files of documents: .jsonl, .json, .txt, read as a stream, and .parquet.
 //!
 //! | file | holds |
 //! |---|---|
 //! | `.jsonl` | one object per line: `{"text"}`, `{"question", "answer"}` or `{"input_ids"}` |
-//! | `.json` | one list of strings, or of such objects |
+//! | `.json` | one list of strings or of such objects, or such objects one after the other |
 //! | `.txt` | one document: the whole file |
+//! | `.parquet` | a row for each, with such columns (feature `parquet`) |
 //!
 //! A question and its answer become the text `Question: {question}\nAnswer: {answer}`, the form in which MUSE asks.
 //! A record longer than [`LONGEST_RECORD`] or a text longer than [`LONGEST_TEXT`] is refused, so that a file of another
 //! kind cannot fill the memory.
 //! `input_ids` are used as they are: no special tokens, no truncation. Other keys of an object are ignored.
 
-use std::cell::{Cell, RefCell};
-use std::fmt;
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::rc::Rc;
 
-use serde::de::{Deserializer as _, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use xxhash_rust::xxh3::Xxh3;
 
+use super::json_list::json_list;
 use super::record::{Shape, document, kind};
 use crate::error::{Error, Result};
 
@@ -97,25 +97,28 @@ pub enum Format {
     JsonList,
     /// One document of plain text.
     Text,
+    /// Rows with named columns.
+    Parquet,
 }
 
 impl Format {
     /// Returns the format of `path` by its extension, in either case.
     ///
-    /// Errors: `Kind::Data` for any extension but jsonl, json and txt.
+    /// Errors: `Kind::Data` for any extension but jsonl, json, txt and parquet.
     pub fn of(path: &Path) -> Result<Self> {
         let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
         match extension.as_deref() {
             Some("jsonl") => Ok(Self::JsonLines),
             Some("json") => Ok(Self::JsonList),
             Some("txt") => Ok(Self::Text),
+            Some("parquet") => Ok(Self::Parquet),
             Some(other) => Err(Error::data(format!(
-                "{}: unknown extension {other:?}, wanted .jsonl, .json or .txt",
+                "{}: unknown extension {other:?}, wanted .jsonl, .json, .txt or .parquet",
                 path.display()
             ))
             .hint("convert the file to .jsonl, one {\"text\": ...} per line")),
             None => Err(Error::data(format!(
-                "{}: no extension, wanted .jsonl, .json or .txt",
+                "{}: no extension, wanted .jsonl, .json, .txt or .parquet",
                 path.display()
             ))
             .hint("rename the file to say what it holds")),
@@ -146,7 +149,7 @@ pub fn open(path: &Path) -> Result<(Format, File)> {
     })?;
     if metadata.is_dir() {
         return Err(Error::data(format!(
-            "{name}: is a folder, wanted a .jsonl, .json or .txt file"
+            "{name}: is a folder, wanted a .jsonl, .json, .txt or .parquet file"
         ))
         .hint(
             "a datasets folder becomes one file by load_from_disk(folder).to_json(\"data.jsonl\")",
@@ -172,7 +175,7 @@ pub fn read(
     let tally = Rc::new(RefCell::new((Xxh3::new(), 0u64)));
     let hashing = Hashing { inner: reader, tally: Rc::clone(&tally) };
     let mut input = BufReader::with_capacity(1 << 18, hashing);
-    let mut records = Records { name, vocab_size, sink, first: None, report: Report::default() };
+    let mut records = Records::new(name, vocab_size, sink);
     let failed = |e| Error::data(format!("{name}: cannot read: {e}"));
     if skip_byte_order_mark(&mut input).map_err(failed)? {
         records.report.byte_order_marks = 1;
@@ -181,17 +184,32 @@ pub fn read(
         Format::JsonLines => json_lines(&mut input, &mut records)?,
         Format::JsonList => json_list(&mut input, &mut records)?,
         Format::Text => plain_text(&mut input, &mut records)?,
+        // Its rows are found from the end of the file, so that it cannot be read as a stream.
+        Format::Parquet => {
+            return Err(Error::data(format!("{name}: a .parquet file is not a stream")));
+        }
     }
     let (hash, bytes) = {
         let tally = tally.borrow();
         (tally.0.digest128(), tally.1)
     };
-    if records.report.records == 0 {
-        let what = if bytes == 0 { "the file is empty" } else { "no documents in the file" };
-        return Err(Error::data(format!("{name}: {what}, wanted at least one document"))
-            .hint("check that the export that wrote it finished"));
+    records.finish(hash, bytes)
+}
+
+/// Reads every document of a file that [`open`] opened, as [`read`] does, .parquet files too.
+pub fn read_file(
+    format: Format,
+    name: &str,
+    file: File,
+    vocab_size: usize,
+    sink: &mut dyn FnMut(Document) -> Result<()>,
+) -> Result<Summary> {
+    match format {
+        Format::Parquet => {
+            super::parquet::documents(name, &file, Records::new(name, vocab_size, sink))
+        }
+        _ => read(format, name, file, vocab_size, sink),
     }
-    Ok(Summary { report: records.report, hash, bytes })
 }
 
 /// Hashes a whole file: the hash of [`Summary`] without the parsing.
@@ -234,7 +252,8 @@ fn skip_byte_order_mark(input: &mut impl BufRead) -> std::io::Result<bool> {
     Ok(found)
 }
 
-struct Records<'a> {
+/// What is done with each record.
+pub(super) struct Records<'a> {
     name: &'a str,
     vocab_size: usize,
     sink: &'a mut dyn FnMut(Document) -> Result<()>,
@@ -242,8 +261,31 @@ struct Records<'a> {
     report: Report,
 }
 
-impl Records<'_> {
-    fn add_value(&mut self, value: Value, line: u64) -> Result<()> {
+impl<'a> Records<'a> {
+    pub(super) fn new(
+        name: &'a str,
+        vocab_size: usize,
+        sink: &'a mut dyn FnMut(Document) -> Result<()>,
+    ) -> Self {
+        Self { name, vocab_size, sink, first: None, report: Report::default() }
+    }
+
+    /// Ends the reading of a file of that hash and length.
+    ///
+    /// Errors: `Kind::Data` where there was no record.
+    pub(super) fn finish(self, hash: u128, bytes: u64) -> Result<Summary> {
+        if self.report.records == 0 {
+            let what = if bytes == 0 { "the file is empty" } else { "no documents in the file" };
+            return Err(Error::data(format!(
+                "{}: {what}, wanted at least one document",
+                self.name
+            ))
+            .hint("check that the export that wrote it finished"));
+        }
+        Ok(Summary { report: self.report, hash, bytes })
+    }
+
+    pub(super) fn add_value(&mut self, value: Value, line: u64) -> Result<()> {
         let (shape, document) =
             document(value, self.vocab_size).map_err(|e| self.place(e, line))?;
         match self.first {
@@ -266,7 +308,7 @@ impl Records<'_> {
         (self.sink)(document)
     }
 
-    fn place(&self, e: Error, line: u64) -> Error {
+    pub(super) fn place(&self, e: Error, line: u64) -> Error {
         e.at(format_args!("{}:{line}", self.name))
     }
 }
@@ -311,44 +353,6 @@ fn json_lines(input: &mut impl BufRead, records: &mut Records<'_>) -> Result<()>
     Ok(())
 }
 
-fn json_list(input: &mut impl BufRead, records: &mut Records<'_>) -> Result<()> {
-    let line = Cell::new(1);
-    let left = Cell::new(LONGEST_RECORD);
-    let mut input = Lines { inner: input, line: &line, left: &left };
-    match first_byte(&mut input)
-        .map_err(|e| records.place(Error::data(format!("cannot read: {e}")), line.get()))?
-    {
-        None => return Ok(()),
-        Some(b'{') => {
-            let e = Error::data("the file is an object, wanted a list of strings or objects")
-                .hint("a file with one object per line is named .jsonl");
-            return Err(records.place(e, line.get()));
-        }
-        Some(_) => {}
-    }
-    let mut failure = None;
-    let mut json = serde_json::Deserializer::from_reader(&mut input);
-    let elements =
-        Elements { records: &mut *records, line: &line, left: &left, failure: &mut failure };
-    let outcome = json.deserialize_seq(elements).and_then(|()| json.end());
-    match (failure, outcome) {
-        (Some(e), _) => Err(e),
-        (None, Ok(())) => Ok(()),
-        (None, Err(e)) if e.is_io() && left.get() == 0 => {
-            let e = Error::data(format!(
-                "one document is longer than {} MiB, wanted a list of documents",
-                LONGEST_RECORD >> 20
-            ));
-            Err(records.place(e.hint("split the document into several"), line.get()))
-        }
-        (None, Err(e)) if e.is_data() => {
-            let e = Error::data("the file is not a list, wanted a list of strings or objects");
-            Err(records.place(e, line.get()))
-        }
-        (None, Err(e)) => Err(records.place(not_json(&e), line.get())),
-    }
-}
-
 fn plain_text(input: &mut impl BufRead, records: &mut Records<'_>) -> Result<()> {
     let mut bytes = Vec::new();
     (&mut *input)
@@ -376,79 +380,12 @@ fn plain_text(input: &mut impl BufRead, records: &mut Records<'_>) -> Result<()>
     records.add(Document::Text(text))
 }
 
-/// Counts the lines that were read; serde_json reads byte by byte, so the count is that of the current byte.
-struct Lines<'a, R> {
-    inner: &'a mut R,
-    line: &'a Cell<u64>,
-    /// Bytes that the current record may still have.
-    left: &'a Cell<usize>,
-}
-
-impl<R: BufRead> Read for Lines<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let allowed = buffer.len().min(self.left.get());
-        if allowed == 0 && !buffer.is_empty() {
-            return Err(std::io::Error::other("the record is too long"));
-        }
-        let n = self.inner.read(&mut buffer[..allowed])?;
-        self.left.set(self.left.get() - n);
-        let newlines = buffer[..n].iter().filter(|&&b| b == b'\n').count();
-        self.line.set(self.line.get() + newlines as u64);
-        Ok(n)
-    }
-}
-
-/// Skips white space and returns the byte after it without reading it.
-fn first_byte<R: BufRead>(input: &mut Lines<'_, R>) -> std::io::Result<Option<u8>> {
-    loop {
-        let byte = match input.inner.fill_buf() {
-            Ok(buffer) => buffer.first().copied(),
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(e),
-        };
-        match byte {
-            Some(byte) if byte.is_ascii_whitespace() => input.read_exact(&mut [0])?,
-            other => return Ok(other),
-        }
-    }
-}
-
-/// Hands the elements of a JSON list on one by one, so that the list is never in memory.
-struct Elements<'a, 'b> {
-    records: &'a mut Records<'b>,
-    line: &'a Cell<u64>,
-    left: &'a Cell<usize>,
-    failure: &'a mut Option<Error>,
-}
-
-impl<'de> Visitor<'de> for Elements<'_, '_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<(), A::Error> {
-        let value = std::marker::PhantomData::<Value>;
-        while let Some(value) = list.next_element_seed(value)? {
-            let line = self.line.get();
-            self.left.set(LONGEST_RECORD);
-            if let Err(e) = self.records.add_value(value, line) {
-                // serde carries strings only; the real error goes round it.
-                *self.failure = Some(e);
-                return Err(serde::de::Error::custom("stopped"));
-            }
-        }
-        Ok(())
-    }
-}
-
 fn not_utf8(column: usize) -> Error {
     Error::data(format!("byte {column} of the line is not valid UTF-8"))
         .hint("convert the file to UTF-8, for example with iconv -t utf-8")
 }
 
-fn not_json(e: &serde_json::Error) -> Error {
+pub(super) fn not_json(e: &serde_json::Error) -> Error {
     let text = e.to_string();
     // The line that serde_json names counts from where it began, which is not always the file's start.
     let what = text.split(" at line ").next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! ROUGE as Google's `rouge_score` computes it without stemming.
+//! ROUGE as Google's `rouge_score` computes it, without stemming for MUSE and with it for TOFU.
 //!
 //! Tokens are the runs of `[a-z0-9]` of the lower-cased text, so that text in other scripts has none and
 //! scores 0. The benchmark's headline is 100 times the mean ROUGE-L F1 (not the recall).
@@ -46,7 +46,16 @@ const VARIANTS: [RougeType; 4] = [RougeType::N(1), RougeType::N(2), RougeType::L
 impl Scorer {
     /// Makes a scorer without stemming.
     pub fn new() -> Self {
-        match RougeScorer::with_tokenizer(VARIANTS.to_vec(), Tokenizer::new(false)) {
+        Self::with(Tokenizer::new(false))
+    }
+
+    /// Makes a scorer that compares the Porter stems of words longer than three letters.
+    pub fn stemming() -> Self {
+        Self::with(Tokenizer::new(true))
+    }
+
+    fn with(tokenizer: Tokenizer) -> Self {
+        match RougeScorer::with_tokenizer(VARIANTS.to_vec(), tokenizer) {
             Ok(scorer) => Self(scorer),
             Err(e) => unreachable!("n-gram sizes 1 and 2 lie in 1..=9: {e}"),
         }

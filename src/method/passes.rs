@@ -89,6 +89,15 @@ impl Part {
     }
 }
 
+/// What a model makes of the tokens of a document, its first one left out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenScores {
+    /// The log-probability of each, nats.
+    pub log_probs: Vec<f64>,
+    /// Whether each was the most probable one.
+    pub hits: Vec<bool>,
+}
+
 /// The buffers of a run: packs, workspace, host rows. Allocated once.
 pub struct Passes<O: Ops> {
     /// Forward and backward buffers.
@@ -319,6 +328,17 @@ impl<O: Ops> Passes<O> {
         model: &mut Model<O>,
         documents: &[&[u32]],
     ) -> Result<Vec<Vec<f64>>> {
+        let scores = self.examine(ops, model, documents)?;
+        Ok(scores.into_iter().map(|scores| scores.log_probs).collect())
+    }
+
+    /// Returns what the model makes of every token but the first of each document.
+    pub fn examine(
+        &mut self,
+        ops: &O,
+        model: &mut Model<O>,
+        documents: &[&[u32]],
+    ) -> Result<Vec<TokenScores>> {
         let mut scores = Vec::with_capacity(documents.len());
         for group in fill(documents, 1, |ids| ids.len(), self.ws.tokens())? {
             self.data.clear();
@@ -328,14 +348,24 @@ impl<O: Ops> Passes<O> {
             ops.load_pack(pack, &self.data);
             model.forward(ops, pack, n, Role::Evaluated, &mut self.ws);
             model.head(ops, pack, 0..n, Role::Evaluated, &mut self.ws, plain(), false);
+            let first = scores.len();
             ops.read_stat(&self.ws.stats.nll, &mut self.rows[..n]);
             ops.sync()?;
             let mut start = 0;
-            for ids in group {
+            for ids in &group {
                 let end = start + ids.len();
                 let targets = start..end.saturating_sub(1).max(start);
-                scores.push(self.rows[targets].iter().map(|nll| -nll).collect());
+                let log_probs = self.rows[targets].iter().map(|nll| -nll).collect();
+                scores.push(TokenScores { log_probs, hits: Vec::new() });
                 start = end;
+            }
+            ops.read_stat(&self.ws.stats.hit, &mut self.rows[..n]);
+            ops.sync()?;
+            let mut start = 0;
+            for (ids, scores) in group.iter().zip(&mut scores[first..]) {
+                let targets = start..start + scores.log_probs.len();
+                scores.hits = self.rows[targets].iter().map(|hit| *hit != 0.0).collect();
+                start += ids.len();
             }
         }
         Ok(scores)

@@ -15,6 +15,7 @@ pub mod recipe;
 pub mod recorded;
 pub mod resume;
 pub mod signals;
+pub mod suite;
 pub mod task_vector;
 pub mod train;
 pub mod watch;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use nepenthe::eval::{membership, muse, rouge, zlib};
+use nepenthe::eval::{extraction, ks, membership, muse, rouge, tofu, zlib};
 use serde_json::Value;
 
 type Check<T = ()> = Result<T, String>;
@@ -18,6 +18,7 @@ pub fn run(case_file: &Path, golden_root: &Path) -> Option<Check<String>> {
         "mmlu" => |v: &Value, _: &Path| mmlu_file(v),
         "auc" => |v: &Value, _: &Path| auc_file(v),
         "privleak" => |v: &Value, _: &Path| privleak_file(v),
+        "tofu" => |v: &Value, _: &Path| tofu_file(v),
         _ => return None,
     };
     Some(read(case_file).and_then(|value| {
@@ -87,6 +88,11 @@ fn rouge_file(file: &Value) -> Check<String> {
         let got = scorer.score(text(pair, "gt")?, text(pair, "output")?);
         rouge_scores(&format!("pair {i}"), pair, &got)?;
         all.push(got);
+    }
+    let stemmer = rouge::Scorer::stemming();
+    for (i, pair) in file["stemmed"].as_array().into_iter().flatten().enumerate() {
+        let got = stemmer.score(text(pair, "gt")?, text(pair, "output")?);
+        rouge_scores(&format!("stemmed pair {i}"), pair, &got)?;
     }
     let a = rouge::Aggregate::of(&all);
     for (key, value) in [
@@ -280,4 +286,63 @@ fn min_k_and_zlib(file: &Value) -> Check {
         same("zlib length", length, number(case, "length")?)?;
     }
     Ok(())
+}
+
+/// Compares each ratio and their mean with what is recorded under `key`.
+fn ratios(what: &str, set: &Value, key: &str, items: &[f64], all: f64) -> Check {
+    let recorded = numbers(&set[key], "items")?;
+    same(&format!("{what}: {key}"), items.len(), recorded.len())?;
+    for (got, want) in items.iter().zip(recorded) {
+        near(&format!("{what}: {key}"), *got, want, EXACT)?;
+    }
+    near(&format!("{what}: mean of {key}"), all, number(&set[key], "mean")?, EXACT)
+}
+
+fn tofu_file(file: &Value) -> Check<String> {
+    let (sets, tests) = (list(file, "sets")?, list(file, "ks")?);
+    for (i, set) in sets.iter().enumerate() {
+        let what = format!("set {i}");
+        let wrong = (0..list(set, "wrong")?.len()).map(|j| {
+            list(set, "wrong")?[j].as_array().map_or(Err("no list".to_owned()), |losses| {
+                losses.iter().map(|x| x.as_f64().ok_or("no loss".to_owned())).collect()
+            })
+        });
+        let wrong: Vec<Vec<f64>> = wrong.collect::<Check<_>>()?;
+        let right = numbers(set, "correct")?;
+        let each = |f: fn(f64, &[f64]) -> f64| -> Vec<f64> {
+            right.iter().zip(&wrong).map(|(right, wrong)| f(*right, wrong)).collect()
+        };
+        let mean = |items: &[f64]| nepenthe::eval::mean(items.iter().copied());
+        let all = each(tofu::truth_ratio);
+        ratios(&what, set, "closer_to_1_better", &all, tofu::forget_truth_ratio(&all))?;
+        ratios(&what, set, "true_better", &all, tofu::kept_truth_ratio(&all))?;
+        let all = each(tofu::truth_share);
+        ratios(&what, set, "prob_mean", &all, mean(&all))?;
+        let all = each(tofu::probability_among);
+        ratios(&what, set, "with_options", &all, mean(&all))?;
+    }
+    for (i, case) in list(file, "utility")?.iter().enumerate() {
+        let got = tofu::model_utility(&numbers(case, "values")?);
+        near(&format!("utility {i}"), got, number(case, "mean")?, EXACT)?;
+    }
+    for (i, case) in tests.iter().enumerate() {
+        let got = ks::ks_test(&numbers(case, "a")?, &numbers(case, "b")?).ok_or("no test")?;
+        near(&format!("test {i}: distance"), got.distance, number(case, "d")?, EXACT)?;
+        // Relative, as p-values may be tiny.
+        let want = number(case, "p")?;
+        near(&format!("test {i}: p over {want}"), got.p / want, 1.0, 1e-10)?;
+    }
+    for (i, case) in list(file, "hits")?.iter().enumerate() {
+        let hits: Vec<bool> = list(case, "hits")?.iter().map(|hit| hit == true).collect();
+        let exact = extraction::exact_memorisation(&hits).ok_or("nothing to remember")?;
+        near(&format!("hits {i}: exact"), exact, number(case, "exact_memorization")?, EXACT)?;
+        let strength = extraction::extraction_strength(&hits);
+        near(
+            &format!("hits {i}: strength"),
+            strength,
+            number(case, "extraction_strength")?,
+            EXACT,
+        )?;
+    }
+    Ok(format!("{} sets of ratios, {} tests", sets.len(), tests.len()))
 }

@@ -1,0 +1,344 @@
+//! `eval --suite`: benchmarks on one model or several, with a file of results.
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use serde_json::{Map, Value, json};
+
+use super::engine::{self, DeviceArgs, Engine, Job};
+use super::generate::warn_length;
+use super::output::{Output, note, table};
+use crate::data::Tokenizer;
+use crate::error::{Error, Result};
+use crate::eval::membership::{AUC_RETRAIN_BOOKS, AUC_RETRAIN_NEWS};
+use crate::method::passes::Passes;
+use crate::model::Model;
+use crate::model::params::Keeping;
+use crate::ops::Ops;
+use crate::run::Folder;
+use crate::run::plan::Plan;
+use crate::run::suite::record::{Entry, Found, Key, Record, model_hash};
+use crate::run::suite::{Outcome, Prepared, Retrained, Subject, Suite, conclude, good, muse, tofu};
+
+/// A benchmark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Name {
+    /// Verbatim and knowledge memorisation, privacy leakage, MMLU.
+    Muse,
+    /// Probability, ROUGE, truth ratio, model utility, forget quality.
+    Tofu,
+}
+
+/// A sequence of requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Series {
+    /// Requests one after the other: sustainability.
+    Sust,
+    /// Growing forget sets: scalability.
+    Scal,
+}
+
+/// Options of `eval --suite`.
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+pub(super) struct Args {
+    /// A benchmark; reads its files from --data
+    #[arg(long, value_enum, requires = "data")]
+    pub(super) suite: Option<Name>,
+    /// The benchmark's folder: that of one corpus of MUSE or mini-MUSE, or of TOFU's files
+    #[arg(long, value_name = "DIR", requires = "suite")]
+    data: Option<PathBuf>,
+    /// A model that never saw the forget set: measured too, and compared with (privleak, forget_quality)
+    #[arg(long, value_name = "DIR", requires = "suite")]
+    retrain: Option<PathBuf>,
+    /// Instead of --retrain, its area under the ROC curve (muse): a number, or news or books for the benchmark's own
+    /// Llama-2-7B
+    #[arg(long, value_name = "AREA", value_parser = area, conflicts_with = "retrain", requires = "suite")]
+    retrain_auc: Option<f64>,
+    /// Measure this alone; can be repeated. muse: verbmem_f, extraction, knowmem_f, knowmem_r, privleak, mmlu_val;
+    /// tofu: probability, rouge, extraction
+    #[arg(long, value_name = "NAME", requires = "suite")]
+    metric: Vec<String>,
+    /// Look at the first N items of every file
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), requires = "suite")]
+    limit: Option<u64>,
+    /// Examples before a question (muse); all of the file by default
+    #[arg(long, value_name = "N", requires = "suite")]
+    shots: Option<usize>,
+    /// Models are those after request 1, 2, ... of a sequence (muse): also measure the perplexity of each request
+    #[arg(long, value_enum, requires = "suite")]
+    series: Option<Series>,
+    /// The forget set (tofu), such as forget05; by default the one in the folder
+    #[arg(long, value_name = "NAME", requires = "suite")]
+    forget_set: Option<String>,
+    /// How a question is put (tofu): qa, llama2, or a text with {question}
+    #[arg(long, default_value = "qa")]
+    template: String,
+    /// A file of results: figures of equal model, data and settings are taken from it, all are written to it, and those
+    /// of other models on equal data and settings stay
+    #[arg(long, value_name = "FILE", requires = "suite")]
+    out: Option<PathBuf>,
+    /// Measure again what --out holds already
+    #[arg(long, requires = "out")]
+    fresh: bool,
+}
+
+fn area(text: &str) -> std::result::Result<f64, String> {
+    match text {
+        "news" => Ok(AUC_RETRAIN_NEWS),
+        "books" => Ok(AUC_RETRAIN_BOOKS),
+        _ => text
+            .parse()
+            .ok()
+            .filter(|area| *area > 0.0 && *area <= 1.0)
+            .ok_or_else(|| "wanted news, books, or a number above 0 and up to 1".to_owned()),
+    }
+}
+
+/// What both kinds of `eval` are told.
+pub(super) struct Common<'a> {
+    pub(super) models: &'a [PathBuf],
+    pub(super) device: &'a DeviceArgs,
+    pub(super) batch: usize,
+    pub(super) context: usize,
+}
+
+/// A model to be measured.
+struct Candidate<'a> {
+    path: &'a Path,
+    retrained: bool,
+    folder: Folder,
+    tokenizer: Tokenizer,
+    key: Key,
+}
+
+pub(super) fn run(name: Name, args: &Args, common: &Common<'_>, out: &Output) -> Result<()> {
+    let engine = common.device.open()?;
+    let suite = args.open(name, common)?;
+    let mut record = Record::new(Vec::new());
+    if let Some(path) = &args.out {
+        record = Record::open(path)?;
+    }
+    for missing in suite.missing() {
+        note(&format!("not measured, since its files are not there: {missing}"));
+    }
+    // Everything is opened before the first model is measured.
+    let settings = settings(&suite, &engine, common);
+    let models = common.models.iter().map(|path| (path.as_path(), false));
+    let retrain = args.retrain.iter().map(|path| (path.as_path(), true));
+    let mut candidates = Vec::new();
+    for (path, retrained) in retrain.chain(models) {
+        let folder = Folder::open(path)?;
+        let tokenizer = folder.tokenizer()?;
+        let key =
+            Key { model: model_hash(&folder)?, data: suite.hashes(), settings: settings.clone() };
+        candidates.push(Candidate { path, retrained, folder, tokenizer, key });
+    }
+    let mut entries: Vec<Entry> = Vec::with_capacity(candidates.len());
+    let mut reused = Vec::with_capacity(candidates.len());
+    for candidate in candidates {
+        let shown = candidate.path.display().to_string();
+        let Candidate { retrained, key, .. } = &candidate;
+        let (retrained, key) = (*retrained, key.clone());
+        let kept = match (record.find(&shown, &key), args.fresh) {
+            (Found::Same(outcome), false) => {
+                note(&format!(
+                    "{shown}: model, data and settings are those of the file of results, its figures are used again \
+                     (--fresh measures anew)"
+                ));
+                Some(outcome.clone())
+            }
+            (Found::Other(parts), _) => {
+                note(&format!(
+                    "{shown}: measured anew, the file of results is of other {}",
+                    parts.join(" and ")
+                ));
+                None
+            }
+            _ => None,
+        };
+        reused.push(kept.is_some());
+        let outcome = match kept {
+            Some(outcome) => outcome,
+            None => measure(&engine, &suite, candidate, common.batch)?,
+        };
+        entries.push(Entry { model: shown, retrained, key, outcome });
+    }
+    let retrained = match (entries.iter().find(|entry| entry.retrained), args.retrain_auc) {
+        (Some(entry), _) => Retrained::Measured(Box::new(entry.outcome.clone())),
+        (None, Some(area)) => Retrained::Area(area),
+        (None, None) => Retrained::Unknown,
+    };
+    for entry in &mut entries {
+        conclude(&mut entry.outcome, &retrained).map_err(|e| e.at(&entry.model))?;
+    }
+    if let Some(path) = &args.out {
+        // What was measured of other models on the same terms stays, compared with what these are compared with.
+        let mut all = entries.clone();
+        for mut old in record.entries {
+            let same = |entry: &Entry| {
+                entry.key.data == old.key.data && entry.key.settings == old.key.settings
+            };
+            if entries.iter().all(|entry| same(entry) && entry.model != old.model) {
+                old.retrained = false;
+                conclude(&mut old.outcome, &retrained).map_err(|e| e.at(&old.model))?;
+                all.push(old);
+            }
+        }
+        Record::new(all).write(path)?;
+    }
+    let shown = |(entry, reused): (&Entry, &bool)| {
+        json!({"model": entry.model, "retrained": entry.retrained, "reused": reused,
+            "model_hash": entry.key.model, "figures": entry.outcome.figures})
+    };
+    let first = entries.first();
+    let value = json!({
+        "suite": name.to_possible_value().map(|v| v.get_name().to_owned()),
+        "data": first.map(|entry| &entry.key.data), "settings": settings,
+        "good": first.map(|entry| directions(&entry.outcome)),
+        "models": entries.iter().zip(&reused).map(shown).collect::<Vec<_>>(),
+    });
+    out.result(&value, || text(&entries))
+}
+
+impl Args {
+    fn open(&self, name: Name, common: &Common<'_>) -> Result<Suite> {
+        let dir = self.data.as_deref().unwrap_or(Path::new("."));
+        if !dir.is_dir() {
+            return Err(Error::data(format!("{}: no such folder", dir.display()))
+                .hint("--data takes the folder of a benchmark's files"));
+        }
+        let limit = self.limit.and_then(|n| usize::try_from(n).ok());
+        match name {
+            Name::Muse => {
+                self.refuse(&[("--forget-set", self.forget_set.is_some())], "tofu")?;
+                let series = self.series.map(|series| match series {
+                    Series::Sust => "sust".to_owned(),
+                    Series::Scal => "scal".to_owned(),
+                });
+                let (metrics, shots, context) = (self.metric.clone(), self.shots, common.context);
+                let options = muse::Options { metrics, limit, shots, series, context };
+                let suite = muse::Muse::open(dir, options)?;
+                let requests = suite.requests();
+                if requests > 0 && common.models.len() != requests {
+                    return Err(Error::config(format!(
+                        "--series: {} models for {requests} requests",
+                        common.models.len()
+                    ))
+                    .hint("give one --model for each request, in their order"));
+                }
+                Ok(Suite::Muse(Box::new(suite)))
+            }
+            Name::Tofu => {
+                let given = [
+                    ("--shots", self.shots.is_some()),
+                    ("--series", self.series.is_some()),
+                    ("--retrain-auc", self.retrain_auc.is_some()),
+                ];
+                self.refuse(&given, "muse")?;
+                let options = tofu::Options {
+                    metrics: self.metric.clone(),
+                    limit,
+                    forget_set: self.forget_set.clone(),
+                    template: self.template.clone(),
+                };
+                Ok(Suite::Tofu(tofu::Tofu::open(dir, options)?))
+            }
+        }
+    }
+
+    /// Refuses options of the other suite: they would do nothing.
+    fn refuse(&self, given: &[(&str, bool)], other: &str) -> Result<()> {
+        match given.iter().find(|(_, given)| *given) {
+            Some((option, _)) => Err(Error::config(format!("{option}: is of --suite {other}"))
+                .hint("leave it out, or name that suite")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Everything that decides figures beside model and data.
+fn settings(suite: &Suite, engine: &Engine, common: &Common<'_>) -> Value {
+    let mut settings = suite.settings();
+    if let Value::Object(map) = &mut settings {
+        map.insert("batch".into(), common.batch.into());
+        map.insert("device".into(), engine.name().into());
+        map.insert("precision".into(), engine.precision_name().into());
+        map.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+        map.insert("commit".into(), env!("NEPENTHE_COMMIT").into());
+    }
+    settings
+}
+
+fn measure(
+    engine: &Engine,
+    suite: &Suite,
+    candidate: Candidate<'_>,
+    batch: usize,
+) -> Result<Outcome> {
+    let Candidate { path, folder, tokenizer, .. } = candidate;
+    note(&format!("{}: measuring", path.display()));
+    let prepared = suite.prepare(&tokenizer).map_err(|e| e.at(path.display()))?;
+    warn_length(&folder.config, prepared.longest());
+    let end_tokens = folder.end_tokens(&tokenizer)?;
+    let job = Measuring { folder, tokenizer: &tokenizer, prepared: &prepared, end_tokens, batch };
+    engine::compute(engine, job).map_err(|e| e.at(path.display()))
+}
+
+struct Measuring<'a> {
+    folder: Folder,
+    tokenizer: &'a Tokenizer,
+    prepared: &'a Prepared,
+    end_tokens: Vec<u32>,
+    batch: usize,
+}
+
+impl Job for Measuring<'_> {
+    type Out = Outcome;
+
+    fn run<O: Ops>(self, ops: O, _plan: Option<&Plan>) -> Result<Outcome> {
+        let Folder { config, weights, .. } = self.folder;
+        let mut model = Model::load(&ops, config, &weights, &Keeping::inference())?;
+        let mut passes = Passes::new(&ops, &model, self.prepared.longest().max(1024), false)?;
+        let mut subject = Subject {
+            ops: &ops,
+            model: &mut model,
+            passes: &mut passes,
+            tokenizer: self.tokenizer,
+            end_tokens: &self.end_tokens,
+            batch: self.batch,
+        };
+        self.prepared.measure(&mut subject, &mut |what| note(what))
+    }
+}
+
+fn directions(outcome: &Outcome) -> Map<String, Value> {
+    outcome.figures.keys().map(|name| (name.clone(), good(name).into())).collect()
+}
+
+/// Lays figures out as rows and models as columns.
+fn text(entries: &[Entry]) -> String {
+    let mut names: Vec<&String> = Vec::new();
+    for name in entries.iter().flat_map(|entry| entry.outcome.figures.keys()) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let mut head = vec!["figure".to_owned(), "good".to_owned()];
+    head.extend(entries.iter().map(|entry| match entry.retrained {
+        true => format!("{} (retrained)", entry.model),
+        false => entry.model.clone(),
+    }));
+    let mut rows = vec![head];
+    for name in names {
+        let cell = |entry: &Entry| match entry.outcome.get(name) {
+            Some(value) if value != 0.0 && value.abs() < 1e-3 => format!("{value:.3e}"),
+            Some(value) => format!("{value:.4}"),
+            None => "-".to_owned(),
+        };
+        let mut row = vec![name.clone(), good(name).to_owned()];
+        row.extend(entries.iter().map(cell));
+        rows.push(row);
+    }
+    table(&rows)
+}
