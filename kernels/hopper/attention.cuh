@@ -22,6 +22,7 @@ constexpr uint32_t kConsumers = 2;
 constexpr uint32_t kGroupThreads = (1 + kConsumers) * kWarpgroup;
 constexpr uint32_t kGroupRows = 64;                        // owned by a consumer
 constexpr uint32_t kOwned = kConsumers * kGroupRows;       // by a block: the rows of an entry of the list
+static_assert(kOwned == kBlockRows, "an entry of the list is what a block owns");
 constexpr uint32_t kReleases = kConsumers * kWarpgroup / kWarp;  // arrivals that give a tile back: one a warp
 constexpr uint32_t kRowBytes = 128;                        // of a panel
 constexpr float kLog2E = 1.4426950408889634f;

@@ -326,12 +326,12 @@ __device__ __forceinline__ void compute_dkv(const BackwardArgs& in, uint32_t bas
                         ds = p_r[4 * n + e] * (ds - (e % 2 == 0 ? dot.x : dot.y));
                     }
                 }
-                uint32_t ds_weights[kQueries / 16][4];
-                round_weights<kQueries>(ds_r, ds_weights);
-                ptx::wgmma_fence();
-                add_rows<D, kQueries>(dk_r, ds_weights, queries);
-                ptx::wgmma_commit();
+                // The weights' registers serve twice: there are none to spare.
                 ptx::wgmma_wait<0>(dv_r);
+                round_weights<kQueries>(ds_r, weights);
+                ptx::wgmma_fence();
+                add_rows<D, kQueries>(dk_r, weights, queries);
+                ptx::wgmma_commit();
                 ptx::wgmma_wait<0>(dk_r);
             }
             release(base + S::kEmpty + 8 * at.at);
