@@ -1,4 +1,19 @@
-// head
+// Attention's backward pass on compute capability 9.0: bf16, heads of width 64 and 128.
+//
+// With p_k = exp(scale q.k - lse) and dot = out.dout (attention_dot_bf16 in ../attention.cu):
+//   dv_k = sum_q p_k dout,  ds_k = p_k (dout.v_k - dot),  dk_k = scale sum_q ds_k q,  dq = scale sum_k ds_k k
+// Shape: two kernels as in ../attention_mma_bwd.cu, so that every sum has one owner and one order, and none is added
+// atomically; scores are made in both, seven products instead of five. An item of dkv is 128 keys of a kv head, which
+// walk over tiles of 64 queries and their dout (three stages), the query heads of the group one after another; an item of
+// dq is 128 queries of a head, which walk over tiles of 128 keys and values (two stages). One warpgroup loads, a warp of
+// it the statistics of the queries; two compute, 64 owned rows each. Scores have the owned rows as rows, so that p and
+// ds, rounded to bf16, go from registers straight into the next product; walked tiles serve along both of their sides.
+// Rows behind a document's end have p of 0. Only tiles at the diagonal or at a window's edge are masked.
+// Registers: dk and dv of 128 columns are 128 of a consumer's 232; with two score tiles no fp32 p can stay beside them.
+// Bytes: the owned rows and their gradients once, the walked ones once an item (mostly from L2).
+// Roof: tensor cores; aims at 300 TFLOP/s at 1024 to 8192 tokens on an H100, counted as five products.
+// Source: FlashAttention-3, arXiv 2407.08608, for the roles of warpgroups; FlashAttention-2, arXiv 2307.08691, algorithm
+// 2, split in two.
 #include "attention.cuh"
 
 namespace attn {
@@ -317,21 +332,24 @@ __device__ __forceinline__ void compute_dkv(const BackwardArgs& in, uint32_t bas
                 add_rows<D, kQueries>(dv_r, weights, douts);
                 ptx::wgmma_commit();
                 ptx::wgmma_wait<1>(ds_r);
+                // p as it was rounded for dv: its fp32 numbers would need registers that wide heads do not leave.
 #pragma unroll
                 for (uint32_t n = 0; n < kQueries / 8; ++n) {
                     const float2 dot = stats[kQueries / 2 + 4 * n];
 #pragma unroll
                     for (uint32_t e = 0; e < 4; ++e) {
+                        const uint32_t pair = weights[n / 2][n % 2 * 2 + e / 2];
+                        const float p = __uint_as_float(e % 2 == 0 ? pair << 16 : pair & 0xFFFF0000u);
                         float& ds = ds_r[4 * n + e];
-                        ds = p_r[4 * n + e] * (ds - (e % 2 == 0 ? dot.x : dot.y));
+                        ds = p * (ds - (e % 2 == 0 ? dot.x : dot.y));
                     }
                 }
-                // The weights' registers serve twice: there are none to spare.
-                ptx::wgmma_wait<0>(dv_r);
-                round_weights<kQueries>(ds_r, weights);
+                uint32_t ds_weights[kQueries / 16][4];
+                round_weights<kQueries>(ds_r, ds_weights);
                 ptx::wgmma_fence();
-                add_rows<D, kQueries>(dk_r, weights, queries);
+                add_rows<D, kQueries>(dk_r, ds_weights, queries);
                 ptx::wgmma_commit();
+                ptx::wgmma_wait<0>(dv_r);
                 ptx::wgmma_wait<0>(dk_r);
             }
             release(base + S::kEmpty + 8 * at.at);

@@ -54,6 +54,12 @@ fn shapes(bench: &Bench<'_>) -> Vec<Shape> {
     shapes.push(shape(2, 1, 160, Some(17), &[34]));
     shapes.push(shape(1, 1, 80, None, &[129, 64, 1, 1, 63]));
     shapes.push(shape(2, 1, wide, None, &[65, 1, 130]));
+    if bench.stored() == Dtype::Bf16 {
+        // Longer than the stages that tiles wait in, twice over; more work than blocks that take turns.
+        shapes.push(shape(2, 1, narrow, None, &[520, 3]));
+        shapes.push(shape(1, 1, narrow, Some(300), &[129, 530]));
+        shapes.push(shape(2, 1, wide, None, &[515]));
+    }
     shapes
 }
 
