@@ -21,7 +21,7 @@ use crate::method::passes::Passes;
 use crate::method::{Combination, MeanTeacher, Method, StepReport};
 use crate::model::params::Keeping;
 use crate::model::{Layout, Model, Saving};
-use crate::ops::Ops;
+use crate::ops::{CustomRule, Ops, UpdateRule};
 use crate::report::progress::{Progress, StepLine};
 use crate::report::tensorboard::Events;
 
@@ -79,7 +79,22 @@ pub fn run<O: Ops>(
     out: &Path,
     resume: bool,
 ) -> Result<Value> {
-    let mut run = Run::prepare(&ops, recipe, saving, out, resume)?;
+    run_by(ops, recipe, saving, out, resume, None)
+}
+
+/// Like [`run`], with the parameters moved by `rule` where there is one; of the recipe's optimizer only learning rate,
+/// clip and warm-up then count.
+///
+/// Errors: as [`run`], and [`Kind::Config`] where the parameters would be in compact state.
+pub fn run_by<O: Ops>(
+    ops: O,
+    recipe: &Recipe,
+    saving: Saving,
+    out: &Path,
+    resume: bool,
+    rule: Option<Box<dyn CustomRule>>,
+) -> Result<Value> {
+    let mut run = Run::prepare(&ops, recipe, saving, out, resume, rule)?;
     run.steps(&ops)?;
     run.finish(ops)
 }
@@ -114,6 +129,7 @@ impl<'a, O: Ops> Run<'a, O> {
         saving: Saving,
         out: &'a Path,
         resume: bool,
+        rule: Option<Box<dyn CustomRule>>,
     ) -> Result<Self> {
         let interrupt = StopFlag::listen()?;
         // Before the first step, not after the last one.
@@ -138,7 +154,10 @@ impl<'a, O: Ops> Run<'a, O> {
         };
         let suite = Suite::open(recipe, &folder, tokenizer)?;
         let trainable = Layout::new(&folder.config, recipe.train()).trainable();
-        let keep = recipe.keeping(recipe.state_mode(trainable));
+        let mut keep = recipe.keeping(recipe.state_mode(trainable));
+        if let Some(rule) = &rule {
+            keep.rule = UpdateRule::custom(rule.as_ref())?;
+        }
         let model = Model::load(ops, folder.config.clone(), &folder.weights, &keep)?;
         let longest = retain.iter().chain([&forget]).map(Stream::longest);
         let longest = longest.chain([suite.longest()]).max().unwrap_or(0);
@@ -156,7 +175,11 @@ impl<'a, O: Ops> Run<'a, O> {
         recover_all(out)?;
         let retained = retain.as_ref().map(|stream| &stream.corpus);
         let alternate = forget.alternate.as_ref();
-        let identity = resume::identity(recipe, &forget.corpus, retained, alternate)?;
+        let mut identity = resume::identity(recipe, &forget.corpus, retained, alternate)?;
+        if let Some(rule) = rule {
+            identity["rule"] = json!(rule.name());
+            state.follow(rule);
+        }
         let mut watch =
             Watch { every: recipe.eval.every, stop: recipe.stop(), entries: Vec::new() };
         let mut saved = None;
