@@ -69,8 +69,10 @@ struct Room {
 /// Shows the numbers of a buffer as the fp32 that they are.
 fn fp32<T: Real>(buffer: &mut [T]) -> Result<&mut [f32]> {
     if size_of::<T>() != size_of::<f32>() {
-        return Err(Error::config("a rule of the caller's own works in fp32, got a backend in f64")
-            .hint("--device cpu, or Cpu::<f32> in the library"));
+        return Err(Error::config(
+            "a rule of the caller's own works in fp32, got a backend in f64",
+        )
+        .hint("--device cpu, or Cpu::<f32> in the library"));
     }
     Ok(bytemuck::cast_slice_mut(buffer))
 }

@@ -246,10 +246,8 @@ impl Cuda {
     fn load(&self, kernel: &'static str) -> Result<Function> {
         let failed = |text: String| Error::new(Kind::Device, format!("cuda: {kernel}: {text}"));
         let name = CString::new(kernel).map_err(|e| failed(e.to_string()))?;
-        let built_in = self
-            .modules
-            .iter()
-            .find_map(|(image, module)| Some((*module, image.kernel(kernel)?)));
+        let built_in =
+            self.modules.iter().find_map(|(image, module)| Some((*module, image.kernel(kernel)?)));
         let handle = match built_in {
             // SAFETY: the module stays loaded until drop.
             Some((module, _)) => unsafe { result::module::get_function(module, name) }
@@ -490,9 +488,8 @@ impl Driver for Cuda {
 
     fn load_ptx(&self, ptx: &str) -> Result<()> {
         self.outside_capture("loading PTX")?;
-        let failed = |text: String| {
-            Error::new(Kind::Device, format!("cuda: PTX, {}: {text}", self.named()))
-        };
+        let failed =
+            |text: String| Error::new(Kind::Device, format!("cuda: PTX, {}: {text}", self.named()));
         let text = CString::new(ptx).map_err(|e| failed(e.to_string()))?;
         // SAFETY: a context is current, and the driver reads the text up to its end within the call.
         let module = unsafe { result::module::load_data(text.as_ptr().cast()) };

@@ -24,7 +24,7 @@ impl Gpu {
         sums.iter().sum()
     }
 
-    /// `out = keep y + add x` of `n` fp32 numbers at addresses aligned to 16 bytes, products and sum rounded; an address
+    /// `out = keep y + add x` of `n` fp32 numbers at addresses, products and sum rounded; an address
     /// of 0 stands for zeros.
     pub(super) fn mix_f32(&self, out: u64, (keep, y): (f32, u64), (add, x): (f32, u64), n: usize) {
         let args = Args::new().ptr(out).ptr(y).ptr(x).u64(n as u64).f32(keep).f32(add);
