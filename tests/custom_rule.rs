@@ -219,3 +219,12 @@ fn the_examples_lion_steps_by_signs_and_keeps_its_momentum() {
     assert_eq!(step, [-0.625, -0.25, 0.0]);
     assert_eq!(momentum, [0.125, 5.0, 0.0]);
 }
+
+#[test]
+fn the_page_shows_the_example_as_it_is() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |name: &str| std::fs::read_to_string(root.join(name)).unwrap();
+    let (page, example) = (read("docs/update_rules.md"), read("examples/custom_rule.rs"));
+    let shown = page.split("```rust\n").nth(1).unwrap().split("```").next().unwrap();
+    assert!(shown.lines().count() > 10 && example.contains(shown), "\n{shown}");
+}

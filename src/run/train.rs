@@ -37,7 +37,7 @@ pub const DISTANCES: [&str; 3] =
     ["student_from_start", "teacher_from_start", "student_from_teacher"];
 
 /// A corpus with the order its documents are drawn in.
-struct Stream {
+pub(super) struct Stream {
     corpus: Corpus,
     /// A preferred document for each of the corpus.
     alternate: Option<Corpus>,
@@ -47,7 +47,8 @@ struct Stream {
 }
 
 impl Stream {
-    fn draw(&self, step: u64) -> Result<Vec<MicroBatch>> {
+    /// Draws the micro-batches of a step.
+    pub(super) fn draw(&self, step: u64) -> Result<Vec<MicroBatch>> {
         let of = |corpus| draw(corpus, &self.sampler, step, self.accum, self.micro_batch);
         let Some(alternate) = &self.alternate else { return of(&self.corpus) };
         let pair = |(own, other): (MicroBatch, MicroBatch)| {
@@ -57,7 +58,7 @@ impl Stream {
     }
 
     /// Returns the tokens of the longest documents that must lie in one pack.
-    fn longest(&self) -> usize {
+    pub(super) fn longest(&self) -> usize {
         self.corpus.longest() + self.alternate.as_ref().map_or(0, Corpus::longest)
     }
 }
@@ -158,19 +159,10 @@ impl<'a, O: Ops> Run<'a, O> {
         if let Some(rule) = &rule {
             keep.rule = UpdateRule::custom(rule.as_ref())?;
         }
-        let model = Model::load(ops, folder.config.clone(), &folder.weights, &keep)?;
         let longest = retain.iter().chain([&forget]).map(Stream::longest);
         let longest = longest.chain([suite.longest()]).max().unwrap_or(0);
         let tokens = recipe.run.pack_tokens.max(longest);
-        let passes = Passes::saving(ops, &model, tokens, Some(saving))?;
-        let base = loss.reads_base().then(|| base_model(ops, recipe)).transpose()?;
-        let combination = recipe.combination()?;
-        let more = (combination != Combination::Sum).then(|| model.more_grads(ops, &keep));
-        let more = more.transpose()?;
-        let mut state = MeanTeacher::new(model, base, passes, method, recipe.settings());
-        if let Some(grads) = more {
-            state.combine(combination, grads);
-        }
+        let mut state = load(ops, recipe, &folder, &keep, tokens, saving)?;
         std::fs::create_dir_all(out).map_err(|e| Error::io("make folder", out, &e))?;
         recover_all(out)?;
         let retained = retain.as_ref().map(|stream| &stream.corpus);
@@ -422,6 +414,30 @@ fn measure_folder<O: Ops>(ops: &O, suite: &Suite, folder: &Path) -> Result<Measu
     suite.measure(ops, &mut model, &mut passes)
 }
 
+/// Loads what a recipe trains, with buffers for packs of `tokens` tokens.
+pub(super) fn load<O: Ops>(
+    ops: &O,
+    recipe: &Recipe,
+    folder: &Folder,
+    keep: &Keeping,
+    tokens: usize,
+    saving: Saving,
+) -> Result<MeanTeacher<O>> {
+    let method = recipe.method()?;
+    let model = Model::load(ops, folder.config.clone(), &folder.weights, keep)?;
+    let passes = Passes::saving(ops, &model, tokens, Some(saving))?;
+    let reads_base = method.loss.rows(&method.knobs).reads_base();
+    let base = reads_base.then(|| base_model(ops, recipe)).transpose()?;
+    let combination = recipe.combination()?;
+    let more = (combination != Combination::Sum).then(|| model.more_grads(ops, keep));
+    let more = more.transpose()?;
+    let mut state = MeanTeacher::new(model, base, passes, method, recipe.settings());
+    if let Some(grads) = more {
+        state.combine(combination, grads);
+    }
+    Ok(state)
+}
+
 /// Loads the model that the loss compares with.
 fn base_model<O: Ops>(ops: &O, recipe: &Recipe) -> Result<Model<O>> {
     let own = recipe.model.base.as_os_str().is_empty();
@@ -430,7 +446,13 @@ fn base_model<O: Ops>(ops: &O, recipe: &Recipe) -> Result<Model<O>> {
     Model::load(ops, folder.config, &folder.weights, &Keeping::inference())
 }
 
-fn stream(recipe: &Recipe, folder: &Folder, tokenizer: &Tokenizer, forget: bool) -> Result<Stream> {
+/// Opens the forget or the retain corpus of a recipe.
+pub(super) fn stream(
+    recipe: &Recipe,
+    folder: &Folder,
+    tokenizer: &Tokenizer,
+    forget: bool,
+) -> Result<Stream> {
     let data = &recipe.data;
     let (path, context, chunk, accum, name) = if forget {
         let accum = recipe.run.forget_accum_steps;
