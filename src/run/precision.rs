@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::io::atomic::write_file_atomic;
 use crate::method::{MeanTeacher, StepReport};
 use crate::model::{Layout, Saving};
-use crate::ops::{Ops, Role, StateMode};
+use crate::ops::{Ops, Role, StateMode, TeacherForm};
 use crate::report::progress::{Progress, StepLine};
 use crate::report::svg::Chart;
 
@@ -182,10 +182,10 @@ impl Precision {
             modes.iter().map(|mode| open(*mode)).collect::<Result<_>>()?;
         let start = trained(ops, &exact)?;
         let keep = recipe.keeping(StateMode::Exact);
-        let teacher = keep.teacher != crate::ops::TeacherForm::None;
+        let teacher = keep.teacher != TeacherForm::None;
         let moments = keep.rule.moment_names().iter().filter(|name| !name.is_empty()).count();
         let steps = self.steps.unwrap_or(recipe.run.steps);
-        let (mut lines, bar) = (Vec::new(), Progress::new(steps));
+        let (mut lines, mut bar) = (Vec::new(), Progress::new(steps));
         for step in 0..steps {
             let retained = retain.as_ref().map_or(Ok(Vec::new()), |from| from.draw(step))?;
             let drawn = forget.draw(step)?;
