@@ -363,14 +363,8 @@ fn measure(
     let tokenizer = Tokenizer::open(&root().join("assets/demo")).unwrap();
     let prepared = suite.prepare(&tokenizer).unwrap();
     let mut passes = Passes::new(ops, model, prepared.longest().max(700), training).unwrap();
-    let mut subject = Subject {
-        ops,
-        model,
-        passes: &mut passes,
-        tokenizer: &tokenizer,
-        end_tokens: &[0],
-        batch,
-    };
+    let mut subject =
+        Subject { ops, model, passes: &mut passes, tokenizer: &tokenizer, end_tokens: &[0], batch };
     prepared.measure(&mut subject, &mut |_| {}).unwrap()
 }
 
