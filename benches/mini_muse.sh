@@ -8,15 +8,20 @@
 #
 # Settings, by environment: NEPENTHE (the binary; built in release where not given), CORPUS (news or books), PROFILE
 # (full or small), DEVICE, LOSSES (all but what is named under `skipped` below), SEEDS ("1 2 3"), RATES (factors on the
-# learning rate that each method tries), STEPS, EVERY (steps between measurements), TRAIN_STEPS, SEARCH_SEED (0).
+# learning rate that each method tries), STEPS, EVERY (steps between measurements), RETAIN_ACCUM (batches of four retain
+# documents a step), TRAIN_STEPS, SEARCH_SEED (0).
 #
 # The stages: prepare; target and retrain by `finetune`; for each loss in each form a search over RATES with
 # SEARCH_SEED; the chosen setting again with each of SEEDS; eval; report. The forms are AdamW with the frozen model as
 # teacher and the KL penalty, and the mean teacher: SGD, QKL, damping and averaging, no clipping, so that both act at
-# full strength as in the paper's runs. A search run is judged on every second prompt and document; what is reported is
-# measured on the others (OUT/selection.tsv has all that was tried). Of the rates whose NLL on the retain documents
-# rises by BUDGET (0.1 nats) at most, the one with the least verbatim memory is chosen; where none stays within it, the
-# one with the smallest rise.
+# full strength as in the paper's runs. A search run is judged on every second prompt, question and document; what is
+# reported is measured on the others, privacy leakage alone on all texts (OUT/selection.tsv has all that was tried). Of
+# the rates whose NLL on the retain documents rises by BUDGET (0.1 nats) at most, the one with the least memory is
+# chosen: the mean of verbmem_f and, where the data has questions, knowmem_f. Where none stays within it, the one with
+# the smallest rise.
+#
+# Memory, knowledge and leakage are those of `nepenthe eval --suite muse`. OUT/table.md has means and sample deviations
+# over seeds, OUT/table.tsv every run.
 #
 # A stage is left out where OUT/.done holds the hash of its command, of the binary, of this script and of all it reads;
 # a run that was broken off goes on from its checkpoint.
@@ -75,23 +80,61 @@ train() {
     "$nepenthe" "$@" --device "$device" --out "$out/$name" "${resume[@]}" > /dev/null
 }
 
-# halve FILE...: a FILE's even items become FILE.select.EXT, its odd ones FILE.report.EXT.
+# halve FILE...: a file's even items become FILE.select.EXT, its odd ones FILE.report.EXT.
 halve() {
     python3 - "$@" <<'PY'
-import json, pathlib, sys
+import pathlib, sys
 for name in sys.argv[1:]:
     path = pathlib.Path(name)
     for start, part in enumerate(["select", "report"]):
-        target = path.with_suffix(f".{part}{path.suffix}")
-        if path.suffix == ".jsonl":
-            target.write_text("".join(path.read_text().splitlines(keepends=True)[start::2]))
-        else:
-            target.write_text(json.dumps(json.loads(path.read_text())[start::2], ensure_ascii=False))
+        lines = path.read_text().splitlines(keepends=True)[start::2]
+        path.with_suffix(f".{part}{path.suffix}").write_text("".join(lines))
+PY
+}
+
+# halve_suite EVAL: the suite's files in EVAL, halved, into OUT/suite/select and OUT/suite/report. Examples are shown to
+# both; the texts of privacy leakage go whole to the second, which alone is asked for it.
+halve_suite() {
+    rm -rf "$out/suite"
+    python3 - "$1" "$out/suite" <<'PY'
+import json, pathlib, sys
+source, suite = map(pathlib.Path, sys.argv[1:])
+for start, part in enumerate(["select", "report"]):
+    (suite / part).mkdir(parents=True)
+    for path in sorted(source.glob("*.json")):
+        items = json.loads(path.read_text())
+        if path.name.startswith("privleak"):
+            if part == "select":
+                continue
+        elif not path.stem.endswith("icl"):
+            items = items[start::2]
+        (suite / part / path.name).write_text(json.dumps(items, ensure_ascii=False))
+PY
+}
+
+# demo_suite DATA EVAL: the demo's texts as files of the suite. Passages are the texts of privacy leakage; questions and
+# answers are those inside the documents that the target was trained on.
+demo_suite() {
+    rm -rf "$2"
+    mkdir "$2"
+    cp "$1/verbmem_forget.json" "$2"
+    python3 - "$1" "$2" <<'PY'
+import json, pathlib, sys
+data, target = map(pathlib.Path, sys.argv[1:])
+for name in ["forget", "retain", "holdout"]:
+    texts = [json.loads(line)["text"] for line in open(data / f"{name}.jsonl")]
+    questions = [t for t in texts if t.startswith("Question: ")]
+    passages = [{"text": t} for t in texts if not t.startswith("Question: ")]
+    (target / f"privleak_{name}.json").write_text(json.dumps(passages))
+    blocks = [b.removeprefix("Question: ").partition("\nAnswer:  ") for t in questions for b in t.split("\n\n")]
+    if blocks:
+        pairs = [{"question": q, "answer": a} for q, mark, a in blocks if mark]
+        (target / f"knowmem_{name}_qa.json").write_text(json.dumps(pairs))
 PY
 }
 
 if $tiny; then
-    steps=${STEPS:-120} every=${EVERY:-10} new_tokens=${NEW_TOKENS:-96} micro=4 accum=1 retain_accum=6 context=512
+    steps=${STEPS:-120} every=${EVERY:-10} new_tokens=${NEW_TOKENS:-96} micro=4 accum=1 retain_accum=${RETAIN_ACCUM:-6} context=512
     adamw_rate=3e-4 adamw_weight=0.05 sgd_rate=0.02 sgd_momentum=0.9
     mean_teacher=(method.forget_weight=0.05 method.retain_weight=5 method.teacher_rate=0.03 method.damping=0.025)
     # The demo unpacks its models and texts; its own run is cut short.
@@ -103,10 +146,11 @@ if $tiny; then
     stage demo benches/mini_muse.sh -- unpack
     data=$out/demo/input/data target=$out/demo/input/target retrain=$out/demo/input/retrain
     forget=$data/forget.jsonl retain=$data/retain.jsonl utility=$data/retain.jsonl holdout=$data/holdout.jsonl
-    prompts=$data/verbmem_forget.json members=$forget
+    eval=$out/eval shots=(--shots 0)
+    stage eval "$data" -- demo_suite "$data" "$eval"
 else
     : "${MUSE:?MUSE must name a copy of the data folder of muse_bench}" "${MODEL:?MODEL must name a model folder}"
-    steps=${STEPS:-400} every=${EVERY:-20} new_tokens=${NEW_TOKENS:-128} micro=4 accum=2 retain_accum=2 context=512
+    steps=${STEPS:-400} every=${EVERY:-20} new_tokens=${NEW_TOKENS:-128} micro=4 accum=2 retain_accum=${RETAIN_ACCUM:-2} context=512
     adamw_rate=1e-5 adamw_weight=0.05 sgd_rate=5e-4 sgd_momentum=0.95
     mean_teacher=(method.forget_weight=0.1 method.retain_weight=1 method.teacher_rate=0.005 method.damping=5)
     prepare() { rm -rf "${out:?}/data"; "$nepenthe" prepare mini-muse --muse "$MUSE" --tokenizer "$MODEL" --out "$out/data"; }
@@ -114,7 +158,7 @@ else
     data=$out/data/$corpus
     if [ "$profile" = small ]; then data=$data/small; fi
     forget=$data/forget.jsonl retain=$data/retain1.jsonl utility=$data/retain2.jsonl holdout=$data/holdout.jsonl
-    prompts=$data/eval/verbmem_forget.json members=$data/eval/privleak_forget.json
+    eval=$data/eval shots=()
     cat "$forget" "$retain" > "$out/target.jsonl"
     learn=(finetune --model "$MODEL" --set "data.forget_context=$context" --set data.forget_chunking=true
         --set "run.steps=${TRAIN_STEPS:-600}" --set optim.lr=5e-5 --set eval.documents=0
@@ -123,7 +167,8 @@ else
     stage retrain "$MODEL" "$retain" -- train retrain "${learn[@]}" --data "$retain"
     target=$out/target/model retrain=$out/retrain/model
 fi
-halve "$prompts" "$utility"
+halve "$utility"
+stage suite "$eval" -- halve_suite "$eval"
 half() { echo "${1%.*}.$2.${1##*.}"; }
 
 # What the binary can minimise, less what is no method by itself.
@@ -142,7 +187,7 @@ unlearn() {
         run.kl_accum_steps=$retain_accum data.forget_context=$context data.retain_context=$context
         run.checkpoint_every="$every" run.keep_checkpoints=1 data.cache="$out/cache" eval.every="$every"
         eval.forget="$forget" eval.retain="$(half "$utility" "$part")" eval.holdout="$holdout" eval.documents=0
-        eval.verbmem_forget="$(half "$prompts" "$part")" eval.max_new_tokens="$new_tokens")
+        eval.verbmem_forget="$out/suite/$part/verbmem_forget.json" eval.max_new_tokens="$new_tokens")
     case $form in
     adamw)
         sets+=(method.penalty=kl method.teacher_rate=0 method.damping=0 method.forget_weight=$adamw_weight
@@ -156,24 +201,10 @@ unlearn() {
 }
 times() { python3 -c 'import sys; print(float(sys.argv[1]) * float(sys.argv[2]))' "$1" "$2"; }
 
-# leakage NAME: the privacy leakage of a run's model, from the Min-40 % scores of members and of texts never trained on.
-scores() { "$nepenthe" --json score --device "$device" --model "$1" --data "$2"; }
-leakage() {
-    python3 - <(scores "$out/$1/model" "$members") <(scores "$out/$1/model" "$holdout") \
-        <(scores "$retrain" "$members") <(scores "$retrain" "$holdout") > "$out/$1/eval.json" <<'PY'
-import json, sys
-def min_k(item):
-    low = sorted(p for p in item["logprobs"] if p is not None)
-    return -sum(low[:max(1, int(0.4 * len(low)))]) / max(1, int(0.4 * len(low)))
-members, others, retrain_members, retrain_others = ([min_k(i) for i in json.load(open(f))] for f in sys.argv[1:])
-def auc(members, others):
-    # A text never trained on should have the higher loss; ties count half.
-    return sum((o > m) + (o == m) / 2 for m in members for o in others) / (len(members) * len(others))
-now, wanted = auc(members, others), auc(retrain_members, retrain_others)
-# MUSE's sign: AUC of "forget is label 0, score is minus loss", so that under-unlearning is negative.
-now, wanted = 1 - now, 1 - wanted
-print(json.dumps({"auc_min_40": now, "auc_min_40_retrained": wanted, "privleak": 100 * (now - wanted) / wanted}))
-PY
+# measure MODEL PART FILE: the suite's figures of MODEL on PART, beside those of the retrained model.
+measure() {
+    "$nepenthe" --json eval --suite muse --device "$device" --data "$out/suite/$2" "${shots[@]}" \
+        --model "$1" --retrain "$retrain" --out "$out/suite/$2.results.json" > "$3"
 }
 
 # choose LOSS FORM: the factor of the search run to go on with; every run tried is a line of selection.tsv.
@@ -183,19 +214,62 @@ import json, sys
 out, loss, form, budget, *rates = sys.argv[1:]
 tried = []
 for rate in rates:
-    summary = json.load(open(f"{out}/search/{loss}-{form}-{rate}/summary.json"))
+    run = f"{out}/search/{loss}-{form}-{rate}"
+    summary = json.load(open(f"{run}/summary.json"))
     rise = summary["after"]["nll_retain"] - summary["before"]["nll_retain"]
-    tried.append((summary["after"]["verbmem_forget"], rise, rate))
+    model = next(m for m in json.load(open(f"{run}/eval.json"))["models"] if not m["retrained"])
+    kinds = [model["figures"][name] for name in ("verbmem_f", "knowmem_f") if name in model["figures"]]
+    tried.append((sum(kinds) / len(kinds), rise, rate, kinds))
 within = [t for t in tried if t[1] <= float(budget)]
 best = min(within) if within else min(tried, key=lambda t: t[1])
 with open(f"{out}/selection.tsv", "a") as f:
-    for memory, rise, rate in tried:
-        print(loss, form, rate, f"{memory:.4f}", f"{rise:+.4f}", "chosen" if rate == best[2] else "", sep="\t", file=f)
+    for memory, rise, rate, kinds in tried:
+        kinds = "+".join(f"{kind:.1f}" for kind in kinds)
+        print(loss, form, rate, kinds, f"{memory:.2f}", f"{rise:+.4f}", "chosen" if rate == best[2] else "", sep="\t", file=f)
 print(best[2])
 PY
 }
 
-printf 'loss\tform\tfactor\tverbmem_forget (selection half)\trise of nll_retain\t\n' > "$out/selection.tsv"
+# tables: OUT/table.tsv and OUT/table.md, from the runs' files and the JSON of `report` on stdin.
+tables() {
+    python3 - "$out" 3<&0 <<'PY'
+import json, os, statistics, sys
+out, runs = sys.argv[1], json.load(os.fdopen(3))["runs"]
+figures = ["verbmem_f", "knowmem_f", "knowmem_r", "privleak", "ppl_forget", "ppl_retain", "ppl_holdout", "extraction_strength"]
+rows = {}
+for run in runs:
+    method, seed = run["name"].rsplit("-s", 1)
+    steps = [json.loads(line) for line in open(f"{out}/runs/{run['name']}/metrics.jsonl")]
+    known = next(m for m in json.load(open(f"{out}/runs/{run['name']}/eval.json"))["models"] if not m["retrained"])["figures"]
+    row = {name: known[name] for name in figures if name in known}
+    row["rise of nll_retain"] = run["after"]["nll_retain"] - run["before"]["nll_retain"]
+    row["s/step"] = run["seconds_per_step"]
+    row["clipped steps, %"] = 100 * sum(step["clip_coef"] < 1 for step in steps) / len(steps)
+    rows.setdefault(method, []).append((seed, row))
+names = list(next(iter(rows.values()))[0][1])
+with open(f"{out}/table.tsv", "w") as f:
+    print("method", "seed", *names, sep="\t", file=f)
+    for method, all in rows.items():
+        for seed, row in all:
+            print(method, seed, *(f"{row[name]:.6g}" for name in names), sep="\t", file=f)
+def cell(values):
+    mean = statistics.mean(values)
+    digits = 1 if max(map(abs, values)) >= 10 else 3
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:.{digits}f}{spread}"
+with open(f"{out}/table.md", "w") as f:
+    print("| method |", " | ".join(names), "|", file=f)
+    print("|---" * (len(names) + 1) + "|", file=f)
+    for model in json.load(open(f"{out}/target.json"))["models"]:
+        title, known = "retrained" if model["retrained"] else "target", model["figures"]
+        print(f"| {title} |", " | ".join(cell([known[n]]) if n in known else "" for n in names), "|", file=f)
+    for method, all in rows.items():
+        print(f"| {method} |", " | ".join(cell([row[name] for _, row in all]) for name in names), "|", file=f)
+PY
+}
+
+printf 'loss\tform\tfactor\tverbmem_f+knowmem_f (selection half)\tmean\trise of nll_retain\t\n' > "$out/selection.tsv"
+stage target.json "$target" "$retrain" "$out/suite/report" -- measure "$target" report "$out/target.json"
 runs=()
 for loss in $losses; do
     if [[ $skipped = *" $loss "* ]]; then echo "left out: $loss" >&2; continue; fi
@@ -203,14 +277,17 @@ for loss in $losses; do
         for factor in $rates; do
             name=search/$loss-$form-$factor
             stage "$name" "$target" "$data" -- unlearn "$name" "$loss" "$form" "$factor" "$search_seed" select
+            stage "$name/eval.json" "$out/$name/model" "$retrain" "$out/suite/select" -- measure "$out/$name/model" select "$out/$name/eval.json"
         done
         factor=$(choose "$loss" "$form")
         for seed in $seeds; do
             name=runs/$loss-$form-s$seed
             stage "$name" "$target" "$retrain" "$data" -- unlearn "$name" "$loss" "$form" "$factor" "$seed" report
-            stage "$name/eval.json" "$out/$name/model" "$retrain" "$data" -- leakage "$name"
+            stage "$name/eval.json" "$out/$name/model" "$retrain" "$out/suite/report" -- measure "$out/$name/model" report "$out/$name/eval.json"
             runs+=("$out/$name")
         done
     done
 done
-"$nepenthe" report "${runs[@]}" --out "$out/report.html" --figures "$out/figures" | tee "$out/table.txt"
+"$nepenthe" report "${runs[@]}" --out "$out/report.html" --figures "$out/figures" > "$out/table.txt"
+"$nepenthe" --json report "${runs[@]}" --out "$out/report.html" | tables
+cat "$out/table.md"

@@ -70,7 +70,7 @@ fn report_says_what_differs_what_is_better_and_what_it_cost() {
         "<th scope=\"row\">optim.lr</th><td class=\"differs\">0.1</td>",
         "<th scope=\"row\">data.forget</th><td>RUN/f.jsonl</td><td>RUN/f.jsonl</td>",
         // Good is lower; the third run has the lowest.
-        "<td>lower</td><td>1</td><td>0.150</td><td>0.600</td><td>0.600</td><td class=\"best\">0.200</td>",
+        "<td>as retrained</td><td>1</td><td>0.150</td><td>0.600</td><td>0.600</td><td class=\"best\">0.200</td>",
         "a1 (2 seeds)",
         "Alice &lt;b&gt;was",
         "<th scope=\"row\">student tokens a second</th><td>50</td>",

@@ -1,4 +1,4 @@
-//! Which way a figure is good: told from its name, for tables that people read.
+//! Which way a figure is good: told from its name, for the figures of runs and of benchmarks.
 
 /// What a figure should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,25 +14,29 @@ pub enum Direction {
 }
 
 /// Words of a figure's name and what they mean; the first row whose words all stand in the name decides.
-const KNOWN: [(&[&str], Direction); 19] = [
+const KNOWN: [(&[&str], Direction); 22] = [
     (&["privleak"], Direction::Zero),
     (&["auc"], Direction::Retrained),
     (&["forget", "quality"], Direction::Higher),
-    (&["truth", "ratio", "forget"], Direction::Retrained),
     (&["truth", "ratio"], Direction::Higher),
     (&["utility"], Direction::Higher),
     (&["mmlu"], Direction::Higher),
-    (&["extraction"], Direction::Lower),
-    (&["exact", "mem"], Direction::Lower),
+    (&["extraction"], Direction::Retrained),
+    (&["exact", "mem"], Direction::Retrained),
     (&["retain", "mem"], Direction::Higher),
-    (&["forget", "mem"], Direction::Lower),
+    (&["forget", "mem"], Direction::Retrained),
     (&["nll", "forget"], Direction::Retrained),
     (&["perplexity", "forget"], Direction::Retrained),
     (&["ppl", "forget"], Direction::Retrained),
+    // Requests of a sequence.
+    (&["ppl", "sust"], Direction::Retrained),
+    (&["ppl", "scal"], Direction::Retrained),
     (&["nll"], Direction::Lower),
     (&["perplexity"], Direction::Lower),
     (&["ppl"], Direction::Lower),
-    (&["forget", "rouge"], Direction::Lower),
+    (&["forget", "q_a_prob"], Direction::Retrained),
+    (&["q_a_prob"], Direction::Higher),
+    (&["forget", "rouge"], Direction::Retrained),
     (&["rouge"], Direction::Higher),
 ];
 
@@ -80,15 +84,22 @@ mod tests {
     #[test]
     fn of_tells_the_figures_of_runs_and_benchmarks() {
         for (name, wanted) in [
-            ("verbmem_forget", Some(Direction::Lower)),
+            ("verbmem_forget", Some(Direction::Retrained)),
             ("verbmem_retain", Some(Direction::Higher)),
-            ("knowmem.forget.rouge_l_recall", Some(Direction::Lower)),
+            ("knowmem.forget.rouge_l_recall", Some(Direction::Retrained)),
             ("nll_forget", Some(Direction::Retrained)),
             ("nll_retain", Some(Direction::Lower)),
             ("privleak", Some(Direction::Zero)),
             ("forget_quality", Some(Direction::Higher)),
-            ("verbmem_f", Some(Direction::Lower)),
+            ("verbmem_f", Some(Direction::Retrained)),
             ("knowmem_r", Some(Direction::Higher)),
+            ("ppl_sust_2", Some(Direction::Retrained)),
+            ("ppl_retain", Some(Direction::Lower)),
+            ("forget_Q_A_Prob", Some(Direction::Retrained)),
+            ("ra_Q_A_Prob_normalised", Some(Direction::Higher)),
+            ("retain_Q_A_ROUGE", Some(Direction::Higher)),
+            ("forget_Truth_Ratio", Some(Direction::Higher)),
+            ("extraction_strength", Some(Direction::Retrained)),
             ("steps", None),
         ] {
             assert_eq!(Direction::of(name), wanted, "{name}");

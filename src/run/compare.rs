@@ -406,9 +406,11 @@ mod tests {
             ],
             summary: json!({
                 "before": {"verbmem_forget": 0.9}, "after": {"verbmem_forget": forget},
+                "retrain": {"verbmem_forget": 0.3},
                 "samples": [{"prompt": name, "gt": name, "before": name, "after": name}],
             }),
             scored: [("privleak".to_owned(), -forget)].into(),
+            scored_retrain: BTreeMap::new(),
         }
     }
 
@@ -428,7 +430,7 @@ mod tests {
         let row =
             figures.iter().find(|row| row[0].0.starts_with("verbatim memory of the f")).unwrap();
         let texts: Vec<&str> = row[1..].iter().map(|cell| cell.0.as_str()).collect();
-        assert_eq!(texts, ["lower", "0.900", "-", "0.500", "0.400"]);
+        assert_eq!(texts, ["as retrained", "0.900", "0.300", "0.500", "0.400"]);
         assert_eq!((row[4].1, row[5].1), (None, Some(Mark::Best)));
         let settings = both.settings();
         assert_eq!(settings[0][0].0, "optim.lr");

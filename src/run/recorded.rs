@@ -29,6 +29,8 @@ pub struct Recorded {
     pub summary: Value,
     /// The figures of its eval.json, which `nepenthe eval --json` printed: dotted names with values.
     pub scored: BTreeMap<String, f64>,
+    /// Those of the retrained model beside it, where eval.json is of a suite that was given one.
+    pub scored_retrain: BTreeMap<String, f64>,
 }
 
 /// What a step took.
@@ -69,15 +71,15 @@ impl Recorded {
             path if path.is_file() => read_log(&path),
             _ => Ok(Vec::new()),
         };
-        let mut scored = BTreeMap::new();
-        flatten_figures("", &json_file(&dir.join("eval.json"))?, &mut scored);
+        let eval = json_file(&dir.join("eval.json"))?;
         Ok(Self {
             name: dir.file_name().unwrap_or(dir.as_os_str()).to_string_lossy().into_owned(),
             settings,
             lines: log("metrics.jsonl")?,
             evaluations: log("evaluations.jsonl")?,
             summary: json_file(&dir.join("summary.json"))?,
-            scored,
+            scored: scored(&eval, false),
+            scored_retrain: scored(&eval, true),
         })
     }
 
@@ -119,7 +121,11 @@ impl Recorded {
             "after" if self.summary.is_null() => self.evaluations.last(),
             _ => None,
         };
-        let scored = || (state == "after").then(|| self.scored.get(name).copied()).flatten();
+        let scored = || match state {
+            "after" => self.scored.get(name).copied(),
+            "retrain" => self.scored_retrain.get(name).copied(),
+            _ => None,
+        };
         self.summary[state][name].as_f64().or_else(|| inside?[name].as_f64()).or_else(scored)
     }
 
@@ -178,6 +184,22 @@ fn flatten_settings(prefix: &str, table: &Table, into: &mut BTreeMap<String, Str
     }
 }
 
+/// Returns the figures in what `nepenthe eval --json` printed, of the retrained model or of the other.
+///
+/// A suite prints a list of models; of several that are not retrained, the first counts.
+fn scored(eval: &Value, retrained: bool) -> BTreeMap<String, f64> {
+    let mut figures = BTreeMap::new();
+    if eval["suite"].is_string() {
+        let models = eval["models"].as_array().map_or(&[][..], Vec::as_slice);
+        if let Some(model) = models.iter().find(|model| model["retrained"] == retrained) {
+            flatten_figures("", &model["figures"], &mut figures);
+        }
+    } else if !retrained {
+        flatten_figures("", eval, &mut figures);
+    }
+    figures
+}
+
 /// Collects the numbers whose names say which way is good; items of a list go by the stem of their `file`.
 fn flatten_figures(prefix: &str, value: &Value, into: &mut BTreeMap<String, f64>) {
     match value {
@@ -215,6 +237,15 @@ mod tests {
         flatten_figures("", &value, &mut figures);
         let wanted = [("nll.retain.nll".to_owned(), 0.5), ("privleak".to_owned(), -12.5)];
         assert_eq!(figures.into_iter().collect::<Vec<_>>(), wanted);
+    }
+
+    #[test]
+    fn scored_tells_the_models_of_a_suite_apart() {
+        let model = |retrained, leak| json!({"retrained": retrained, "figures": {"privleak": leak, "ppl_retain": null}});
+        let eval = json!({"suite": "muse", "models": [model(true, 0.0), model(false, -9.0), model(false, 3.0)]});
+        assert_eq!(scored(&eval, false), BTreeMap::from([("privleak".to_owned(), -9.0)]));
+        assert_eq!(scored(&eval, true), BTreeMap::from([("privleak".to_owned(), 0.0)]));
+        assert!(scored(&json!({"privleak": 1.0}), true).is_empty());
     }
 
     #[test]

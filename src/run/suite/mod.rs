@@ -19,6 +19,7 @@ use crate::method::passes::{Passes, TokenScores};
 use crate::model::Model;
 use crate::model::generate::{Choice, Request};
 use crate::ops::Ops;
+use crate::report::direction::Direction;
 
 /// A model in memory, and how it is asked.
 pub struct Subject<'a, O: Ops> {
@@ -94,18 +95,9 @@ impl Outcome {
     }
 }
 
-/// Says what value of a figure is good; the figures of requests are named by their prefix.
+/// Says what value of a figure is good, in the words of a report; "-" for a name that says nothing.
 pub fn good(figure: &str) -> &'static str {
-    match figure {
-        "verbmem_f" | "knowmem_f" | "forget_Q_A_Prob" | "forget_Q_A_ROUGE" => "as retrained",
-        "exact_memorization" | "extraction_strength" => "as retrained",
-        "ppl_forget" | "auc_forget_holdout" => "as retrained",
-        "knowmem_r" | "mmlu_val" | "model_utility" | "forget_quality" => "higher",
-        "privleak" => "zero",
-        name if name.starts_with("ppl_sust") || name.starts_with("ppl_scal") => "as retrained",
-        name if name.starts_with("ppl_") => "lower",
-        _ => "higher",
-    }
+    Direction::of(figure).map_or("-", Direction::label)
 }
 
 /// A benchmark, read.
