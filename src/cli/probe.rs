@@ -5,17 +5,97 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::engine::{DeviceArgs, Job, compute};
-use super::output::Output;
+use super::output::{Output, table};
 use crate::error::Result;
 use crate::model::{Level, Saving};
 use crate::ops::Ops;
-use crate::run::precision::{Precision, default_out};
+use crate::run::probe::default_out;
+use crate::run::probe::gradients::Gradients;
+use crate::run::probe::ngd::Ngd;
+use crate::run::probe::precision::Precision;
+use crate::run::probe::solve::Limits;
 
 /// What is looked at.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Probe {
     /// Replay a run in exact and in compact state side by side, and plot how far they come apart
     Precision(PrecisionArgs),
+    /// Compare a run's drift with the damped natural-gradient step, and follow slow natural-gradient descent
+    Ngd(NgdArgs),
+    /// Show how much forget tokens of every probability weigh in each loss over a run
+    Gradients(GradientsArgs),
+}
+
+/// Options of `probe ngd`.
+#[derive(Debug, clap::Args)]
+pub(super) struct NgdArgs {
+    /// The run folder; its recipe must have a penalty and damping
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+    /// Compare after so many steps
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,5,20")]
+    at: Vec<u64>,
+    /// Gradient and Fisher matrix are means over the texts of so many steps
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    draws: u64,
+    /// Relative residual that ends a solve
+    #[arg(long, value_name = "X", default_value_t = 1e-3)]
+    tolerance: f64,
+    /// Products that a solve takes at most
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    iterations: usize,
+    /// Products that the diagonal preconditioner is estimated from
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    diagonal: u64,
+    /// Follow slow natural-gradient descent of these losses beside the run
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    losses: Vec<String>,
+    /// Follow them for so many steps
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    steps: u64,
+    /// The folder to write to [default: RUN/probe]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// Options of `probe gradients`.
+#[derive(Debug, clap::Args)]
+pub(super) struct GradientsArgs {
+    /// The run folder
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+    /// Look after every so many steps
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    every: u64,
+    /// How many steps [default: those of the run's recipe]
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+    /// Look at the forget texts of so many steps
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    draws: u64,
+    /// The folder to write to [default: RUN/probe]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+impl Job for Ngd {
+    type Out = Value;
+
+    fn run<O: Ops>(self, ops: O, _: Option<&crate::run::plan::Plan>) -> Result<Value> {
+        self.probe(&ops)
+    }
+}
+
+impl Job for Gradients {
+    type Out = Value;
+
+    fn run<O: Ops>(self, ops: O, _: Option<&crate::run::plan::Plan>) -> Result<Value> {
+        self.probe(&ops)
+    }
 }
 
 /// Options of `probe precision`.
@@ -51,7 +131,69 @@ impl Job for Precision {
 pub(super) fn run(probe: &Probe, out: &Output) -> Result<()> {
     match probe {
         Probe::Precision(args) => precision(args, out),
+        Probe::Ngd(args) => ngd(args, out),
+        Probe::Gradients(args) => gradients(args, out),
     }
+}
+
+fn ngd(args: &NgdArgs, out: &Output) -> Result<()> {
+    let engine = args.device.open()?;
+    let folder = args.out.clone().unwrap_or_else(|| default_out(&args.run));
+    let job = Ngd {
+        run: args.run.clone(),
+        at: args.at.clone(),
+        draws: args.draws,
+        limits: Limits { tolerance: args.tolerance, iterations: args.iterations },
+        diagonal: args.diagonal,
+        losses: args.losses.clone(),
+        steps: args.steps,
+        out: folder.clone(),
+    };
+    let done = compute(&engine, job)?;
+    out.result(&done, || {
+        let mut head =
+            vec!["steps", "cosine", "distance", "|drift|", "|step|", "products", "residual"];
+        let mut rows = vec![head.drain(..).map(str::to_owned).collect::<Vec<_>>()];
+        for line in done["ngd"].as_array().into_iter().flatten() {
+            let number = |key: &str| line[key].as_f64().map_or("-".into(), |x| format!("{x:.4e}"));
+            let residuals = line["residuals"].as_array().map_or(&[][..], Vec::as_slice);
+            let last = residuals.last().and_then(Value::as_f64).unwrap_or(f64::NAN);
+            rows.push(vec![
+                line["steps"].to_string(),
+                number("cosine"),
+                number("distance"),
+                number("drift"),
+                number("step"),
+                residuals.len().saturating_sub(1).to_string(),
+                format!("{last:.1e}"),
+            ]);
+        }
+        format!("{}files: {}\n", table(&rows), folder.display())
+    })
+}
+
+fn gradients(args: &GradientsArgs, out: &Output) -> Result<()> {
+    let engine = args.device.open()?;
+    let folder = args.out.clone().unwrap_or_else(|| default_out(&args.run));
+    let job = Gradients {
+        run: args.run.clone(),
+        every: args.every,
+        steps: args.steps,
+        draws: args.draws,
+        out: folder.clone(),
+    };
+    let done = compute(&engine, job)?;
+    out.result(&done, || {
+        let head = ["loss", "mean weight", "largest", "mean row", "flag"];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        for line in done["last"].as_array().into_iter().flatten() {
+            let number = |key: &str| line[key].as_f64().map_or("-".into(), |x| format!("{x:.3e}"));
+            let text = |key: &str| line[key].as_str().unwrap_or("-").to_owned();
+            let numbers = ["weight", "largest", "row"].map(number);
+            rows.push([&[text("loss")], &numbers[..], &[text("flag")]].concat());
+        }
+        format!("{}files: {}\n", table(&rows), folder.display())
+    })
 }
 
 fn precision(args: &PrecisionArgs, out: &Output) -> Result<()> {

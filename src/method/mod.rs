@@ -30,7 +30,10 @@ use crate::ops::{DocumentFormula, Matched, TokenFormula};
 
 pub use combine::Combination;
 pub use docs::page;
+pub use kl::Kl;
 pub use mean_teacher::{Dual, MeanTeacher, Method, Settings, StepReport};
+pub use nll::Nll;
+pub use qkl::Qkl;
 
 /// The family of loss rows that an objective belongs to.
 #[derive(Debug, Clone, Copy)]

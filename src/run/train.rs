@@ -439,7 +439,7 @@ pub(super) fn load<O: Ops>(
 }
 
 /// Loads the model that the loss compares with.
-fn base_model<O: Ops>(ops: &O, recipe: &Recipe) -> Result<Model<O>> {
+pub(super) fn base_model<O: Ops>(ops: &O, recipe: &Recipe) -> Result<Model<O>> {
     let own = recipe.model.base.as_os_str().is_empty();
     let folder: &PathBuf = if own { &recipe.model.path } else { &recipe.model.base };
     let folder = Folder::open(folder)?;

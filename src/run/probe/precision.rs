@@ -1,20 +1,22 @@
 //! What a state mode costs: one run replayed in exact state and in others at once, on the same documents.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::recipe::Recipe;
-use super::train::{load, stream};
-use super::{Folder, recorded::Recorded};
+use super::line_of;
 use crate::error::{Error, Result};
 use crate::io::atomic::write_file_atomic;
-use crate::method::{MeanTeacher, StepReport};
+use crate::method::MeanTeacher;
 use crate::model::{Layout, Saving};
 use crate::ops::{Ops, Role, StateMode, TeacherForm};
-use crate::report::progress::{Progress, StepLine};
+use crate::report::progress::Progress;
 use crate::report::svg::Chart;
+use crate::run::Folder;
+use crate::run::recipe::Recipe;
+use crate::run::recorded::Recorded;
+use crate::run::train::{load, stream};
 
 /// What is replayed.
 #[derive(Debug, Clone)]
@@ -261,16 +263,6 @@ impl Precision {
     }
 }
 
-fn line_of(report: &StepReport) -> StepLine {
-    StepLine {
-        loss: report.loss_tr,
-        penalty: report.loss_kl,
-        norm: report.grad_norm,
-        clip: report.clip_coef,
-        tokens: report.tokens as u64,
-    }
-}
-
 /// Reads the trained parameters; an empty list stands for one that is frozen.
 fn trained<O: Ops>(ops: &O, state: &MeanTeacher<O>) -> Result<Vec<Vec<f32>>> {
     let Layout { blocks, .. } = &state.model.layout;
@@ -284,11 +276,6 @@ fn trained<O: Ops>(ops: &O, state: &MeanTeacher<O>) -> Result<Vec<Vec<f32>>> {
     let all = state.model.params.iter().enumerate().map(read).collect();
     ops.sync()?;
     Ok(all)
-}
-
-/// Returns the folder that a probe of `run` writes to where none is named.
-pub fn default_out(run: &Path) -> PathBuf {
-    run.join("probe")
 }
 
 #[cfg(test)]
