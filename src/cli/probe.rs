@@ -47,6 +47,9 @@ pub(super) struct NgdArgs {
     /// Products that the diagonal preconditioner is estimated from
     #[arg(long, value_name = "N", default_value_t = 0)]
     diagonal: u64,
+    /// Lanczos iterations for the spectrum of the Fisher matrix; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    lanczos: usize,
     /// Follow slow natural-gradient descent of these losses beside the run
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     losses: Vec<String>,
@@ -145,6 +148,7 @@ fn ngd(args: &NgdArgs, out: &Output) -> Result<()> {
         draws: args.draws,
         limits: Limits { tolerance: args.tolerance, iterations: args.iterations },
         diagonal: args.diagonal,
+        lanczos: args.lanczos,
         losses: args.losses.clone(),
         steps: args.steps,
         out: folder.clone(),

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::fisher::{Fisher, Point, cosine, distance, dot, norm};
+use super::lanczos::{Nodes, nodes};
 use super::solve::{Limits, conjugate_gradients, diagonal};
 use super::{Replay, line_of};
 use crate::data::MicroBatch;
@@ -37,6 +38,8 @@ pub struct Ngd {
     pub limits: Limits,
     /// Products that the diagonal preconditioner is estimated from; 0 for none.
     pub diagonal: u64,
+    /// Lanczos iterations for the spectrum; 0 for none.
+    pub lanczos: usize,
     /// The forget losses whose slow natural-gradient descent is followed beside the run; none to leave it out.
     pub losses: Vec<String>,
     /// How many steps they are followed for.
@@ -81,6 +84,8 @@ pub struct Comparison {
     pub product_error: f64,
     /// The relative residual before the first iteration of the solve and after each.
     pub residuals: Vec<f64>,
+    /// Eigenvalues of F and their weights in its density, by Lanczos iterations from one vector of random signs.
+    pub spectrum: Nodes,
     /// By block.
     pub parts: Vec<Part>,
 }
@@ -168,7 +173,7 @@ impl System {
 
 impl Ngd {
     /// Replays the run and writes ngd.jsonl (a [`Comparison`] a line), ngd-path.jsonl (a [`Place`] a line) and charts;
-    /// returns the lines.
+    /// returns the lines, and the report of the last step that was replayed.
     ///
     /// The run is replayed in exact state; probing does not change it. Errors: [`crate::Kind::Config`] for a folder without
     /// a run, or a run without a teacher and damping; those of reading model and data.
@@ -187,7 +192,7 @@ impl Ngd {
         let start = Point::take(ops, &replay.state.model)?.teacher();
         let following = if self.losses.is_empty() { 0 } else { self.steps };
         let last = self.at.iter().copied().max().unwrap_or(0).max(following);
-        let mut bar = Progress::new(last);
+        let (mut bar, mut replayed) = (Progress::new(last), None);
         for done in 0..=last {
             let point = Point::take(ops, &replay.state.model)?;
             if self.at.contains(&done) {
@@ -204,11 +209,14 @@ impl Ngd {
                 self.follow(ops, &mut replay, &after, &mut paths, done, rate)?;
             }
             report.iter().for_each(|report| bar.step(line_of(report)));
+            replayed = report.or(replayed);
         }
         bar.finish();
         self.write(&replay.name, &lines, &places)?;
         let out = self.out.display().to_string();
-        Ok(json!({"run": replay.name, "out": out, "ngd": lines, "path": places.last()}))
+        Ok(
+            json!({"run": replay.name, "out": out, "ngd": lines, "path": places.last(), "replayed": replayed}),
+        )
     }
 
     /// Solves at the run's teacher and compares.
@@ -247,6 +255,8 @@ impl Ngd {
             Ok(if length > 0.0 { dot(d, &fisher.product(d)?) / length } else { 0.0 })
         };
         let curvatures = [curvature(&drift)?, curvature(&gradient)?, curvature(&x)?];
+        let random = Random::new(0, "probe.lanczos");
+        let spectrum = nodes(&mut |v| fisher.product(v), point.len(), self.lanczos, random, 0)?;
         point.restore(ops, &mut state.model)?;
         let all = dot(&drift, &drift).max(f64::MIN_POSITIVE);
         let blocks = state.model.layout.blocks.iter().zip(point.places());
@@ -270,6 +280,7 @@ impl Ngd {
             curvature_step: curvatures[2],
             product_error,
             residuals,
+            spectrum,
             parts: parts.collect(),
         })
     }

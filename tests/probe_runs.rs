@@ -1,5 +1,5 @@
-//! `probe precision` replays a recorded run: in exact state it is the run, in compact state it stays near, and the run
-//! folder is not touched.
+//! `probe` replays a recorded run: in exact state it is the run, in compact state it stays near, and the run folder is not
+//! touched, whatever is looked at.
 
 #![allow(clippy::unwrap_used)]
 
@@ -87,6 +87,76 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         }
     }
     found
+}
+
+#[test]
+fn ngd_and_gradients_read_the_run_and_leave_it_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = recorded(dir.path());
+    let before = files(&run);
+    let shown = run.display().to_string();
+    let ngd = [
+        "probe",
+        "ngd",
+        &shown,
+        "--at",
+        "0,3",
+        "--draws",
+        "1",
+        "--iterations",
+        "4",
+        "--lanczos",
+        "3",
+    ];
+    let (code, stdout, stderr) =
+        nepenthe(&[&ngd[..], &["--losses", "ll,npo", "--steps", "2", "--json"]].concat());
+    assert_eq!(code, 0, "{stderr}");
+    let (code, _, stderr) = nepenthe(&["probe", "gradients", &shown, "--every", "2"]);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(files(&run), before);
+    let out = run.join("probe");
+    let summary: Value = serde_json::from_str(&stdout).unwrap();
+    let compared = lines(&out.join("ngd.jsonl"));
+    assert_eq!(summary["ngd"], Value::from(compared.clone()));
+    // The student starts where the teacher is: no drift, but a step to make.
+    assert_eq!((&compared[0]["steps"], compared[0]["drift"].as_f64()), (&0.into(), Some(0.0)));
+    assert!(compared[1]["drift"].as_f64() > Some(0.0) && compared[1]["step"].as_f64() > Some(0.0));
+    let share = |line: &Value| line["share"].as_f64().unwrap();
+    let parts = compared[1]["parts"].as_array().unwrap();
+    assert!((parts.iter().map(share).sum::<f64>() - 1.0).abs() < 1e-9);
+    for line in &compared {
+        let residuals = line["residuals"].as_array().unwrap();
+        assert!(residuals.last().unwrap().as_f64() < residuals[0].as_f64(), "{line}");
+        assert!(line["product_error"].as_f64() < Some(1e-2), "{line}");
+    }
+    // Probing between its steps does not change the run: its last step is the recorded one, to the bit.
+    let logged = lines(&run.join("metrics.jsonl"));
+    for key in ["global_step", "loss_tr", "loss_kl", "grad_norm"] {
+        assert_eq!(summary["replayed"][key], logged[STEPS - 1][key], "{key}");
+    }
+    let spectrum = compared[1]["spectrum"].as_array().unwrap();
+    assert_eq!(spectrum.len(), 3);
+    let weights = spectrum.iter().map(|node| node[1].as_f64().unwrap());
+    assert!((weights.sum::<f64>() - 1.0).abs() < 1e-9, "{spectrum:?}");
+    let places = lines(&out.join("ngd-path.jsonl"));
+    assert_eq!(places.len(), 3 * 3);
+    let zero = places.iter().filter(|place| place["steps"] == 0);
+    assert!(zero.clone().all(|place| place["moved"] == 0.0 && place["kl"] == 0.0));
+    assert!(places.iter().filter(|p| p["steps"] == 2).all(|p| p["moved"].as_f64() > Some(0.0)));
+    let healths = lines(&out.join("gradients.jsonl"));
+    let steps: Vec<&Value> =
+        healths.iter().filter(|h| h["loss"] == "nlul").map(|h| &h["steps"]).collect();
+    assert_eq!(steps, [0, 2, 3]);
+    for name in ["ngd.svg", "ngd-curvature.svg", "ngd-forget.svg", "ngd-kl.svg", "gradients.svg"] {
+        let svg = std::fs::read_to_string(out.join(name)).unwrap();
+        assert!(
+            svg.starts_with("<svg") && svg.contains("polyline") || svg.contains("path"),
+            "{name}"
+        );
+    }
+    let (code, _, stderr) = nepenthe(&["probe", "ngd", &shown, "--losses", "nlull"]);
+    assert_eq!(code, 2);
+    assert!(stderr.contains("nearest is nlul"), "{stderr}");
 }
 
 #[test]
