@@ -13,6 +13,9 @@ const HOPPER: &str = "arch=compute_90a,code=sm_90a";
 const TARGETS: [&str; 3] =
     ["arch=compute_80,code=sm_80", HOPPER, "arch=compute_80,code=compute_80"];
 
+/// Names a folder with kernels of the user's own, compiled like those of kernels/.
+const EXTRA: &str = "NEPENTHE_EXTRA_KERNELS";
+
 struct Compiled {
     /// Unique among all, and an identifier.
     name: String,
@@ -49,6 +52,7 @@ fn main() {
         "CXX",
         "NEPENTHE_NVCC",
         "NEPENTHE_REQUIRE_NVCC",
+        EXTRA,
     ] {
         println!("cargo:rerun-if-env-changed={name}");
     }
@@ -278,17 +282,37 @@ fn in_path(program: &str) -> Option<PathBuf> {
 /// Names what is made of a source file: its stem, behind that of its folder where that is hopper.
 fn unit(file: &Path) -> String {
     let stem = file.file_stem().unwrap_or_default().to_string_lossy();
-    if is_hopper(file) { format!("hopper_{stem}") } else { stem.into_owned() }
+    if is_hopper(file) {
+        format!("hopper_{stem}")
+    } else if is_extra(file) {
+        // Any file name becomes an identifier.
+        let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+        format!("extra_{}", stem.chars().map(plain).collect::<String>())
+    } else {
+        stem.into_owned()
+    }
+}
+
+fn is_extra(file: &Path) -> bool {
+    variable(EXTRA).is_some_and(|folder| file.parent() == Some(Path::new(&folder)))
 }
 
 fn is_hopper(file: &Path) -> bool {
     file.parent().is_some_and(|folder| folder.ends_with("hopper"))
 }
 
-/// Returns the kernels for every device, then those that only sm_90a has the instructions for.
+/// Returns the kernels for every device, those that only sm_90a has the instructions for, and the user's own.
 fn kernel_sources(root: &Path) -> Result<Vec<PathBuf>, String> {
     let mut files = sources(&root.join("kernels"), "cu")?;
     files.extend(sources(&root.join("kernels/hopper"), "cu")?);
+    if let Some(folder) = variable(EXTRA) {
+        println!("cargo:rerun-if-changed={folder}");
+        let own = sources(Path::new(&folder), "cu").map_err(|text| format!("{EXTRA}: {text}"))?;
+        if own.is_empty() {
+            return Err(format!("{EXTRA}: {folder}: no .cu file"));
+        }
+        files.extend(own);
+    }
     Ok(files)
 }
 
@@ -336,6 +360,8 @@ fn compile(nvcc: &Path, file: &Path, out: &Path) -> Result<Compiled, String> {
     for target in targets {
         command.args(["-gencode", target]);
     }
+    let root = PathBuf::from(variable("CARGO_MANIFEST_DIR").unwrap_or_default());
+    command.arg("-I").arg(root.join("kernels"));
     command.arg("-o").arg(out.join(format!("{name}.fatbin"))).arg(file);
     let result =
         command.output().map_err(|cause| format!("{}: cannot run: {cause}", nvcc.display()))?;
@@ -387,7 +413,11 @@ fn compile(nvcc: &Path, file: &Path, out: &Path) -> Result<Compiled, String> {
     fs::remove_dir_all(&kept)
         .map_err(|cause| format!("{}: cannot remove: {cause}", kept.display()))?;
     let stem = file.file_name().unwrap_or_default().to_string_lossy();
-    let file = if hopper { format!("hopper/{stem}") } else { stem.into_owned() };
+    let file = match (hopper, is_extra(file)) {
+        (true, _) => format!("hopper/{stem}"),
+        (_, true) => format!("extra/{stem}"),
+        _ => stem.into_owned(),
+    };
     Ok(Compiled { name, file, hopper, kernels })
 }
 

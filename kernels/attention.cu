@@ -19,7 +19,6 @@ namespace attn {
 constexpr int kPlainRows = 16;
 constexpr int kPlainTile = 32;
 constexpr int kPlainSlots = kMaxWidth / 16;
-constexpr int kPlainSubs = kBlockRows / kPlainRows;
 // One more than a tile: the 16 rows of a column lie in different banks.
 constexpr int kPlainPitch = kPlainTile + 1;
 
@@ -92,9 +91,7 @@ struct Part {
 
 // `count` is 0 where the document ends before the part; all threads of the block then leave together.
 __device__ __forceinline__ Part plain_part(const uint4* blocks, uint32_t heads) {
-    uint32_t at = blockIdx.x / heads;
-    Part part = {rows_of(blocks, at / kPlainSubs), blockIdx.x % heads, 0};
-    part.rows.first += at % kPlainSubs * kPlainRows;
+    Part part = {part_of<kPlainRows>(blocks, heads), blockIdx.x % heads, 0};
     if (part.rows.first < part.rows.len) {
         part.count = min(static_cast<uint32_t>(kPlainRows), part.rows.len - part.rows.first);
     }

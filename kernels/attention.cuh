@@ -7,7 +7,7 @@ namespace attn {
 
 // The widest head, and the rows a block of Pack::blocks covers.
 constexpr int kMaxWidth = 256;
-constexpr int kBlockRows = 64;
+constexpr int kBlockRows = 128;
 
 // One layer's heads. A query at q sees the key at k where 0 <= q - k < window (document coordinates).
 struct Heads {
@@ -32,6 +32,17 @@ struct Rows {
 __device__ __forceinline__ Rows rows_of(const uint4* blocks, uint32_t entry) {
     uint4 b = blocks[entry];
     return Rows{b.x, b.y - b.x, b.z - b.x};
+}
+
+// The R rows of this block where the heads of an entry, and its parts, are side by side; `first` is `len` or more where
+// the document ends before them, and then all threads of the block may leave together.
+template <int R>
+__device__ __forceinline__ Rows part_of(const uint4* blocks, uint32_t heads) {
+    constexpr uint32_t kParts = kBlockRows / R;
+    const uint32_t at = blockIdx.x / heads;
+    Rows rows = rows_of(blocks, at / kParts);
+    rows.first += at % kParts * R;
+    return rows;
 }
 
 // E elements that are loaded at once: 16 bytes, or one where rows are not made of whole packs.

@@ -34,7 +34,8 @@ __device__ __forceinline__ void mma_fwd(const uint4* blocks, const uint16_t* qkv
     constexpr uint32_t kTile = 64;
     constexpr int kTileElements = kTile * kMmaPitch<D>;
     const uint32_t head = blockIdx.x % heads.h, kv = head / (heads.h / heads.g);
-    const Rows rows = rows_of(blocks, blockIdx.x / heads.h);
+    const Rows rows = part_of<kMmaRows>(blocks, heads.h);
+    if (rows.first >= rows.len) return;
     const uint32_t count = min(static_cast<uint32_t>(kMmaRows), rows.len - rows.first);
     const uint64_t stride = heads.qkv_width();
     const uint16_t* document = qkv + rows.start * stride;

@@ -6,7 +6,7 @@
 namespace attn {
 
 constexpr int kMmaThreads = 128;
-constexpr int kMmaRows = kBlockRows;  // rows a block owns; a warp owns 16 of them
+constexpr int kMmaRows = 64;  // rows a block owns; a warp owns 16 of them
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 

@@ -31,7 +31,8 @@ __device__ __forceinline__ void mma_bwd_dq(MmaBackward in, Heads heads, float sc
     constexpr int NT = kTile / 8;
     constexpr int kTileElements = kTile * kMmaPitch<D>;
     const uint32_t head = blockIdx.x % heads.h, kv = head / (heads.h / heads.g);
-    const Rows rows = rows_of(in.blocks, blockIdx.x / heads.h);
+    const Rows rows = part_of<kMmaRows>(in.blocks, heads.h);
+    if (rows.first >= rows.len) return;
     const uint32_t count = min(static_cast<uint32_t>(kMmaRows), rows.len - rows.first);
     const uint64_t stride = heads.qkv_width(), row0 = rows.start + rows.first;
     const uint16_t* keys = in.qkv + rows.start * stride + (heads.h + kv) * D;
@@ -127,7 +128,8 @@ __device__ __forceinline__ void mma_bwd_dkv(MmaBackward in, Heads heads, float s
     constexpr int NT = kTile / 8;
     constexpr int kTileElements = kTile * kMmaPitch<D>;
     const uint32_t kv = blockIdx.x % heads.g, group = heads.h / heads.g;
-    Rows rows = rows_of(in.blocks, blockIdx.x / heads.g);
+    Rows rows = part_of<kMmaRows>(in.blocks, heads.g);
+    if (rows.first >= rows.len) return;
     // The mirrored block of the document: as many queries see its keys as keys are seen by the entry's queries,
     // so the longest work still comes first.
     rows.first = (rows.len - 1) / kMmaRows * kMmaRows - rows.first;

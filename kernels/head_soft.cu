@@ -3,7 +3,8 @@
 //
 // Ratio: each logit on its own, (2/b) mean log(1 + exp(b D)). LogitKl: -sum exp(z_ref) D. Spread:
 // (max z - mean z)^2, the first of equal maxima taking the gradient.
-// Shape: a block a row. One read gives the sums, the second, out of the L2 cache, makes the gradient in place as head.cu does. The first logits are z where `subtract`, else D = z - z_ref.
+// Shape: a block a row. One read gives the sums, the second, out of the L2 cache, makes the gradient in place as head.cu
+// does. The first logits are z where `subtract`, else D = z - z_ref.
 // fp32 sums in an order that V alone decides. Bytes a logit: 4 read, 2 or 4 written, and as many reads again with a
 // teacher. Roof: device memory. Source: open-unlearning pdu.py, muse_bench iterative.py.
 #include "head.cuh"

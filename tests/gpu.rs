@@ -41,7 +41,7 @@ mod simulated {
     use support::{simulated, simulated_as};
 
     /// Families whose ops have kernels of their own on compute capability 9.0.
-    const HOPPER: [&str; 3] = ["linear", "fused", "head"];
+    const HOPPER: [&str; 4] = ["linear", "fused", "head", "attention"];
 
     fn run(timing: usize, precision: Precision) {
         let timing = Timing::ALL[timing];

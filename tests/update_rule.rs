@@ -116,6 +116,7 @@ impl Weight {
                 let decayed = self.theta.by(1.0 - s.lr * weight_decay);
                 self.theta = decayed.sub(first.div(floor).by(s.lr));
             }
+            UpdateRule::Custom { .. } => unreachable!("tests/custom_rule.rs has those"),
         }
         if has_teacher {
             let rate = s.teacher_rate * s.clip;
@@ -291,6 +292,7 @@ fn compact_follows(run: &Run) {
                 UpdateRule::AdamW { eps, .. } => {
                     2.0 * scalars.lr / (force.value.abs() - force.error).max(eps)
                 }
+                UpdateRule::Custom { .. } => unreachable!("tests/custom_rule.rs has those"),
             };
             w.theta.error += gain * force.error;
             w.first.error += force.error;
@@ -558,6 +560,9 @@ fn stochastic_rounding_of_moments_is_unbiased() {
                         betas.0 * m + (1.0 - betas.0) * g
                     }
                     (UpdateRule::AdamW { betas, .. }, _) => betas.1 * m + (1.0 - betas.1) * g * g,
+                    (UpdateRule::Custom { .. }, _) => {
+                        unreachable!("tests/custom_rule.rs has those")
+                    }
                 };
                 let (mut sum, mut largest) = (0.0, 0.0f64);
                 for (m, got) in before.iter().zip(read(&param, name)) {

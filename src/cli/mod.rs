@@ -16,6 +16,7 @@ mod methods;
 mod output;
 mod plan;
 mod prepare;
+mod probe;
 mod report;
 mod score;
 mod suite;
@@ -63,6 +64,9 @@ enum Command {
     Methods(methods::Args),
     /// Compare runs on one page that opens offline
     Report(report::Args),
+    /// Look inside a recorded run: what its state mode costs
+    #[command(subcommand)]
+    Probe(probe::Probe),
     /// Build a benchmark from data of one's own
     Prepare(prepare::Args),
     /// Count the bytes of a run before it, and what fits
@@ -105,6 +109,7 @@ fn run(command: &Command, out: &Output) -> Result<(), Error> {
         Command::Score(args) => score::run(args, out),
         Command::Methods(args) => methods::run(args, out),
         Command::Report(args) => report::run(args, out),
+        Command::Probe(probe) => probe::run(probe, out),
         Command::Prepare(args) => prepare::run(args, out),
         Command::Plan(args) => plan::run(args, out),
         Command::Bench(args) => bench::run(args, out),

@@ -7,7 +7,7 @@ use super::{Combination, Knobs, Objective};
 use crate::data::MicroBatch;
 use crate::error::{Error, Kind, Result};
 use crate::model::Model;
-use crate::ops::{Ops, StepOutcome, StepSettings};
+use crate::ops::{CustomRule, Ops, StepOutcome, StepSettings};
 use crate::optim::Schedule;
 
 /// What is minimised, by name already resolved.
@@ -116,6 +116,7 @@ pub struct MeanTeacher<O: Ops> {
     pub retain_weight: f64,
     bad: Option<(usize, u64)>,
     apart: Option<Apart<O>>,
+    rule: Option<Box<dyn CustomRule>>,
 }
 
 /// The penalty's own gradients, and how they and the loss's become one.
@@ -144,12 +145,19 @@ impl<O: Ops> MeanTeacher<O> {
             retain_weight,
             bad: None,
             apart: None,
+            rule: None,
         }
     }
 
     /// Keeps the gradient of the penalty in `grads` ([`Model::more_grads`]) and combines it with that of the loss.
     pub fn combine(&mut self, combination: Combination, grads: Vec<Option<O::Grad>>) {
         self.apart = Some(Apart { combination, grads });
+    }
+
+    /// Moves the parameters by a rule of the caller's own; they must have been made for
+    /// [`crate::ops::UpdateRule::custom`] of it.
+    pub fn follow(&mut self, rule: Box<dyn CustomRule>) {
+        self.rule = Some(rule);
     }
 
     /// Does one step: [`MeanTeacher::start`], then [`MeanTeacher::finish`].
@@ -163,7 +171,8 @@ impl<O: Ops> MeanTeacher<O> {
         self.finish(ops, started)
     }
 
-    /// Starts a step and waits for nothing: the host is free to prepare the next one.
+    /// Starts a step and waits for nothing: the host is free to prepare the next one. (A rule of the caller's own waits
+    /// for the gradient's norm.)
     pub fn start(
         &mut self,
         ops: &O,
@@ -199,8 +208,13 @@ impl<O: Ops> MeanTeacher<O> {
             damping: self.settings.damping,
             teacher_rate: self.settings.teacher_rate,
         };
-        let Model { params, grads, .. } = &mut self.model;
-        let pending = ops.update_all(params, grads, &settings)?;
+        let Model { params, grads, layout, .. } = &mut self.model;
+        let pending = match &mut self.rule {
+            None => ops.update_all(params, grads, &settings)?,
+            Some(rule) => {
+                ops.update_custom(params, grads, &layout.places(), &settings, rule.as_mut())?
+            }
+        };
         ops.mark(marks::UPDATE);
         Ok(Started { pending, lr, cosine, factors })
     }

@@ -3,6 +3,7 @@
 use super::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::io::safetensors::Weights;
+use crate::ops::TensorPlace;
 
 /// Which parameters are trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -137,6 +138,14 @@ impl Builder {
 }
 
 impl Layout {
+    /// Returns the tensors of each block as a rule of the caller's own is told of them.
+    pub fn places(&self) -> Vec<Vec<TensorPlace<'_>>> {
+        fn place(part: &Part) -> TensorPlace<'_> {
+            TensorPlace { name: &part.name, shape: &part.shape }
+        }
+        self.blocks.iter().map(|block| block.parts.iter().map(place).collect()).collect()
+    }
+
     /// Lists the blocks of a model of this configuration.
     pub fn new(config: &ModelConfig, train: Train) -> Self {
         let mut b = Builder { blocks: Vec::new(), train };

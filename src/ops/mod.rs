@@ -8,6 +8,7 @@
 pub mod choice;
 pub mod compute;
 pub mod format;
+pub mod rule;
 pub mod state;
 pub mod sweep;
 pub mod weight;
@@ -17,6 +18,7 @@ pub use compute::{
     CachePlace, Compute, Direction, HeadGrads, HeadShape, Heads, PackData, RopeTable, RowCounts,
     RowStats,
 };
+pub use rule::{CustomRule, DeviceView, KernelArg, Kernels, TensorPlace, TensorView};
 pub use state::{
     Distances, GradScan, ParamSpec, Role, State, StateMode, StepOutcome, StepSettings, TeacherForm,
     UpdateRule, UpdateScalars,

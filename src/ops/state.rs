@@ -2,6 +2,7 @@
 
 use super::compute::Compute;
 use super::format::adam_bound;
+use super::rule::{CustomRule, TensorPlace};
 use crate::error::Result;
 
 /// How a trainable parameter and its state are kept.
@@ -53,6 +54,11 @@ pub enum UpdateRule {
         /// Weights shrink by `lr * weight_decay` a step.
         weight_decay: f64,
     },
+    /// A [`CustomRule`], which [`State::update_custom`] is given; made by [`UpdateRule::custom`].
+    Custom {
+        /// The names of its state tensors; empty for none.
+        state: [&'static str; 2],
+    },
 }
 
 impl UpdateRule {
@@ -61,6 +67,7 @@ impl UpdateRule {
         match self {
             Self::Sgd { .. } => ["momentum_buffer", ""],
             Self::AdamW { .. } => ["exp_avg", "exp_avg_sq"],
+            Self::Custom { state } => *state,
         }
     }
 }
@@ -171,6 +178,14 @@ pub struct StepSettings {
     pub teacher_rate: f64,
 }
 
+impl StepSettings {
+    /// Returns what the update of one parameter is given once the clip factor is known.
+    pub fn clipped(&self, clip: f64) -> UpdateScalars {
+        let Self { step, lr, damping, teacher_rate, .. } = *self;
+        UpdateScalars { step, lr, clip, damping, teacher_rate }
+    }
+}
+
 /// What became of an update of all parameters.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct StepOutcome {
@@ -243,7 +258,8 @@ pub trait State: Compute {
     /// Moves student, optimizer state and teacher by one step, in one pass:
     /// `g = c g + damping c (theta - ref)`, the rule, `ref += teacher_rate c (theta_new - ref)`.
     ///
-    /// `scan` is that of `grad`; compact drift scales are derived from it so that they cannot saturate.
+    /// `scan` is that of `grad`; compact drift scales are derived from it so that they cannot saturate. A parameter of a
+    /// [`CustomRule`] stays as it is.
     fn update(
         &self,
         param: &mut Self::Param,
@@ -254,12 +270,27 @@ pub trait State: Compute {
     /// Does a whole update without waiting for it: norm of all gradients, clip factor, [`State::update`] of each
     /// parameter that has a gradient. A gradient that is not finite changes no byte of any parameter.
     ///
-    /// `grads` are those of `params` by place; `None` for a frozen one. All parameters follow one rule.
+    /// `grads` are those of `params` by place; `None` for a frozen one. All parameters follow one rule, and not a
+    /// [`CustomRule`].
     fn update_all(
         &self,
         params: &mut [Self::Param],
         grads: &[Option<Self::Grad>],
         settings: &StepSettings,
+    ) -> Result<Self::Pending>;
+    /// Does a whole update by a rule of the caller's own: norm of all gradients and clip factor, then of each parameter
+    /// that has a gradient `g = c g + damping c (theta - ref)`, the rule's step, `theta += step`, and the teacher as in
+    /// [`State::update`]. A gradient that is not finite changes no byte, and the rule is not called.
+    ///
+    /// `tensors` are those of `params` by place. Waits for the norm. Errors: [`crate::Kind::Config`] where the parameters
+    /// are not of [`UpdateRule::custom`]; what the rule returns.
+    fn update_custom(
+        &self,
+        params: &mut [Self::Param],
+        grads: &[Option<Self::Grad>],
+        tensors: &[Vec<TensorPlace<'_>>],
+        settings: &StepSettings,
+        rule: &mut dyn CustomRule,
     ) -> Result<Self::Pending>;
     /// Waits for an update and tells what became of it; the last one started is the only one that can be asked.
     fn outcome(&self, pending: Self::Pending) -> Result<StepOutcome>;

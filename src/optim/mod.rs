@@ -1,4 +1,5 @@
-//! How parameters move: clip, learning-rate schedule, optimizer settings.
+//! How parameters move: clip, learning-rate schedule, optimizer settings. A rule of one's own is a
+//! [`crate::ops::CustomRule`].
 
 use serde::{Deserialize, Serialize};
 

@@ -10,6 +10,7 @@ pub mod folder;
 pub mod import;
 pub mod page;
 pub mod plan;
+pub mod precision;
 pub mod presets;
 pub mod recipe;
 pub mod recorded;

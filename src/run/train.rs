@@ -21,7 +21,7 @@ use crate::method::passes::Passes;
 use crate::method::{Combination, MeanTeacher, Method, StepReport};
 use crate::model::params::Keeping;
 use crate::model::{Layout, Model, Saving};
-use crate::ops::Ops;
+use crate::ops::{CustomRule, Ops, UpdateRule};
 use crate::report::progress::{Progress, StepLine};
 use crate::report::tensorboard::Events;
 
@@ -37,7 +37,7 @@ pub const DISTANCES: [&str; 3] =
     ["student_from_start", "teacher_from_start", "student_from_teacher"];
 
 /// A corpus with the order its documents are drawn in.
-struct Stream {
+pub(super) struct Stream {
     corpus: Corpus,
     /// A preferred document for each of the corpus.
     alternate: Option<Corpus>,
@@ -47,7 +47,8 @@ struct Stream {
 }
 
 impl Stream {
-    fn draw(&self, step: u64) -> Result<Vec<MicroBatch>> {
+    /// Draws the micro-batches of a step.
+    pub(super) fn draw(&self, step: u64) -> Result<Vec<MicroBatch>> {
         let of = |corpus| draw(corpus, &self.sampler, step, self.accum, self.micro_batch);
         let Some(alternate) = &self.alternate else { return of(&self.corpus) };
         let pair = |(own, other): (MicroBatch, MicroBatch)| {
@@ -57,7 +58,7 @@ impl Stream {
     }
 
     /// Returns the tokens of the longest documents that must lie in one pack.
-    fn longest(&self) -> usize {
+    pub(super) fn longest(&self) -> usize {
         self.corpus.longest() + self.alternate.as_ref().map_or(0, Corpus::longest)
     }
 }
@@ -79,7 +80,22 @@ pub fn run<O: Ops>(
     out: &Path,
     resume: bool,
 ) -> Result<Value> {
-    let mut run = Run::prepare(&ops, recipe, saving, out, resume)?;
+    run_by(ops, recipe, saving, out, resume, None)
+}
+
+/// Like [`run`], with the parameters moved by `rule` where there is one; of the recipe's optimizer only learning rate,
+/// clip and warm-up then count.
+///
+/// Errors: as [`run`], and [`Kind::Config`] where the parameters would be in compact state.
+pub fn run_by<O: Ops>(
+    ops: O,
+    recipe: &Recipe,
+    saving: Saving,
+    out: &Path,
+    resume: bool,
+    rule: Option<Box<dyn CustomRule>>,
+) -> Result<Value> {
+    let mut run = Run::prepare(&ops, recipe, saving, out, resume, rule)?;
     run.steps(&ops)?;
     run.finish(ops)
 }
@@ -114,6 +130,7 @@ impl<'a, O: Ops> Run<'a, O> {
         saving: Saving,
         out: &'a Path,
         resume: bool,
+        rule: Option<Box<dyn CustomRule>>,
     ) -> Result<Self> {
         let interrupt = StopFlag::listen()?;
         // Before the first step, not after the last one.
@@ -138,25 +155,23 @@ impl<'a, O: Ops> Run<'a, O> {
         };
         let suite = Suite::open(recipe, &folder, tokenizer)?;
         let trainable = Layout::new(&folder.config, recipe.train()).trainable();
-        let keep = recipe.keeping(recipe.state_mode(trainable));
-        let model = Model::load(ops, folder.config.clone(), &folder.weights, &keep)?;
+        let mut keep = recipe.keeping(recipe.state_mode(trainable));
+        if let Some(rule) = &rule {
+            keep.rule = UpdateRule::custom(rule.as_ref())?;
+        }
         let longest = retain.iter().chain([&forget]).map(Stream::longest);
         let longest = longest.chain([suite.longest()]).max().unwrap_or(0);
         let tokens = recipe.run.pack_tokens.max(longest);
-        let passes = Passes::saving(ops, &model, tokens, Some(saving))?;
-        let base = loss.reads_base().then(|| base_model(ops, recipe)).transpose()?;
-        let combination = recipe.combination()?;
-        let more = (combination != Combination::Sum).then(|| model.more_grads(ops, &keep));
-        let more = more.transpose()?;
-        let mut state = MeanTeacher::new(model, base, passes, method, recipe.settings());
-        if let Some(grads) = more {
-            state.combine(combination, grads);
-        }
+        let mut state = load(ops, recipe, &folder, &keep, tokens, saving)?;
         std::fs::create_dir_all(out).map_err(|e| Error::io("make folder", out, &e))?;
         recover_all(out)?;
         let retained = retain.as_ref().map(|stream| &stream.corpus);
         let alternate = forget.alternate.as_ref();
-        let identity = resume::identity(recipe, &forget.corpus, retained, alternate)?;
+        let mut identity = resume::identity(recipe, &forget.corpus, retained, alternate)?;
+        if let Some(rule) = rule {
+            identity["rule"] = json!(rule.name());
+            state.follow(rule);
+        }
         let mut watch =
             Watch { every: recipe.eval.every, stop: recipe.stop(), entries: Vec::new() };
         let mut saved = None;
@@ -399,6 +414,30 @@ fn measure_folder<O: Ops>(ops: &O, suite: &Suite, folder: &Path) -> Result<Measu
     suite.measure(ops, &mut model, &mut passes)
 }
 
+/// Loads what a recipe trains, with buffers for packs of `tokens` tokens.
+pub(super) fn load<O: Ops>(
+    ops: &O,
+    recipe: &Recipe,
+    folder: &Folder,
+    keep: &Keeping,
+    tokens: usize,
+    saving: Saving,
+) -> Result<MeanTeacher<O>> {
+    let method = recipe.method()?;
+    let model = Model::load(ops, folder.config.clone(), &folder.weights, keep)?;
+    let passes = Passes::saving(ops, &model, tokens, Some(saving))?;
+    let reads_base = method.loss.rows(&method.knobs).reads_base();
+    let base = reads_base.then(|| base_model(ops, recipe)).transpose()?;
+    let combination = recipe.combination()?;
+    let more = (combination != Combination::Sum).then(|| model.more_grads(ops, keep));
+    let more = more.transpose()?;
+    let mut state = MeanTeacher::new(model, base, passes, method, recipe.settings());
+    if let Some(grads) = more {
+        state.combine(combination, grads);
+    }
+    Ok(state)
+}
+
 /// Loads the model that the loss compares with.
 fn base_model<O: Ops>(ops: &O, recipe: &Recipe) -> Result<Model<O>> {
     let own = recipe.model.base.as_os_str().is_empty();
@@ -407,7 +446,13 @@ fn base_model<O: Ops>(ops: &O, recipe: &Recipe) -> Result<Model<O>> {
     Model::load(ops, folder.config, &folder.weights, &Keeping::inference())
 }
 
-fn stream(recipe: &Recipe, folder: &Folder, tokenizer: &Tokenizer, forget: bool) -> Result<Stream> {
+/// Opens the forget or the retain corpus of a recipe.
+pub(super) fn stream(
+    recipe: &Recipe,
+    folder: &Folder,
+    tokenizer: &Tokenizer,
+    forget: bool,
+) -> Result<Stream> {
     let data = &recipe.data;
     let (path, context, chunk, accum, name) = if forget {
         let accum = recipe.run.forget_accum_steps;

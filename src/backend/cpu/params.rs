@@ -1,5 +1,6 @@
 //! Parameters in Rust: how they are kept, shown, saved and measured.
 
+mod custom;
 mod saved;
 
 use pulp::{Arch, Simd, WithSimd};
@@ -11,8 +12,12 @@ use crate::error::{Error, Kind, Result};
 use crate::ops::format::{
     EXPONENT_LIMIT, NEAREST, drift_exponent, from_f16, join, narrow, noise, split, to_f16, widen,
 };
-use crate::ops::state::{Distances, GradScan, StepOutcome, StepSettings, clip_factor};
-use crate::ops::{ParamSpec, Role, State, StateMode, TeacherForm, UpdateRule, UpdateScalars};
+use crate::ops::rule::{not_exact, other_rule};
+use crate::ops::state::{Distances, GradScan, StepOutcome, StepSettings};
+use crate::ops::{
+    CustomRule, ParamSpec, Role, State, StateMode, TeacherForm, TensorPlace, UpdateRule,
+    UpdateScalars,
+};
 use saved::{SCALAR_BYTES, restore_scalars, scalar_bytes};
 
 /// A parameter on the CPU with its teacher and optimizer state.
@@ -75,10 +80,6 @@ fn filled<X: Copy>(name: &str, len: usize, value: X) -> Result<Vec<X>> {
     })?;
     out.resize(len, value);
     Ok(out)
-}
-
-fn has_second(rule: &UpdateRule) -> bool {
-    matches!(rule, UpdateRule::AdamW { .. })
 }
 
 /// What a pass over the planes makes of them.
@@ -265,7 +266,11 @@ impl<T: Real> State for Cpu<T> {
         }
         let mut initial = filled(name, len, 0f32)?;
         init(&mut initial)?;
-        let second = if has_second(&spec.rule) { len } else { 0 };
+        if compact && matches!(spec.rule, UpdateRule::Custom { .. }) {
+            return Err(not_exact(name));
+        }
+        let [first, second] =
+            spec.rule.moment_names().map(|name| if name.is_empty() { 0 } else { len });
         let seed = xxh3_64_with_seed(name.as_bytes(), spec.seed);
         let store = if compact {
             let (mut hi, mut lo) = (filled(name, len, 0u16)?, filled(name, len, 0u16)?);
@@ -279,7 +284,7 @@ impl<T: Real> State for Cpu<T> {
                 hi,
                 lo,
                 drift: filled(name, drift, 0u16)?,
-                first: filled(name, len, 0u16)?,
+                first: filled(name, first, 0u16)?,
                 second: filled(name, second, 0u16)?,
                 scale: Scale {
                     exponent: 0,
@@ -304,7 +309,7 @@ impl<T: Real> State for Cpu<T> {
                     theta,
                     form: spec.teacher,
                     teacher,
-                    first: filled(name, len, T::ZERO)?,
+                    first: filled(name, first, T::ZERO)?,
                     second: filled(name, second, T::ZERO)?,
                 })
             } else {
@@ -429,7 +434,7 @@ impl<T: Real> State for Cpu<T> {
         scan: &GradScan,
         scalars: &UpdateScalars,
     ) {
-        if scan.nonfinite > 0 {
+        if scan.nonfinite > 0 || matches!(param.rule, UpdateRule::Custom { .. }) {
             return;
         }
         let numbers = grad.into();
@@ -456,23 +461,30 @@ impl<T: Real> State for Cpu<T> {
         grads: &[Option<Grad<T>>],
         settings: &StepSettings,
     ) -> Result<StepOutcome> {
-        let scan = |grad: &Option<Grad<T>>| grad.as_ref().map(|grad| self.scan_grad(grad));
-        let scans: Vec<GradScan> =
-            grads.iter().map(|grad| scan(grad).unwrap_or_default()).collect();
-        let norm = scans.iter().map(|scan| scan.sum_sq).sum::<f64>().sqrt();
-        let bad = scans.iter().position(|s| s.nonfinite > 0).map(|i| (i, scans[i].nonfinite));
-        let skipped = bad.is_some() || !norm.is_finite();
-        let clip = if skipped { 1.0 } else { clip_factor(norm, settings.max_norm) };
-        if !skipped {
-            let StepSettings { step, lr, damping, teacher_rate, .. } = *settings;
-            let scalars = UpdateScalars { step, lr, clip, damping, teacher_rate };
+        if params.iter().any(|param| matches!(param.rule, UpdateRule::Custom { .. })) {
+            return Err(other_rule());
+        }
+        let (scans, outcome) = self.judge(grads, settings);
+        if !outcome.skipped {
+            let scalars = settings.clipped(outcome.clip);
             for ((param, grad), scan) in params.iter_mut().zip(grads).zip(&scans) {
                 if let Some(grad) = grad {
                     self.update(param, grad, scan, &scalars);
                 }
             }
         }
-        Ok(StepOutcome { norm, clip, skipped, bad })
+        Ok(outcome)
+    }
+
+    fn update_custom(
+        &self,
+        params: &mut [Param<T>],
+        grads: &[Option<Grad<T>>],
+        tensors: &[Vec<TensorPlace<'_>>],
+        settings: &StepSettings,
+        rule: &mut dyn CustomRule,
+    ) -> Result<StepOutcome> {
+        self.follow(params, grads, tensors, settings, rule)
     }
 
     fn outcome(&self, pending: StepOutcome) -> Result<StepOutcome> {

@@ -171,15 +171,17 @@ enum Rule<T> {
 }
 
 impl<T: Real> Rule<T> {
-    fn new(rule: &UpdateRule, scalars: &UpdateScalars) -> Self {
-        match *rule {
+    /// `None` for a rule that is not known here.
+    fn new(rule: &UpdateRule, scalars: &UpdateScalars) -> Option<Self> {
+        Some(match *rule {
             UpdateRule::Sgd { momentum } => {
                 Self::Sgd { momentum: T::from_f64(momentum), lr: T::from_f64(scalars.lr) }
             }
             UpdateRule::AdamW { betas, eps, weight_decay } => {
                 Self::AdamW(Adam::new(betas, eps, weight_decay, scalars))
             }
-        }
+            UpdateRule::Custom { .. } => return None,
+        })
     }
 }
 
@@ -286,7 +288,8 @@ pub(super) fn update_exact<T: Real>(
     rule: &UpdateRule,
     scalars: &UpdateScalars,
 ) {
-    let (rule, pull) = (Rule::new(rule, scalars), Pull::new(scalars));
+    let Some(rule) = Rule::new(rule, scalars) else { return };
+    let pull = Pull::new(scalars);
     // A teacher that neither pulls nor moves need not be read.
     let idle = full && scalars.damping == 0.0 && scalars.teacher_rate == 0.0;
     let form = match (buffers.1.is_empty() || idle, full) {
@@ -358,6 +361,8 @@ impl Scale {
                 let moments = moments_bound(betas, scalars.lr, scalars.step);
                 (moments, moments + lr * weight_decay.abs() * self.max_theta)
             }
+            // Never in compact state.
+            UpdateRule::Custom { .. } => (f64::INFINITY, f64::INFINITY),
         }
     }
 }
@@ -457,12 +462,13 @@ pub(super) fn update_compact<T: Real>(
     rule: &UpdateRule,
     scalars: &UpdateScalars,
 ) {
+    let Some(step_rule) = Rule::new(rule, scalars) else { return };
     let keep = 1.0 - scalars.teacher_rate * scalars.clip;
     let (clamp, step) = scale.step_bound(rule, scan, scalars);
     let exponent = drift_exponent(keep.abs() * (scale.max_drift + step))
         .clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT);
     let scales = (2f32.powi(-scale.exponent), 2f32.powi(exponent));
-    let (step_rule, pull) = (Rule::new(rule, scalars), Pull::new(scalars));
+    let pull = Pull::new(scalars);
     let clamp = clamp as f32;
     let run = Compact { offset: 0, seed, counter, rule: step_rule, pull, scales, clamp };
     let len = buffers.0.len();

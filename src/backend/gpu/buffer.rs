@@ -128,7 +128,7 @@ pub struct Pack {
 }
 
 /// Query rows of an attention block in [`Pack::blocks`].
-pub(super) const ATTENTION_ROWS: usize = 64;
+pub(super) const ATTENTION_ROWS: usize = 128;
 
 impl Gpu {
     pub(super) fn new_act(&self, len: usize) -> Result<Act> {
@@ -265,13 +265,7 @@ mod tests {
         let blocks = attention_blocks(&[0, 130, 131, 195]);
         assert_eq!(
             blocks,
-            [
-                [0, 130, 128, 0],
-                [0, 130, 64, 0],
-                [0, 130, 0, 0],
-                [130, 131, 130, 0],
-                [131, 195, 131, 0]
-            ]
+            [[0, 130, 128, 0], [0, 130, 0, 0], [130, 131, 130, 0], [131, 195, 131, 0]]
         );
         assert!(attention_blocks(&[]).is_empty());
     }

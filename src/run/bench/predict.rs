@@ -215,11 +215,13 @@ fn head(list: &mut List<'_>) -> [f64; 2] {
         let floor = floors::head(HeadShape { n, c, v }, products, 2.0);
         let out = product((n, v, c), 0.0) * if products == 3 { 2.0 } else { 1.0 };
         let back = if products > 1 { product((n, c, v), 0.0) } else { 0.0 };
-        // Rows of fp32 logits are read twice, the second time in part from the L2.
         list.add("head", name, floor, out + back + memory(bytes * logits, ROWS_SHARE))
     };
-    sweep("statistics", 1, 4.0);
-    [sweep("nlul", 2, 10.0), sweep("qkl", 3, 26.0)]
+    // One-hot losses find a record of 16 bytes for 256 logits beside them, and read fp32 logits for a gradient alone; the
+    // penalty reads its own and the teacher's more than once, in part from the L2.
+    let record = 16.0 / 256.0;
+    sweep("statistics", 1, record);
+    [sweep("nlul", 2, record + 4.0 + 2.0), sweep("qkl", 3, 26.0)]
 }
 
 /// The update of all trained weights and the making of the teacher's, as far as a step has them.

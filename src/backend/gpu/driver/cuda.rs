@@ -73,6 +73,10 @@ struct Function {
     early: bool,
 }
 
+/// A module that was loaded at run time.
+#[derive(Debug)]
+struct Module(sys::CUmodule);
+
 /// An NVIDIA GPU.
 #[derive(Debug)]
 pub struct Cuda {
@@ -82,6 +86,8 @@ pub struct Cuda {
     context: sys::CUcontext,
     stream: sys::CUstream,
     modules: Vec<(&'static images::Image, sys::CUmodule)>,
+    /// Modules of the caller's own.
+    own: Mutex<Vec<Module>>,
     functions: Mutex<HashMap<&'static str, Function>>,
     param_info: Option<ParamInfo>,
     staging: Mutex<Option<Staging>>,
@@ -186,6 +192,7 @@ impl Cuda {
             context,
             stream: std::ptr::null_mut(),
             modules: Vec::new(),
+            own: Mutex::default(),
             functions: Mutex::default(),
             // SAFETY: is_culib_present said that the library loads; the type is the one of cuda.h since 12.4.
             param_info: unsafe { sys::culib().get::<ParamInfo>(b"cuFuncGetParamInfo") }
@@ -238,15 +245,19 @@ impl Cuda {
     /// Finds a kernel in the loaded modules.
     fn load(&self, kernel: &'static str) -> Result<Function> {
         let failed = |text: String| Error::new(Kind::Device, format!("cuda: {kernel}: {text}"));
-        let (module, found) = self
-            .modules
-            .iter()
-            .find_map(|(image, module)| Some((*module, image.kernel(kernel)?)))
-            .ok_or_else(|| failed("no kernel of this name for this device".to_owned()))?;
         let name = CString::new(kernel).map_err(|e| failed(e.to_string()))?;
-        // SAFETY: the module stays loaded until drop.
-        let handle = unsafe { result::module::get_function(module, name) }
-            .map_err(|DriverError(code)| failed(format!("cuModuleGetFunction: {code:?}")))?;
+        let built_in =
+            self.modules.iter().find_map(|(image, module)| Some((*module, image.kernel(kernel)?)));
+        let handle = match built_in {
+            // SAFETY: the module stays loaded until drop.
+            Some((module, _)) => unsafe { result::module::get_function(module, name) }
+                .map_err(|DriverError(code)| failed(format!("cuModuleGetFunction: {code:?}")))?,
+            None => lock(&self.own)
+                .iter()
+                // SAFETY: as above.
+                .find_map(|m| unsafe { result::module::get_function(m.0, name.clone()) }.ok())
+                .ok_or_else(|| failed("no kernel of this name for this device".to_owned()))?,
+        };
         let sizes = self.param_info.map(|ask| {
             let (mut sizes, mut offset, mut size) = (Vec::new(), 0, 0);
             // SAFETY: the function is alive; the call writes two numbers that live on this stack.
@@ -256,7 +267,8 @@ impl Cuda {
             sizes
         });
         // Code for other devices does not wait.
-        let early = found.waits && self.identity.capability == (9, 0);
+        let waits = built_in.is_some_and(|(_, found)| found.waits);
+        let early = waits && self.identity.capability == (9, 0);
         Ok(Function { handle, shared: SHARED_DEFAULT, sizes, early })
     }
 
@@ -474,6 +486,21 @@ impl Driver for Cuda {
         })
     }
 
+    fn load_ptx(&self, ptx: &str) -> Result<()> {
+        self.outside_capture("loading PTX")?;
+        let failed =
+            |text: String| Error::new(Kind::Device, format!("cuda: PTX, {}: {text}", self.named()));
+        let text = CString::new(ptx).map_err(|e| failed(e.to_string()))?;
+        // SAFETY: a context is current, and the driver reads the text up to its end within the call.
+        let module = unsafe { result::module::load_data(text.as_ptr().cast()) };
+        let module = module.map_err(|DriverError(code)| {
+            failed(format!("cuModuleLoadData: {code:?}"))
+                .hint("ptxas -arch=native says what is wrong with the text")
+        })?;
+        lock(&self.own).push(Module(module));
+        Ok(())
+    }
+
     fn sync(&self) -> Result<()> {
         self.outside_capture("a wait")?;
         // SAFETY: the stream is alive.
@@ -579,6 +606,9 @@ impl Drop for Cuda {
                     let _ = result::event::destroy(*mark);
                 }
                 for (_, module) in self.modules.drain(..) {
+                    let _ = result::module::unload(module);
+                }
+                for Module(module) in lock(&self.own).drain(..) {
                     let _ = result::module::unload(module);
                 }
                 if !self.stream.is_null() {

@@ -15,7 +15,7 @@ mod tensor_map;
 
 use std::fmt;
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 pub use tensor_map::{Matrix, TensorMap};
 
 /// What a device says of itself.
@@ -193,10 +193,18 @@ pub trait Driver: Send + Sync + fmt::Debug {
     fn copy(&self, from: u64, to: u64, bytes: u64) -> Result<()>;
     /// Describes a matrix to the bulk copies of a kernel; no work of the device.
     ///
-    /// Errors: [`crate::error::Kind::Device`] where the matrix breaks a rule of [`Matrix`], or the device has no bulk copies.
+    /// Errors: [`Kind::Device`] where the matrix breaks a rule of [`Matrix`], or the device has no bulk copies.
     fn tensor_map(&self, matrix: &Matrix) -> Result<TensorMap>;
     /// Starts a kernel.
     fn launch(&self, launch: Launch) -> Result<()>;
+    /// Adds the kernels of a PTX text to those that [`Driver::launch`] finds; names of the program's own come first.
+    ///
+    /// Errors: [`Kind::Device`] where the device refuses the text, or cannot run PTX at all.
+    fn load_ptx(&self, ptx: &str) -> Result<()> {
+        let _ = ptx;
+        Err(Error::new(Kind::Device, format!("{}: runs no PTX", self.identity().name))
+            .hint("build with NEPENTHE_EXTRA_KERNELS=FOLDER, which compiles the .cu files in it"))
+    }
     /// Waits for all work.
     fn sync(&self) -> Result<()>;
     /// Records the launches, fills and copies that `work` starts, for [`Driver::replay`], and returns their number.

@@ -1,7 +1,9 @@
-//! Attention over packed documents: kernels/attention.cu for every head, attention_mma*.cu for the usual ones.
+//! Attention over packed documents: kernels/attention.cu for every head, attention_mma*.cu for the usual ones,
+//! hopper/attention*.cu for those of width 64 and 128 on compute capability 9.0.
 
+use super::hopper;
 use crate::backend::gpu::buffer::ATTENTION_ROWS;
-use crate::backend::gpu::driver::Args;
+use crate::backend::gpu::driver::{Args, Matrix};
 use crate::backend::gpu::{Act, Gpu, Pack, Precision, Stat, blocks};
 use crate::ops::Heads;
 
@@ -26,15 +28,40 @@ struct Plan {
     dkv: Kernel,
     /// Threads of a block.
     threads: u32,
-    /// Blocks of threads that share an entry of [`Pack::blocks`].
-    parts: usize,
+    blocks: Blocks,
     /// Whether the kernels take the head width as an argument.
     any_width: bool,
 }
 
-/// Picks the variant: tensor cores where storage is bf16 and the width is one they are compiled for.
-fn plan(precision: Precision, d: usize) -> Option<Plan> {
+/// Which blocks of threads a launch has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Blocks {
+    /// So many for a head and an entry of [`Pack::blocks`], which they share.
+    Parts(usize),
+    /// One a processor, taking turns; tiles come through tensor maps.
+    Turns,
+}
+
+/// Picks the variant: warpgroup products where the device has them (`sm90`), else tensor cores where storage is bf16 and
+/// the width is one they are compiled for.
+fn plan(sm90: bool, precision: Precision, d: usize) -> Option<Plan> {
     match (precision, d) {
+        (Precision::Bf16, 64) if sm90 => Some(turns(
+            d,
+            [
+                "attention_sm90_64_bf16",
+                "attention_bwd_dq_sm90_64_bf16",
+                "attention_bwd_dkv_sm90_64_bf16",
+            ],
+        )),
+        (Precision::Bf16, 128) if sm90 => Some(turns(
+            d,
+            [
+                "attention_sm90_128_bf16",
+                "attention_bwd_dq_sm90_128_bf16",
+                "attention_bwd_dkv_sm90_128_bf16",
+            ],
+        )),
         (Precision::Bf16, 64) => Some(tensor(
             d,
             ["attention_mma64_bf16", "attention_bwd_dq_mma64_bf16", "attention_bwd_dkv_mma64_bf16"],
@@ -60,6 +87,26 @@ fn plan(precision: Precision, d: usize) -> Option<Plan> {
     }
 }
 
+/// The variant of kernels/hopper: 128 rows a block; in the backward pass keys meet tiles of 64 queries and their
+/// statistics, all else meets tiles of 128.
+fn turns(d: usize, [forward, dq, dkv]: [&'static str; 3]) -> Plan {
+    let rows = |rows: usize| 2 * rows * d;
+    // What aligning tiles to 1024 may take, and the barriers: of the owned tiles and of every stage, full and empty.
+    let kernel = |name, shared: usize, stages: usize| Kernel {
+        name,
+        shared: (1024 + shared + 16 * (1 + stages)) as u32,
+    };
+    Plan {
+        // Two stages of keys and two of values.
+        forward: kernel(forward, rows(5 * 128), 4),
+        dq: kernel(dq, rows(6 * 128), 2),
+        dkv: kernel(dkv, rows(2 * 128 + 6 * 64) + 3 * 8 * 64, 3),
+        threads: hopper::THREADS,
+        blocks: Blocks::Turns,
+        any_width: false,
+    }
+}
+
 /// The tensor-core variant: 64 rows a block against tiles of 64 (`attn::kMmaTile` in the backward pass).
 fn tensor(d: usize, [forward, dq, dkv]: [&'static str; 3]) -> Plan {
     let tile = if d > 64 { 32 } else { 64 };
@@ -71,7 +118,7 @@ fn tensor(d: usize, [forward, dq, dkv]: [&'static str; 3]) -> Plan {
         // Two floats a walked row: lse and dot.
         dkv: kernel(dkv, rows(2 * 64 + 4 * tile) + 2 * 2 * 4 * tile),
         threads: 128,
-        parts: ATTENTION_ROWS / 64,
+        blocks: Blocks::Parts(ATTENTION_ROWS / 64),
         any_width: false,
     }
 }
@@ -90,29 +137,57 @@ fn plain(precision: Precision, d: usize) -> Plan {
         dq: kernel("attention_bwd_dq_bf16", "attention_bwd_dq_f32", 2, 1),
         dkv: kernel("attention_bwd_dkv_bf16", "attention_bwd_dkv_f32", 2, 2),
         threads: 256,
-        parts: ATTENTION_ROWS / rows,
+        blocks: Blocks::Parts(ATTENTION_ROWS / rows),
         any_width: true,
     }
 }
 
 impl Plan {
-    /// Returns the blocks of a launch over `heads` heads: one dimension, the heads of a block side by side.
-    fn grid(&self, pack: &Pack, heads: usize) -> [u32; 3] {
-        [(pack.block_count * self.parts * heads) as u32, 1, 1]
-    }
-
-    /// Appends what every kernel takes last.
-    fn tail(&self, args: Args, heads: Heads) -> Args {
-        let args = args.u32(heads.h as u32).u32(heads.g as u32);
-        let args = if self.any_width { args.u32(heads.d as u32) } else { args };
-        args.u32(window(heads)).f32((1.0 / (heads.d as f64).sqrt()) as f32)
+    /// Starts `kernel` over `count` heads: `read` are the matrices it loads tiles of, `args` appends the pointers after
+    /// them, and what every kernel takes last comes behind.
+    fn launch(
+        &self,
+        gpu: &Gpu,
+        kernel: Kernel,
+        (pack, heads, count): (&Pack, Heads, usize),
+        read: &[(u64, usize)],
+        args: impl FnOnce(Args) -> Args,
+    ) {
+        let items = pack.block_count * count;
+        let rest = |start: Args| {
+            let args = args(start);
+            let args = if self.blocks == Blocks::Turns { args.u32(items as u32) } else { args };
+            let args = args.u32(heads.h as u32).u32(heads.g as u32);
+            let args = if self.any_width { args.u32(heads.d as u32) } else { args };
+            args.u32(window(heads)).f32((1.0 / (heads.d as f64).sqrt()) as f32)
+        };
+        let (grid, args) = match self.blocks {
+            Blocks::Parts(parts) => {
+                let start = Args::new().ptr(pack.blocks);
+                (items * parts, rest(read.iter().fold(start, |args, (at, _)| args.ptr(*at))))
+            }
+            Blocks::Turns => {
+                let rows = pack.data.tokens();
+                let matrix = |&(at, columns): &(u64, usize)| {
+                    hopper::result(at, (rows, columns), columns, false)
+                };
+                let matrices: Vec<Matrix> = read.iter().map(matrix).collect();
+                let Some(start) = hopper::maps(gpu, &matrices) else { return };
+                let processors = gpu.driver.identity().processors as usize;
+                (items.min(processors), rest(start.ptr(pack.blocks)))
+            }
+        };
+        // One dimension, the heads of an entry side by side.
+        gpu.launch(kernel.name, [grid as u32, 1, 1], self.threads, kernel.shared, args);
     }
 }
 
 /// Returns the dynamic shared memory of a block of `kernel`, if it is one of attention: of the kernels for any head
 /// width at `d`.
 pub(super) fn shared(kernel: &str, d: usize) -> Option<u32> {
-    let tensor = [64, 80, 96, 128].into_iter().filter_map(|d| plan(Precision::Bf16, d));
+    let tensor = [true, false].into_iter().flat_map(|sm90| {
+        [64, 80, 96, 128].into_iter().filter_map(move |d| plan(sm90, Precision::Bf16, d))
+    });
     let any = [Precision::Bf16, Precision::Fp32].map(|precision| plain(precision, d));
     let mut kernels = tensor.chain(any).flat_map(|plan| [plan.forward, plan.dq, plan.dkv]);
     kernels.find(|known| known.name == kernel).map(|known| known.shared)
@@ -124,7 +199,7 @@ pub(super) fn window(heads: Heads) -> u32 {
 }
 
 fn planned(gpu: &Gpu, heads: Heads) -> Option<Plan> {
-    let plan = plan(gpu.precision(), heads.d);
+    let plan = plan(hopper::serves(gpu), gpu.precision(), heads.d);
     if plan.is_none() {
         gpu.refuse(format!(
             "attention: heads of width {}, at most {MAX_WIDTH} are possible",
@@ -143,9 +218,10 @@ pub(in crate::backend::gpu) fn forward(
     lse: &mut Stat,
 ) {
     let Some(plan) = planned(gpu, heads) else { return };
-    let args = Args::new().ptr(pack.blocks).ptr(qkv.at).ptr(out.at).ptr(lse.at);
-    let Kernel { name, shared } = plan.forward;
-    gpu.launch(name, plan.grid(pack, heads.h), plan.threads, shared, plan.tail(args, heads));
+    let read = [(qkv.at, heads.qkv_width())];
+    plan.launch(gpu, plan.forward, (pack, heads, heads.h), &read, |args| {
+        args.ptr(out.at).ptr(lse.at)
+    });
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -168,10 +244,11 @@ pub(in crate::backend::gpu) fn backward(
     let args = Args::new().ptr(out.at).ptr(dout.at).ptr(dot).u64(pairs as u64).u32(heads.d as u32);
     let name = gpu.pick("attention_dot_bf16", "attention_dot_f32");
     gpu.launch(name, [blocks(pairs, 32), 1, 1], 256, 0, args);
-    for (kernel, grid) in [(plan.dkv, heads.g), (plan.dq, heads.h)] {
-        let args = Args::new().ptr(pack.blocks).ptr(qkv.at).ptr(dout.at).ptr(lse.at).ptr(dot);
-        let args = plan.tail(args.ptr(dqkv.at), heads);
-        gpu.launch(kernel.name, plan.grid(pack, grid), plan.threads, kernel.shared, args);
+    let read = [(qkv.at, heads.qkv_width()), (dout.at, heads.out_width())];
+    for (kernel, count) in [(plan.dkv, heads.g), (plan.dq, heads.h)] {
+        plan.launch(gpu, kernel, (pack, heads, count), &read, |args| {
+            args.ptr(lse.at).ptr(dot).ptr(dqkv.at)
+        });
     }
 }
 
@@ -181,27 +258,38 @@ mod tests {
 
     #[test]
     fn plan_covers_every_width_and_fits_into_shared_memory() {
-        for precision in [Precision::Bf16, Precision::Fp32] {
-            assert_eq!(plan(precision, 0), None);
-            assert_eq!(plan(precision, MAX_WIDTH + 1), None);
+        for (sm90, precision) in [
+            (false, Precision::Bf16),
+            (true, Precision::Bf16),
+            (false, Precision::Fp32),
+            (true, Precision::Fp32),
+        ] {
+            assert_eq!(plan(sm90, precision, 0), None);
+            assert_eq!(plan(sm90, precision, MAX_WIDTH + 1), None);
             for d in 1..=MAX_WIDTH {
-                let plan =
-                    plan(precision, d).unwrap_or_else(|| unreachable!("width {d} is covered"));
+                let plan = plan(sm90, precision, d)
+                    .unwrap_or_else(|| unreachable!("width {d} is covered"));
+                let limit = if plan.blocks == Blocks::Turns { 227 } else { 163 };
                 for kernel in [plan.forward, plan.dq, plan.dkv] {
-                    assert!(kernel.shared <= 163 * 1024, "{kernel:?}");
+                    assert!(kernel.shared <= limit * 1024, "{kernel:?}");
                 }
             }
         }
     }
 
     #[test]
-    fn plan_takes_tensor_cores_for_bf16_and_the_usual_widths() {
-        let tensor: Vec<usize> = (1..=MAX_WIDTH)
-            .filter(|d| plan(Precision::Bf16, *d).is_some_and(|plan| !plan.any_width))
-            .collect();
-        assert_eq!(tensor, [64, 80, 96, 128]);
-        let wide = |d| plan(Precision::Fp32, d).is_some_and(|plan| plan.any_width);
-        assert!((1..=MAX_WIDTH).all(wide));
+    fn plan_takes_what_the_device_has_for_bf16_and_the_usual_widths() {
+        let widths = |sm90, precision, wanted: fn(&Plan) -> bool| -> Vec<usize> {
+            let taken = |d: &usize| plan(sm90, precision, *d).is_some_and(|plan| wanted(&plan));
+            (1..=MAX_WIDTH).filter(taken).collect()
+        };
+        let turns = |plan: &Plan| plan.blocks == Blocks::Turns;
+        for sm90 in [false, true] {
+            assert_eq!(widths(sm90, Precision::Bf16, |plan| !plan.any_width), [64, 80, 96, 128]);
+            assert!(widths(sm90, Precision::Fp32, |plan| !plan.any_width).is_empty());
+        }
+        assert_eq!(widths(true, Precision::Bf16, turns), [64, 128]);
+        assert!(widths(false, Precision::Bf16, turns).is_empty());
     }
 
     #[test]

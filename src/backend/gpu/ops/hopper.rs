@@ -59,7 +59,7 @@ impl Operand {
     }
 }
 
-/// Describes an `m` x `n` result of rows of `pitch` elements.
+/// Describes an `m` x `n` matrix of rows of `pitch` elements in boxes of 64 rows: a result, or what attention reads.
 pub(super) fn result(at: u64, (m, n): (usize, usize), pitch: usize, wide: bool) -> Matrix {
     let bytes = if wide { 4 } else { 2 };
     Matrix { address: at, rows: m, columns: n, pitch: bytes * pitch as u64, wide, box_rows: 64 }
@@ -77,16 +77,20 @@ pub(super) fn launch(
     let (rows, columns) = tile.size();
     // A tile's columns come in two halves: one from each block of a cluster, or gates and ups.
     let operands = [a.matrix(rows), b.matrix(columns / 2)];
-    let maps = operands.iter().chain(results);
-    let args = maps
-        .map(|matrix| gpu.driver.tensor_map(matrix))
-        .try_fold(Args::new(), |args, map| map.map(|map| args.map(map)));
-    match args {
-        Ok(args) => {
-            let grid = grid(gpu.driver.identity().processors, count);
-            gpu.launch(kernel, [grid, 1, 1], THREADS, tile.shared(), rest(args));
+    let Some(args) = maps(gpu, operands.iter().chain(results)) else { return };
+    let grid = grid(gpu.driver.identity().processors, count);
+    gpu.launch(kernel, [grid, 1, 1], THREADS, tile.shared(), rest(args));
+}
+
+/// Begins a kernel's arguments with the maps of its matrices; keeps the driver's error where it has one.
+pub(super) fn maps<'a>(gpu: &Gpu, matrices: impl IntoIterator<Item = &'a Matrix>) -> Option<Args> {
+    let maps = matrices.into_iter().map(|matrix| gpu.driver.tensor_map(matrix));
+    match maps.into_iter().try_fold(Args::new(), |args, map| map.map(|map| args.map(map))) {
+        Ok(args) => Some(args),
+        Err(error) => {
+            gpu.keep(Err(error));
+            None
         }
-        Err(error) => gpu.keep(Err(error)),
     }
 }
 

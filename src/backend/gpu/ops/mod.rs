@@ -35,6 +35,9 @@ mod tests {
         assert_eq!(dynamic_shared("gemm_sm90_nt_128x256", 128), 230_608);
         assert_eq!(dynamic_shared("gemm_skinny_bf16_64x64", 128), 128 << 10);
         assert_eq!(dynamic_shared("attention_mma64_bf16", 1), 2 * 256 * 72);
+        assert_eq!(dynamic_shared("attention_sm90_128_bf16", 1), 1024 + (160 << 10) + 80);
+        assert_eq!(dynamic_shared("attention_bwd_dq_sm90_128_bf16", 1), 1024 + (192 << 10) + 48);
+        assert_eq!(dynamic_shared("attention_bwd_dkv_sm90_128_bf16", 1), 1024 + (160 << 10) + 1600);
         assert!(dynamic_shared("attention_f32", 128) > dynamic_shared("attention_f32", 12));
         assert_eq!(dynamic_shared("choose_sample_f32", 128), 8 * 16 * 512);
         assert_eq!(dynamic_shared("decode_any_bf16", 128), 0);

@@ -24,6 +24,13 @@ impl Gpu {
         sums.iter().sum()
     }
 
+    /// `out = keep y + add x` of `n` fp32 numbers at addresses, products and sum rounded; an address
+    /// of 0 stands for zeros.
+    pub(super) fn mix_f32(&self, out: u64, (keep, y): (f32, u64), (add, x): (f32, u64), n: usize) {
+        let args = Args::new().ptr(out).ptr(y).ptr(x).u64(n as u64).f32(keep).f32(add);
+        self.launch("grad_mix_f32", [blocks(n, BLOCK), 1, 1], 256, 0, args);
+    }
+
     /// `y = keep y + add x`.
     pub(super) fn mix(&self, y: &mut Grad, keep: f64, x: &Grad, add: f64) {
         if y.len == 0 {

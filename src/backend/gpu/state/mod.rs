@@ -2,6 +2,7 @@
 //!
 //! Formats, names and bytes are those of the CPU backend: a checkpoint of either resumes on the other.
 
+mod custom;
 mod mix;
 mod step;
 
@@ -12,8 +13,12 @@ use super::driver::Args;
 use super::{Act, Gpu, Grad, Precision, Weight, blocks};
 use crate::error::{Error, Result};
 use crate::ops::format::{EXPONENT_LIMIT, drift_exponent, from_f16, narrow_even, to_f16, widen};
+use crate::ops::rule::not_exact;
 use crate::ops::state::{Distances, GradScan, StepOutcome, StepSettings};
-use crate::ops::{ParamSpec, Role, State, StateMode, TeacherForm, UpdateRule, UpdateScalars};
+use crate::ops::{
+    CustomRule, ParamSpec, Role, State, StateMode, TeacherForm, TensorPlace, UpdateRule,
+    UpdateScalars,
+};
 
 pub(super) use step::StepBlock;
 
@@ -293,7 +298,11 @@ impl State for Gpu {
         }
         let mut initial = vec![0f32; len];
         init(&mut initial)?;
-        let second = if matches!(spec.rule, UpdateRule::AdamW { .. }) { len } else { 0 };
+        if compact && matches!(spec.rule, UpdateRule::Custom { .. }) {
+            return Err(not_exact(name));
+        }
+        let [first, second] =
+            spec.rule.moment_names().map(|name| if name.is_empty() { 0 } else { len });
         let seed = xxh3_64_with_seed(name.as_bytes(), spec.seed);
         let tensor = if spec.trainable { self.zeros(1, size_of::<Tensor>() as u64)? } else { 0 };
         let has = |form| if spec.teacher == form { len } else { 0 };
@@ -302,7 +311,7 @@ impl State for Gpu {
                 hi: self.arena.alloc(2 * len as u64)?,
                 lo: self.arena.alloc(2 * len as u64)?,
                 drift: self.zeros(has(TeacherForm::Drift), 2)?,
-                first: self.zeros(len, 2)?,
+                first: self.zeros(first, 2)?,
                 second: self.zeros(second, 2)?,
             }
         } else if spec.trainable {
@@ -310,7 +319,7 @@ impl State for Gpu {
                 theta: self.arena.alloc(4 * len as u64)?,
                 form: spec.teacher,
                 teacher: self.zeros(has(TeacherForm::Drift) + has(TeacherForm::Full), 4)?,
-                first: self.zeros(len, 4)?,
+                first: self.zeros(first, 4)?,
                 second: self.zeros(second, 4)?,
             }
         } else {
@@ -454,7 +463,7 @@ impl State for Gpu {
     }
 
     fn update(&self, param: &mut Param, grad: &Grad, scan: &GradScan, scalars: &UpdateScalars) {
-        if scan.nonfinite == 0 {
+        if scan.nonfinite == 0 && !matches!(param.rule, UpdateRule::Custom { .. }) {
             self.update_one(param, grad, scan, scalars);
         }
     }
@@ -466,6 +475,17 @@ impl State for Gpu {
         settings: &StepSettings,
     ) -> Result<()> {
         self.launch_step(params, grads, settings)
+    }
+
+    fn update_custom(
+        &self,
+        params: &mut [Param],
+        grads: &[Option<Grad>],
+        tensors: &[Vec<TensorPlace<'_>>],
+        settings: &StepSettings,
+        rule: &mut dyn CustomRule,
+    ) -> Result<()> {
+        self.follow(params, grads, tensors, settings, rule)
     }
 
     fn outcome(&self, (): ()) -> Result<StepOutcome> {

@@ -10,6 +10,7 @@ use crate::backend::gpu::arena::Arena;
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Gpu, Grad, blocks};
 use crate::error::{Error, Result};
+use crate::ops::rule::other_rule;
 use crate::ops::state::{AdamNumbers, GradScan, StepOutcome, StepSettings, moments_bound};
 use crate::ops::{TeacherForm, UpdateRule, UpdateScalars};
 
@@ -81,6 +82,39 @@ struct Roster {
     scans: u64,
 }
 
+/// A trained parameter by its place, and its gradient.
+pub(super) type Trained<'a> = (usize, &'a Param, &'a Grad);
+
+/// Picks the parameters that a step moves.
+pub(super) fn trained<'a>(params: &'a [Param], grads: &'a [Option<Grad>]) -> Vec<Trained<'a>> {
+    params
+        .iter()
+        .zip(grads)
+        .enumerate()
+        .filter_map(|(i, (param, grad))| grad.as_ref().map(|grad| (i, param, grad)))
+        .filter(|(_, param, _)| param.tensor != 0)
+        .collect()
+}
+
+/// Lists the entries of a step and counts the blocks of its scan.
+fn entries(trained: &[Trained<'_>]) -> (Vec<Entry>, u32) {
+    let mut partials = 0;
+    let entry = |(index, param, grad): &Trained<'_>| {
+        let count = if grad.is_written() { blocks(grad.len, CHUNK) } else { 0 };
+        let first = partials;
+        partials += count;
+        Entry {
+            tensor: param.tensor,
+            first,
+            partials: count,
+            index: *index as u32,
+            compact: u32::from(param.is_compact()),
+        }
+    };
+    let all = trained.iter().map(entry).collect();
+    (all, partials)
+}
+
 impl StepBlock {
     pub(in crate::backend::gpu) fn new(arena: &Arena) -> Result<Self> {
         Ok(Self { at: arena.alloc(size_of::<Step>() as u64)?, roster: Mutex::default() })
@@ -114,6 +148,7 @@ impl Step {
                 out.clamp = out.moments_bound as f32;
                 out.decay_bound = lr.abs() * weight_decay.abs();
             }
+            UpdateRule::Custom { .. } => {}
         }
         out
     }
@@ -187,7 +222,7 @@ impl Gpu {
         self.launch("update_plan", [blocks(count, 256), 1, 1], 256, 0, args);
     }
 
-    fn launch_finish(&self, entries: u64, count: usize) {
+    pub(super) fn launch_finish(&self, entries: u64, count: usize) {
         let args = Args::new().ptr(self.step.at).ptr(entries).u32(count as u32);
         self.launch("update_finish", [blocks(count, 256), 1, 1], 256, 0, args);
     }
@@ -227,33 +262,15 @@ impl Gpu {
         grads: &[Option<Grad>],
         settings: &StepSettings,
     ) -> Result<()> {
-        let trained: Vec<(usize, &Param, &Grad)> = params
-            .iter()
-            .zip(grads)
-            .enumerate()
-            .filter_map(|(i, (param, grad))| grad.as_ref().map(|grad| (i, param, grad)))
-            .filter(|(_, param, _)| param.tensor != 0)
-            .collect();
+        let trained = trained(params, grads);
         let rule = trained.first().map_or(UpdateRule::Sgd { momentum: 0.0 }, |(_, p, _)| p.rule);
         if trained.iter().any(|(_, param, _)| param.rule != rule) {
             return Err(Error::config("the parameters of one step follow different rules"));
         }
-        let mut partials = 0;
-        let entries: Vec<Entry> = trained
-            .iter()
-            .map(|(index, param, grad)| {
-                let count = if grad.is_written() { blocks(grad.len, CHUNK) } else { 0 };
-                let first = partials;
-                partials += count;
-                Entry {
-                    tensor: param.tensor,
-                    first,
-                    partials: count,
-                    index: *index as u32,
-                    compact: u32::from(param.is_compact()),
-                }
-            })
-            .collect();
+        if matches!(rule, UpdateRule::Custom { .. }) {
+            return Err(other_rule());
+        }
+        let (entries, partials) = entries(&trained);
         let step = Step::new(&rule, settings);
         self.driver.upload(self.step.at, bytemuck::bytes_of(&step))?;
         let (at, scans) = self.roster(&entries)?;
@@ -273,10 +290,24 @@ impl Gpu {
     /// Starts the kernels of a step on entries that are in device memory.
     fn launch_all(
         &self,
-        trained: &[(usize, &Param, &Grad)],
+        trained: &[Trained<'_>],
         entries: &[Entry],
         (at, scans, scratch): (u64, u64, u64),
         idle: bool,
+    ) {
+        self.launch_norm(trained, entries, (at, scans, scratch));
+        let count = entries.len();
+        self.launch_plan(at, scans, count);
+        trained.iter().for_each(|(_, param, grad)| self.launch_update(param, grad, idle));
+        self.launch_finish(at, count);
+    }
+
+    /// Starts the scan of all gradients, and the decision on the update.
+    fn launch_norm(
+        &self,
+        trained: &[Trained<'_>],
+        entries: &[Entry],
+        (at, scans, scratch): (u64, u64, u64),
     ) {
         for ((_, _, grad), entry) in trained.iter().zip(entries) {
             if entry.partials > 0 {
@@ -288,9 +319,22 @@ impl Gpu {
         self.launch("norm_tensor", [count as u32, 1, 1], 256, 0, args);
         let args = Args::new().ptr(self.step.at).ptr(at).ptr(scans).u32(count as u32);
         self.launch("norm_step", [1, 1, 1], 256, 0, args);
-        self.launch_plan(at, scans, count);
-        trained.iter().for_each(|(_, param, grad)| self.launch_update(param, grad, idle));
-        self.launch_finish(at, count);
+    }
+
+    /// Decides on an update whose rule the host calls, and waits for it. Returns the outcome, and where the entries are.
+    pub(super) fn judge(
+        &self,
+        trained: &[Trained<'_>],
+        rule: &UpdateRule,
+        settings: &StepSettings,
+    ) -> Result<(StepOutcome, u64)> {
+        let (entries, partials) = entries(trained);
+        let step = Step::new(rule, settings);
+        self.driver.upload(self.step.at, bytemuck::bytes_of(&step))?;
+        let (at, scans) = self.roster(&entries)?;
+        let scratch = self.scratch(u64::from(partials.max(1)) * PARTIAL);
+        self.launch_norm(trained, &entries, (at, scans, scratch));
+        Ok((self.read_outcome()?, at))
     }
 
     /// Puts the entries into device memory where they are not those of the last step; returns them and the scans.
