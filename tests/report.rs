@@ -134,9 +134,13 @@ fn visit(browser: &Path, page: &Path, scheme: u8) -> Visit {
     let console =
         stderr.lines().filter(|line| line.contains("CONSOLE")).map(str::to_owned).collect();
     let log: Value = serde_json::from_str(&fs::read_to_string(log).unwrap()).unwrap();
-    let url = |event: &Value| Some(event["params"]["url"].as_str()?.to_owned());
+    // A full browser also runs errands of its own (updates, dictionaries): no origin asks for them.
+    let url = |event: &Value| {
+        let request = &event["params"];
+        let asked_for = request["initiator"].as_str()? != "not an origin";
+        asked_for.then(|| request["url"].as_str().map(str::to_owned))?
+    };
     let requests = log["events"].as_array().unwrap().iter().filter_map(url);
-    // The browser's own errands carry this page's name in nothing; only http is looked at.
     let requests = requests.filter(|url| url.starts_with("http")).collect();
     Visit { pixels: png(&fs::read(shot).unwrap()), console, requests }
 }
