@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn a_broken_off_solve_goes_on_where_it_was() {
         let b = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
-        let mut solve = |start: Option<&[f64]>, iterations| {
+        let solve = |start: Option<&[f64]>, iterations| {
             let limits = Limits { tolerance: 1e-12, iterations };
             conjugate_gradients(&mut |v| Ok(matrix(v)), &b, start, None, limits).unwrap()
         };
