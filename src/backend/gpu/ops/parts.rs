@@ -46,6 +46,11 @@ impl Parts {
     }
 }
 
+/// Returns in how many parts the k of an `m` x `n` weight gradient is cut.
+pub fn count(m: usize, n: usize, k: usize) -> usize {
+    Parts::of(m, n, k).count
+}
+
 /// Starts a weight gradient: in one product that adds to it, or in parts that are then added in order.
 pub(super) fn wgrad(gpu: &Gpu, job: &Gemm, dw: &mut Grad) {
     let parts = Parts::of(job.m, job.n, job.k);
@@ -65,7 +70,7 @@ mod tests {
     #[test]
     fn parts_fill_the_device_where_tiles_do_not() {
         // SmolLM2-135M with packs of 4096 tokens: out, qkv, gate and up, down.
-        let count = |m, n| Parts::of(m, n, 4096).count;
+        let count = |m, n| count(m, n, 4096);
         assert_eq!([count(576, 576), count(960, 576)], [4, 3]);
         assert_eq!([count(3072, 576), count(576, 1536), count(4096, 4096)], [1; 3]);
         assert_eq!(Parts::of(960, 576, 4096), Parts { count: 3, depth: 1408, rows: 1024 });
