@@ -14,7 +14,8 @@ use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Train};
 use nepenthe::ops::{StateMode, TeacherForm, UpdateRule};
 use nepenthe::optim::Schedule;
-use nepenthe::run::probe::fisher::{Fisher, Point, cosine, distance, norm};
+use nepenthe::report::svg::Chart;
+use nepenthe::run::probe::fisher::{Fisher, Point, cosine, distance, dot, norm};
 use nepenthe::run::probe::solve::{Limits, conjugate_gradients, diagonal};
 use support::Random;
 use support::model::weights;
@@ -134,7 +135,8 @@ fn products_and_damped_steps_are_those_of_the_exact_fisher_matrix() {
     let point = Point::take(&ops, &model).unwrap();
     let n = point.len();
     let before = nll_bits(&ops, &mut model, &mut passes, &forget);
-    let mut fisher = Fisher::new(&ops, &mut model, &mut passes, &point, point.teacher(), &retain);
+    let teacher = point.teacher();
+    let mut fisher = Fisher::new(&ops, &mut model, &mut passes, &point, teacher.clone(), &retain);
     let v = Random::new("direction").vec(n);
     let expected = fisher.calibrate(&v).unwrap();
     let (got, want) = (fisher.product(&v).unwrap(), times(&matrix, &v));
@@ -143,7 +145,39 @@ fn products_and_damped_steps_are_those_of_the_exact_fisher_matrix() {
     assert!(error < 1e-6, "product off by {error:e}");
     assert!(expected < 1e-5, "{expected:e}");
 
+    // v^T F v by finite differences of log-probabilities alone, the Gauss-Newton form: the mean over positions of
+    // E_y (d log p_y)^2 along v.
+    let e = 1e-4 / norm(&v);
+    let mut log_p = |sign: f64| {
+        let drift: Vec<f64> = v.iter().map(|x| sign * e * x).collect();
+        point.load(&ops, &mut model, &teacher, &drift).unwrap();
+        let rows: Vec<Vec<u32>> =
+            retain.iter().flat_map(|b| (0..b.rows()).map(|r| b.row(r).to_vec())).collect();
+        let mut all = Vec::new();
+        for row in rows {
+            for end in 1..=row.len() {
+                for y in 0..V as u32 {
+                    let whole = [&row[..end], &[y]].concat();
+                    all.push(
+                        *passes.score(&ops, &mut model, &[&whole]).unwrap()[0].last().unwrap(),
+                    );
+                }
+            }
+        }
+        all
+    };
+    let (forward, backward, at) = (log_p(1.0), log_p(-1.0), log_p(0.0));
+    let positions: usize = retain.iter().map(MicroBatch::padded_positions).sum();
+    let slopes = forward.iter().zip(&backward).map(|(a, b)| (a - b) / (2.0 * e));
+    let sum: f64 = at.iter().zip(slopes).map(|(at, slope)| at.exp() * slope * slope).sum();
+    let (quadratic, by_products) = (sum / positions as f64, dot(&v, &got));
+    let error = (quadratic - by_products).abs() / by_products;
+    eprintln!("v'Fv by differences of log-probabilities off by {error:e}");
+    assert!(error < 1e-6, "{quadratic} and {by_products}");
+
     // Damped steps: conjugate gradients with products, against Cholesky with the matrix.
+    let mut fisher = Fisher::new(&ops, &mut model, &mut passes, &point, teacher, &retain);
+    fisher.calibrate(&v).unwrap();
     let nlul = find(&FORGET, "", "nlul").unwrap();
     let zeros = vec![0.0; n];
     let g = fisher.gradient(nlul, &Knobs::default(), &zeros, Some(&forget)).unwrap();
@@ -225,6 +259,7 @@ fn the_drift_of_a_slow_teacher_is_the_damped_natural_gradient_step() {
     // A student that settles in 100 steps (lr times damping 0.01): beside a teacher that moves as fast its drift is another
     // vector, beside one that takes ten times as long nearly the step. Momentum changes how fast it settles, not where.
     let mut last = (0.0, f64::INFINITY);
+    let mut distances = Vec::new();
     for rate in [0.1, 0.01, 0.001] {
         let (cosine, distance) = settle(rate, 0.02, 0.0, 1500);
         eprintln!("teacher rate {rate}: cosine {cosine:.6}, distance {distance:.4}");
@@ -233,15 +268,50 @@ fn the_drift_of_a_slow_teacher_is_the_damped_natural_gradient_step() {
             "a slower teacher is nearer: {cosine}, {distance} after {last:?}"
         );
         last = (cosine, distance);
+        distances.push(("teacher rate".to_owned(), rate / (0.02 * DAMPING), distance));
     }
     assert!(last.0 > 0.99 && last.1 < 0.1, "{last:?}");
     for (lr, momentum, steps) in [(0.01, 0.0, 3000), (0.01, 0.5, 2000), (0.002, 0.9, 2000)] {
         let (cosine, distance) = settle(0.001, lr, momentum, steps);
         eprintln!("lr {lr}, momentum {momentum}: cosine {cosine:.6}, distance {distance:.4}");
         assert!(cosine > 0.99, "cosine {cosine}");
+        let settling = lr * DAMPING / (1.0 - momentum);
+        distances.push((format!("momentum {momentum}"), 0.001 / settling, distance));
     }
+    for lr in [0.004, 0.002] {
+        let (_, distance) = settle(0.001, lr, 0.0, 6000);
+        distances.push(("lr".to_owned(), 0.001 / (lr * DAMPING), distance));
+    }
+    distance_follows_one_number(distances);
     // Where the student is not stable, lr times the largest eigenvalue above 2, the drift is no step at all.
     let (cosine, _) = settle(0.01, 0.1, 0.0, 400);
     eprintln!("lr 0.1, unstable: cosine {cosine:.6}");
     assert!(cosine < 0.9, "cosine {cosine}");
+}
+
+/// Whatever is changed, learning rate, momentum or teacher rate: how far drift and step are apart grows with how fast the
+/// teacher moves beside the student. The chart is docs/ngd-toy.svg, which NEPENTHE_BLESS=1 writes.
+fn distance_follows_one_number(mut distances: Vec<(String, f64, f64)>) {
+    distances.sort_by(|a, b| a.1.total_cmp(&b.1));
+    for pair in distances.windows(2) {
+        assert!(pair[1].2 >= pair[0].2 * 0.98, "{pair:?}");
+    }
+    if std::env::var_os("NEPENTHE_BLESS").is_none() {
+        return;
+    }
+    let mut names: Vec<&String> = distances.iter().map(|(name, ..)| name).collect();
+    names.sort();
+    names.dedup();
+    let mut chart = Chart::new(
+        "drift of the mean teacher against the damped natural-gradient step",
+        "log10 of delta (1 - m) / (lr damp)",
+        "relative distance",
+    )
+    .mark_ends();
+    for name in names {
+        let of = distances.iter().filter(|(other, ..)| other == name);
+        chart = chart.series(name.clone(), of.map(|(_, x, y)| (x.log10(), *y)));
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/ngd-toy.svg");
+    std::fs::write(path, chart.standalone()).unwrap();
 }

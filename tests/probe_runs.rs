@@ -154,6 +154,15 @@ fn ngd_and_gradients_read_the_run_and_leave_it_alone() {
             "{name}"
         );
     }
+    let elsewhere = dir.path().join("curvature").display().to_string();
+    let (code, stdout, stderr) =
+        nepenthe(&["probe", "curvature", &shown, &shown, "--out", &elsewhere, "--json"]);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(files(&run), before);
+    let summary: Value = serde_json::from_str(&stdout).unwrap();
+    let [a, b] = [&summary["updates"][0], &summary["updates"][1]];
+    assert!(a["curvature"].as_f64() > Some(0.0) && a["length"].as_f64() > Some(0.0), "{a}");
+    assert_eq!((&a["curvature"], &a["shares"]), (&b["curvature"], &b["shares"]));
     let (code, _, stderr) = nepenthe(&["probe", "ngd", &shown, "--losses", "nlull"]);
     assert_eq!(code, 2);
     assert!(stderr.contains("nearest is nlul"), "{stderr}");

@@ -9,6 +9,7 @@ use super::output::{Output, table};
 use crate::error::Result;
 use crate::model::{Level, Saving};
 use crate::ops::Ops;
+use crate::run::probe::curvature::Curvature;
 use crate::run::probe::default_out;
 use crate::run::probe::gradients::Gradients;
 use crate::run::probe::ngd::Ngd;
@@ -24,6 +25,24 @@ pub(super) enum Probe {
     Ngd(NgdArgs),
     /// Show how much forget tokens of every probability weigh in each loss over a run
     Gradients(GradientsArgs),
+    /// Measure how much of the updates of several runs lies where the model is curved, and in which blocks
+    Curvature(CurvatureArgs),
+}
+
+/// Options of `probe curvature`.
+#[derive(Debug, clap::Args)]
+pub(super) struct CurvatureArgs {
+    /// Run folders that started from the same model; the first one's texts count
+    #[arg(value_name = "RUN", required = true)]
+    runs: Vec<PathBuf>,
+    /// Figures are means over the texts of so many steps
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    draws: u64,
+    /// The folder to write to
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 /// Options of `probe ngd`.
@@ -93,6 +112,14 @@ impl Job for Ngd {
     }
 }
 
+impl Job for Curvature {
+    type Out = Value;
+
+    fn run<O: Ops>(self, ops: O, _: Option<&crate::run::plan::Plan>) -> Result<Value> {
+        self.probe(&ops)
+    }
+}
+
 impl Job for Gradients {
     type Out = Value;
 
@@ -136,6 +163,7 @@ pub(super) fn run(probe: &Probe, out: &Output) -> Result<()> {
         Probe::Precision(args) => precision(args, out),
         Probe::Ngd(args) => ngd(args, out),
         Probe::Gradients(args) => gradients(args, out),
+        Probe::Curvature(args) => curvature(args, out),
     }
 }
 
@@ -173,6 +201,23 @@ fn ngd(args: &NgdArgs, out: &Output) -> Result<()> {
             ]);
         }
         format!("{}files: {}\n", table(&rows), folder.display())
+    })
+}
+
+fn curvature(args: &CurvatureArgs, out: &Output) -> Result<()> {
+    let engine = args.device.open()?;
+    let job = Curvature { runs: args.runs.clone(), draws: args.draws, out: args.out.clone() };
+    let done = compute(&engine, job)?;
+    out.result(&done, || {
+        let head = ["run", "d'Fd / d'd", "|d|", "KL", "forget NLL", "retain NLL"];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        for line in done["updates"].as_array().into_iter().flatten() {
+            let number = |key: &str| line[key].as_f64().map_or("-".into(), |x| format!("{x:.4e}"));
+            let run = line["run"].as_str().unwrap_or_default().to_owned();
+            let keys = ["curvature", "length", "kl", "forget_nll", "retain_nll"];
+            rows.push([&[run], &keys.map(number)[..]].concat());
+        }
+        format!("{}files: {}\n", table(&rows), args.out.display())
     })
 }
 

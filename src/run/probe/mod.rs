@@ -3,6 +3,7 @@
 //! Everything reads a run folder, replays it from its recipe, and writes JSON lines and charts into a folder of its own;
 //! the run folder's files stay as they are.
 
+pub mod curvature;
 pub mod fisher;
 pub mod gradients;
 pub mod lanczos;
