@@ -55,7 +55,6 @@ __device__ __forceinline__ void sum(const float* partial, G* db, uint32_t slabs,
     uint32_t col = blockIdx.x * kBlock + threadIdx.x;
     if (col >= o) return;
     float total = 0.0f;
-#pragma unroll 4
     for (uint32_t s = 0; s < slabs; ++s) total += partial[static_cast<uint64_t>(s) * pitch + col];
     if (adds != 0) total += widen(db[col]);
     narrow(total, db[col]);
