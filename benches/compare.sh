@@ -4,10 +4,11 @@
 #   PYTHON=python3 benches/compare.sh OUT [MODEL...]
 #   PYTHON=python3 benches/compare.sh --rehearse OUT
 #
-# Writes OUT/ours.jsonl (nepenthe bench), OUT/theirs.jsonl (benches/peers/rivals.py: torch.matmul, SDPA with cuDNN and
-# flash backends, compiled RMSNorm and SwiGLU, chunked linear and loss, foreach, compiled and Triton updates, generation by
-# transformers, whole steps in several settings), OUT/environment.json and OUT/table.md. Models: those of `nepenthe bench`,
-# all without any. PYTHON needs torch and transformers. A setting that does not fit the device's memory says so in the table.
+# Writes OUT/ours.jsonl (nepenthe bench), OUT/theirs.jsonl (benches/peers/rivals.py: torch.matmul and addmm, SDPA with
+# cuDNN and flash backends, compiled RMSNorm and SwiGLU, chunked linear and loss, foreach, compiled and Triton updates,
+# generation by transformers, whole steps in several settings), OUT/environment.json and OUT/table.md. Models: those of
+# `nepenthe bench`, all without any. PYTHON needs torch and transformers. A setting that does not fit the device's
+# memory says so in the table.
 #
 # --rehearse runs the same path with the tiny model, ours in the simulator, theirs on the CPU: it shows that the scripts
 # work, and its times mean nothing.

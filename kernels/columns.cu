@@ -1,5 +1,6 @@
 // Sums over rows, column by column: db[o] = or += the sum over rows of dy[n, o], in two passes with a fixed order.
-// The first is the gradient of a bias; the second also ends the gradients of gains (rmsnorm.cu makes their slabs).
+// The first is the gradient of a bias; the second also ends the gradients of gains (rmsnorm.cu makes their slabs) and of
+// weights whose k came in parts (gemm.cuh).
 //
 // Shape: pass one, a block sums a slab of rows for 256 columns; its eight groups of 32 threads take every eighth row,
 // eight columns (16 bytes of bf16) a thread, and are added in the order of the groups. Pass two adds the slabs in order, a
@@ -49,11 +50,12 @@ __device__ __forceinline__ void slab(const T* dy, float* partial, uint32_t n, ui
 }
 
 template <typename G>
-__device__ __forceinline__ void sum(const float* partial, G* db, uint32_t slabs, uint32_t o, uint32_t adds) {
+__device__ __forceinline__ void sum(const float* partial, G* db, uint32_t slabs, uint32_t pitch, uint32_t o,
+                                    uint32_t adds) {
     uint32_t col = blockIdx.x * kBlock + threadIdx.x;
     if (col >= o) return;
     float total = 0.0f;
-    for (uint32_t s = 0; s < slabs; ++s) total += partial[static_cast<uint64_t>(s) * o + col];
+    for (uint32_t s = 0; s < slabs; ++s) total += partial[static_cast<uint64_t>(s) * pitch + col];
     if (adds != 0) total += widen(db[col]);
     narrow(total, db[col]);
 }
@@ -72,17 +74,19 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     slab(dy, partial, n, o, rows, packed);
 }
 
-// Grid: ceil(o / 256).
+// `pitch`: from slab to slab, in numbers. Grid: ceil(o / 256).
 extern "C" __global__ void __launch_bounds__(kBlock)
-    column_sum_bf16(const float* partial, uint16_t* db, uint32_t slabs, uint32_t o, uint32_t adds) {
+    column_sum_bf16(const float* partial, uint16_t* db, uint32_t slabs, uint32_t pitch, uint32_t o,
+                    uint32_t adds) {
     ptx::grid_enter();
-    sum(partial, db, slabs, o, adds);
+    sum(partial, db, slabs, pitch, o, adds);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
-    column_sum_f32(const float* partial, float* db, uint32_t slabs, uint32_t o, uint32_t adds) {
+    column_sum_f32(const float* partial, float* db, uint32_t slabs, uint32_t pitch, uint32_t o,
+                    uint32_t adds) {
     ptx::grid_enter();
-    sum(partial, db, slabs, o, adds);
+    sum(partial, db, slabs, pitch, o, adds);
 }
 
 KERNEL_EXPORT(column_slab_bf16);

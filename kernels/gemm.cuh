@@ -4,7 +4,8 @@
 // matrices are row-major with any pitch. bf16 operands go to m16n8k16; fp32 operands are rounded to TF32 in
 // registers and go to m16n8k8, so both precisions move 32 bytes of k a step and share all addresses.
 // Shape: a block owns a BM x BN tile of C and all of k, hence the sum's order follows from k alone and no atomics
-// are needed. Four stages of 64 bytes of k each, filled by cp.async three stages ahead, one barrier a stage;
+// are needed; weight gradients of few tiles cut k in parts (blocks of the second grid dimension), each summed to an fp32
+// matrix of its own, which columns.cu adds in order. Four stages of 64 bytes of k each, filled by cp.async three stages ahead, one barrier a stage;
 // fragments of the next step of bf16 are loaded before the products of this one. Warps own 64x64 (32x32 in the small
 // tile): 128 FLOP for each byte of shared memory read, what the tensor pipe needs. The tile of C goes through shared
 // memory, so that global accesses are whole 16-byte packs and an epilogue sees any column of its row.
@@ -439,11 +440,17 @@ struct Store {
     }
 };
 
-// What every plain kernel does; `flags`: 1, C is fp32 (else bf16); 2, its rows are whole 16-byte packs.
+// What every plain kernel does; `flags`: 1, C is fp32 (else bf16); 2, its rows are whole 16-byte packs. blockIdx.y tells
+// the part of k, `depth` long; the results of parts are fp32 and lie `rows` rows apart.
 template <typename T, class S, bool A_K, bool B_K, bool ALIGNED>
 __device__ __forceinline__ void gemm_plain(const T* a, const T* b, void* c, const void* addend, const T* bias,
                                            uint32_t m, uint32_t n, uint32_t k, uint32_t lda, uint32_t ldb,
-                                           uint32_t ldc, uint32_t flags) {
+                                           uint32_t ldc, uint32_t flags, uint32_t rows, uint32_t depth) {
+    uint32_t from = blockIdx.y * depth;
+    a += A_K ? from : static_cast<uint64_t>(from) * lda;
+    b += B_K ? from : static_cast<uint64_t>(from) * ldb;
+    c = static_cast<uint8_t*>(c) + static_cast<uint64_t>(blockIdx.y) * rows * ldc * sizeof(float);
+    k = min(k - from, depth);
     Store<T> epilogue{c, addend, bias, ldc, (flags & 1) != 0, (flags & 2) != 0};
     gemm_block<T, S, A_K, B_K, ALIGNED>(a, lda, b, ldb, m, n, k, 0, epilogue);
 }
@@ -452,9 +459,11 @@ __device__ __forceinline__ void gemm_plain(const T* a, const T* b, void* c, cons
 #define GEMM_KERNEL(NAME, T, TILE, A_K, B_K, ALIGNED)                                                         \
     extern "C" __global__ void __launch_bounds__(TILE::kThreads)                                              \
         NAME(const T* a, const T* b, void* c, const void* addend, const T* bias, uint32_t m, uint32_t n,      \
-             uint32_t k, uint32_t lda, uint32_t ldb, uint32_t ldc, uint32_t flags) {                          \
+             uint32_t k, uint32_t lda, uint32_t ldb, uint32_t ldc, uint32_t flags, uint32_t rows,             \
+             uint32_t depth) {                                                                                \
         ptx::grid_enter();                                                                                    \
-        gemm_plain<T, TILE, A_K, B_K, ALIGNED>(a, b, c, addend, bias, m, n, k, lda, ldb, ldc, flags);         \
+        gemm_plain<T, TILE, A_K, B_K, ALIGNED>(a, b, c, addend, bias, m, n, k, lda, ldb, ldc, flags, rows,    \
+                                               depth);                                                        \
     }                                                                                                         \
     KERNEL_EXPORT(NAME)
 #define GEMM_KERNELS(NAME, T, A_K, B_K)                       \

@@ -68,6 +68,19 @@ mod simulated {
         }
     }
 
+    /// Families whose kernels differ where a block gets 99 KiB of shared memory.
+    const SMALL: [&str; 2] = ["linear", "fused"];
+
+    #[test]
+    fn products_agree_where_a_block_gets_little_shared_memory() {
+        let device = || simulated_as(Timing::ALL[4], Precision::Bf16, (8, 6));
+        if let Some(gpu) = device() {
+            // What follows would show nothing of the narrow blocks otherwise.
+            assert!(gpu.driver().identity().shared_bytes < 100 << 10);
+            run_all("sm_86", |name| SMALL.contains(&name), || device().unwrap());
+        }
+    }
+
     #[test]
     fn every_hopper_kernel_agrees_lazily_in_random_order() {
         run_hopper(4);

@@ -16,6 +16,8 @@
 // values as soon as a box is free, during the main loop; stores overlap the next tile's main loop. Pairs of sums go
 // from registers to their swizzled places: 8 rows x 4 lanes of bf16 pairs hit 32 banks; fp32 pairs meet in twos.
 // Sums: a tile has one owner and k one order, so results do not depend on the number of processors or clusters.
+// Parts: weight gradients of few tiles cut k. C is then a stack of fp32 matrices, one for each part of k, and a tile's row
+// tells its part; columns.cu adds them in order.
 // Cluster: two blocks take neighbouring tiles of rows at the same columns. Each loads half of B's stage and sends it
 // to both, so a stage costs 16 + 16 KB of L2 reads a block instead of 16 + 32; empty[s] counts both blocks' warps. An
 // odd last row of tiles is computed by a block whose partner multiplies zeros.
@@ -96,6 +98,24 @@ struct Raster {
         uint32_t height = min(rows - group * kHigh, kHigh);
         row = ((group * kHigh + in_group % height) * kCluster + blockIdx.x % kCluster) * 128;
         col = in_group / height * width;
+    }
+};
+
+// Where k is cut: every `rows` rows of C are all rows of A by the next `depth` of k. CUT: whether there may be parts.
+template <bool CUT>
+struct Parts {
+    uint32_t rows, depth;
+
+    // Makes `row` one of A's and returns the part of k, `from` and up to `to`, that its products take.
+    __device__ __forceinline__ void find(uint32_t& row, uint32_t k, uint32_t& from, uint32_t& to) const {
+        from = 0;
+        to = k;
+        if (CUT) {
+            uint32_t part = row / rows;
+            row -= part * rows;
+            from = part * depth;
+            to = min(k, from + depth);
+        }
     }
 };
 
@@ -180,7 +200,8 @@ __device__ __forceinline__ void put_bf16(const float (&sum_r)[R], int b, const R
 // Issues all loads of operands. `second`: how many outer rows the second half of B's tile lies behind the first.
 template <class S, bool A_OUTER, bool B_OUTER>
 __device__ __forceinline__ void load_operands(const ptx::TensorMap& a, const ptx::TensorMap& b, const Raster& raster,
-                                              uint32_t k, uint32_t second, uint32_t base) {
+                                              const Parts<A_OUTER && B_OUTER>& parts, uint32_t k, uint32_t second,
+                                              uint32_t base) {
     const uint32_t rank = kCluster == 1 ? 0 : blockIdx.x % kCluster;
     auto load_b = [&](uint32_t to, uint32_t x, uint32_t y, uint32_t bar) {
         if (kCluster == 1) {
@@ -194,7 +215,9 @@ __device__ __forceinline__ void load_operands(const ptx::TensorMap& a, const ptx
     for (uint32_t index = raster.first(); index < raster.count(); index += raster.step()) {
         uint32_t row, col;
         raster.find(index, row, col);
-        for (uint32_t x = 0; x < k; x += kDepth) {
+        uint32_t from, to;
+        parts.find(row, k, from, to);
+        for (uint32_t x = from; x < to; x += kDepth) {
             uint32_t stage = base + at.at * S::kStage, full = base + S::kFull + 8 * at.at;
             ptx::mbar_wait(base + S::kEmpty + 8 * at.at, at.parity ^ 1);
             ptx::mbar_expect(full, S::kStage);
@@ -258,7 +281,7 @@ __device__ __forceinline__ void move_boxes(const E& epilogue, const Raster& rast
     ptx::bulk_wait<0>();
 }
 
-// sum_r = the products of all of k, for consumer `w`.
+// sum_r = the products of `k` indices, for consumer `w`.
 template <class S, bool A_OUTER, bool B_OUTER>
 __device__ __forceinline__ void multiply(float (&sum_r)[S::BN / 2], uint32_t base, uint32_t w, uint32_t k,
                                          Place<S::kStages>& at) {
@@ -300,9 +323,11 @@ __device__ __forceinline__ void multiply(float (&sum_r)[S::BN / 2], uint32_t bas
 // slot, bar), which arrives at bar, with old values on their way where there are some; store(box, x, y, slot); and
 // run(sum_r, ring, row, col), which takes and gives all boxes in their order. x, y and col, row are the tile's first
 // column and, for a box, the consumer's first row; for run, the thread's first row and the tile's first column.
+// `rows`, `depth`: Parts, of a weight gradient; m then counts the rows of all parts.
 template <class S, bool A_OUTER, bool B_OUTER, class E>
 __device__ __forceinline__ void product(const ptx::TensorMap& a, const ptx::TensorMap& b, uint32_t m, uint32_t n,
-                                        uint32_t k, uint32_t second, const E& epilogue) {
+                                        uint32_t k, uint32_t second, const E& epilogue, uint32_t rows = 0,
+                                        uint32_t depth = 0) {
     const uint32_t raw = ptx::smem_u32(ptx::dyn_smem()), base = (raw + 1023) & ~1023u;
     if (threadIdx.x == 0) {
         for (int s = 0; s < S::kStages; ++s) {
@@ -326,11 +351,12 @@ __device__ __forceinline__ void product(const ptx::TensorMap& a, const ptx::Tens
     ptx::grid_wait();
 
     const Raster raster(m, n, E::kHalves ? S::BN / 2 : S::BN);
+    const Parts<A_OUTER && B_OUTER> parts{rows, depth};
     const uint32_t group = threadIdx.x / kWarpgroup;
     if (group == 0) {
         ptx::registers_down<kProducerRegisters>();
         if (threadIdx.x == 0) {
-            load_operands<S, A_OUTER, B_OUTER>(a, b, raster, k, E::kHalves ? second : S::BN / 2, base);
+            load_operands<S, A_OUTER, B_OUTER>(a, b, raster, parts, k, E::kHalves ? second : S::BN / 2, base);
             ptx::grid_release();
         } else if (threadIdx.x == kWarp || threadIdx.x == 2 * kWarp) {
             move_boxes<S>(epilogue, raster, threadIdx.x / kWarp - 1, base);
@@ -348,8 +374,10 @@ __device__ __forceinline__ void product(const ptx::TensorMap& a, const ptx::Tens
         float sum_r[S::BN / 2];
         Place<S::kStages> at;
         for (uint32_t index = raster.first(); index < raster.count(); index += raster.step()) {
-            multiply<S, A_OUTER, B_OUTER>(sum_r, base, w, k, at);
-            uint32_t row, col;
+            uint32_t row, col, from, to;
+            raster.find(index, row, col);
+            parts.find(row, k, from, to);
+            multiply<S, A_OUTER, B_OUTER>(sum_r, base, w, to - from, at);
             raster.find(index, row, col);
             epilogue.run(sum_r, ring, row + w * 64 + ring.row, col);
         }

@@ -3,6 +3,7 @@
 // gemm.cuh says how and why, and holds the body; kernels/gemm_bf16.cu is the portable twin. `flags`: 1, C is fp32; 2,
 // `addend`, a matrix of C's type and shape, is added: a residual, or C itself to accumulate. Old + new is made in fp32
 // and rounded once, to nearest even; the first micro-batch of a weight gradient writes, later ones add.
+// A weight gradient may come in parts (`rows`, `depth`: gemm.cuh), `c` then being all of them.
 // Grid: as many blocks as processors, or as there are tiles where these are fewer.
 // Bytes read + written: 2 (mk + nk) + |C| (+ |C| for the addend, on its way during the main loop).
 // Roof: bf16 tensor cores. Predicted beyond gemm.cuh: reading a bf16 addend makes the exposed epilogue about 1500
@@ -82,9 +83,10 @@ struct Store {
 #define GEMM_KERNEL(NAME, SHAPE, A_OUTER, B_OUTER)                                                              \
     SM90_KERNEL NAME(const __grid_constant__ ptx::TensorMap a, const __grid_constant__ ptx::TensorMap b,        \
                      const __grid_constant__ ptx::TensorMap c, const __grid_constant__ ptx::TensorMap addend,   \
-                     const uint16_t* bias, uint32_t m, uint32_t n, uint32_t k, uint32_t flags) {                \
+                     const uint16_t* bias, uint32_t m, uint32_t n, uint32_t k, uint32_t flags, uint32_t rows,   \
+                     uint32_t depth) {                                                                          \
         Store<SHAPE> epilogue{c, addend, bias, n, (flags & 1) != 0, (flags & 2) != 0};                          \
-        product<SHAPE, A_OUTER, B_OUTER>(a, b, m, n, k, 0, epilogue);                                           \
+        product<SHAPE, A_OUTER, B_OUTER>(a, b, m, n, k, 0, epilogue, rows, depth);                              \
     }                                                                                                           \
     SM90_EXPORT(NAME)
 #define GEMM_KERNELS(NAME, A_OUTER, B_OUTER)           \

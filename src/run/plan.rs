@@ -7,7 +7,7 @@
 use serde::Serialize;
 
 use super::Recipe;
-use crate::backend::gpu::{Precision, chunk_rows};
+use crate::backend::gpu::{PARTS_BYTES, Precision, chunk_rows};
 use crate::error::{Error, Kind, Result};
 use crate::method::Rows;
 use crate::model::{Layout, Level, ModelConfig, Saving, generate};
@@ -21,8 +21,8 @@ pub const GIB: f64 = 1073741824.0;
 const HEAD_ROWS: u64 = 1024;
 /// What driver context, kernels and allocator granularity take of a GPU, in bytes.
 const DEVICE_RESERVE: u64 = 1 << 30;
-/// What single ops take for themselves at most, in bytes.
-const OP_SCRATCH: u64 = 16 << 20;
+/// What single ops take for themselves at most, in bytes: beside the parts of weight gradients, 16 MiB.
+const OP_SCRATCH: u64 = (16 << 20) + PARTS_BYTES;
 /// Ids, targets, positions, document numbers (4 bytes each), three factors (8 each) of a token in the host's pack, and
 /// its row result as f64.
 const HOST_TOKEN_BYTES: u64 = 16 + 24 + 8;

@@ -21,6 +21,7 @@ pub use buffer::{Act, Grad, Pack, Stat, Weight};
 pub use ops::dynamic_shared;
 pub use ops::head::chunk_rows;
 pub use ops::linear::Tile;
+pub use ops::parts::{BYTES as PARTS_BYTES, count as parts};
 pub use state::Param;
 pub use sweep::Tally;
 

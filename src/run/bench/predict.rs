@@ -6,6 +6,7 @@
 
 use super::floors::{self, Floor};
 use super::{Preset, Roofs};
+use crate::backend::gpu::parts;
 use crate::model::Layout;
 use crate::ops::{HeadShape, StateMode, UpdateRule};
 
@@ -69,6 +70,19 @@ fn product((m, n, k): (usize, usize, usize), bytes: f64) -> f64 {
     };
     let clocks = tile(256).min(tile(128));
     LAUNCH + (clocks / clock()).max(bytes / (ROOFS.bytes * STREAM_SHARE))
+}
+
+/// Seconds of a weight gradient: of its product, or of the parts that its k is cut in and the pass that adds them.
+fn weight((m, n, k): (usize, usize, usize), bytes: f64) -> f64 {
+    let parts = parts(m, n, k);
+    if parts == 1 {
+        return product((m, n, k), bytes);
+    }
+    // Rows of a part are whole clusters. Most of what the second kernel reads is still in the L2; it counts whole.
+    let stacked = (parts * m.next_multiple_of(256), n, k.div_ceil(parts));
+    let partial = 4.0 * (parts * m * n) as f64;
+    let gradient = 2.0 * 2.0 * (m * n) as f64;
+    product(stacked, bytes - gradient + partial) + memory(partial + gradient, STREAM_SHARE)
 }
 
 /// Seconds of a pass over memory.
@@ -157,8 +171,9 @@ fn layers(list: &mut List<'_>) -> Layer {
             list.product(&format!("{map} forward"), (n, o, i), floor((n, o, i), residual));
         let input =
             list.product(&format!("{map} input gradient"), (n, i, o), floor((n, i, o), false));
-        let weight =
-            list.product(&format!("{map} weight gradient"), (o, i, n), floor((o, i, n), true));
+        let of_weights = floor((o, i, n), true);
+        let seconds = weight((o, i, n), of_weights.bytes);
+        let weight = list.add("gemm", &format!("{map} weight gradient"), of_weights, seconds);
         let few = (cached.0, o, i);
         let bytes = floor(few, residual);
         list.add("gemm", &format!("{map} decode"), bytes, memory(bytes.bytes, STREAM_SHARE));

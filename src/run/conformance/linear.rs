@@ -29,6 +29,9 @@ const SHAPES: [(usize, usize, usize); 14] = [
 const HOPPER_SHAPES: [(usize, usize, usize); 5] =
     [(301, 520, 648), (130, 264, 1096), (64, 64, 64), (2100, 264, 8), (9, 8, 16)];
 
+/// Weight gradients whose tokens come in two and three parts, the last one short: packed rows, and rows that are not.
+const PARTS: [(usize, usize, usize); 3] = [(2051, 72, 136), (3100, 264, 8), (2060, 9, 41)];
+
 /// Runs all cases.
 pub fn run(gpu: &Gpu) -> Vec<Verdict> {
     let bench = Bench::new(gpu);
@@ -69,6 +72,14 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
             for mode in [StateMode::Exact, StateMode::Compact] {
                 verdicts.push(with(&|| wgrad(&bench, (c + 1, n.next_multiple_of(8), o), mode)));
             }
+        }
+    }
+    let hopper = hopper_tiles(&bench).iter().map(|&tile| Some(tile));
+    for (i, tile) in [None].into_iter().chain(hopper).enumerate() {
+        for (j, shape) in PARTS.into_iter().enumerate() {
+            let mode = [StateMode::Exact, StateMode::Compact][(i + j) % 2];
+            let case = with_tile(&bench, tile, || wgrad(&bench, shape, mode));
+            verdicts.push(Verdict { case: format!("{} {tile:?}", case.case), ..case });
         }
     }
     // A slab is 256 rows, a block 256 columns.

@@ -155,7 +155,8 @@ impl Simulator {
         Self::open_as(timing, (8, 0))
     }
 
-    /// Loads the simulator as a device of this compute capability: 9.0 takes the kernels of kernels/hopper/.
+    /// Loads the simulator as a device of this compute capability: 9.0 takes the kernels of kernels/hopper/, 8.6 and 8.9
+    /// grant a block 99 KiB of shared memory.
     ///
     /// Errors: as [`Simulator::open`].
     pub fn open_as(timing: Timing, capability: (u32, u32)) -> Result<Arc<Self>> {
@@ -163,7 +164,11 @@ impl Simulator {
             name: "simulator".to_string(),
             capability,
             processors: 2,
-            shared_bytes: if capability >= (9, 0) { 227 * 1024 } else { 163 * 1024 },
+            shared_bytes: match capability {
+                (8, 0) => 163 * 1024,
+                (8, _) => 99 * 1024,
+                _ => 227 * 1024,
+            },
             total_bytes: 4 << 30,
             cache_bytes: 4 << 10,
         };
@@ -302,6 +307,12 @@ impl Driver for Simulator {
             return Ok(());
         }
         let kernel = launch.kernel;
+        let (most, asked) = (self.identity.shared_bytes, launch.shared);
+        if asked > most {
+            return Err(failed(format!(
+                "{kernel}: {asked} bytes of shared memory; a block has at most {most} bytes"
+            )));
+        }
         let name = CString::new(kernel).map_err(|e| failed(format!("{kernel}: {e}")))?;
         // SAFETY: the name is a C string.
         let function = unsafe { (self.api.get_function)(name.as_ptr()) };

@@ -1,6 +1,7 @@
 //! Products on compute capability 9.0: kernels/hopper/gemm.cuh and its instances. linear.rs says which products.
 
 use super::linear::{Gemm, Layout, Tile, kernel_of_tile};
+use super::parts::Parts;
 use crate::backend::gpu::driver::{Args, Matrix};
 use crate::backend::gpu::{Gpu, Precision, blocks};
 
@@ -94,9 +95,10 @@ pub(super) fn maps<'a>(gpu: &Gpu, matrices: impl IntoIterator<Item = &'a Matrix>
     }
 }
 
-/// Starts a plain product; `addend` is 0 for none.
-pub(super) fn gemm(gpu: &Gpu, tile: Tile, job: &Gemm, wide: bool, addend: u64) {
+/// Starts a plain product, or the parts of a weight gradient; `addend` is 0 for none.
+pub(super) fn gemm(gpu: &Gpu, tile: Tile, job: &Gemm, wide: bool, addend: u64, parts: Parts) {
     let &Gemm { layout, m, n, k, .. } = job;
+    let stacked = parts.stacked(m);
     let name = match layout {
         Layout::Nt => kernel_of_tile!(tile, "gemm_sm90_nt"),
         Layout::Nn => kernel_of_tile!(tile, "gemm_sm90_nn"),
@@ -104,11 +106,17 @@ pub(super) fn gemm(gpu: &Gpu, tile: Tile, job: &Gemm, wide: bool, addend: u64) {
     };
     let a = Operand { at: job.a, outer: m, k, pitch: job.lda, k_major: layout != Layout::Tn };
     let b = Operand { at: job.b, outer: n, k, pitch: job.ldb, k_major: layout == Layout::Nt };
-    let c = result(job.c, (m, n), job.ldc, wide);
+    let c = result(job.c, (stacked, n), job.ldc, wide);
     let added = Matrix { address: if addend == 0 { job.c } else { addend }, ..c };
     let flags = if wide { WIDE } else { 0 } | if addend == 0 { 0 } else { ADDS };
-    launch(gpu, name, (tile, tile.blocks(m, n)), [a, b], &[c, added], |args| {
-        args.ptr(job.bias).u32(m as u32).u32(n as u32).u32(k as u32).u32(flags)
+    launch(gpu, name, (tile, tile.blocks(stacked, n)), [a, b], &[c, added], |args| {
+        args.ptr(job.bias)
+            .u32(stacked as u32)
+            .u32(n as u32)
+            .u32(k as u32)
+            .u32(flags)
+            .u32(parts.rows as u32)
+            .u32(parts.depth as u32)
     });
 }
 

@@ -1,6 +1,7 @@
 //! Linear maps: kernels/gemm.cuh and its instances, kernels/columns.cu; what hopper.rs and skinny.rs start instead.
 
 use super::columns::{self, COLUMNS};
+use super::parts::{self, Parts};
 use super::skinny::{self, Skinny};
 use super::{head, hopper};
 use crate::backend::gpu::driver::Args;
@@ -218,6 +219,11 @@ pub(super) fn shared(kernel: &str) -> Option<u32> {
 
 /// Starts a product.
 pub(in crate::backend::gpu) fn gemm(gpu: &Gpu, job: &Gemm) {
+    start(gpu, job, Parts::whole(job.m, job.k));
+}
+
+/// Starts a product whose k is cut in `parts`: results of more than one lie behind each other at `c`.
+pub(super) fn start(gpu: &Gpu, job: &Gemm, parts: Parts) {
     let stored = gpu.precision().bytes();
     let wide = match job.out {
         Out::Stored => gpu.precision() == Precision::Fp32,
@@ -232,7 +238,7 @@ pub(in crate::backend::gpu) fn gemm(gpu: &Gpu, job: &Gemm) {
     let addend = if job.accumulate { job.c } else { job.residual };
     let aligned = packed(job.a, job.lda, stored) && packed(job.b, job.ldb, stored);
     let rows = packed(job.c, job.ldc, bytes) && packed(addend, job.ldc, bytes);
-    let args = Args::new()
+    let mut args = Args::new()
         .ptr(job.a)
         .ptr(job.b)
         .ptr(job.c)
@@ -249,12 +255,14 @@ pub(in crate::backend::gpu) fn gemm(gpu: &Gpu, job: &Gemm) {
         let grid = [shape.blocks(job.m, job.n, 1), 1, 1];
         return gpu.launch(name, grid, Skinny::THREADS, shape.shared(), args);
     }
-    let tile = plan(gpu, job.m, job.n, aligned, rows && job.k > 0);
+    let tile = plan(gpu, parts.stacked(job.m), job.n, aligned, rows && job.k > 0);
     if tile.is_hopper() {
-        return hopper::gemm(gpu, tile, job, wide, addend);
+        return hopper::gemm(gpu, tile, job, wide, addend, parts);
     }
     let name = kernel(job.layout, gpu.precision(), tile);
-    gpu.launch(name, [tile.blocks(job.m, job.n), 1, 1], tile.threads(), tile.shared(), args);
+    let grid = [tile.blocks(job.m, job.n), parts.count as u32, 1];
+    args = args.u32(parts.rows as u32).u32(parts.depth as u32);
+    gpu.launch(name, grid, tile.threads(), tile.shared(), args);
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -334,11 +342,11 @@ pub(in crate::backend::gpu) fn wgrad(
         c: dw.at,
         ldc: i,
         out: if dw.wide { Out::F32 } else { Out::Bf16 },
-        accumulate: gpu.adds(dw),
+        accumulate: false,
         bias: 0,
         residual: 0,
     };
-    gemm(gpu, &job);
+    parts::wgrad(gpu, &job, dw);
 }
 
 /// Rows that one block of the first pass of [`bias_grad`] sums.
@@ -359,7 +367,7 @@ pub(in crate::backend::gpu) fn bias_grad(gpu: &Gpu, n: usize, o: usize, dy: &Act
         .u32(u32::from(rows));
     let name = gpu.pick("column_slab_bf16", "column_slab_f32");
     gpu.launch(name, [blocks(o, COLUMNS), slabs, 1], 256, 0, args);
-    columns::sum(gpu, partial, slabs, o, db);
+    columns::sum(gpu, partial, (slabs as usize, o), o, db);
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ pub(super) mod head;
 mod hopper;
 pub(super) mod linear;
 pub(super) mod norm;
+pub(super) mod parts;
 pub(super) mod rope;
 mod skinny;
 pub(super) mod swiglu;

@@ -122,7 +122,7 @@ fn gain_gradient(
     let columns = blocks(units.d, 256);
     let kernel = gpu.pick("rmsnorm_dgain_bf16", "rmsnorm_dgain_f32");
     gpu.launch(kernel, [columns, parts as u32, 1], 256, 0, args);
-    columns::sum(gpu, partials, parts as u32, units.d, dgain);
+    columns::sum(gpu, partials, (parts, units.d), units.d, dgain);
 }
 
 #[allow(clippy::too_many_arguments)]
