@@ -17,7 +17,11 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     uint32_t top = 0;
     auto one = [&](uint64_t i, float x1, uint16_t& hi1, uint16_t& lo1) {
         top = max(top, __float_as_uint(x1) & 0x7FFFFFFFu);
-        theta_split(x1, dither_hash(seed, 0, i) & 0xFFFFu, hi1, lo1);
+        if (lo == nullptr) {
+            hi1 = float_to_bf16_rne(x1);
+        } else {
+            theta_split(x1, dither_hash(seed, 0, i) & 0xFFFFu, hi1, lo1);
+        }
     };
     uint64_t at = (static_cast<uint64_t>(blockIdx.x) * kBlock + threadIdx.x) * kPack;
     if (at + kPack <= n) {
@@ -28,9 +32,12 @@ extern "C" __global__ void __launch_bounds__(kBlock)
             one(index + at + k, half_r[k / 4].v[k % 4], hi_r.v[k], lo_r.v[k]);
         }
         store16(hi + at, hi_r);
-        store16(lo + at, lo_r);
+        if (lo != nullptr) store16(lo + at, lo_r);
     } else {
-        for (; at < n; ++at) one(index + at, x[at], hi[at], lo[at]);
+        for (; at < n; ++at) {
+            uint16_t lo_r;
+            one(index + at, x[at], hi[at], lo != nullptr ? lo[at] : lo_r);
+        }
     }
     top = __reduce_max_sync(0xFFFFFFFFu, top);
     if (threadIdx.x % kWarp == 0 && top != 0) atomicMax(&tensor->seen_theta, top);

@@ -191,7 +191,7 @@ struct Entry {
     const Partial* scans;
     uint32_t partials;  // none where its gradient is empty
     uint32_t index;     // its place among all parameters
-    uint32_t compact;   // 1: kept in two planes
+    uint32_t kept;      // 0: in fp32; 1: in two planes of 16 bits; 2: in one
     uint32_t reserved;
 };
 static_assert(sizeof(Entry) == 32, "the host writes Entry by this layout");

@@ -17,70 +17,14 @@
 // Determinism: the only atomics are integer maxima, whose result has no order.
 // A step with step.apply == 0 changes nothing: a gradient that is not finite never reaches the weights.
 // Source: arXiv 2504.13388 (Klochkov 2025), the reference's run_epoch; torch.optim.SGD and AdamW.
-#include "common.cuh"
+#include "update.cuh"
 
 // Exponents stay where 2^k and 2^-k are normal fp32 numbers.
 constexpr int kExponentLimit = 120;
 constexpr float kSmallestNormal = 1.17549435e-38f;
 
-// What a thread needs of `Step`, read once.
-struct Rule {
-    float clip, damping, rate, keep;
-    float lr, momentum;
-};
-
-__device__ __forceinline__ Rule rule_of(const Step& step) {
-    return Rule{step.pull_clip, step.pull_damping, step.pull_rate,
-                step.pull_keep, step.sgd_lr,       step.sgd_momentum};
-}
-
-struct Adam {
-    float one_minus_b1, b2, one_minus_b2, root_correction, eps, step_size, decay, keep, clamp;
-};
-
-__device__ __forceinline__ Adam adam_of(const Step& step) {
-    return Adam{step.one_minus_b1, step.b2,        step.one_minus_b2, step.root_correction, step.eps,
-                step.step_size,    step.decay,     step.keep,         step.clamp};
-}
-
-__device__ __forceinline__ float second_moment(const Adam& adam, float v, float g) {
-    return __fadd_rn(__fmul_rn(adam.b2, v), __fmul_rn(__fmul_rn(adam.one_minus_b2, g), g));
-}
-
-__device__ __forceinline__ float first_moment(const Adam& adam, float m, float g) {
-    return __fadd_rn(m, __fmul_rn(adam.one_minus_b1, __fsub_rn(g, m)));
-}
-
-__device__ __forceinline__ float spread(const Adam& adam, float v) {
-    return __fadd_rn(__fdiv_rn(__fsqrt_rn(v), adam.root_correction), adam.eps);
-}
-
-// Maxima of stored bits: what the next step's bounds rest on.
-struct Seen {
-    uint32_t drift = 0;
-    uint32_t moment = 0;
-    uint32_t theta = 0;
-};
-
-__device__ __forceinline__ void raise(uint32_t* to, uint32_t top) {
-    // Most warps lie below the maximum that is already there; the plain read spares their atomics.
-    if (top > *static_cast<volatile uint32_t*>(to)) atomicMax(to, top);
-}
-
-// Every lane of the warp must call it.
-__device__ __forceinline__ void report(Tensor* tensor, const Seen& seen) {
-    uint32_t drift = __reduce_max_sync(0xFFFFFFFFu, seen.drift);
-    uint32_t moment = __reduce_max_sync(0xFFFFFFFFu, seen.moment);
-    uint32_t theta = __reduce_max_sync(0xFFFFFFFFu, seen.theta);
-    if (threadIdx.x % kWarp == 0) {
-        raise(&tensor->seen_drift, drift);
-        raise(&tensor->seen_moment, moment);
-        raise(&tensor->seen_theta, theta);
-    }
-}
-
-// Everything that is the same for all parameters of a compact tensor.
-template <bool ADAM, bool DRIFTS>
+// Everything that is the same for all parameters of a compact tensor; without LOW of one whose weights are one plane.
+template <bool ADAM, bool DRIFTS, bool LOW>
 struct Compact {
     Rule rule;
     Adam adam;
@@ -101,7 +45,7 @@ struct Compact {
                                         Seen& seen) const {
         uint32_t old_noise = dither_hash(seed, count, index);
         uint32_t noise = dither_hash(seed, count + 1, index);
-        float theta = theta_join(hi, lo, old_noise & 0xFFFFu);
+        float theta = LOW ? theta_join(hi, lo, old_noise & 0xFFFFu) : bf16_to_float(hi);
         float d = DRIFTS ? __fmul_rn(fp16_to_float(d16), drift_read) : 0.0f;
         float g = __fadd_rn(__fmul_rn(bf16_to_float(g16), rule.clip), __fmul_rn(rule.damping, d));
         float m = bf16_to_float(m16);
@@ -120,8 +64,7 @@ struct Compact {
             s = __fmul_rn(-rule.lr, m);
         }
         m16 = float_to_bf16_dithered(m, noise >> 16);
-        theta = __fadd_rn(theta, s);
-        theta_split(theta, noise & 0xFFFFu, hi, lo);
+        s = move_student<LOW>(theta, s, noise, hi, lo);
         seen.theta = max(seen.theta, __float_as_uint(theta) & 0x7FFFFFFFu);
         seen.moment = max(seen.moment, m16 & 0x7FFFu);
         if (DRIFTS) {
@@ -133,17 +76,18 @@ struct Compact {
 };
 
 // An empty gradient (`g` null) is all zeros.
-template <bool ADAM, bool DRIFTS>
+template <bool ADAM, bool DRIFTS, bool LOW>
 __device__ __forceinline__ void pass_compact(const Step* step, Tensor* tensor, const uint16_t* g,
                                              uint16_t* hi, uint16_t* lo, uint16_t* d, uint16_t* m,
                                              uint16_t* v, uint64_t n, uint64_t seed) {
-    const Compact<ADAM, DRIFTS> rule(*step, *tensor, seed);
+    const Compact<ADAM, DRIFTS, LOW> rule(*step, *tensor, seed);
     Seen seen;
     uint64_t at = (static_cast<uint64_t>(blockIdx.x) * kBlock + threadIdx.x) * kPack;
     if (at + kPack <= n) {
-        Pack16 g_r = {}, d_r = {}, v_r = {};
+        Pack16 g_r = {}, lo_r = {}, d_r = {}, v_r = {};
         if (g != nullptr) g_r = load16(g + at);
-        Pack16 hi_r = load16(hi + at), lo_r = load16(lo + at), m_r = load16(m + at);
+        Pack16 hi_r = load16(hi + at), m_r = load16(m + at);
+        if (LOW) lo_r = load16(lo + at);
         if (DRIFTS) d_r = load16(d + at);
         if (ADAM) v_r = load16(v + at);
 #pragma unroll
@@ -151,7 +95,7 @@ __device__ __forceinline__ void pass_compact(const Step* step, Tensor* tensor, c
             rule.one(at + k, g_r.v[k], hi_r.v[k], lo_r.v[k], d_r.v[k], m_r.v[k], v_r.v[k], seen);
         }
         store16(hi + at, hi_r);
-        store16(lo + at, lo_r);
+        if (LOW) store16(lo + at, lo_r);
         store16(m + at, m_r);
         if (DRIFTS) store16(d + at, d_r);
         if (ADAM) store16(v + at, v_r);
@@ -160,10 +104,11 @@ __device__ __forceinline__ void pass_compact(const Step* step, Tensor* tensor, c
             uint16_t g_r = g != nullptr ? g[at] : uint16_t(0);
             uint16_t d_r = DRIFTS ? d[at] : uint16_t(0);
             uint16_t v_r = ADAM ? v[at] : uint16_t(0);
-            uint16_t hi_r = hi[at], lo_r = lo[at], m_r = m[at];
+            uint16_t lo_r = LOW ? lo[at] : uint16_t(0);
+            uint16_t hi_r = hi[at], m_r = m[at];
             rule.one(at, g_r, hi_r, lo_r, d_r, m_r, v_r, seen);
             hi[at] = hi_r;
-            lo[at] = lo_r;
+            if (LOW) lo[at] = lo_r;
             m[at] = m_r;
             if (DRIFTS) d[at] = d_r;
             if (ADAM) v[at] = v_r;
@@ -172,16 +117,16 @@ __device__ __forceinline__ void pass_compact(const Step* step, Tensor* tensor, c
     report(tensor, seen);
 }
 
-template <bool ADAM>
+template <bool ADAM, bool LOW>
 __device__ __forceinline__ void update_compact(const Step* step, Tensor* tensor, const uint16_t* g,
                                                uint16_t* hi, uint16_t* lo, uint16_t* d, uint16_t* m,
                                                uint16_t* v, uint64_t n, uint64_t seed) {
     // The same words for all threads of the grid, so whole warps branch together.
     if (step->apply == 0) return;
     if (d != nullptr) {
-        pass_compact<ADAM, true>(step, tensor, g, hi, lo, d, m, v, n, seed);
+        pass_compact<ADAM, true, LOW>(step, tensor, g, hi, lo, d, m, v, n, seed);
     } else {
-        pass_compact<ADAM, false>(step, tensor, g, hi, lo, d, m, v, n, seed);
+        pass_compact<ADAM, false, LOW>(step, tensor, g, hi, lo, d, m, v, n, seed);
     }
 }
 
@@ -280,7 +225,7 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     update_plan(const Step* step, const Entry* entries, const Scan* scans, uint32_t count) {
     ptx::grid_enter();
     uint32_t i = blockIdx.x * kBlock + threadIdx.x;
-    if (i >= count || step->apply == 0 || entries[i].compact == 0) return;
+    if (i >= count || step->apply == 0 || entries[i].kept == 0) return;
     Tensor* tensor = entries[i].tensor;
     double moved;
     if (step->adam != 0) {
@@ -292,6 +237,8 @@ extern "C" __global__ void __launch_bounds__(kBlock)
         double carried = __dmul_rn(fabs(step->momentum), tensor->max_moment);
         moved = __dmul_rn(fabs(step->lr), __dadd_rn(carried, force));
     }
+    // A student in one plane moves by up to a unit in the last place more.
+    if (entries[i].kept == 2) moved = __dadd_rn(moved, __dmul_rn(__dadd_rn(tensor->max_theta, moved), 0.0078125));
     double keep = __dadd_rn(1.0, -__dmul_rn(step->teacher_rate, step->clip));
     double bound = __dmul_rn(fabs(keep), __dadd_rn(tensor->max_drift, moved));
     tensor->exponent_next = drift_exponent(bound);
@@ -308,7 +255,7 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     if (i >= count || step->apply == 0) return;
     Tensor* tensor = entries[i].tensor;
     tensor->counter += 1;
-    if (entries[i].compact == 0) return;
+    if (entries[i].kept == 0) return;
     int32_t exponent = tensor->exponent_next;
     double unscale = __longlong_as_double(static_cast<int64_t>(1023 - exponent) << 52);
     float drift = fp16_to_float(static_cast<uint16_t>(tensor->seen_drift));
@@ -320,21 +267,19 @@ extern "C" __global__ void __launch_bounds__(kBlock)
 }
 
 // `n` parameters of one tensor with its own noise `seed`. Grid: ceil(n / 2048) blocks.
-extern "C" __global__ void __launch_bounds__(kBlock)
-    update_sgd_compact_bf16(const Step* step, Tensor* tensor, const uint16_t* g, uint16_t* hi,
-                            uint16_t* lo, uint16_t* d, uint16_t* m, uint16_t* v, uint64_t n,
-                            uint64_t seed) {
-    ptx::grid_enter();
-    update_compact<false>(step, tensor, g, hi, lo, d, m, v, n, seed);
-}
+#define COMPACT(NAME, ADAM, LOW)                                                                              \
+    extern "C" __global__ void __launch_bounds__(kBlock)                                                      \
+        NAME(const Step* step, Tensor* tensor, const uint16_t* g, uint16_t* hi, uint16_t* lo, uint16_t* d,    \
+             uint16_t* m, uint16_t* v, uint64_t n, uint64_t seed) {                                           \
+        ptx::grid_enter();                                                                                    \
+        update_compact<ADAM, LOW>(step, tensor, g, hi, lo, d, m, v, n, seed);                                 \
+    }                                                                                                         \
+    KERNEL_EXPORT(NAME)
 
-extern "C" __global__ void __launch_bounds__(kBlock)
-    update_adamw_compact_bf16(const Step* step, Tensor* tensor, const uint16_t* g, uint16_t* hi,
-                              uint16_t* lo, uint16_t* d, uint16_t* m, uint16_t* v, uint64_t n,
-                              uint64_t seed) {
-    ptx::grid_enter();
-    update_compact<true>(step, tensor, g, hi, lo, d, m, v, n, seed);
-}
+COMPACT(update_sgd_compact_bf16, false, true);
+COMPACT(update_adamw_compact_bf16, true, true);
+COMPACT(update_sgd_approx_bf16, false, false);
+COMPACT(update_adamw_approx_bf16, true, false);
 
 // Grid: ceil(n / 1024) blocks.
 extern "C" __global__ void __launch_bounds__(kBlock)
@@ -353,7 +298,5 @@ extern "C" __global__ void __launch_bounds__(kBlock)
 
 KERNEL_EXPORT(update_plan);
 KERNEL_EXPORT(update_finish);
-KERNEL_EXPORT(update_sgd_compact_bf16);
-KERNEL_EXPORT(update_adamw_compact_bf16);
 KERNEL_EXPORT(update_sgd_exact_f32);
 KERNEL_EXPORT(update_adamw_exact_f32);

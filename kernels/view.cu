@@ -40,7 +40,7 @@ __device__ __forceinline__ float dithered(float x, uint32_t r) {
     return bf16_to_float(float_to_bf16_dithered(x, r));
 }
 
-// Without a drift (`d` null) the teacher is the student.
+// Without a drift (`d` null) the teacher is the student; without `lo` the student is `hi`.
 template <typename T>
 __device__ __forceinline__ void view_compact(const Tensor* tensor, uint32_t show, const uint16_t* hi,
                                              const uint16_t* lo, const uint16_t* d, T* out, uint64_t n,
@@ -50,17 +50,19 @@ __device__ __forceinline__ void view_compact(const Tensor* tensor, uint32_t show
     // The same words for all threads of the grid, so whole warps branch together.
     const bool teacher = show == kDitheredTeacher || show == kJoinedTeacher;
     const bool drifts = teacher && d != nullptr;
+    const bool low = lo != nullptr;
     auto one = [&](uint64_t i, uint16_t hi1, uint16_t lo1, uint16_t d1) -> float {
         if (show == kPlane) return bf16_to_float(hi1);
         uint32_t r = dither_hash(seed, count, i) & 0xFFFFu;
-        float x = theta_join(hi1, lo1, r);
+        float x = low ? theta_join(hi1, lo1, r) : bf16_to_float(hi1);
         if (drifts) x = __fsub_rn(x, __fmul_rn(fp16_to_float(d1), unscale));
         if (show == kDitheredTeacher) return dithered(x, r);
         return show == kEvaluated ? dithered(x, kNearest) : x;
     };
     uint64_t at = (static_cast<uint64_t>(blockIdx.x) * kBlock + threadIdx.x) * kPack;
     if (at + kPack <= n) {
-        Pack16 hi_r = load16(hi + at), lo_r = load16(lo + at), d_r = {};
+        Pack16 hi_r = load16(hi + at), lo_r = {}, d_r = {};
+        if (low) lo_r = load16(lo + at);
         if (drifts) d_r = load16(d + at);
         float x[kPack];
 #pragma unroll
@@ -68,7 +70,7 @@ __device__ __forceinline__ void view_compact(const Tensor* tensor, uint32_t show
         put_pack(out + at, x);
     } else {
         for (; at < n; ++at) {
-            put(out + at, one(index + at, hi[at], lo[at], drifts ? d[at] : uint16_t(0)));
+            put(out + at, one(index + at, hi[at], low ? lo[at] : uint16_t(0), drifts ? d[at] : uint16_t(0)));
         }
     }
 }

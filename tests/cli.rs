@@ -281,7 +281,7 @@ fn plan_prints_one_json_value_and_reads_a_folder() {
         let (code, stdout, stderr) = nepenthe(&[&["plan", "--json"][..], &which].concat());
         assert_eq!(code, 0, "{stderr}");
         let value: serde_json::Value = serde_json::from_str(&stdout).unwrap();
-        assert_eq!(value["modes"].as_array().unwrap().len(), 2);
+        assert_eq!(value["modes"].as_array().unwrap().len(), 4);
         assert_eq!(value["fits"], true);
     }
 }

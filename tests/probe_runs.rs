@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use assert_cmd::cargo::cargo_bin;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const STEPS: usize = 3;
 
@@ -174,32 +174,42 @@ fn precision_replays_the_run_and_leaves_it_alone() {
     let run = recorded(dir.path());
     let before = files(&run);
     let shown = run.display().to_string();
-    let (code, stdout, stderr) = nepenthe(&["probe", "precision", &shown, "--json"]);
+    let states = "compact,tiny,approx";
+    let (code, stdout, stderr) =
+        nepenthe(&["probe", "precision", &shown, "--states", states, "--json"]);
     assert_eq!(code, 0, "{stderr}");
     assert_eq!(files(&run), before);
     let summary: Value = serde_json::from_str(&stdout).unwrap();
     let (replayed, logged) =
         (lines(&run.join("probe/precision.jsonl")), lines(&run.join("metrics.jsonl")));
-    assert_eq!((replayed.len(), logged.len()), (STEPS, STEPS));
-    assert_eq!(summary["last"][0], replayed[STEPS - 1]);
-    for (line, logged) in replayed.iter().zip(&logged) {
-        for key in ["loss_tr", "loss_kl", "grad_norm"] {
-            assert_eq!(line[format!("{key}_exact")], logged[key], "{key}: exact state is the run");
+    assert_eq!((replayed.len(), logged.len()), (3 * STEPS, STEPS));
+    assert_eq!(summary["last"][0], replayed[3 * STEPS - 3]);
+    for (three, logged) in replayed.chunks(3).zip(&logged) {
+        for (line, (state, bytes, most)) in three.iter().zip([
+            ("compact", 10.0, 0.5),
+            ("tiny", 9.015625, 0.5),
+            ("approx", 8.0, 1e3),
+        ]) {
+            for key in ["loss_tr", "loss_kl", "grad_norm"] {
+                let exact = &line[format!("{key}_exact")];
+                assert_eq!(*exact, logged[key], "{key}: exact state is the run");
+            }
+            assert_eq!(
+                (&line["state"], &line["bytes_per_parameter"]),
+                (&json!(state), &json!(bytes))
+            );
+            for key in ["motion_error", "drift_error"] {
+                let error = line[key].as_f64().unwrap();
+                assert!(error > 1e-5 && error < most, "{state}: {key}: {error}");
+            }
+            assert_ne!(line["loss_tr"], line["loss_tr_exact"], "{state} state rounds");
         }
-        assert_eq!(line["bytes_per_parameter"], 10);
-        for key in ["motion_error", "drift_error"] {
-            let error = line[key].as_f64().unwrap();
-            assert!(error > 1e-5 && error < 0.5, "{key}: {error}");
-        }
-        assert_ne!(line["loss_tr"], line["loss_tr_exact"], "compact state rounds");
     }
     for name in ["precision-parameters.svg", "precision-metrics.svg"] {
         let svg = std::fs::read_to_string(run.join("probe").join(name)).unwrap();
         assert!(svg.starts_with("<svg") && svg.contains("compact: "), "{name}");
     }
-    for state in ["tiny", "approx"] {
-        let (code, _, stderr) = nepenthe(&["probe", "precision", &shown, "--states", state]);
-        assert_eq!(code, 2);
-        assert!(stderr.contains(&format!("states: {state}: this build keeps")), "{stderr}");
-    }
+    let (code, _, stderr) = nepenthe(&["probe", "precision", &shown, "--states", "huge"]);
+    assert_eq!(code, 2);
+    assert!(stderr.contains("states: huge is no state mode"), "{stderr}");
 }

@@ -77,10 +77,10 @@ fn bytes(dir: &Path, out: &str, steps: u64) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn twenty_steps_equal_ten_resumed_to_twenty_in_both_state_modes() {
+fn twenty_steps_equal_ten_resumed_to_twenty_in_all_state_modes() {
     let dir = TempDir::new().unwrap();
     inputs(dir.path());
-    for mode in ["exact", "compact"] {
+    for mode in ["exact", "compact", "tiny", "approx"] {
         let state = format!("model.state={mode}");
         let set = ["--set", state.as_str()];
         let (straight, halves) = (format!("{mode}-straight"), format!("{mode}-halves"));

@@ -60,7 +60,7 @@ fn figures_before_saving_and_after_loading_are_equal_bits() {
     for (name, dtype) in [("f32", Dtype::F32), ("bf16", Dtype::Bf16)] {
         let source = dir.path().join(name);
         convert(&golden, &source, dtype);
-        for mode in [StateMode::Exact, StateMode::Compact] {
+        for mode in StateMode::ALL {
             let keep = Keeping {
                 train: Some(Train::All),
                 mode,

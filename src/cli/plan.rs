@@ -76,12 +76,9 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
         Device::Sim | Device::Sim90 => Target::gpu(args.precision.into()),
     };
     let memory = memory(&args.gpu_memory, target)?;
-    let plans = [StateMode::Exact, StateMode::Compact]
-        .map(|mode| Plan::new(&config, &recipe, mode, target, memory));
-    let used = match recipe.state_mode(plans[0].trainable as usize) {
-        StateMode::Exact => &plans[0],
-        StateMode::Compact => &plans[1],
-    };
+    let plans = StateMode::ALL.map(|mode| Plan::new(&config, &recipe, mode, target, memory));
+    let mode = recipe.state_mode(plans[0].trainable as usize);
+    let used = plans.iter().find(|plan| plan.mode == mode.name()).unwrap_or(&plans[0]);
     let value = json!({
         "model": name, "device": target, "memory_bytes": memory, "state": used.mode,
         "fits": used.fits, "modes": plans, "smallest": plans[1].need(),
@@ -91,7 +88,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     used.require()
 }
 
-fn text(name: &str, target: Target, plans: &[Plan; 2], used: &Plan) -> String {
+fn text(name: &str, target: Target, plans: &[Plan], used: &Plan) -> String {
     let mut rows =
         vec![std::iter::once("").chain(plans.iter().map(|p| p.mode)).map(str::to_owned).collect()];
     let mut row = |label: &str, cell: &dyn Fn(&Plan) -> String| {

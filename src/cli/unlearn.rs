@@ -6,8 +6,9 @@ use serde_json::Value;
 
 use super::checks::{check_data, check_out};
 use super::engine::{self, DeviceArgs, Training};
-use super::output::{Output, table};
+use super::output::{Output, note, table};
 use crate::error::{Error, Result};
+use crate::run::recipe::StateKey;
 use crate::run::{Recipe, page};
 
 /// Options of `unlearn`.
@@ -87,6 +88,12 @@ impl RunArgs {
     pub(super) fn start(&self, recipe: Recipe, out: &Output) -> Result<()> {
         let engine = self.device.open()?;
         check_out(&self.out, self.resume)?;
+        if recipe.model.state == StateKey::Approx {
+            note(
+                "warning: approx state rounds the weights to bf16 at every step: most of a small step is lost in noise. \
+                 compact state keeps it for 2 bytes a parameter more",
+            );
+        }
         check_data("data.forget", &recipe.data.forget)?;
         if recipe.method.penalty != "none" {
             check_data("data.retain", &recipe.data.retain)?;

@@ -83,6 +83,36 @@ pub fn from_f16(h: u16) -> f32 {
     f32::from_bits(sign | if shifted < 1 << 23 { small } else { large })
 }
 
+/// Numbers of a block of an 8-bit momentum, which have one scale: what a warp handles.
+pub const MOMENT_BLOCK: usize = 256;
+
+/// Returns the scale of a block whose largest magnitude is `top`.
+#[inline(always)]
+pub fn block_scale(top: f32) -> f32 {
+    top / 127.0
+}
+
+/// Rounds a number of a block to 8 bits with rounding bits `r` < 2^16: stochastic for random ones, so that what is far
+/// below the block's largest is kept on average.
+#[inline(always)]
+pub fn to_block(x: f32, scale: f32, r: u32) -> i8 {
+    let steps = if scale > 0.0 { x / scale } else { 0.0 };
+    // A sixteen-bit number times 2^-16 is exact.
+    (steps + r as f32 * (1.0 / 65536.0)).floor().clamp(-127.0, 127.0) as i8
+}
+
+/// Widens what [`to_block`] made.
+#[inline(always)]
+pub fn from_block(q: i8, scale: f32) -> f32 {
+    f32::from(q) * scale
+}
+
+/// Rounds a magnitude up to a bf16.
+#[inline(always)]
+pub fn ceil_bf16(magnitude: f32) -> u16 {
+    (magnitude.to_bits().saturating_add(0xffff) >> 16) as u16
+}
+
 /// Draws the rounding bits of the second moment from the noise, independent of both its halves.
 #[inline(always)]
 pub fn remix(noise: u32) -> u32 {
@@ -138,6 +168,23 @@ mod tests {
             let scaled = bound * 2f64.powi(drift_exponent(bound));
             prop_assert!(scaled <= 8192.0 && scaled > 2000.0);
         }
+    }
+
+    #[test]
+    fn a_blocks_numbers_are_off_by_a_step_at_most_and_right_on_average() {
+        let (top, n) = (0.3f32, 1u64 << 14);
+        let scale = block_scale(top);
+        for x in [top, -top, 0.0, 1e-5, -0.0371, 0.2999] {
+            let drawn = (0..n).map(|i| from_block(to_block(x, scale, noise(3, 7, i) >> 16), scale));
+            let drawn: Vec<f32> = drawn.collect();
+            assert!(drawn.iter().all(|y| (y - x).abs() <= scale * 1.0001), "{x}");
+            let mean = drawn.iter().map(|y| f64::from(*y)).sum::<f64>() / n as f64;
+            // Half a step of standard deviation, 128 times less for the mean: six of those.
+            let bound = f64::from(scale) * 6.0 * 0.5 / 128.0;
+            assert!((mean - f64::from(x)).abs() < bound, "{x}: {mean}");
+        }
+        assert_eq!(to_block(0.0, 0.0, 0xffff), 0);
+        assert!(widen(ceil_bf16(0.3)) >= 0.3 && widen(ceil_bf16(0.3)) < 0.3 * 1.01);
     }
 
     #[test]

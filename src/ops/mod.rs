@@ -20,8 +20,8 @@ pub use compute::{
 };
 pub use rule::{CustomRule, DeviceView, KernelArg, Kernels, TensorPlace, TensorView};
 pub use state::{
-    Distances, GradScan, ParamSpec, Role, State, StateMode, StepOutcome, StepSettings, TeacherForm,
-    UpdateRule, UpdateScalars,
+    Distances, GradScan, ParamSpec, Role, State, StateBytes, StateMode, StepOutcome, StepSettings,
+    TeacherForm, UpdateRule, UpdateScalars,
 };
 pub use sweep::{Sweep, Tallied};
 pub use weight::{DocumentFormula, Matched, TokenFormula, TokenWeight};

@@ -245,9 +245,9 @@ pub(crate) fn other_rule() -> Error {
         .hint("a rule of the caller's own takes UpdateRule::custom(&rule) when they are made, and update_custom after")
 }
 
-/// Returns the error for parameters of a custom rule in compact state.
-pub(crate) fn not_exact(name: &str) -> Error {
-    Error::config(format!("{name}: a rule of the caller's own needs exact state, got compact"))
+/// Returns the error for parameters of a custom rule in another state than exact.
+pub(crate) fn not_exact(name: &str, mode: &str) -> Error {
+    Error::config(format!("{name}: a rule of the caller's own needs exact state, got {mode}"))
         .hint("--set model.state=exact, StateMode::Exact in the library")
 }
 

@@ -230,25 +230,21 @@ impl Plan {
     ) -> Self {
         let layout = Layout::new(config, recipe.train());
         let (all, trained) = (layout.parameters() as u64, layout.trainable() as u64);
-        let exact = mode == StateMode::Exact;
         let form = recipe.teacher(mode);
+        let kept = mode.bytes();
+        let trained_bytes = |each: f64| (each * trained as f64) as u64;
         let number = if target == Target::Cuda { 2 } else { 4 };
-        let moments = if recipe.optim.optimizer == Optimizer::Adamw { 2 } else { 1 };
+        let moments = if recipe.optim.optimizer == Optimizer::Adamw { 2.0 } else { 1.0 };
         let loss = recipe.method().ok().map(|method| method.loss.rows(&recipe.method.knobs));
         let has_base = loss.is_some_and(Rows::reads_base);
-        let teacher = match form {
-            TeacherForm::None => 0,
-            _ if exact => 4,
-            _ => 2,
-        };
-        let kept = if exact { 4 } else { 2 };
+        let teacher = if form == TeacherForm::None { 0.0 } else { kept.teacher };
         let buffers = if recipe.method.combine == "sum" { 1 } else { 2 };
         let mut resident = vec![
-            Category { name: "weights, trainable", bytes: 4 * trained },
+            Category { name: "weights, trainable", bytes: trained_bytes(kept.weights) },
             Category { name: "weights, frozen", bytes: number * (all - trained) },
-            Category { name: "teacher", bytes: teacher * trained },
-            Category { name: "optimizer state", bytes: moments * kept * trained },
-            Category { name: "gradients", bytes: kept * trained * buffers },
+            Category { name: "teacher", bytes: trained_bytes(teacher) },
+            Category { name: "optimizer state", bytes: trained_bytes(moments * kept.moment) },
+            Category { name: "gradients", bytes: buffers * trained_bytes(kept.gradient) },
         ];
         if has_base {
             resident.push(Category { name: "base model", bytes: number * all });
@@ -276,7 +272,8 @@ impl Plan {
         resident.push(Category { name: "logits chunk", bytes: logits });
         // Split weights and a teacher kept as drift are shown through a scratch, layer by layer; a device that computes
         // in bf16 shows all.
-        let shown = !exact || form == TeacherForm::Drift || target == Target::Cuda;
+        let shown =
+            mode != StateMode::Exact || form == TeacherForm::Drift || target == Target::Cuda;
         let block = |b: usize| layout.blocks[b].len() as u64;
         let mut scratch = 2 * config.head_width as u64;
         if shown {
@@ -311,7 +308,7 @@ impl Plan {
         let max_tokens = count.max_tokens(least, memory);
         let (again_flop, again_seconds) = count.again(saving);
         Self {
-            mode: if exact { "exact" } else { "compact" },
+            mode: mode.name(),
             trainable: trained,
             parameters: all,
             resident,

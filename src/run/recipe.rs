@@ -59,9 +59,10 @@ pub struct ModelSection {
     pub base: PathBuf,
     /// `body` (all but embeddings, head, norms) or `all`.
     pub train: TrainKey,
-    /// `auto` (compact from 3e9 trainable parameters up), `exact` or `compact`.
+    /// `auto` (compact from 3e9 trainable parameters up), `exact` (16 bytes a trained parameter), `compact` (10), `tiny` (9:
+    /// SGD's momentum in 8 bits) or `approx` (8: weights in one bf16, rounded stochastically; loses most of small steps).
     pub state: StateKey,
-    /// `full` or `drift`; compact state always keeps the drift.
+    /// `full` or `drift`; all states but exact keep the drift.
     pub teacher: TeacherKey,
 }
 
@@ -176,7 +177,11 @@ key!(
         /// fp32.
         Exact,
         /// 10 bytes a parameter.
-        Compact
+        Compact,
+        /// 9 bytes a parameter, SGD only.
+        Tiny,
+        /// 8 bytes a parameter, most of a small step lost.
+        Approx
     }
 );
 key!(
@@ -328,6 +333,8 @@ impl Recipe {
         match self.model.state {
             StateKey::Exact => StateMode::Exact,
             StateKey::Compact => StateMode::Compact,
+            StateKey::Tiny => StateMode::Tiny,
+            StateKey::Approx => StateMode::Approx,
             StateKey::Auto if trainable >= 3_000_000_000 => StateMode::Compact,
             StateKey::Auto => StateMode::Exact,
         }

@@ -2,23 +2,27 @@
 
 mod custom;
 mod saved;
+mod show;
 
 use pulp::{Arch, Simd, WithSimd};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::update::{Element, Numbers, Scale, fold, update_compact, update_exact};
+use super::update::{Element, Numbers, Scale, fold, update_exact};
+use super::update::{SplitBuffers, update_split};
 use super::{Cpu, Grad, GradData, Real};
 use crate::error::{Error, Kind, Result};
 use crate::ops::format::{
-    EXPONENT_LIMIT, NEAREST, drift_exponent, from_f16, join, narrow, noise, split, to_f16, widen,
+    EXPONENT_LIMIT, MOMENT_BLOCK, drift_exponent, from_block, from_f16, join, narrow_even, noise,
+    split, to_f16, widen,
 };
-use crate::ops::rule::{not_exact, other_rule};
-use crate::ops::state::{Distances, GradScan, StepOutcome, StepSettings};
+use crate::ops::rule::other_rule;
+use crate::ops::state::{Distances, GradScan, MOMENT_SCALES, StepOutcome, StepSettings};
 use crate::ops::{
     CustomRule, ParamSpec, Role, State, StateMode, TeacherForm, TensorPlace, UpdateRule,
     UpdateScalars,
 };
 use saved::{SCALAR_BYTES, restore_scalars, scalar_bytes};
+use show::Show;
 
 /// A parameter on the CPU with its teacher and optimizer state.
 #[derive(Debug, Clone)]
@@ -34,7 +38,7 @@ pub struct Param<T> {
 enum Store<T> {
     Frozen(Vec<T>),
     Exact(Exact<T>),
-    Compact(Compact),
+    Split(Split),
 }
 
 /// Absent buffers are empty.
@@ -47,13 +51,20 @@ struct Exact<T> {
     second: Vec<T>,
 }
 
+/// Compact, tiny and approx state. Absent buffers are empty.
 #[derive(Debug, Clone)]
-struct Compact {
+struct Split {
     hi: Vec<u16>,
+    /// Absent in approx state.
     lo: Vec<u16>,
     drift: Vec<u16>,
+    /// Absent in tiny state.
     first: Vec<u16>,
     second: Vec<u16>,
+    /// The first moment of tiny state.
+    bytes: Vec<i8>,
+    /// The scale of each of its blocks.
+    scales: Vec<f32>,
     scale: Scale,
 }
 
@@ -67,7 +78,55 @@ impl<T> Param<T> {
         match &self.store {
             Store::Frozen(theta) => theta.len(),
             Store::Exact(exact) => exact.theta.len(),
-            Store::Compact(compact) => compact.hi.len(),
+            Store::Split(split) => split.hi.len(),
+        }
+    }
+}
+
+impl Split {
+    /// Makes the planes of `initial`; the teacher starts equal to it.
+    fn new(
+        spec: &ParamSpec,
+        seed: u64,
+        initial: &[f32],
+        (first, second): (usize, usize),
+    ) -> Result<Self> {
+        let (name, len) = (spec.name.as_str(), spec.len);
+        let (low, tiny) = (spec.mode != StateMode::Approx, spec.mode == StateMode::Tiny);
+        let of = |wanted: bool, len: usize| if wanted { len } else { 0 };
+        let mut hi = filled(name, len, 0u16)?;
+        let mut lo = filled(name, of(low, len), 0u16)?;
+        let mut max_theta = 0f32;
+        for (i, theta) in initial.iter().enumerate() {
+            if low {
+                (hi[i], lo[i]) = split(*theta, noise(seed, 0, i as u64) & 0xffff);
+            } else {
+                hi[i] = narrow_even(*theta);
+            }
+            max_theta = max_theta.max(theta.abs());
+        }
+        Ok(Self {
+            hi,
+            lo,
+            drift: filled(name, of(spec.teacher == TeacherForm::Drift, len), 0u16)?,
+            first: filled(name, of(!tiny, first), 0u16)?,
+            second: filled(name, second, 0u16)?,
+            bytes: filled(name, of(tiny, first), 0i8)?,
+            scales: filled(name, of(tiny, first).div_ceil(MOMENT_BLOCK), 0f32)?,
+            scale: Scale {
+                exponent: 0,
+                max_drift: 0.0,
+                max_moment: 0.0,
+                max_theta: f64::from(max_theta),
+            },
+        })
+    }
+
+    /// Returns the student's number `i` as it is stored, under seed and step of its noise.
+    fn theta(&self, (seed, counter): (u64, u64), i: usize) -> f32 {
+        match self.lo.get(i) {
+            Some(lo) => join(self.hi[i], *lo, noise(seed, counter, i as u64) & 0xffff),
+            None => widen(self.hi[i]),
         }
     }
 }
@@ -80,90 +139,6 @@ fn filled<X: Copy>(name: &str, len: usize, value: X) -> Result<Vec<X>> {
     })?;
     out.resize(len, value);
     Ok(out)
-}
-
-/// What a pass over the planes makes of them.
-#[derive(Clone, Copy)]
-enum Show {
-    /// The bf16 plane.
-    Plane,
-    /// The teacher in bf16, under the student's rounding bits.
-    DitheredTeacher,
-    /// The student rounded to the nearest bf16.
-    Nearest,
-    /// The student in fp32.
-    Joined,
-    /// The teacher in fp32.
-    JoinedTeacher,
-}
-
-struct ShowPass<'a, O> {
-    planes: (&'a [u16], &'a [u16], &'a [u16]),
-    out: &'a mut [O],
-    show: Show,
-    offset: usize,
-    seed: u64,
-    counter: u64,
-    /// 2^-k of the drift.
-    unscale: f32,
-}
-
-impl<O: Real> WithSimd for ShowPass<'_, O> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        let (hi, lo, drift) = self.planes;
-        let n = self.out.len();
-        let (hi, lo, out) = (&hi[..n], &lo[..n], self.out);
-        let high = (self.offset as u64) & !0xffff_ffff;
-        let low = self.offset as u32;
-        let random = |i: usize| {
-            let index = high | u64::from(low.wrapping_add(i as u32));
-            noise(self.seed, self.counter, index) & 0xffff
-        };
-        macro_rules! each {
-            (|$i:ident| $value:expr) => {
-                for $i in 0..n {
-                    out[$i] = O::from_f32($value);
-                }
-            };
-        }
-        match self.show {
-            Show::Plane => each!(|i| widen(hi[i])),
-            Show::Nearest => each!(|i| widen(narrow(join(hi[i], lo[i], random(i)), NEAREST))),
-            Show::Joined => each!(|i| join(hi[i], lo[i], random(i))),
-            Show::DitheredTeacher => {
-                let drift = &drift[..n];
-                each!(|i| {
-                    let r = random(i);
-                    let teacher = join(hi[i], lo[i], r) - from_f16(drift[i]) * self.unscale;
-                    widen(narrow(teacher, r))
-                });
-            }
-            Show::JoinedTeacher => {
-                let drift = &drift[..n];
-                each!(|i| join(hi[i], lo[i], random(i)) - from_f16(drift[i]) * self.unscale);
-            }
-        }
-    }
-}
-
-impl Compact {
-    /// Writes what `show` asks for; without a drift the teacher is the student.
-    fn show<O: Real>(&self, (seed, counter): (u64, u64), show: Show, out: &mut [O]) {
-        let show = match (self.drift.is_empty(), show) {
-            (true, Show::DitheredTeacher) => Show::Plane,
-            (true, Show::JoinedTeacher) => Show::Joined,
-            _ => show,
-        };
-        let unscale = 2f32.powi(-self.scale.exponent);
-        let planes = (&self.hi[..], &self.lo[..], &self.drift[..]);
-        let leaf = |(planes, out), offset, _| {
-            Arch::new().dispatch(ShowPass { planes, out, show, offset, seed, counter, unscale });
-        };
-        fold((planes, out), 0, self.hi.len(), &leaf, &|(), ()| ());
-    }
 }
 
 struct ScanPass<'a, G, T>(&'a [G], std::marker::PhantomData<T>);
@@ -258,41 +233,14 @@ impl<T: Real> State for Cpu<T> {
         init: &mut dyn FnMut(&mut [f32]) -> Result<()>,
     ) -> Result<Param<T>> {
         let (name, len) = (spec.name.as_str(), spec.len);
-        let compact = spec.trainable && spec.mode == StateMode::Compact;
-        if compact && spec.teacher == TeacherForm::Full {
-            return Err(Error::config(format!(
-                "{name}: compact state keeps a teacher as drift, got a full one"
-            )));
-        }
+        spec.check()?;
         let mut initial = filled(name, len, 0f32)?;
         init(&mut initial)?;
-        if compact && matches!(spec.rule, UpdateRule::Custom { .. }) {
-            return Err(not_exact(name));
-        }
         let [first, second] =
             spec.rule.moment_names().map(|name| if name.is_empty() { 0 } else { len });
         let seed = xxh3_64_with_seed(name.as_bytes(), spec.seed);
-        let store = if compact {
-            let (mut hi, mut lo) = (filled(name, len, 0u16)?, filled(name, len, 0u16)?);
-            let mut max_theta = 0f32;
-            for (i, theta) in initial.iter().enumerate() {
-                (hi[i], lo[i]) = split(*theta, noise(seed, 0, i as u64) & 0xffff);
-                max_theta = max_theta.max(theta.abs());
-            }
-            let drift = if spec.teacher == TeacherForm::Drift { len } else { 0 };
-            Store::Compact(Compact {
-                hi,
-                lo,
-                drift: filled(name, drift, 0u16)?,
-                first: filled(name, first, 0u16)?,
-                second: filled(name, second, 0u16)?,
-                scale: Scale {
-                    exponent: 0,
-                    max_drift: 0.0,
-                    max_moment: 0.0,
-                    max_theta: f64::from(max_theta),
-                },
-            })
+        let store = if spec.is_split() {
+            Store::Split(Split::new(spec, seed, &initial, (first, second))?)
         } else {
             let mut theta = filled(name, len, T::ZERO)?;
             theta.iter_mut().zip(&initial).for_each(|(to, from)| *to = T::from_f32(*from));
@@ -330,19 +278,16 @@ impl<T: Real> State for Cpu<T> {
                     *teacher = if exact.form == TeacherForm::Full { value } else { *theta - value };
                 }
             }
-            Store::Compact(compact) => {
-                let drift = |i: usize| {
-                    let r = noise(seed, counter, i as u64) & 0xffff;
-                    join(compact.hi[i], compact.lo[i], r) - values[i]
-                };
-                let all = 0..compact.drift.len();
+            Store::Split(split) => {
+                let drift = |i: usize| split.theta((seed, counter), i) - values[i];
+                let all = 0..split.drift.len();
                 let max = all.clone().map(|i| f64::from(drift(i).abs())).fold(0.0, f64::max);
                 let exponent = drift_exponent(max).clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT);
                 let stored: Vec<u16> =
                     all.map(|i| to_f16(drift(i) * 2f32.powi(exponent))).collect();
-                compact.drift = stored;
-                compact.scale.exponent = exponent;
-                compact.scale.max_drift = max;
+                split.drift = stored;
+                split.scale.exponent = exponent;
+                split.scale.max_drift = max;
             }
         }
     }
@@ -351,7 +296,7 @@ impl<T: Real> State for Cpu<T> {
         let len = if spec.trainable { spec.len } else { 0 };
         let data = match spec.mode {
             StateMode::Exact => GradData::Wide(filled(&spec.name, len, T::ZERO)?),
-            StateMode::Compact => GradData::Bf16(filled(&spec.name, len, 0u16)?),
+            _ => GradData::Bf16(filled(&spec.name, len, 0u16)?),
         };
         Ok(Grad { data, empty: true })
     }
@@ -382,13 +327,13 @@ impl<T: Real> State for Cpu<T> {
                 }
             },
             (Store::Exact(exact), Role::Student | Role::Evaluated) => &exact.theta,
-            (Store::Compact(compact), role) => {
+            (Store::Split(split), role) => {
                 let show = match role {
                     Role::Student => Show::Plane,
                     Role::Teacher => Show::DitheredTeacher,
                     Role::Evaluated => Show::Nearest,
                 };
-                compact.show((param.seed, param.counter), show, &mut scratch[..n]);
+                split.show((param.seed, param.counter), show, &mut scratch[..n]);
                 &scratch[..n]
             }
         }
@@ -398,7 +343,7 @@ impl<T: Real> State for Cpu<T> {
         match &param.store {
             Store::Frozen(_) => false,
             Store::Exact(exact) => role == Role::Teacher && exact.form == TeacherForm::Drift,
-            Store::Compact(_) => true,
+            Store::Split(_) => true,
         }
     }
 
@@ -445,11 +390,11 @@ impl<T: Real> State for Cpu<T> {
                 let buffers = (&mut theta[..], &mut teacher[..], &mut first[..], &mut second[..]);
                 update_exact(buffers, full, numbers, &param.rule, scalars);
             }
-            Store::Compact(Compact { hi, lo, drift, first, second, scale }) => {
-                let moments = (&mut first[..], &mut second[..]);
-                let buffers = (&mut hi[..], &mut lo[..], &mut drift[..], moments.0, moments.1);
+            Store::Split(split) => {
                 let key = (param.seed, param.counter);
-                update_compact(buffers, scale, key, numbers, scan, &param.rule, scalars);
+                let Split { hi, lo, drift, first, second, bytes, scales, scale } = split;
+                let buffers = SplitBuffers { hi, lo, drift, first, second, bytes, scales };
+                update_split(buffers, scale, key, numbers, scan, &param.rule, scalars);
             }
         }
         param.counter += 1;
@@ -502,14 +447,14 @@ impl<T: Real> State for Cpu<T> {
                 out.iter_mut().enumerate().for_each(|(i, to)| *to = exact.teacher_at(i).to_f32());
             }
             (Store::Exact(exact), _) => fill(out, &exact.theta),
-            (Store::Compact(compact), role) => {
+            (Store::Split(split), role) => {
                 let show = match role {
                     Role::Teacher => Show::JoinedTeacher,
                     Role::Student => Show::Joined,
                     // As evaluation views it, so that a saved model has the figures it was saved with.
                     Role::Evaluated => Show::Nearest,
                 };
-                compact.show((param.seed, param.counter), show, out);
+                split.show((param.seed, param.counter), show, out);
             }
         }
     }
@@ -528,12 +473,11 @@ impl<T: Real> State for Cpu<T> {
                     }
                 })
             }
-            Store::Compact(compact) => {
-                let unscale = 2f64.powi(-compact.scale.exponent);
+            Store::Split(split) => {
+                let unscale = 2f64.powi(-split.scale.exponent);
                 measure(initial, |i| {
-                    let r = noise(param.seed, param.counter, i as u64) & 0xffff;
-                    let theta = f64::from(join(compact.hi[i], compact.lo[i], r));
-                    let drift = compact.drift.get(i).map_or(0.0, |d| f64::from(from_f16(*d)));
+                    let theta = f64::from(split.theta((param.seed, param.counter), i));
+                    let drift = split.drift.get(i).map_or(0.0, |d| f64::from(from_f16(*d)));
                     (theta, theta - drift * unscale)
                 })
             }
@@ -560,16 +504,20 @@ impl<T: Real> State for Cpu<T> {
                     write(name, bytemuck::cast_slice(buffer))?;
                 }
             }
-            Store::Compact(compact) => {
+            Store::Split(split) => {
                 let named = [
-                    ("theta_hi", &compact.hi),
-                    ("theta_lo", &compact.lo),
-                    ("drift", &compact.drift),
-                    (first, &compact.first),
-                    (second, &compact.second),
+                    ("theta_hi", &split.hi),
+                    ("theta_lo", &split.lo),
+                    ("drift", &split.drift),
+                    (first, &split.first),
+                    (second, &split.second),
                 ];
                 for (name, buffer) in named.into_iter().filter(|(_, buffer)| !buffer.is_empty()) {
                     write(name, bytemuck::cast_slice(buffer))?;
+                }
+                if !split.bytes.is_empty() {
+                    write(first, bytemuck::cast_slice(&split.bytes))?;
+                    write(MOMENT_SCALES, bytemuck::cast_slice(&split.scales))?;
                 }
             }
         }
@@ -597,16 +545,20 @@ impl<T: Real> State for Cpu<T> {
                     read(name, bytemuck::cast_slice_mut(buffer))?;
                 }
             }
-            Store::Compact(compact) => {
+            Store::Split(split) => {
                 let named = [
-                    ("theta_hi", &mut compact.hi),
-                    ("theta_lo", &mut compact.lo),
-                    ("drift", &mut compact.drift),
-                    (first, &mut compact.first),
-                    (second, &mut compact.second),
+                    ("theta_hi", &mut split.hi),
+                    ("theta_lo", &mut split.lo),
+                    ("drift", &mut split.drift),
+                    (first, &mut split.first),
+                    (second, &mut split.second),
                 ];
                 for (name, buffer) in named.into_iter().filter(|(_, buffer)| !buffer.is_empty()) {
                     read(name, bytemuck::cast_slice_mut(buffer))?;
+                }
+                if !split.bytes.is_empty() {
+                    read(first, bytemuck::cast_slice_mut(&mut split.bytes))?;
+                    read(MOMENT_SCALES, bytemuck::cast_slice_mut(&mut split.scales))?;
                 }
             }
         }
@@ -628,8 +580,14 @@ impl<T: Real> State for Cpu<T> {
                 let moment = [&exact.first, &exact.second][which];
                 out.iter_mut().zip(moment).for_each(|(to, x)| *to = x.to_f32());
             }
-            Store::Compact(compact) => {
-                let moment = [&compact.first, &compact.second][which];
+            Store::Split(split) if !split.bytes.is_empty() => {
+                let blocks = split.bytes.chunks(MOMENT_BLOCK).zip(&split.scales);
+                for (to, (block, scale)) in out.chunks_mut(MOMENT_BLOCK).zip(blocks) {
+                    to.iter_mut().zip(block).for_each(|(to, q)| *to = from_block(*q, *scale));
+                }
+            }
+            Store::Split(split) => {
+                let moment = [&split.first, &split.second][which];
                 out.iter_mut().zip(moment).for_each(|(to, x)| *to = widen(*x));
             }
         }

@@ -2,14 +2,15 @@
 //!
 //! Chunks are cut by length alone and joined in a fixed tree, so results do not depend on the threads.
 
+mod split;
+
 use pulp::{Arch, Simd, WithSimd};
 
 use super::{Grad, GradData, Real};
-use crate::ops::format::{
-    EXPONENT_LIMIT, drift_exponent, from_f16, join, narrow, noise, remix, split, to_f16, widen,
-};
-use crate::ops::state::{AdamNumbers, moments_bound};
-use crate::ops::{GradScan, UpdateRule, UpdateScalars};
+use crate::ops::format::widen;
+use crate::ops::state::AdamNumbers;
+use crate::ops::{UpdateRule, UpdateScalars};
+pub(super) use split::{Scale, SplitBuffers, update_split};
 
 /// Elements per chunk; a power of two, so that a chunk never straddles 2^32.
 pub(super) const CHUNK: usize = 1 << 14;
@@ -323,184 +324,4 @@ pub(super) fn update_exact<T: Real>(
         },
         &|(), ()| (),
     );
-}
-
-/// The buffers of a compact parameter: hi, lo, drift, first moment, second moment; absent ones empty.
-pub(super) type CompactBuffers<'a> =
-    (&'a mut [u16], &'a mut [u16], &'a mut [u16], &'a mut [u16], &'a mut [u16]);
-
-/// The few numbers of a compact parameter.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Scale {
-    /// The drift is stored times 2^exponent.
-    pub exponent: i32,
-    /// max |d|.
-    pub max_drift: f64,
-    /// max |u| of the first moment as stored.
-    pub max_moment: f64,
-    /// max |theta|.
-    pub max_theta: f64,
-}
-
-impl Scale {
-    /// Bounds |s| of the coming step: for AdamW the clamp of the moments' part, and the whole.
-    fn step_bound(
-        &self,
-        rule: &UpdateRule,
-        scan: &GradScan,
-        scalars: &UpdateScalars,
-    ) -> (f64, f64) {
-        let lr = scalars.lr.abs();
-        match *rule {
-            UpdateRule::Sgd { momentum } => {
-                let pull = (scalars.damping * self.max_drift).abs();
-                let force = scalars.clip.abs() * (scan.max_abs + pull);
-                (f64::INFINITY, lr * (momentum.abs() * self.max_moment + force))
-            }
-            UpdateRule::AdamW { betas, weight_decay, .. } => {
-                let moments = moments_bound(betas, scalars.lr, scalars.step);
-                (moments, moments + lr * weight_decay.abs() * self.max_theta)
-            }
-            // Never in compact state.
-            UpdateRule::Custom { .. } => (f64::INFINITY, f64::INFINITY),
-        }
-    }
-}
-
-/// What all chunks of a compact pass share, and where the chunk begins.
-#[derive(Clone, Copy)]
-struct Compact {
-    offset: usize,
-    seed: u64,
-    counter: u64,
-    rule: Rule<f32>,
-    pull: Pull<f32>,
-    /// 2^-k of the drift as it is and 2^k of the drift as it will be.
-    scales: (f32, f32),
-    /// Largest part of an AdamW step that its moments make.
-    clamp: f32,
-}
-
-struct CompactPass<'a, G, const DRIFTS: bool> {
-    buffers: CompactBuffers<'a>,
-    grad: &'a [G],
-    with: Compact,
-}
-
-/// Maxima of stored bits: drift, first moment, theta.
-type Seen = (u16, u16, u32);
-
-impl<G: Element, const DRIFTS: bool> WithSimd for CompactPass<'_, G, DRIFTS> {
-    type Output = Seen;
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> Seen {
-        let (hi, lo, drift, m, v) = self.buffers;
-        let n = hi.len();
-        let (lo, m, grad) = (&mut lo[..n], &mut m[..n], &self.grad[..n]);
-        let drift = if DRIFTS { &mut drift[..n] } else { &mut [] };
-        let Compact { offset, seed, counter, rule, pull, scales, clamp } = self.with;
-        let high = (offset as u64) & !0xffff_ffff;
-        let low = offset as u32;
-        let (mut max_drift, mut max_moment, mut max_theta) = (0u16, 0u16, 0u32);
-        macro_rules! pass {
-            (|$i:ident, $theta:ident, $g:ident, $random:ident| $step:block) => {
-                for $i in 0..n {
-                    let index = high | u64::from(low.wrapping_add($i as u32));
-                    let old = noise(seed, counter, index) & 0xffff;
-                    let $random = noise(seed, counter + 1, index);
-                    let $theta = join(hi[$i], lo[$i], old);
-                    let d = if DRIFTS { from_f16(drift[$i]) * scales.0 } else { 0.0 };
-                    let $g = grad[$i].wide::<f32>() * pull.clip + pull.damping * d;
-                    let step: f32 = $step;
-                    let theta = $theta + step;
-                    (hi[$i], lo[$i]) = split(theta, $random & 0xffff);
-                    max_theta = max_theta.max(theta.to_bits() & 0x7fff_ffff);
-                    max_moment = max_moment.max(m[$i] & 0x7fff);
-                    if DRIFTS {
-                        let stored = to_f16(pull.keep * (d + step) * scales.1);
-                        drift[$i] = stored;
-                        max_drift = max_drift.max(stored & 0x7fff);
-                    }
-                }
-            };
-        }
-        match rule {
-            Rule::Sgd { momentum, lr } => pass!(|i, _theta, g, random| {
-                let u = momentum * widen(m[i]) + g;
-                m[i] = narrow(u, random >> 16);
-                -lr * u
-            }),
-            Rule::AdamW(adam) => {
-                let v = &mut v[..n];
-                pass!(|i, theta, g, random| {
-                    let first = widen(m[i]);
-                    let first = first + adam.one_minus_b1 * (g - first);
-                    let second = adam.b2 * widen(v[i]) + adam.one_minus_b2 * g * g;
-                    m[i] = narrow(first, random >> 16);
-                    v[i] = narrow(second, remix(random));
-                    // Kept off zero so that 0 / 0 is 0 with eps = 0.
-                    let scale =
-                        (second.sqrt() / adam.root_correction + adam.eps).max(f32::MIN_POSITIVE);
-                    let move_by = (adam.step_size * (first / scale)).max(-clamp).min(clamp);
-                    -(move_by + adam.decay * theta)
-                });
-            }
-        }
-        (max_drift, max_moment, max_theta)
-    }
-}
-
-/// Updates a compact parameter and its scale; `counter` is the number of updates before this one.
-#[allow(clippy::too_many_arguments)]
-pub(super) fn update_compact<T: Real>(
-    buffers: CompactBuffers<'_>,
-    scale: &mut Scale,
-    (seed, counter): (u64, u64),
-    grad: Numbers<'_, T>,
-    scan: &GradScan,
-    rule: &UpdateRule,
-    scalars: &UpdateScalars,
-) {
-    let Some(step_rule) = Rule::new(rule, scalars) else { return };
-    let keep = 1.0 - scalars.teacher_rate * scalars.clip;
-    let (clamp, step) = scale.step_bound(rule, scan, scalars);
-    let exponent = drift_exponent(keep.abs() * (scale.max_drift + step))
-        .clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT);
-    let scales = (2f32.powi(-scale.exponent), 2f32.powi(exponent));
-    let pull = Pull::new(scalars);
-    let clamp = clamp as f32;
-    let run = Compact { offset: 0, seed, counter, rule: step_rule, pull, scales, clamp };
-    let len = buffers.0.len();
-    let (drift, moment, theta) = fold(
-        (buffers, grad),
-        0,
-        len,
-        &|(buffers, grad), offset, _| {
-            let run = Compact { offset, ..run };
-            match grad {
-                Numbers::Zeros => run.pass(buffers, T::zeros(CHUNK)),
-                Numbers::Wide(grad) => run.pass(buffers, grad),
-                Numbers::Bf16(grad) => run.pass(buffers, grad),
-            }
-        },
-        &|a: Seen, b: Seen| (a.0.max(b.0), a.1.max(b.1), a.2.max(b.2)),
-    );
-    *scale = Scale {
-        exponent,
-        max_drift: f64::from(from_f16(drift)) * 2f64.powi(-exponent),
-        max_moment: f64::from(widen(moment)),
-        max_theta: f64::from(f32::from_bits(theta)),
-    };
-}
-
-impl Compact {
-    fn pass<G: Element>(self, buffers: CompactBuffers<'_>, grad: &[G]) -> Seen {
-        let arch = Arch::new();
-        if buffers.2.is_empty() {
-            arch.dispatch(CompactPass::<_, false> { buffers, grad, with: self })
-        } else {
-            arch.dispatch(CompactPass::<_, true> { buffers, grad, with: self })
-        }
-    }
 }

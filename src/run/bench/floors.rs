@@ -5,7 +5,7 @@
 
 use super::Roofs;
 use crate::model::ModelConfig;
-use crate::ops::{HeadShape, Heads, StateMode, UpdateRule};
+use crate::ops::{HeadShape, Heads, StateBytes, StateMode, UpdateRule};
 
 /// The least that an op does.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -130,26 +130,18 @@ pub fn head(shape: HeadShape, products: usize, stored: f64) -> Floor {
     Floor { flop: 2.0 * f(products) * f(n) * f(c) * f(v), bytes: stored * f((rows + v) * c) }
 }
 
-/// Bytes of a number of state: weights, teacher, each moment, gradient.
-fn state(mode: StateMode) -> [f64; 4] {
-    match mode {
-        StateMode::Exact => [4.0, 4.0, 4.0, 4.0],
-        StateMode::Compact => [4.0, 2.0, 2.0, 2.0],
-    }
-}
-
 /// A whole update of `len` weights with a teacher: reads the gradient for its norm and again for the update, reads and
 /// writes everything else once.
 pub fn update(len: usize, mode: StateMode, rule: &UpdateRule) -> Floor {
-    let [weight, teacher, moment, gradient] = state(mode);
+    let StateBytes { weights, teacher, moment, gradient } = mode.bytes();
     let moments = if matches!(rule, UpdateRule::AdamW { .. }) { 2.0 } else { 1.0 };
-    Floor::of_bytes(f(len) * 2.0 * (weight + teacher + moments * moment + gradient))
+    Floor::of_bytes(f(len) * 2.0 * (weights + teacher + moments * moment + gradient))
 }
 
 /// Making the teacher's weights of compact state: reads both planes and the drift, writes a weight.
 pub fn teacher(len: usize, stored: f64) -> Floor {
-    let [weight, teacher, ..] = state(StateMode::Compact);
-    Floor::of_bytes(f(len) * (weight + teacher + stored))
+    let StateBytes { weights, teacher, .. } = StateMode::Compact.bytes();
+    Floor::of_bytes(f(len) * (weights + teacher + stored))
 }
 
 /// Operations of the products of a mean-teacher step with a penalty and a frozen head; `forget` and `retain` are the

@@ -17,12 +17,16 @@ use crate::ops::{
 
 const SGD: UpdateRule = UpdateRule::Sgd { momentum: 0.95 };
 const ADAMW: UpdateRule = UpdateRule::AdamW { betas: (0.9, 0.95), eps: 1e-8, weight_decay: 0.01 };
-const FORMS: [(StateMode, TeacherForm); 5] = [
+const FORMS: [(StateMode, TeacherForm); 9] = [
     (StateMode::Exact, TeacherForm::Full),
     (StateMode::Exact, TeacherForm::Drift),
     (StateMode::Exact, TeacherForm::None),
     (StateMode::Compact, TeacherForm::Drift),
     (StateMode::Compact, TeacherForm::None),
+    (StateMode::Tiny, TeacherForm::Drift),
+    (StateMode::Tiny, TeacherForm::None),
+    (StateMode::Approx, TeacherForm::Drift),
+    (StateMode::Approx, TeacherForm::None),
 ];
 const LENGTHS: [usize; 7] = [1, 3, 8, 41, 401, 2049, 16393];
 
@@ -32,7 +36,9 @@ type Bytes = BTreeMap<String, Vec<u8>>;
 pub fn run(gpu: &Gpu) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
     for (m, (mode, teacher)) in FORMS.into_iter().enumerate() {
-        for (r, rule) in [SGD, ADAMW].into_iter().enumerate() {
+        // Tiny state keeps the momentum of SGD alone.
+        let rules = if mode == StateMode::Tiny { &[SGD][..] } else { &[SGD, ADAMW] };
+        for (r, &rule) in rules.iter().enumerate() {
             for (i, len) in LENGTHS.into_iter().enumerate() {
                 // Every length meets every mode, and every rule and mode a short, an odd and a long one.
                 if (i + m + r) % 2 == 0 {
@@ -197,7 +203,7 @@ impl<'a> Pair<'a> {
     fn wanted(&self, role: Role) -> Vec<f32> {
         let mut scratch = vec![0f32; self.spec.len];
         let shown = self.cpu.view(&self.oracle, role, &mut scratch).to_vec();
-        if self.gpu.precision() == Precision::Fp32 || self.spec.mode == StateMode::Compact {
+        if self.gpu.precision() == Precision::Fp32 || self.spec.is_split() {
             return shown;
         }
         let (seed, counter) = self.oracle.noise_key();

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::io::atomic::write_file_atomic;
 use crate::method::MeanTeacher;
 use crate::model::{Layout, Saving};
-use crate::ops::{Ops, Role, StateMode, TeacherForm};
+use crate::ops::{Ops, Role, StateBytes, StateMode, TeacherForm};
 use crate::report::progress::Progress;
 use crate::report::svg::Chart;
 use crate::run::Folder;
@@ -42,7 +42,7 @@ pub struct Divergence {
     /// The state mode.
     pub state: String,
     /// Bytes of state and gradient per trained parameter.
-    pub bytes_per_parameter: u64,
+    pub bytes_per_parameter: f64,
     /// |theta - theta_0|, in exact state.
     pub motion: f64,
     /// |theta - theta exact| over the motion.
@@ -69,21 +69,20 @@ pub struct Divergence {
 ///
 /// Errors: [`crate::Kind::Config`] for a name that is none, and for `exact`, which all are compared with.
 fn mode(name: &str) -> Result<StateMode> {
-    match name {
-        "compact" => Ok(StateMode::Compact),
-        "exact" => Err(Error::config("states: exact is what the others are compared with")),
-        other => Err(Error::config(format!(
-            "states: {other}: this build keeps parameters in exact and compact state only"
-        ))
-        .hint("compare compact, the default")),
+    match StateMode::ALL.into_iter().find(|mode| mode.name() == name) {
+        Some(StateMode::Exact) => {
+            Err(Error::config("states: exact is what the others are compared with"))
+        }
+        Some(mode) => Ok(mode),
+        None => Err(Error::config(format!("states: {name} is no state mode"))
+            .hint("compare compact, tiny, approx")),
     }
 }
 
 /// Bytes of state and gradient per trained parameter.
-fn bytes_per_parameter(mode: StateMode, teacher: bool, moments: u64) -> u64 {
-    // theta (two planes of 2), teacher or drift, moments, gradient.
-    let size = if mode == StateMode::Exact { 4 } else { 2 };
-    4 + size * (u64::from(teacher) + moments + 1)
+fn bytes_per_parameter(mode: StateMode, teacher: bool, moments: u64) -> f64 {
+    let StateBytes { weights, teacher: reference, moment, gradient } = mode.bytes();
+    weights + if teacher { reference } else { 0.0 } + moments as f64 * moment + gradient
 }
 
 /// Squared sums over the trained parameters.
@@ -285,18 +284,17 @@ mod tests {
     #[test]
     fn mode_refuses_what_is_not_there_by_its_name() {
         assert_eq!(mode("compact").unwrap(), StateMode::Compact);
-        for name in ["tiny", "approx"] {
-            let error = mode(name).unwrap_err();
-            assert_eq!(error.kind(), crate::Kind::Config);
-            assert!(error.message().contains(name), "{error}");
-        }
+        assert_eq!(mode("tiny").unwrap(), StateMode::Tiny);
+        let error = mode("huge").unwrap_err();
+        assert_eq!(error.kind(), crate::Kind::Config);
+        assert!(error.message().contains("huge"), "{error}");
         assert!(mode("exact").is_err());
     }
 
     #[test]
     fn bytes_are_those_of_the_state_modes() {
         let bytes = |mode| bytes_per_parameter(mode, true, 1);
-        assert_eq!([StateMode::Exact, StateMode::Compact].map(bytes), [16, 10]);
-        assert_eq!(bytes_per_parameter(StateMode::Compact, false, 2), 10);
+        assert_eq!(StateMode::ALL.map(bytes), [16.0, 10.0, 9.015625, 8.0]);
+        assert_eq!(bytes_per_parameter(StateMode::Compact, false, 2), 10.0);
     }
 }

@@ -1,6 +1,6 @@
 //! The few numbers of a parameter as checkpoints keep them.
 
-use super::{Compact, Param, Store};
+use super::{Param, Split, Store};
 use crate::backend::cpu::update::Scale;
 use crate::error::{Error, Result};
 use crate::ops::format::EXPONENT_LIMIT;
@@ -10,7 +10,7 @@ pub(super) const SCALAR_BYTES: usize = 40;
 
 pub(super) fn scalar_bytes<T>(param: &Param<T>) -> [u8; SCALAR_BYTES] {
     let mut words = [param.counter, 0, 0, 0, 0];
-    if let Store::Compact(Compact { scale, .. }) = &param.store {
+    if let Store::Split(Split { scale, .. }) = &param.store {
         words[1] = i64::from(scale.exponent) as u64;
         let maxima = [scale.max_drift, scale.max_moment, scale.max_theta];
         words[2..].copy_from_slice(&maxima.map(f64::to_bits));
@@ -26,7 +26,7 @@ pub(super) fn restore_scalars<T>(param: &mut Param<T>, bytes: &[u8; SCALAR_BYTES
         word.copy_from_slice(&bytes[8 * i..8 * i + 8]);
         u64::from_le_bytes(word)
     };
-    if let Store::Compact(Compact { scale, .. }) = &mut param.store {
+    if let Store::Split(Split { scale, .. }) = &mut param.store {
         let exponent = word(1) as i64;
         if exponent.unsigned_abs() > EXPONENT_LIMIT as u64 {
             return Err(Error::data(format!(

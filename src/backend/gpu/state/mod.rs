@@ -4,6 +4,7 @@
 
 mod custom;
 mod mix;
+mod saved;
 mod step;
 
 use bytemuck::{Pod, Zeroable};
@@ -12,9 +13,10 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::buffer::scan_bytes;
 use super::driver::Args;
 use super::{Act, Gpu, Grad, Precision, Weight, blocks};
-use crate::error::{Error, Result};
-use crate::ops::format::{EXPONENT_LIMIT, drift_exponent, from_f16, narrow_even, to_f16, widen};
-use crate::ops::rule::not_exact;
+use crate::error::Result;
+use crate::ops::format::{
+    EXPONENT_LIMIT, MOMENT_BLOCK, drift_exponent, from_f16, narrow_even, to_f16, widen,
+};
 use crate::ops::state::{Distances, GradScan, StepOutcome, StepSettings};
 use crate::ops::{
     CustomRule, ParamSpec, Role, State, StateMode, TeacherForm, TensorPlace, UpdateRule,
@@ -46,12 +48,16 @@ enum Store {
         first: u64,
         second: u64,
     },
-    Compact {
+    /// Compact, tiny and approx state.
+    Split {
         hi: u64,
+        /// Absent in approx state.
         lo: u64,
         drift: u64,
         first: u64,
         second: u64,
+        /// The scale of each block of `first`, which has 8-bit numbers where there are scales.
+        scales: u64,
     },
 }
 
@@ -81,7 +87,7 @@ enum Show {
 
 /// Numbers that pass between host and device at once; a multiple of what a kernel's thread takes.
 const PIECE: usize = 1 << 22;
-/// Numbers a block of a view kernel or of a compact update takes.
+/// Numbers a block of a view kernel or of an update of 16-bit planes takes.
 const ROW: usize = 2048;
 
 /// Cuts `len` numbers into pieces: first index and length of each.
@@ -133,9 +139,9 @@ impl Gpu {
         self.driver.upload(param.tensor, bytemuck::bytes_of(&tensor))
     }
 
-    /// Starts the kernel that shows numbers `start..start + n` of a compact parameter at `out`.
+    /// Starts the kernel that shows numbers `start..start + n` of a split parameter at `out`.
     fn show(&self, wide: bool, param: &Param, show: Show, (start, n): (usize, usize), out: u64) {
-        let Store::Compact { hi, lo, drift, .. } = param.store else { return };
+        let Store::Split { hi, lo, drift, .. } = param.store else { return };
         let args = Args::new()
             .ptr(param.tensor)
             .u32(show as u32)
@@ -150,8 +156,8 @@ impl Gpu {
         self.launch(kernel, [blocks(n, ROW), 1, 1], 256, 0, args);
     }
 
-    /// Copies what `show` asks of a compact parameter to the host.
-    fn read_compact(&self, param: &Param, show: Show, start: usize, out: &mut [f32]) {
+    /// Copies what `show` asks of a split parameter to the host.
+    fn read_split(&self, param: &Param, show: Show, start: usize, out: &mut [f32]) {
         let scratch = self.scratch(4 * PIECE.min(out.len()) as u64);
         for (offset, n) in pieces(out.len()) {
             self.show(true, param, show, (start + offset, n), scratch);
@@ -199,9 +205,9 @@ impl Gpu {
                 };
                 theta.iter().zip(&other).map(pair).collect()
             }
-            Store::Compact { drift, .. } => {
+            Store::Split { drift, .. } => {
                 let unscale = 2f64.powi(-self.read_tensor(param).exponent);
-                self.read_compact(param, Show::Joined, start, &mut theta);
+                self.read_split(param, Show::Joined, start, &mut theta);
                 let drift = self.read_u16(drift, start, n);
                 let pair =
                     |(t, d): (&f32, u16)| (wide(t), wide(t) - f64::from(from_f16(d)) * unscale);
@@ -210,12 +216,12 @@ impl Gpu {
         }
     }
 
-    /// Gives a compact parameter the drift to `values`.
+    /// Gives a split parameter the drift to `values`.
     fn set_drift(&self, param: &Param, drift: u64, values: &[f32]) {
         let mut theta = vec![0f32; PIECE.min(values.len())];
         let mut each = |visit: &mut dyn FnMut(usize, &[f32])| {
             for (start, n) in pieces(values.len()) {
-                self.read_compact(param, Show::Joined, start, &mut theta[..n]);
+                self.read_split(param, Show::Joined, start, &mut theta[..n]);
                 let pairs = theta[..n].iter_mut().zip(&values[start..start + n]);
                 pairs.for_each(|(t, v)| *t -= v);
                 visit(start, &theta[..n]);
@@ -256,28 +262,17 @@ impl Gpu {
 }
 
 impl Param {
-    /// Returns the state buffers that exist, by the names of a checkpoint: address and bytes of a number.
-    fn buffers(&self) -> Vec<(&'static str, u64, u64)> {
-        let [one, two] = self.rule.moment_names();
-        let all = match self.store {
-            Store::Frozen(_) => Vec::new(),
-            Store::Exact { theta, form, teacher, first, second } => {
-                let name = if form == TeacherForm::Full { "teacher" } else { "drift" };
-                vec![("theta", theta, 4), (name, teacher, 4), (one, first, 4), (two, second, 4)]
-            }
-            Store::Compact { hi, lo, drift, first, second } => vec![
-                ("theta_hi", hi, 2),
-                ("theta_lo", lo, 2),
-                ("drift", drift, 2),
-                (one, first, 2),
-                (two, second, 2),
-            ],
-        };
-        all.into_iter().filter(|(_, address, _)| *address != 0).collect()
+    /// How kernels name the way it is kept: `Entry` of kernels/common.cuh.
+    fn kept(&self) -> u32 {
+        match self.store {
+            Store::Frozen(_) | Store::Exact { .. } => 0,
+            Store::Split { lo: 0, .. } => 2,
+            Store::Split { .. } => 1,
+        }
     }
 
-    fn is_compact(&self) -> bool {
-        matches!(self.store, Store::Compact { .. })
+    fn is_split(&self) -> bool {
+        matches!(self.store, Store::Split { .. })
     }
 }
 
@@ -291,29 +286,24 @@ impl State for Gpu {
         init: &mut dyn FnMut(&mut [f32]) -> Result<()>,
     ) -> Result<Param> {
         let (name, len) = (spec.name.as_str(), spec.len);
-        let compact = spec.trainable && spec.mode == StateMode::Compact;
-        if compact && spec.teacher == TeacherForm::Full {
-            return Err(Error::config(format!(
-                "{name}: compact state keeps a teacher as drift, got a full one"
-            )));
-        }
+        spec.check()?;
         let mut initial = vec![0f32; len];
         init(&mut initial)?;
-        if compact && matches!(spec.rule, UpdateRule::Custom { .. }) {
-            return Err(not_exact(name));
-        }
         let [first, second] =
             spec.rule.moment_names().map(|name| if name.is_empty() { 0 } else { len });
         let seed = xxh3_64_with_seed(name.as_bytes(), spec.seed);
         let tensor = if spec.trainable { self.zeros(1, size_of::<Tensor>() as u64)? } else { 0 };
         let has = |form| if spec.teacher == form { len } else { 0 };
-        let store = if compact {
-            Store::Compact {
+        let store = if spec.is_split() {
+            let (tiny, low) = (spec.mode == StateMode::Tiny, spec.mode != StateMode::Approx);
+            let blocks = if tiny { first.div_ceil(MOMENT_BLOCK) } else { 0 };
+            Store::Split {
                 hi: self.arena.alloc(2 * len as u64)?,
-                lo: self.arena.alloc(2 * len as u64)?,
+                lo: self.arena.alloc(if low { 2 * len as u64 } else { 0 })?,
                 drift: self.zeros(has(TeacherForm::Drift), 2)?,
-                first: self.zeros(first, 2)?,
+                first: self.zeros(first, if tiny { 1 } else { 2 })?,
                 second: self.zeros(second, 2)?,
+                scales: self.zeros(blocks, 4)?,
             }
         } else if spec.trainable {
             Store::Exact {
@@ -341,7 +331,7 @@ impl State for Gpu {
                     self.driver.copy(theta, teacher, 4 * len as u64)?;
                 }
             }
-            Store::Compact { hi, lo, .. } => self.split(&param, (hi, lo), &initial)?,
+            Store::Split { hi, lo, .. } => self.split(&param, (hi, lo), &initial)?,
         }
         Ok(param)
     }
@@ -362,7 +352,7 @@ impl State for Gpu {
                 let bytes = bytemuck::cast_slice(&values[..param.len]);
                 self.keep(self.driver.upload(teacher, bytes));
             }
-            Store::Compact { drift, .. } if drift != 0 => self.set_drift(param, drift, values),
+            Store::Split { drift, .. } if drift != 0 => self.set_drift(param, drift, values),
             _ => {}
         }
     }
@@ -384,7 +374,7 @@ impl State for Gpu {
             (Store::Frozen(plane), _) => *plane,
             (Store::Exact { form: TeacherForm::Full, teacher, .. }, Role::Teacher) => *teacher,
             (Store::Exact { theta, .. }, _) => *theta,
-            (Store::Compact { hi, .. }, _) => *hi,
+            (Store::Split { hi, .. }, _) => *hi,
         };
         if !self.needs_scratch(param, role) {
             return Weight::new(direct);
@@ -398,7 +388,7 @@ impl State for Gpu {
             Role::Teacher => Show::DitheredTeacher,
             Role::Evaluated => Show::Evaluated,
         };
-        if param.is_compact() {
+        if param.is_split() {
             let wide = self.precision == Precision::Fp32;
             self.show(wide, param, show, (0, param.len), scratch.at);
         } else {
@@ -429,11 +419,9 @@ impl State for Gpu {
                 role == Role::Teacher && *form == TeacherForm::Drift
             }
             // Products in bf16 read fp32 state rounded: by common noise in training, to nearest in evaluation.
-            (Store::Exact { .. }, Precision::Bf16) | (Store::Compact { .. }, Precision::Fp32) => {
-                true
-            }
+            (Store::Exact { .. }, Precision::Bf16) | (Store::Split { .. }, Precision::Fp32) => true,
             // The plane is what products read; without a drift it is the teacher's too.
-            (Store::Compact { drift, .. }, Precision::Bf16) => match role {
+            (Store::Split { drift, .. }, Precision::Bf16) => match role {
                 Role::Student => false,
                 Role::Teacher => *drift != 0,
                 Role::Evaluated => true,
@@ -517,14 +505,14 @@ impl State for Gpu {
                 }
             },
             (Store::Exact { theta, .. }, _) => self.read_f32(*theta, 0, out),
-            (Store::Compact { .. }, role) => {
+            (Store::Split { .. }, role) => {
                 let show = match role {
                     Role::Teacher => Show::JoinedTeacher,
                     Role::Student => Show::Joined,
                     // As evaluation views it, so that a saved model has the figures it was saved with.
                     Role::Evaluated => Show::Evaluated,
                 };
-                self.read_compact(param, show, 0, out);
+                self.read_split(param, show, 0, out);
             }
         }
     }
@@ -548,20 +536,7 @@ impl State for Gpu {
         param: &Param,
         write: &mut dyn FnMut(&str, &[u8]) -> Result<()>,
     ) -> Result<()> {
-        if param.tensor == 0 {
-            return Ok(());
-        }
-        for (name, address, size) in param.buffers() {
-            let mut bytes = vec![0u8; param.len * size as usize];
-            self.driver.download(address, &mut bytes)?;
-            write(name, &bytes)?;
-        }
-        let tensor = self.read_tensor(param);
-        self.take_failure()?;
-        let maxima = [tensor.max_drift, tensor.max_moment, tensor.max_theta].map(f64::to_bits);
-        let words =
-            [tensor.counter, i64::from(tensor.exponent) as u64, maxima[0], maxima[1], maxima[2]];
-        write("scalars", &words.map(u64::to_le_bytes).concat())
+        self.save(param, write)
     }
 
     /// After an error the parameter holds a mixture of old and new state.
@@ -570,45 +545,11 @@ impl State for Gpu {
         param: &mut Param,
         read: &mut dyn FnMut(&str, &mut [u8]) -> Result<()>,
     ) -> Result<()> {
-        if param.tensor == 0 {
-            return Ok(());
-        }
-        for (name, address, size) in param.buffers() {
-            let mut bytes = vec![0u8; param.len * size as usize];
-            read(name, &mut bytes)?;
-            self.driver.upload(address, &bytes)?;
-        }
-        let mut words = [[0u8; 8]; 5];
-        read("scalars", words.as_flattened_mut())?;
-        let [counter, exponent, max_drift, max_moment, max_theta] = words.map(u64::from_le_bytes);
-        let mut tensor = Tensor { counter, ..Tensor::zeroed() };
-        if param.is_compact() {
-            let exponent = exponent as i64;
-            if exponent.unsigned_abs() > EXPONENT_LIMIT as u64 {
-                return Err(Error::data(format!(
-                    "saved state: drift exponent {exponent} is not within {EXPONENT_LIMIT}"
-                )));
-            }
-            tensor.exponent = exponent as i32;
-            tensor.max_drift = f64::from_bits(max_drift);
-            tensor.max_moment = f64::from_bits(max_moment);
-            tensor.max_theta = f64::from_bits(max_theta);
-        }
-        self.driver.upload(param.tensor, bytemuck::bytes_of(&tensor))
+        self.load(param, read)
     }
 
     fn read_moment(&self, param: &Param, name: &str, out: &mut [f32]) -> bool {
-        let wanted = param.rule.moment_names().contains(&name) && !name.is_empty();
-        let found = param.buffers().into_iter().find(|(n, ..)| wanted && *n == name);
-        match found {
-            Some((_, address, 4)) => self.read_f32(address, 0, out),
-            Some((_, address, _)) => {
-                let narrow = self.read_u16(address, 0, out.len());
-                out.iter_mut().zip(narrow).for_each(|(to, from)| *to = widen(from));
-            }
-            None => return false,
-        }
-        true
+        self.moment(param, name, out)
     }
 }
 

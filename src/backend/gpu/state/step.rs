@@ -60,7 +60,8 @@ struct Entry {
     scans: u64,
     partials: u32,
     index: u32,
-    compact: u32,
+    /// In fp32 (0), in two planes of 16 bits (1), in one (2).
+    kept: u32,
     /// Of no use to kernels: whether a product has left the partial scans.
     scanned: u32,
 }
@@ -106,7 +107,7 @@ fn entries(trained: &[Trained<'_>]) -> Vec<Entry> {
         scans: grad.scans,
         partials: partials(grad),
         index: *index as u32,
-        compact: u32::from(param.is_compact()),
+        kept: param.kept(),
         scanned: u32::from(grad.scanned() > 0),
     };
     trained.iter().map(entry).collect()
@@ -215,11 +216,17 @@ impl Gpu {
                 let kernel = if sgd { "update_sgd_exact_f32" } else { "update_adamw_exact_f32" };
                 self.launch(kernel, [blocks(param.len, EXACT_ROW), 1, 1], 256, 0, args);
             }
-            Store::Compact { hi, lo, drift, first, second } => {
+            Store::Split { hi, lo, drift, first, second, scales } => {
                 let args = Args::new().ptr(self.step.at).ptr(param.tensor).ptr(g).ptr(hi).ptr(lo);
-                let args = args.ptr(drift).ptr(first).ptr(second).u64(n).u64(param.seed);
-                let kernel =
-                    if sgd { "update_sgd_compact_bf16" } else { "update_adamw_compact_bf16" };
+                let last = if scales == 0 { second } else { scales };
+                let args = args.ptr(drift).ptr(first).ptr(last).u64(n).u64(param.seed);
+                let kernel = match (sgd, scales != 0, lo != 0) {
+                    (_, true, _) => "update_sgd_tiny_bf16",
+                    (true, _, true) => "update_sgd_compact_bf16",
+                    (true, _, false) => "update_sgd_approx_bf16",
+                    (false, _, true) => "update_adamw_compact_bf16",
+                    (false, _, false) => "update_adamw_approx_bf16",
+                };
                 self.launch(kernel, [blocks(param.len, ROW), 1, 1], 256, 0, args);
             }
         }
@@ -249,8 +256,7 @@ impl Gpu {
         let UpdateScalars { step, lr, clip, damping, teacher_rate } = *scalars;
         let settings = StepSettings { step, lr, max_norm: f64::INFINITY, damping, teacher_rate };
         let step = Step::new(&param.rule, &settings).clipped(clip);
-        let compact = u32::from(param.is_compact());
-        let entry = Entry { tensor: param.tensor, compact, ..Entry::zeroed() };
+        let entry = Entry { tensor: param.tensor, kept: param.kept(), ..Entry::zeroed() };
         let max_bits = (scan.max_abs as f32).to_bits();
         let scan = Scan { sum_sq: scan.sum_sq, nonfinite: 0, max_bits, reserved: 0 };
         let entries = self.scratch(ENTRY + SCAN);
