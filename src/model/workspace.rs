@@ -2,7 +2,7 @@
 
 use super::config::ModelConfig;
 use super::params::Model;
-use super::saving::{Part, Saving};
+use super::saving::{Part, Saving, dattn};
 use crate::error::Result;
 use crate::ops::{HeadShape, Ops, Role, RowStats, Sampling};
 
@@ -70,10 +70,17 @@ impl<T> Rooms<T> {
 pub(super) struct Scratch<O: Ops> {
     pub(super) matrix: O::Act,
     pub(super) bias: O::Act,
+    /// A gain and a bias of a norm, or the gains of query and key heads.
     pub(super) gains: [O::Act; 2],
     pub(super) embed: O::Act,
+    pub(super) positions: O::Act,
     pub(super) head: O::Act,
     pub(super) head_ref: O::Act,
+}
+
+/// Returns the numbers of each scratch for gains: a norm's gain and bias, or the gains of query and key heads.
+pub fn gains(config: &ModelConfig) -> usize {
+    config.width.max(config.head_width)
 }
 
 /// Gradients flowing down; made only for training.
@@ -129,24 +136,25 @@ impl<O: Ops> Workspace<O> {
         })?;
         let middle = Rooms::new(saving, layers, Part::Middle, || {
             Ok(Middle {
-                rstd1: stat(1)?,
+                rstd1: stat(cfg.norm.statistics())?,
                 lse: stat(heads.h)?,
                 attn: act(heads.out_width())?,
                 rows: act(cfg.width)?,
-                rstd2: stat(1)?,
+                rstd2: stat(cfg.norm.statistics())?,
             })
         })?;
-        let gate_up = Rooms::new(saving, layers, Part::GateUp, || act(2 * cfg.ffn))?;
+        let gate_up = Rooms::new(saving, layers, Part::GateUp, || act(cfg.mlp.width(cfg.ffn)))?;
         let flow = if training {
             Some(Flow {
                 dx: act(cfg.width)?,
                 dh: act(cfg.width)?,
                 dqkv: act(heads.qkv_width())?,
-                dattn: act(heads.out_width())?,
+                dattn: act(dattn(cfg))?,
             })
         } else {
             None
         };
+        let gains = gains(cfg);
         let trained_head = model.layout.blocks[model.layout.head].trainable;
         ops.reserve(HeadShape { n: tokens, c: cfg.width, v: cfg.vocab }, training)?;
         Ok(Self {
@@ -158,15 +166,19 @@ impl<O: Ops> Workspace<O> {
             gate_up,
             normed: act(cfg.width)?,
             act: act(cfg.ffn)?,
-            rstd: stat(1)?,
+            rstd: stat(cfg.norm.statistics())?,
             h: act(cfg.width)?,
             h_ref: act(if training { cfg.width } else { 0 })?,
             stats: RowStats { nll: stat(1)?, value: stat(1)?, hit: stat(1)? },
             scratch: Scratch {
                 matrix: model.layer_scratch(ops)?,
                 bias: model.layer_scratch(ops)?,
-                gains: [ops.act(cfg.head_width)?, ops.act(cfg.head_width)?],
+                gains: [ops.act(gains)?, ops.act(gains)?],
                 embed: model.block_scratch(ops, model.layout.embed)?,
+                positions: match model.layout.positions {
+                    Some(positions) => model.block_scratch(ops, positions)?,
+                    None => ops.act(0)?,
+                },
                 head: model.block_scratch(ops, model.layout.head)?,
                 head_ref: if trained_head {
                     model.block_scratch(ops, model.layout.head)?

@@ -1,6 +1,7 @@
 //! Forward and backward ops on activations.
 
 use super::choice::Sampling;
+use super::mlp::Mlp;
 use super::weight::{Matched, TokenWeight};
 use crate::error::Result;
 
@@ -269,6 +270,25 @@ pub trait Compute {
     fn embed(&self, pack: &Self::Pack, c: usize, table: Self::Weight<'_>, x: &mut Self::Act);
     /// Embedding backward: `dtable[ids] += dx`, rows of equal id added in row order.
     fn embed_bwd(&self, pack: &Self::Pack, c: usize, dx: &Self::Act, dtable: &mut Self::Grad);
+    /// Learned positions: `x[N,C] += table[first + position]`; behind the table's `rows` its last one is read.
+    fn positions(
+        &self,
+        pack: &Self::Pack,
+        c: usize,
+        rows_first: (usize, usize),
+        table: Self::Weight<'_>,
+        x: &mut Self::Act,
+    );
+    /// Learned positions backward: `dtable[first + position] += dx`, rows of equal position added in the order of
+    /// documents, whose positions all count from 0. What lies behind the table's `rows` is left out.
+    fn positions_bwd(
+        &self,
+        pack: &Self::Pack,
+        c: usize,
+        rows_first: (usize, usize),
+        dx: &Self::Act,
+        dtable: &mut Self::Grad,
+    );
 
     /// RMSNorm: `rstd = 1/sqrt(mean(x^2) + eps)`, `y = x rstd gain`; saves `rstd[N]`.
     #[allow(clippy::too_many_arguments)]
@@ -293,6 +313,37 @@ pub trait Compute {
         x: &Self::Act,
         gain: Self::Weight<'_>,
         rstd: &Self::Stat,
+        dx: &mut Self::Act,
+        dgain: Option<&mut Self::Grad>,
+    );
+    /// LayerNorm: `mean = mean(x)`, `rstd = 1/sqrt(mean((x - mean)^2) + eps)`, `y = (x - mean) rstd gain + bias`; saves
+    /// mean and rstd of each row, `stats[N, 2]`.
+    ///
+    /// `gain_bias` are C numbers each.
+    #[allow(clippy::too_many_arguments)]
+    fn layernorm(
+        &self,
+        n: usize,
+        c: usize,
+        eps: f64,
+        x: &Self::Act,
+        gain_bias: [Self::Weight<'_>; 2],
+        y: &mut Self::Act,
+        stats: &mut Self::Stat,
+    );
+    /// LayerNorm backward: `dx += rstd (dy gain - mean(dy gain) - xhat mean(dy gain xhat))`, xhat = (x - mean) rstd;
+    /// `dgain += sum over rows of dy xhat` where asked for. The gradient of the bias is [`Compute::bias_grad`] of `dy`.
+    ///
+    /// Source: arXiv 1607.06450.
+    #[allow(clippy::too_many_arguments)]
+    fn layernorm_bwd(
+        &self,
+        n: usize,
+        c: usize,
+        dy: &Self::Act,
+        x: &Self::Act,
+        gain: Self::Weight<'_>,
+        stats: &Self::Stat,
         dx: &mut Self::Act,
         dgain: Option<&mut Self::Grad>,
     );
@@ -359,6 +410,11 @@ pub trait Compute {
     fn swiglu(&self, n: usize, f: usize, gate_up: &Self::Act, y: &mut Self::Act);
     /// SwiGLU backward in place: `gate_up` becomes its own gradient, and `dy` the `y` of the forward pass, made again.
     fn swiglu_bwd(&self, n: usize, f: usize, dy: &mut Self::Act, gate_up: &mut Self::Act);
+
+    /// Any activation of an MLP: `y[N,F] = act(x)`, gated `act(gate) up` with rows of F gates and then F ups.
+    fn activation(&self, n: usize, f: usize, mlp: Mlp, x: &Self::Act, y: &mut Self::Act);
+    /// Its backward in place: `x` becomes its own gradient, and `dy` the `y` of the forward pass, made again to the bit.
+    fn activation_bwd(&self, n: usize, f: usize, mlp: Mlp, dy: &mut Self::Act, x: &mut Self::Act);
 
     /// Linear map to qkv rows and rotary positions on them: [`Compute::linear`], then [`Compute::rope`].
     ///

@@ -8,6 +8,7 @@
 pub mod choice;
 pub mod compute;
 pub mod format;
+pub mod mlp;
 pub mod rule;
 pub mod state;
 pub mod sweep;
@@ -18,6 +19,7 @@ pub use compute::{
     CachePlace, Compute, Direction, HeadGrads, HeadShape, Heads, PackData, RopeTable, RowCounts,
     RowStats,
 };
+pub use mlp::{Activation, Mlp};
 pub use rule::{CustomRule, DeviceView, KernelArg, Kernels, TensorPlace, TensorView};
 pub use state::{
     Distances, GradScan, ParamSpec, Role, State, StateMode, StepOutcome, StepSettings, TeacherForm,

@@ -10,6 +10,7 @@ use super::Recipe;
 use crate::backend::gpu::{PARTS_BYTES, Precision, chunk_rows};
 use crate::error::{Error, Kind, Result};
 use crate::method::Rows;
+use crate::model::workspace::gains;
 use crate::model::{Layout, Level, ModelConfig, Saving, generate};
 use crate::ops::{StateMode, TeacherForm};
 use crate::optim::Optimizer;
@@ -273,12 +274,13 @@ impl Plan {
         // in bf16 shows all.
         let shown = !exact || form == TeacherForm::Drift || target == Target::Cuda;
         let block = |b: usize| layout.blocks[b].len() as u64;
-        let mut scratch = 2 * config.head_width as u64;
+        let mut scratch = 2 * gains(config) as u64;
         if shown {
             scratch += 2 * layout.longest_layer_block() as u64;
-            if layout.blocks[layout.embed].trainable {
-                scratch += block(layout.embed) + 2 * block(layout.head);
-            }
+            // Student and teacher are shown at once at the head.
+            let ends = [Some(layout.embed), layout.positions, Some(layout.head), Some(layout.head)];
+            let shown = ends.into_iter().flatten().filter(|b| layout.blocks[*b].trainable);
+            scratch += shown.map(block).sum::<u64>();
         }
         resident.push(Category { name: "scratch", bytes: number * scratch });
         if target != Target::Cpu {

@@ -2,11 +2,11 @@
 
 use super::gemm::{Matrix, parallel};
 use super::head::{MatchedRows, OneHot, Results, Sweep, accumulate, each_logits, sweep};
-use super::rows::{each, each2, simd};
-use super::{Cpu, Grad, Real, attention, norm};
+use super::rows::{each, simd};
+use super::{Cpu, Grad, Real, attention, layernorm, mlp, norm};
 use crate::error::Result;
 use crate::ops::{
-    CachePlace, Compute, Direction, HeadGrads, HeadShape, Heads, Matched, PackData, RopeTable,
+    CachePlace, Compute, Direction, HeadGrads, HeadShape, Heads, Matched, Mlp, PackData, RopeTable,
     RowStats, Sampling, TokenWeight, choice,
 };
 
@@ -173,6 +173,44 @@ impl<T: Real> Compute for Cpu<T> {
         }
     }
 
+    fn positions(
+        &self,
+        pack: &Pack,
+        c: usize,
+        (rows, first): (usize, usize),
+        table: &[T],
+        x: &mut Vec<T>,
+    ) {
+        let positions = &pack.data.positions;
+        each(
+            positions.len(),
+            c,
+            x,
+            #[inline(always)]
+            |r, row| {
+                let at = (first + positions[r] as usize).min(rows - 1) * c;
+                row.iter_mut().zip(&table[at..at + c]).for_each(|(x, p)| *x += *p);
+            },
+        );
+    }
+
+    fn positions_bwd(
+        &self,
+        pack: &Pack,
+        c: usize,
+        (rows, first): (usize, usize),
+        dx: &Vec<T>,
+        dtable: &mut Grad<T>,
+    ) {
+        dtable.open();
+        for (row, &position) in dx.chunks_exact(c).zip(&pack.data.positions) {
+            let to = first + position as usize;
+            if to < rows {
+                dtable.add(to * c, row);
+            }
+        }
+    }
+
     fn rmsnorm(
         &self,
         n: usize,
@@ -199,6 +237,34 @@ impl<T: Real> Compute for Cpu<T> {
     ) {
         let mut sums = self.pool.lend(c);
         norm::rmsnorm_bwd((n, c), dy, x, gain, rstd, dx, dgain.map(|g| (g, &mut sums[..])));
+    }
+
+    fn layernorm(
+        &self,
+        n: usize,
+        c: usize,
+        eps: f64,
+        x: &Vec<T>,
+        gain_bias: [&[T]; 2],
+        y: &mut Vec<T>,
+        stats: &mut Vec<T>,
+    ) {
+        layernorm::forward((n, c), eps, x, gain_bias, y, stats);
+    }
+
+    fn layernorm_bwd(
+        &self,
+        n: usize,
+        c: usize,
+        dy: &Vec<T>,
+        x: &Vec<T>,
+        gain: &[T],
+        stats: &Vec<T>,
+        dx: &mut Vec<T>,
+        dgain: Option<&mut Grad<T>>,
+    ) {
+        let mut sums = self.pool.lend(c);
+        layernorm::backward((n, c), dy, x, gain, stats, dx, dgain.map(|g| (g, &mut sums[..])));
     }
 
     fn qk_norm(
@@ -265,42 +331,19 @@ impl<T: Real> Compute for Cpu<T> {
     }
 
     fn swiglu(&self, n: usize, f: usize, gate_up: &Vec<T>, y: &mut Vec<T>) {
-        each(
-            n,
-            f,
-            y,
-            #[inline(always)]
-            |r, y| {
-                let (gate, up) = gate_up[2 * r * f..2 * (r + 1) * f].split_at(f);
-                for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
-                    *y = *g / (T::ONE + (-*g).exp()) * *u;
-                }
-            },
-        );
+        mlp::forward(n, f, Mlp::SWIGLU, gate_up, y);
     }
 
     fn swiglu_bwd(&self, n: usize, f: usize, dy: &mut Vec<T>, gate_up: &mut Vec<T>) {
-        each2(
-            n,
-            (2 * f, f),
-            gate_up,
-            dy,
-            #[inline(always)]
-            |_, row, dy| {
-                let (gate, up) = row.split_at_mut(f);
-                for ((g, u), d) in gate.iter_mut().zip(up).zip(dy) {
-                    let e = T::ONE + (-*g).exp();
-                    let s = T::ONE / e;
-                    let silu = *g * s;
-                    let dgate = *d * *u * (s + silu * (T::ONE - s));
-                    // As in the forward pass, to the bit.
-                    let y = *g / e * *u;
-                    *u = *d * silu;
-                    *g = dgate;
-                    *d = y;
-                }
-            },
-        );
+        mlp::backward(n, f, Mlp::SWIGLU, dy, gate_up);
+    }
+
+    fn activation(&self, n: usize, f: usize, mlp: Mlp, x: &Vec<T>, y: &mut Vec<T>) {
+        mlp::forward(n, f, mlp, x, y);
+    }
+
+    fn activation_bwd(&self, n: usize, f: usize, mlp: Mlp, dy: &mut Vec<T>, x: &mut Vec<T>) {
+        mlp::backward(n, f, mlp, dy, x);
     }
 
     fn head_onehot(

@@ -2,11 +2,14 @@
 
 use std::sync::atomic::Ordering;
 
-use super::ops::{attention, choose, embed, fused, generate, head, linear, norm, rope, swiglu};
+use super::ops::{
+    activation, attention, choose, embed, fused, generate, head, layernorm, linear, norm,
+    positions, rope, swiglu,
+};
 use super::{Act, Gpu, Grad, Pack, Stat, Weight};
 use crate::error::Result;
 use crate::ops::{
-    CachePlace, Compute, Direction, HeadGrads, HeadShape, Heads, Matched, PackData, RopeTable,
+    CachePlace, Compute, Direction, HeadGrads, HeadShape, Heads, Matched, Mlp, PackData, RopeTable,
     RowStats, Sampling, TokenWeight,
 };
 
@@ -105,6 +108,28 @@ impl Compute for Gpu {
         embed::backward(self, pack, c, dx, dtable);
     }
 
+    fn positions(
+        &self,
+        pack: &Pack,
+        c: usize,
+        rows_first: (usize, usize),
+        table: Weight<'_>,
+        x: &mut Act,
+    ) {
+        positions::forward(self, pack, c, rows_first, table, x);
+    }
+
+    fn positions_bwd(
+        &self,
+        pack: &Pack,
+        c: usize,
+        rows_first: (usize, usize),
+        dx: &Act,
+        dtable: &mut Grad,
+    ) {
+        positions::backward(self, pack, c, rows_first, dx, dtable);
+    }
+
     fn rmsnorm(
         &self,
         n: usize,
@@ -130,6 +155,33 @@ impl Compute for Gpu {
         dgain: Option<&mut Grad>,
     ) {
         norm::backward(self, n, c, dy, x, gain, rstd, dx, dgain);
+    }
+
+    fn layernorm(
+        &self,
+        n: usize,
+        c: usize,
+        eps: f64,
+        x: &Act,
+        gain_bias: [Weight<'_>; 2],
+        y: &mut Act,
+        stats: &mut Stat,
+    ) {
+        layernorm::forward(self, n, c, eps, x, gain_bias, y, stats);
+    }
+
+    fn layernorm_bwd(
+        &self,
+        n: usize,
+        c: usize,
+        dy: &Act,
+        x: &Act,
+        gain: Weight<'_>,
+        stats: &Stat,
+        dx: &mut Act,
+        dgain: Option<&mut Grad>,
+    ) {
+        layernorm::backward(self, n, c, dy, x, gain, stats, dx, dgain);
     }
 
     fn qk_norm(
@@ -192,6 +244,14 @@ impl Compute for Gpu {
 
     fn swiglu_bwd(&self, n: usize, f: usize, dy: &mut Act, gate_up: &mut Act) {
         swiglu::backward(self, n, f, dy, gate_up);
+    }
+
+    fn activation(&self, n: usize, f: usize, mlp: Mlp, x: &Act, y: &mut Act) {
+        activation::forward(self, n, f, mlp, x, y);
+    }
+
+    fn activation_bwd(&self, n: usize, f: usize, mlp: Mlp, dy: &mut Act, x: &mut Act) {
+        activation::backward(self, n, f, mlp, dy, x);
     }
 
     fn linear_rope(

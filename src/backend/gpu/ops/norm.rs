@@ -11,7 +11,7 @@ const WARP_WIDTH: usize = 1024;
 const UNITS: usize = 64;
 
 /// Tells whether a block (else a warp) takes a unit of `d` numbers, and how many blocks cover `units`.
-fn plan(units: usize, d: usize) -> (bool, [u32; 3]) {
+pub(super) fn plan(units: usize, d: usize) -> (bool, [u32; 3]) {
     let wide = d > WARP_WIDTH;
     (wide, [blocks(units, if wide { 1 } else { 8 }), 1, 1])
 }
