@@ -32,8 +32,9 @@ __device__ __forceinline__ Curve curve(uint32_t kind, float x) {
     const float square = 0.044715f * x * x;
     const float inner = tanh ? 1.59576912f * (x + square * x) : x;
     const float slope = tanh ? 1.59576912f * (1.0f + 3.0f * square) : 1.0f;
-    const float s = sigmoid(inner), value = x * s;
-    return Curve{value, s + value * (1.0f - s) * slope};
+    // 1 - s, which the slope multiplies by up to some tens, as a quotient of its own: no difference of near numbers.
+    const float s = sigmoid(inner), rest = sigmoid(-inner), value = x * s;
+    return Curve{value, s + value * rest * slope};
 }
 
 struct Place {

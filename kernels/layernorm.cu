@@ -43,36 +43,39 @@ __device__ __forceinline__ void forward(const T* x, const T* gain, const T* bias
 #pragma unroll
         for (int k = 0; k < kPack; ++k) sum += x_r[p][k];
     }
-    float more_r[kPack];
     for (uint32_t i = (kHeld * THREADS + lane) * kPack; i < c; i += THREADS * kPack) {
+        float more_r[kPack];
         load_pack(x, i, c, vec, more_r);
 #pragma unroll
         for (int k = 0; k < kPack; ++k) sum += more_r[k];
     }
     const float mean = row_sum<THREADS>(sum) / static_cast<float>(c);
     float squares = 0.0f;
-    // What lies behind the end of the row was read as 0, which is no deviation.
-    auto add = [&](uint32_t i, const float(&v)[kPack]) {
+    // Leaves deviations. What lies behind the end of the row was read as 0, which is none.
+    auto center = [&](uint32_t i, float(&v)[kPack]) {
 #pragma unroll
         for (int k = 0; k < kPack; ++k) {
-            const float off = i + k < c ? v[k] - mean : 0.0f;
-            squares += off * off;
+            v[k] = i + k < c ? v[k] - mean : 0.0f;
+            squares += v[k] * v[k];
         }
     };
 #pragma unroll
-    for (int p = 0; p < kHeld; ++p) add((p * THREADS + lane) * kPack, x_r[p]);
+    for (int p = 0; p < kHeld; ++p) center((p * THREADS + lane) * kPack, x_r[p]);
     for (uint32_t i = (kHeld * THREADS + lane) * kPack; i < c; i += THREADS * kPack) {
+        float more_r[kPack];
         load_pack(x, i, c, vec, more_r);
-        add(i, more_r);
+        center(i, more_r);
     }
     const float rstd = 1.0f / sqrtf(row_sum<THREADS>(squares) / static_cast<float>(c) + eps);
     if (lane == 0) moments[row] = Moments{mean, rstd};
     auto put = [&](uint32_t i, float(&v)[kPack]) {
-        float gain_r[kPack], bias_r[kPack];
-        load_pack(gain, i, c, vec, gain_r);
-        load_pack(bias, i, c, vec, bias_r);
+        float w_r[kPack];
+        load_pack(gain, i, c, vec, w_r);
 #pragma unroll
-        for (int k = 0; k < kPack; ++k) v[k] = (v[k] - mean) * rstd * gain_r[k] + bias_r[k];
+        for (int k = 0; k < kPack; ++k) v[k] *= rstd * w_r[k];
+        load_pack(bias, i, c, vec, w_r);
+#pragma unroll
+        for (int k = 0; k < kPack; ++k) v[k] += w_r[k];
         store_pack(y, i, c, vec, v);
     };
 #pragma unroll
@@ -81,7 +84,9 @@ __device__ __forceinline__ void forward(const T* x, const T* gain, const T* bias
         if (i < c) put(i, x_r[p]);
     }
     for (uint32_t i = (kHeld * THREADS + lane) * kPack; i < c; i += THREADS * kPack) {
+        float more_r[kPack];
         load_pack(x, i, c, vec, more_r);
+        center(i, more_r);
         put(i, more_r);
     }
 }
@@ -167,9 +172,9 @@ __device__ __forceinline__ void gain_partial(const T* dy, const T* x, const Mome
     partials[static_cast<uint64_t>(blockIdx.y) * c + column] = sum;
 }
 
-// Grid: _warp ceil(rows / 8) blocks, _block rows.
+// Grid: _warp ceil(rows / 8) blocks, _block rows. Three blocks a processor: aiming at four spills registers.
 #define FORWARD(name, threads, T)                                                                  \
-    extern "C" __global__ void __launch_bounds__(kBlock)                                           \
+    extern "C" __global__ void __launch_bounds__(kBlock, 3)                                        \
         name(const T* x, const T* gain, const T* bias, T* y, Moments* moments, uint32_t rows,      \
              uint32_t c, float eps) {                                                              \
         ptx::grid_enter();                                                                         \

@@ -1,4 +1,4 @@
-//! One whole mean-teacher step of a small Llama in compact state, in the simulator and on the CPU: every loss and
+//! One whole mean-teacher step of small models in compact state, in the simulator and on the CPU: every loss and
 //! every penalty, gradients, update and teacher.
 #![cfg(feature = "sim")]
 #![allow(clippy::unwrap_used)]
@@ -35,6 +35,15 @@ const LLAMA: &str = r#"{"model_type":"llama","hidden_size":64,"num_attention_hea
 const QWEN3: &str = r#"{"model_type":"qwen3","hidden_size":64,"num_attention_heads":4,"num_key_value_heads":2,
     "head_dim":12,"hidden_act":"silu","vocab_size":101,"num_hidden_layers":2,"intermediate_size":41,
     "rms_norm_eps":1e-5,"tie_word_embeddings":true}"#;
+/// LayerNorm, learned positions, transposed matrices, the tanh form of GELU, biases everywhere.
+const GPT2: &str = r#"{"model_type":"gpt2","n_embd":64,"n_head":2,"n_layer":2,"n_inner":88,"n_positions":64,
+    "activation_function":"gelu_new","vocab_size":101}"#;
+/// Attention and MLP beside each other, part of a head turned, GELU, an untied head.
+const NEOX: &str = r#"{"model_type":"gpt_neox","hidden_size":64,"num_attention_heads":1,"rotary_pct":0.25,
+    "hidden_act":"gelu","vocab_size":101,"num_hidden_layers":2,"intermediate_size":41}"#;
+/// Positions from the third row of their table on, ReLU.
+const OPT: &str = r#"{"model_type":"opt","hidden_size":64,"num_attention_heads":4,"ffn_dim":72,
+    "max_position_embeddings":48,"activation_function":"relu","vocab_size":101,"num_hidden_layers":2}"#;
 
 /// What a step is to do.
 #[derive(Clone, Copy)]
@@ -167,9 +176,11 @@ fn compare(name: &str, job: Job, precision: Precision) {
     {
         assert_eq!(tensor, other, "{name}");
         for (k, what) in ["gradient", "student", "teacher"].iter().enumerate() {
+            // Without rotation a key's bias moves all scores of a query alike: its gradient is rounding alone.
+            let nothing = k == 0 && job.config == OPT && tensor.ends_with("k_proj.bias");
             let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&got[k]), bits(&again[k]), "{name}: {tensor}: {what}: two runs differ");
-            let off = distance(&got[k], &want[k]);
+            let off = if nothing { 0.0 } else { distance(&got[k], &want[k]) };
             worst = worst.max(off / allowed);
             assert!(
                 off <= allowed,
@@ -271,6 +282,18 @@ fn other_families_rules_and_precisions_step_as_on_the_cpu() {
 }
 
 #[test]
+fn older_families_step_as_on_the_cpu() {
+    let nlul = FORGET.iter().position(|o| o.name() == "nlul").unwrap();
+    for (name, config) in [("gpt2", GPT2), ("gpt_neox", NEOX), ("opt", OPT)] {
+        let base = job(config, nlul, Some(1));
+        compare(name, base, Precision::Bf16);
+        let all = Job { train: Train::All, ..base };
+        compare(&format!("{name} all"), all, Precision::Bf16);
+        compare(&format!("{name} exact"), Job { mode: StateMode::Exact, ..all }, Precision::Fp32);
+    }
+}
+
+#[test]
 fn packing_changes_rounding_only() {
     let nlul = FORGET.iter().position(|o| o.name() == "nlul").unwrap();
     let Some(ops) = simulated(Timing::ALL[0], Precision::Fp32) else { return };
@@ -286,7 +309,7 @@ fn packing_changes_rounding_only() {
 /// Steps whose packs come again in shape are started from recordings, with the bytes of steps started op by op.
 #[test]
 fn recorded_work_gives_the_bytes_of_work_started_op_by_op() {
-    for (loss, config) in [("nlul", LLAMA), ("npo_mt", QWEN3)] {
+    for (loss, config) in [("nlul", LLAMA), ("npo_mt", QWEN3), ("nlul", GPT2), ("nlul", NEOX)] {
         let loss = FORGET.iter().position(|o| o.name() == loss).unwrap();
         let [Some(recorded), Some(alone)] =
             [Timing::ALL[0], Timing::ALL[0]].map(|timing| simulated(timing, Precision::Bf16))
@@ -328,7 +351,9 @@ fn a_step_is_the_same_bytes_whatever_is_kept() {
         "num_key_value_heads":1,"head_dim":64,"hidden_act":"silu","vocab_size":101,"num_hidden_layers":3,
         "intermediate_size":88,"rms_norm_eps":1e-5}"#;
     let nlul = FORGET.iter().position(|o| o.name() == "nlul").unwrap();
-    for (config, train) in [(THREE, Train::Body), (QWEN3, Train::All)] {
+    for (config, train) in
+        [(THREE, Train::Body), (QWEN3, Train::All), (GPT2, Train::Body), (NEOX, Train::All)]
+    {
         let run = |saving: Saving| {
             let ops = simulated(Timing::ALL[0], Precision::Bf16)?;
             let job = Job { train, pack: 48, saving, ..job(config, nlul, Some(1)) };
@@ -369,6 +394,12 @@ fn plan_counts_the_memory_of_a_run() {
     const WIDE: &str = r#"{"model_type":"llama","hidden_size":128,"num_attention_heads":2,
         "head_dim":64,"hidden_act":"silu","vocab_size":101,"num_hidden_layers":8,
         "intermediate_size":128,"rms_norm_eps":1e-5}"#;
+    // Tables that train, norms of two statistics, and a head that is the embedding.
+    const OLDER: &str = r#"{"model_type":"gpt2","n_embd":128,"n_head":2,"n_layer":3,"n_positions":128,
+        "activation_function":"gelu_new","vocab_size":101}"#;
+    // An embedding that trains below a head that does not.
+    const BESIDE: &str = r#"{"model_type":"gpt_neox","hidden_size":128,"num_attention_heads":2,
+        "hidden_act":"gelu","vocab_size":101,"num_hidden_layers":3,"intermediate_size":384}"#;
     let nlul = FORGET.iter().position(|o| o.name() == "nlul").unwrap();
     let mut beside = Vec::new();
     for (config, mode, precision, optimizer, save, tokens) in [
@@ -377,6 +408,8 @@ fn plan_counts_the_memory_of_a_run() {
         (MEDIUM, StateMode::Exact, Precision::Fp32, "sgd", "residual", 2048),
         (MEDIUM, StateMode::Compact, Precision::Bf16, "sgd", "input", 2048),
         (MEDIUM, StateMode::Compact, Precision::Bf16, "sgd", "auto", 2048),
+        (OLDER, StateMode::Compact, Precision::Bf16, "sgd", "attention", 2048),
+        (BESIDE, StateMode::Compact, Precision::Bf16, "sgd", "residual", 2048),
         (WIDE, StateMode::Compact, Precision::Bf16, "sgd", "input", 64),
     ] {
         let Ok(driver) = Simulator::open(Timing::ALL[0]) else { return };
@@ -440,7 +473,7 @@ fn plan_counts_the_memory_of_a_run() {
         assert_eq!(held, slab, "{name}: the run took more than its slab");
         assert!((0.97..=1.03).contains(&share), "{name}: {used} of {planned} bytes");
     }
-    assert!(beside[..5].iter().all(|bytes| *bytes == 0) && beside[5] > 0, "{beside:?}");
+    assert!(beside[..7].iter().all(|bytes| *bytes == 0) && beside[7] > 0, "{beside:?}");
 }
 
 /// An op that failed makes reading a model fail, so that no file is written from it.
