@@ -129,7 +129,8 @@ fn files_without_the_name_of_the_model_are_read_and_written() {
     });
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     let to = bare.join("model.safetensors");
-    write_file(&to, &entries, &BTreeMap::new(), &mut |entry, out| {
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    write_file(&to, &entries, &metadata, &mut |entry, out| {
         let bytes = weights.bytes(&name_in(&entry.name)).unwrap_or(&[1, 0, 1, 1]);
         out.write_all(bytes).unwrap();
         Ok(())
