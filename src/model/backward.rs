@@ -1,6 +1,6 @@
 //! Backward pass of a decoder: from the gradients at the final hidden rows to those of every tensor that trains.
 
-use super::config::{Learned, Residual};
+use super::config::Learned;
 use super::decoder::{At, Attend};
 use super::layout::LayerBlocks;
 use super::norm::RowNorm;
@@ -69,10 +69,7 @@ impl<O: Ops> Model<O> {
         }
         wgrad::<O>(ops, n, (c, f), dx, act, grads, (blocks.down, blocks.down_bias));
         let norm = RowNorm { ops, n, config, params, blocks: blocks.norm2 };
-        let rows = match config.residual {
-            Residual::Sequential => &s.rows,
-            Residual::Parallel => &x[l],
-        };
+        let rows = if config.residual.parallel() { &x[l] } else { &s.rows };
         if !again {
             norm.forward(role, rows, normed, &mut s.rstd2, &mut scratch.gains);
         }
@@ -81,7 +78,7 @@ impl<O: Ops> Model<O> {
         let w = ops.view(&params[blocks.gate_up], role, &mut scratch.matrix);
         // dh is free from here on and carries the gradient at the normed rows.
         ops.linear_dgrad(n, (inner, c), gate_up, w, dh);
-        if config.residual == Residual::Sequential {
+        if !config.residual.parallel() {
             norm.backward(grads, dh, rows, &s.rstd2, dx, &mut scratch.gains);
         }
     }
@@ -134,14 +131,11 @@ impl<O: Ops> Model<O> {
         if l > 0 || wanted {
             let w = ops.view(&params[blocks.qkv], role, &mut scratch.matrix);
             // A gradient that waits in dh must not be overwritten; the one at attention's output is used up.
-            let to = match config.residual {
-                Residual::Sequential => &mut *dh,
-                Residual::Parallel => &mut *dattn,
-            };
+            let to = if config.residual.parallel() { &mut *dattn } else { &mut *dh };
             ops.linear_dgrad(n, (qkv, c), dqkv, w, to);
             norm.backward(grads, to, &x[l], &s.rstd1, dx, &mut scratch.gains);
         }
-        if config.residual == Residual::Parallel {
+        if config.residual.parallel() {
             RowNorm { blocks: blocks.norm2, ..norm }.backward(
                 grads,
                 dh,

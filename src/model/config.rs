@@ -52,6 +52,8 @@ pub struct ModelConfig {
     pub out_bias: bool,
     /// Whether the products of the MLP have biases.
     pub mlp_bias: bool,
+    /// Whether the head has a bias.
+    pub head_bias: bool,
     /// Whether query and key heads are normed (Qwen3).
     pub qk_norm: bool,
     /// Rotary positions.
@@ -90,6 +92,15 @@ pub enum Residual {
     Sequential,
     /// What attention reads too, through a norm of its own: `x + attention(norm1 x) + mlp(norm2 x)`.
     Parallel,
+    /// What attention reads too, through the same norm: `x + attention(norm x) + mlp(norm x)`.
+    Shared,
+}
+
+impl Residual {
+    /// Tells whether attention and MLP read the same rows.
+    pub fn parallel(self) -> bool {
+        self != Self::Sequential
+    }
 }
 
 /// Positions that are rows of a table, added to the embedding.
@@ -213,6 +224,7 @@ impl ModelConfig {
             qkv_bias: biases.qkv,
             out_bias: biases.out,
             mlp_bias: biases.mlp,
+            head_bias: family == Family::Phi,
             qk_norm: architecture == "qwen3",
             rope: match learned {
                 // Nothing of a head turns.
@@ -383,7 +395,7 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "config.json: model_type: architecture `lama` is not supported\n\
-             hint: known are llama, mistral, qwen2, qwen3, gpt2, gpt_neox, opt; nearest is llama"
+             hint: known are llama, mistral, qwen2, qwen3, gpt2, gpt_neox, opt, phi; nearest is llama"
         );
     }
 

@@ -6,13 +6,13 @@
 
 use std::ops::Range;
 
-use super::config::{Learned, Residual};
-use super::layout::NormBlocks;
+use super::config::Learned;
+use super::layout::{Layout, NormBlocks};
 use super::norm::RowNorm;
 use super::params::{Model, View};
 use super::workspace::Workspace;
 use crate::ops::{
-    CachePlace, Direction, HeadGrads, HeadShape, Matched, Mlp, Ops, Role, TokenWeight,
+    CachePlace, Direction, HeadGrads, HeadShape, HeadWeight, Matched, Mlp, Ops, Role, TokenWeight,
 };
 
 /// The loss rows of one head sweep.
@@ -204,10 +204,7 @@ impl<O: Ops> Model<O> {
         let (cfg, blocks) = (&self.config, &self.layout.layers[at.l]);
         let Workspace { x, middle, gate_up, normed, act, scratch, .. } = ws;
         let s = middle.at(at.kept);
-        let rows = match cfg.residual {
-            Residual::Sequential => &s.rows,
-            Residual::Parallel => &x[at.from],
-        };
+        let rows = if cfg.residual.parallel() { &x[at.from] } else { &s.rows };
         let gains = &mut scratch.gains;
         self.norm(ops, n, blocks.norm2, role, rows, normed, &mut s.rstd2, gains);
         let w = self.show(ops, blocks.gate_up, role, &mut scratch.matrix);
@@ -248,12 +245,16 @@ impl<O: Ops> Model<O> {
     ) {
         let shape = HeadShape { n: rows.len(), c: self.config.width, v: self.config.vocab };
         let first = rows.start;
-        let head = self.layout.head;
-        let trained = self.layout.blocks[head].trainable;
-        let w = ops.view(&self.params[head], role, &mut ws.scratch.head);
+        let Self { layout, params, grads: sinks, .. } = self;
+        let trained = layout.blocks[layout.head].trainable;
+        let w = head_weight(ops, (layout, params), role, &mut ws.scratch.head);
         let grads = match &mut ws.flow {
             Some(flow) if grads => {
-                Some(HeadGrads { dh: &mut flow.dh, dw: self.grads[head].as_mut() })
+                // The bias stands behind the matrix, also where that is the embedding.
+                let (low, high) = sinks.split_at_mut(layout.head + 1);
+                let bias = layout.head_bias.map(|bias| bias - layout.head - 1);
+                let db = bias.and_then(|bias| high[bias].as_mut());
+                Some(HeadGrads { dh: &mut flow.dh, dw: low[layout.head].as_mut(), db })
             }
             _ => None,
         };
@@ -264,16 +265,30 @@ impl<O: Ops> Model<O> {
             HeadLoss::Matched(target) | HeadLoss::Against(target, _) => {
                 let w_ref = match loss {
                     HeadLoss::Against(_, other) => {
-                        let w = &other.params[other.layout.head];
-                        Some(ops.view(w, Role::Teacher, &mut ws.scratch.head_ref))
+                        let other = (&other.layout, &other.params[..]);
+                        Some(head_weight(ops, other, Role::Teacher, &mut ws.scratch.head_ref))
                     }
                     _ => (trained && target.compares()).then(|| {
-                        ops.view(&self.params[head], Role::Teacher, &mut ws.scratch.head_ref)
+                        let scratch = &mut ws.scratch.head_ref;
+                        head_weight(ops, (layout, params), Role::Teacher, scratch)
                     }),
                 };
                 let (h, h_ref, stats) = (&ws.h, &ws.h_ref, &mut ws.stats);
                 ops.head_matched(shape, first, pack, h, h_ref, w, w_ref, target, stats, grads);
             }
         }
+    }
+}
+
+/// Shows the head of a model; `scratch` is for its matrix and its bias.
+pub(super) fn head_weight<'a, O: Ops>(
+    ops: &O,
+    (layout, params): (&Layout, &'a [O::Param]),
+    role: Role,
+    [matrix, bias]: &'a mut [O::Act; 2],
+) -> HeadWeight<View<'a, O>> {
+    HeadWeight {
+        matrix: ops.view(&params[layout.head], role, matrix),
+        bias: layout.head_bias.map(|b| ops.view(&params[b], role, bias)),
     }
 }

@@ -5,7 +5,7 @@ mod order;
 
 pub use order::Order;
 
-use super::config::{Family, ModelConfig, Norm};
+use super::config::{Family, ModelConfig, Norm, Residual};
 use crate::error::{Error, Result};
 use crate::io::safetensors::Weights;
 use crate::ops::TensorPlace;
@@ -109,7 +109,7 @@ pub struct LayerBlocks {
     pub out: usize,
     /// Its bias.
     pub out_bias: Option<usize>,
-    /// The norm before the MLP.
+    /// The norm before the MLP; that before attention where both read the same rows.
     pub norm2: NormBlocks,
     /// Gate and up matrices, [2F, C]; without gates the up matrix alone, [F, C].
     pub gate_up: usize,
@@ -138,6 +138,8 @@ pub struct Layout {
     pub norm: NormBlocks,
     /// Number of the head block, [V, C]; equal to `embed` where tied.
     pub head: usize,
+    /// Number of its bias, V numbers.
+    pub head_bias: Option<usize>,
 }
 
 /// Tells whether the reference freezes the parameter of this name.
@@ -252,7 +254,10 @@ impl Layout {
                 });
                 let bias = config.out_bias;
                 let (out, out_bias) = b.linear(&at(names.out), (c, hd), names.matrix(), bias);
-                let norm2 = b.norm(&at(names.norm2), config.norm, c);
+                let norm2 = match config.residual {
+                    Residual::Shared => norm1,
+                    _ => b.norm(&at(names.norm2), config.norm, c),
+                };
                 let up_parts = parts(names.up, up, Some(c), names.matrix());
                 let gate_up = b.add(at("gate_up.weight"), up_parts);
                 let gate_up_bias = config
@@ -277,7 +282,18 @@ impl Layout {
             .collect();
         let norm = b.norm(names.norm, config.norm, c);
         let head = if config.tied { embed } else { b.one(weight(names.head), &[config.vocab, c]) };
-        Self { family: config.family, blocks: b.blocks, embed, positions, layers, norm, head }
+        let head_bias =
+            config.head_bias.then(|| b.one(format!("{}.bias", names.head), &[config.vocab]));
+        Self {
+            family: config.family,
+            blocks: b.blocks,
+            embed,
+            positions,
+            layers,
+            norm,
+            head,
+            head_bias,
+        }
     }
 
     /// Returns the number of parameters that train.
@@ -292,7 +308,7 @@ impl Layout {
 
     /// Returns the length of the longest block of the layers.
     pub fn longest_layer_block(&self) -> usize {
-        let ends = [Some(self.embed), Some(self.head), self.positions];
+        let ends = [Some(self.embed), Some(self.head), self.head_bias, self.positions];
         let inner = |(i, b): (usize, &Block)| (!ends.contains(&Some(i))).then(|| b.len());
         self.blocks.iter().enumerate().filter_map(inner).max().unwrap_or(0)
     }

@@ -5,7 +5,7 @@
 
 use serde::Serialize;
 
-use super::config::{ModelConfig, Residual};
+use super::config::ModelConfig;
 
 /// What the backward pass finds of a layer. Each level keeps less than the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -83,7 +83,7 @@ pub struct Numbers {
 /// rows, the one at the normed input of attention too, while that of the MLP waits.
 pub(super) fn dattn(config: &ModelConfig) -> usize {
     let hd = config.heads(0).out_width();
-    if config.residual == Residual::Parallel { hd.max(config.width) } else { hd }
+    if config.residual.parallel() { hd.max(config.width) } else { hd }
 }
 
 impl Saving {

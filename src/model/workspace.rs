@@ -1,6 +1,7 @@
 //! The buffers of forward and backward.
 
 use super::config::ModelConfig;
+use super::decoder::head_weight;
 use super::params::Model;
 use super::saving::{Part, Saving, dattn};
 use crate::error::Result;
@@ -74,8 +75,9 @@ pub(super) struct Scratch<O: Ops> {
     pub(super) gains: [O::Act; 2],
     pub(super) embed: O::Act,
     pub(super) positions: O::Act,
-    pub(super) head: O::Act,
-    pub(super) head_ref: O::Act,
+    /// The matrix and the bias of a head, and those of the one it is compared with.
+    pub(super) head: [O::Act; 2],
+    pub(super) head_ref: [O::Act; 2],
 }
 
 /// Returns the numbers of each scratch for gains: a norm's gain and bias, or the gains of query and key heads.
@@ -155,6 +157,14 @@ impl<O: Ops> Workspace<O> {
             None
         };
         let gains = gains(cfg);
+        let scratch_of = |block: Option<usize>| match block {
+            Some(block) => model.block_scratch(ops, block),
+            None => ops.act(0),
+        };
+        let layout = &model.layout;
+        let head = || -> Result<[O::Act; 2]> {
+            Ok([scratch_of(Some(layout.head))?, scratch_of(layout.head_bias)?])
+        };
         let trained_head = model.layout.blocks[model.layout.head].trainable;
         ops.reserve(HeadShape { n: tokens, c: cfg.width, v: cfg.vocab }, training)?;
         Ok(Self {
@@ -175,16 +185,9 @@ impl<O: Ops> Workspace<O> {
                 bias: model.layer_scratch(ops)?,
                 gains: [ops.act(gains)?, ops.act(gains)?],
                 embed: model.block_scratch(ops, model.layout.embed)?,
-                positions: match model.layout.positions {
-                    Some(positions) => model.block_scratch(ops, positions)?,
-                    None => ops.act(0)?,
-                },
-                head: model.block_scratch(ops, model.layout.head)?,
-                head_ref: if trained_head {
-                    model.block_scratch(ops, model.layout.head)?
-                } else {
-                    ops.act(0)?
-                },
+                positions: scratch_of(model.layout.positions)?,
+                head: head()?,
+                head_ref: if trained_head { head()? } else { [ops.act(0)?, ops.act(0)?] },
             },
             flow,
             spare: Vec::new(),
@@ -201,8 +204,8 @@ impl<O: Ops> Workspace<O> {
         draws: Option<(Sampling, &[f64])>,
         ids: &mut [u32],
     ) {
-        let head = &model.params[model.layout.head];
-        let w = ops.view(head, Role::Evaluated, &mut self.scratch.head);
+        let of = (&model.layout, &model.params[..]);
+        let w = head_weight(ops, of, Role::Evaluated, &mut self.scratch.head);
         match draws {
             Some((sampling, draws)) => {
                 ops.head_sample(shape, &self.normed, w, sampling, draws, ids);

@@ -179,13 +179,31 @@ impl CachePlace {
     }
 }
 
+/// A head: its matrix [V, C], and its bias [V] where it has one; logits are `h w^T (+ bias)`.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadWeight<W> {
+    /// The matrix.
+    pub matrix: W,
+    /// The bias.
+    pub bias: Option<W>,
+}
+
+impl<W> HeadWeight<W> {
+    /// Makes a head without a bias.
+    pub fn plain(matrix: W) -> Self {
+        Self { matrix, bias: None }
+    }
+}
+
 /// Where a head sweep writes gradients.
 #[derive(Debug)]
-pub struct HeadGrads<'a, A, G> {
+pub struct HeadGrads<'a, A: ?Sized, G> {
     /// Gradient at the final hidden rows [N, C], overwritten.
     pub dh: &'a mut A,
     /// Gradient of the head matrix [V, C], accumulated; `None` where the head is frozen.
     pub dw: Option<&'a mut G>,
+    /// Gradient of its bias [V], accumulated likewise.
+    pub db: Option<&'a mut G>,
 }
 
 /// Forward and backward ops. Buffers are allocated at start and are at least as long as an op needs; no op
@@ -474,7 +492,7 @@ pub trait Compute {
 
     /// Fused head and one-hot loss, chunked over rows so that logits never exist for a whole batch.
     ///
-    /// For each row: `z = h w^T`, statistics of its target, weight, and with `grads` the gradient
+    /// For each row: `z = h w^T (+ bias)`, statistics of its target, weight, and with `grads` the gradient
     /// `coef weight (softmax(z) - e_y)` sent back through `w`. Rows with coefficient 0 still get statistics,
     /// and a zero gradient.
     ///
@@ -486,7 +504,7 @@ pub trait Compute {
         first: usize,
         pack: &Self::Pack,
         h: &Self::Act,
-        w: Self::Weight<'_>,
+        w: HeadWeight<Self::Weight<'_>>,
         weight: TokenWeight<'_, Self::Stat>,
         stats: &mut RowStats<Self::Stat>,
         grads: Option<HeadGrads<'_, Self::Act, Self::Grad>>,
@@ -506,8 +524,8 @@ pub trait Compute {
         pack: &Self::Pack,
         h: &Self::Act,
         h_ref: &Self::Act,
-        w: Self::Weight<'_>,
-        w_ref: Option<Self::Weight<'_>>,
+        w: HeadWeight<Self::Weight<'_>>,
+        w_ref: Option<HeadWeight<Self::Weight<'_>>>,
         target: Matched,
         stats: &mut RowStats<Self::Stat>,
         grads: Option<HeadGrads<'_, Self::Act, Self::Grad>>,
@@ -539,14 +557,20 @@ pub trait Compute {
     /// Picks the token with the largest logit of each row, as [`argmax`](super::choice::argmax) does; waits for it.
     ///
     /// Logits are made in chunks of rows on the device and stay there: `shape.n` ids come back, those of `ids`.
-    fn head_argmax(&self, shape: HeadShape, h: &Self::Act, w: Self::Weight<'_>, ids: &mut [u32]);
+    fn head_argmax(
+        &self,
+        shape: HeadShape,
+        h: &Self::Act,
+        w: HeadWeight<Self::Weight<'_>>,
+        ids: &mut [u32],
+    );
     /// Draws a token for each row with `draws[row]`, uniform in [0, 1), as [`sample`](super::choice::sample) does
     /// up to rounding; else like [`Compute::head_argmax`].
     fn head_sample(
         &self,
         shape: HeadShape,
         h: &Self::Act,
-        w: Self::Weight<'_>,
+        w: HeadWeight<Self::Weight<'_>>,
         sampling: Sampling,
         draws: &[f64],
         ids: &mut [u32],

@@ -278,7 +278,8 @@ impl Plan {
         if shown {
             scratch += 2 * layout.longest_layer_block() as u64;
             // Student and teacher are shown at once at the head.
-            let ends = [Some(layout.embed), layout.positions, Some(layout.head), Some(layout.head)];
+            let (head, bias) = (Some(layout.head), layout.head_bias);
+            let ends = [Some(layout.embed), layout.positions, head, head, bias, bias];
             let shown = ends.into_iter().flatten().filter(|b| layout.blocks[*b].trainable);
             scratch += shown.map(block).sum::<u64>();
         }

@@ -19,7 +19,7 @@ const T: usize = 41;
 
 /// What the families differ in: biases, head norms, windows, a tied head, heads per kv head; norms, activations,
 /// positions, and what the MLP reads.
-const CONFIGS: [&str; 9] = [
+const CONFIGS: [&str; 10] = [
     r#""model_type":"llama","hidden_size":12,"num_attention_heads":6,"num_key_value_heads":2"#,
     r#""model_type":"llama","hidden_size":12,"num_attention_heads":2,"num_key_value_heads":1,
        "tie_word_embeddings":true,"attention_bias":true,"mlp_bias":true"#,
@@ -35,6 +35,7 @@ const CONFIGS: [&str; 9] = [
        "use_parallel_residual":false,"tie_word_embeddings":true"#,
     r#""model_type":"opt","hidden_size":12,"num_attention_heads":3,"ffn_dim":17,
        "max_position_embeddings":41,"activation_function":"silu""#,
+    r#""model_type":"phi","hidden_size":12,"num_attention_heads":3,"num_key_value_heads":3"#,
 ];
 
 fn config(special: &str) -> ModelConfig {

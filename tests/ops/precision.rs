@@ -2,8 +2,8 @@
 
 use nepenthe::backend::cpu::{Cpu, Grad, Real};
 use nepenthe::ops::{
-    Compute, Direction, HeadGrads, HeadShape, Heads, PackData, RopeTable, RowStats, TokenFormula,
-    TokenWeight,
+    Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, PackData, RopeTable, RowStats,
+    TokenFormula, TokenWeight,
 };
 
 use crate::head::TARGETS;
@@ -193,10 +193,12 @@ fn onehot<T: Real>() -> Vec<Output> {
             for trained in [true, false] {
                 let mut stats = RowStats { nll: stale(n), value: stale(n), hit: stale(n) };
                 let (mut dh, mut dw) = (stale(n * c), Grad::wide(v * c));
-                let grads = Some(HeadGrads { dh: &mut dh, dw: trained.then_some(&mut dw) });
+                let grads =
+                    Some(HeadGrads { dh: &mut dh, dw: trained.then_some(&mut dw), db: None });
                 let weight = TokenWeight::Formula(formula);
                 let pack = load(&ops, &data);
-                ops.head_onehot(shape, 0, &pack, &h, &w, weight, &mut stats, grads);
+                let w = HeadWeight::plain(&w[..]);
+                ops.head_onehot(shape, 0, &pack, &h, w, weight, &mut stats, grads);
                 all.push(output("nll", wide(&stats.nll), c + v));
                 all.push(output("value", wide(&stats.value), c + v));
                 all.push(output("dh", wide(&dh), c + v));
@@ -223,10 +225,11 @@ fn matched<T: Real>() -> Vec<Output> {
                 let mut stats = RowStats { nll: stale(n), value: stale(n), hit: stale(n) };
                 let (mut dh, mut dw) = (stale(n * c), Grad::wide(v * c));
                 let sink = w_ref.map(|_| &mut dw);
-                let grads = Some(HeadGrads { dh: &mut dh, dw: sink });
+                let grads = Some(HeadGrads { dh: &mut dh, dw: sink, db: None });
                 let pack = load(&ops, &data);
                 let out = &mut stats;
-                ops.head_matched(shape, 0, &pack, &h, h_ref, &w, w_ref, target, out, grads);
+                let (w, w_ref) = (HeadWeight::plain(&w[..]), w_ref.map(HeadWeight::plain));
+                ops.head_matched(shape, 0, &pack, &h, h_ref, w, w_ref, target, out, grads);
                 let name = |of: &str| format!("{target:?} {n} {c} {v} {of}");
                 all.push(output(name("value"), wide(&stats.value), c + v));
                 all.push(output(name("dh"), wide(&dh), c + v));

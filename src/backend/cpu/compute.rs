@@ -1,13 +1,13 @@
 //! The catalogue's compute ops on the CPU.
 
 use super::gemm::{Matrix, parallel};
-use super::head::{MatchedRows, OneHot, Results, Sweep, accumulate, each_logits, sweep};
-use super::rows::{each, simd};
+use super::head::{MatchedRows, OneHot, Results, Sweep, accumulate, add_rows, each_logits, sweep};
+use super::rows::each;
 use super::{Cpu, Grad, Real, attention, layernorm, mlp, norm};
 use crate::error::Result;
 use crate::ops::{
-    CachePlace, Compute, Direction, HeadGrads, HeadShape, Heads, Matched, Mlp, PackData, RopeTable,
-    RowStats, Sampling, TokenWeight, choice,
+    CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, Matched, Mlp,
+    PackData, RopeTable, RowStats, Sampling, TokenWeight, choice,
 };
 
 /// A loaded pack: the host's own data.
@@ -138,18 +138,7 @@ impl<T: Real> Compute for Cpu<T> {
     }
 
     fn bias_grad(&self, n: usize, o: usize, dy: &Vec<T>, db: &mut Grad<T>) {
-        let mut sums = self.pool.lend(o);
-        sums.fill(T::ZERO);
-        simd(
-            #[inline(always)]
-            || {
-                for row in dy[..n * o].chunks_exact(o) {
-                    sums.iter_mut().zip(row).for_each(|(s, d)| *s += *d);
-                }
-            },
-        );
-        db.open();
-        db.add(0, &sums);
+        add_rows(&self.pool, &dy[..n * o], o, db);
     }
 
     fn embed(&self, pack: &Pack, c: usize, table: &[T], x: &mut Vec<T>) {
@@ -352,7 +341,7 @@ impl<T: Real> Compute for Cpu<T> {
         first: usize,
         pack: &Pack,
         h: &Vec<T>,
-        w: &[T],
+        w: HeadWeight<&[T]>,
         weight: TokenWeight<'_, Vec<T>>,
         stats: &mut RowStats<Vec<T>>,
         grads: Option<HeadGrads<'_, Vec<T>, Grad<T>>>,
@@ -365,9 +354,9 @@ impl<T: Real> Compute for Cpu<T> {
         let loss = OneHot { targets, coefs, formula, weights };
         let at = first * shape.c;
         let h = &h[at..];
-        let job = Sweep { shape, first: (h, w), second: None, subtract: false, w, h };
-        let (dh, dw) = grads.map_or((None, None), |g| (Some(&mut g.dh[at..]), g.dw));
-        sweep(&self.pool, &job, &loss, Self::results(stats, first, true), dh, dw);
+        let job = Sweep { shape, first: (h, w), second: None, subtract: false, w: w.matrix, h };
+        let to = grads.map(|g| HeadGrads { dh: &mut g.dh[at..], dw: g.dw, db: g.db });
+        sweep(&self.pool, &job, &loss, Self::results(stats, first, true), to);
     }
 
     fn head_matched(
@@ -377,8 +366,8 @@ impl<T: Real> Compute for Cpu<T> {
         pack: &Pack,
         h: &Vec<T>,
         h_ref: &Vec<T>,
-        w: &[T],
-        w_ref: Option<&[T]>,
+        w: HeadWeight<&[T]>,
+        w_ref: Option<HeadWeight<&[T]>>,
         target: Matched,
         stats: &mut RowStats<Vec<T>>,
         grads: Option<HeadGrads<'_, Vec<T>, Grad<T>>>,
@@ -404,12 +393,13 @@ impl<T: Real> Compute for Cpu<T> {
                 },
             );
         }
-        let from = if shared { (&diff[..], w) } else { (h, w) };
+        // Of two heads that are the same the bias takes itself off.
+        let from = if shared { (&diff[..], HeadWeight::plain(w.matrix)) } else { (h, w) };
         let second = compares.then(|| (&h_ref[..], w_ref.unwrap_or(w)));
         let subtract = compares && !shared;
-        let job = Sweep { shape, first: from, second, subtract, w, h };
-        let (dh, dw) = grads.map_or((None, None), |g| (Some(&mut g.dh[at..]), g.dw));
-        sweep(&self.pool, &job, &loss, Self::results(stats, first, false), dh, dw);
+        let job = Sweep { shape, first: from, second, subtract, w: w.matrix, h };
+        let to = grads.map(|g| HeadGrads { dh: &mut g.dh[at..], dw: g.dw, db: g.db });
+        sweep(&self.pool, &job, &loss, Self::results(stats, first, false), to);
     }
 
     fn cache_store(
@@ -456,7 +446,7 @@ impl<T: Real> Compute for Cpu<T> {
         }
     }
 
-    fn head_argmax(&self, shape: HeadShape, h: &Vec<T>, w: &[T], ids: &mut [u32]) {
+    fn head_argmax(&self, shape: HeadShape, h: &Vec<T>, w: HeadWeight<&[T]>, ids: &mut [u32]) {
         each_logits(&self.pool, shape, h, w, ids, |_, logits| choice::argmax(logits));
     }
 
@@ -464,7 +454,7 @@ impl<T: Real> Compute for Cpu<T> {
         &self,
         shape: HeadShape,
         h: &Vec<T>,
-        w: &[T],
+        w: HeadWeight<&[T]>,
         sampling: Sampling,
         draws: &[f64],
         ids: &mut [u32],

@@ -9,8 +9,8 @@ use super::ops::{
 use super::{Act, Gpu, Grad, Pack, Stat, Weight};
 use crate::error::Result;
 use crate::ops::{
-    CachePlace, Compute, Direction, HeadGrads, HeadShape, Heads, Matched, Mlp, PackData, RopeTable,
-    RowStats, Sampling, TokenWeight,
+    CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, Matched, Mlp,
+    PackData, RopeTable, RowStats, Sampling, TokenWeight,
 };
 
 impl Compute for Gpu {
@@ -300,7 +300,7 @@ impl Compute for Gpu {
         first: usize,
         pack: &Pack,
         h: &Act,
-        w: Weight<'_>,
+        w: HeadWeight<Weight<'_>>,
         weight: TokenWeight<'_, Stat>,
         stats: &mut RowStats<Stat>,
         grads: Option<HeadGrads<'_, Act, Grad>>,
@@ -315,8 +315,8 @@ impl Compute for Gpu {
         pack: &Pack,
         h: &Act,
         h_ref: &Act,
-        w: Weight<'_>,
-        w_ref: Option<Weight<'_>>,
+        w: HeadWeight<Weight<'_>>,
+        w_ref: Option<HeadWeight<Weight<'_>>>,
         target: Matched,
         stats: &mut RowStats<Stat>,
         grads: Option<HeadGrads<'_, Act, Grad>>,
@@ -344,7 +344,7 @@ impl Compute for Gpu {
         generate::gather(self, c, rows, x, y);
     }
 
-    fn head_argmax(&self, shape: HeadShape, h: &Act, w: Weight<'_>, ids: &mut [u32]) {
+    fn head_argmax(&self, shape: HeadShape, h: &Act, w: HeadWeight<Weight<'_>>, ids: &mut [u32]) {
         choose::argmax(self, shape, h, w, ids);
     }
 
@@ -352,7 +352,7 @@ impl Compute for Gpu {
         &self,
         shape: HeadShape,
         h: &Act,
-        w: Weight<'_>,
+        w: HeadWeight<Weight<'_>>,
         sampling: Sampling,
         draws: &[f64],
         ids: &mut [u32],

@@ -6,8 +6,8 @@ use crate::error::{Error, Result, nearest};
 use crate::ops::Activation;
 
 /// The `model_type`s this version computes.
-pub const ARCHITECTURES: [&str; 7] =
-    ["llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "opt"];
+pub const ARCHITECTURES: [&str; 8] =
+    ["llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "opt", "phi"];
 
 /// Decoders whose tensors go by the same names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub enum Family {
     NeoX,
     /// OPT.
     Opt,
+    /// Phi-1, Phi-1.5 and Phi-2.
+    Phi,
 }
 
 /// The keys of config.json that families name differently.
@@ -70,6 +72,7 @@ impl Family {
             "gpt2" => Ok(Self::Gpt2),
             "gpt_neox" => Ok(Self::NeoX),
             "opt" => Ok(Self::Opt),
+            "phi" => Ok(Self::Phi),
             other => {
                 let known = ARCHITECTURES.join(", ");
                 let hint = match nearest(other, ARCHITECTURES) {
@@ -88,7 +91,7 @@ impl Family {
         match self {
             Self::Llama => LLAMA,
             Self::Gpt2 => GPT2,
-            Self::NeoX => Keys { eps: "layer_norm_eps", ..LLAMA },
+            Self::NeoX | Self::Phi => Keys { eps: "layer_norm_eps", ..LLAMA },
             // OPT's norms have the epsilon of PyTorch; there is no key for it.
             Self::Opt => Keys {
                 ffn: "ffn_dim",
@@ -113,6 +116,7 @@ impl Family {
                 ("_remove_final_layer_norm", false),
                 ("layer_norm_elementwise_affine", true),
             ],
+            Self::Phi => &[("qk_layernorm", false)],
         };
         for (key, wanted) in flags {
             if json.flag(key, *wanted)? != *wanted {
@@ -167,7 +171,7 @@ impl Family {
                     mlp: json.flag("mlp_bias", false)?,
                 }
             }
-            Self::Gpt2 => all(true),
+            Self::Gpt2 | Self::Phi => all(true),
             Self::NeoX => {
                 let bias = json.flag("attention_bias", true)?;
                 Biases { qkv: bias, out: bias, mlp: true }
@@ -179,7 +183,7 @@ impl Family {
     pub(super) fn norm(self) -> Norm {
         match self {
             Self::Llama => Norm::Rms,
-            Self::Gpt2 | Self::NeoX | Self::Opt => Norm::Layer,
+            Self::Gpt2 | Self::NeoX | Self::Opt | Self::Phi => Norm::Layer,
         }
     }
 
@@ -192,8 +196,11 @@ impl Family {
     }
 
     pub(super) fn residual(self, json: &Reader<'_>) -> Result<Residual> {
-        let parallel = self == Self::NeoX && json.flag("use_parallel_residual", true)?;
-        Ok(if parallel { Residual::Parallel } else { Residual::Sequential })
+        Ok(match self {
+            Self::NeoX if json.flag("use_parallel_residual", true)? => Residual::Parallel,
+            Self::Phi => Residual::Shared,
+            _ => Residual::Sequential,
+        })
     }
 
     /// Tells whether the head is the embedding matrix where config.json does not say.
@@ -206,7 +213,7 @@ impl Family {
             Self::Gpt2 => Some(Learned { rows: positions, offset: 0 }),
             // The reference keeps two rows for padding in front.
             Self::Opt => Some(Learned { rows: positions + 2, offset: 2 }),
-            Self::Llama | Self::NeoX => None,
+            Self::Llama | Self::NeoX | Self::Phi => None,
         }
     }
 
@@ -214,6 +221,7 @@ impl Family {
     pub(super) fn rope_keys(self) -> (&'static str, &'static str, f64) {
         match self {
             Self::NeoX => ("rotary_emb_base", "rotary_pct", 0.25),
+            Self::Phi => ("rope_theta", "partial_rotary_factor", 0.5),
             _ => ("rope_theta", "partial_rotary_factor", 1.0),
         }
     }

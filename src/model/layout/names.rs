@@ -84,6 +84,16 @@ const OPT: Names = Names {
     transposed: false,
 };
 
+const PHI: Names = Names {
+    out: "self_attn.dense",
+    // There is none: the MLP reads what attention reads.
+    norm2: "",
+    up: &["mlp.fc1"],
+    down: "mlp.fc2",
+    norm: "model.final_layernorm",
+    ..LLAMA
+};
+
 impl Names {
     pub(super) fn of(family: Family) -> &'static Self {
         match family {
@@ -91,6 +101,7 @@ impl Names {
             Family::Gpt2 => &GPT2,
             Family::NeoX => &NEOX,
             Family::Opt => &OPT,
+            Family::Phi => &PHI,
         }
     }
 
@@ -115,7 +126,7 @@ pub(super) fn is_leftover(family: Family, name: &str) -> bool {
     let masks: &[&str] = match family {
         Family::Gpt2 => &[".attn.bias", ".attn.masked_bias"],
         Family::NeoX => &[".attention.bias", ".attention.masked_bias"],
-        Family::Llama | Family::Opt => &[],
+        Family::Llama | Family::Opt | Family::Phi => &[],
     };
     name.ends_with("rotary_emb.inv_freq") || masks.iter().any(|mask| name.ends_with(mask))
 }
