@@ -44,6 +44,14 @@ const NEOX: &str = r#"{"model_type":"gpt_neox","hidden_size":64,"num_attention_h
 /// Positions from the third row of their table on, ReLU.
 const OPT: &str = r#"{"model_type":"opt","hidden_size":64,"num_attention_heads":4,"ffn_dim":72,
     "max_position_embeddings":48,"activation_function":"relu","vocab_size":101,"num_hidden_layers":2}"#;
+/// One norm for attention and MLP, a head with a bias.
+const PHI: &str = r#"{"model_type":"phi","hidden_size":64,"num_attention_heads":2,"hidden_act":"gelu_new",
+    "vocab_size":101,"num_hidden_layers":2,"intermediate_size":72}"#;
+/// Gains from 1, norms behind attention and MLP, gated GELU, layers of two kinds.
+const GEMMA3: &str = r#"{"model_type":"gemma3_text","hidden_size":64,"num_attention_heads":2,
+    "num_key_value_heads":1,"head_dim":32,"hidden_activation":"gelu_pytorch_tanh","vocab_size":101,
+    "num_hidden_layers":3,"intermediate_size":88,"query_pre_attn_scalar":20,"sliding_window":9,
+    "_sliding_window_pattern":2}"#;
 
 /// What a step is to do.
 #[derive(Clone, Copy)]
@@ -282,9 +290,10 @@ fn other_families_rules_and_precisions_step_as_on_the_cpu() {
 }
 
 #[test]
-fn older_families_step_as_on_the_cpu() {
+fn further_families_step_as_on_the_cpu() {
     let nlul = FORGET.iter().position(|o| o.name() == "nlul").unwrap();
-    for (name, config) in [("gpt2", GPT2), ("gpt_neox", NEOX), ("opt", OPT)] {
+    let all = [GPT2, NEOX, OPT, PHI, GEMMA3];
+    for (name, config) in ["gpt2", "gpt_neox", "opt", "phi", "gemma3"].into_iter().zip(all) {
         let base = job(config, nlul, Some(1));
         compare(name, base, Precision::Bf16);
         let all = Job { train: Train::All, ..base };
@@ -352,7 +361,7 @@ fn a_step_is_the_same_bytes_whatever_is_kept() {
         "intermediate_size":88,"rms_norm_eps":1e-5}"#;
     let nlul = FORGET.iter().position(|o| o.name() == "nlul").unwrap();
     for (config, train) in
-        [(THREE, Train::Body), (QWEN3, Train::All), (GPT2, Train::Body), (NEOX, Train::All)]
+        [(THREE, Train::Body), (QWEN3, Train::All), (NEOX, Train::All), (GEMMA3, Train::All)]
     {
         let run = |saving: Saving| {
             let ops = simulated(Timing::ALL[0], Precision::Bf16)?;

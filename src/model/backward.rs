@@ -3,9 +3,9 @@
 use super::config::Learned;
 use super::decoder::{At, Attend};
 use super::layout::LayerBlocks;
-use super::norm::RowNorm;
+use super::norm::{RowNorm, rms};
 use super::params::Model;
-use super::workspace::{Flow, Workspace};
+use super::workspace::{Flow, Inner, Made, Workspace};
 use crate::ops::{Direction, Mlp, Ops, Role};
 
 impl<O: Ops> Model<O> {
@@ -34,7 +34,7 @@ impl<O: Ops> Model<O> {
         }
         let Some(Flow { dx, .. }) = &ws.flow else { return };
         if let Some(dtable) = self.grads[self.layout.embed].as_mut() {
-            ops.embed_bwd(pack, c, dx, dtable);
+            ops.embed_bwd(pack, c, self.config.embed_scale, dx, dtable);
         }
         if let (Some(Learned { rows, offset }), Some(b)) =
             (self.config.learned, self.layout.positions)
@@ -50,34 +50,46 @@ impl<O: Ops> Model<O> {
     /// the MLP waits in `dh` for the end of the layer.
     fn mlp_backward(&mut self, ops: &O, n: usize, ws: &mut Workspace<O>, l: usize) {
         let (role, at) = (Role::Student, At::new(l, true));
-        let again = ws.gate_up.again(l);
+        let again = ws.inner.again(l);
         if again {
             self.gate_up(ops, n, role, ws, at, true);
+            if self.config.post_norms {
+                self.down(ops, n, role, ws, at);
+            }
         }
         let Self { config, layout, params, grads, .. } = self;
         let blocks: &LayerBlocks = &layout.layers[l];
-        let Workspace { x, middle, gate_up, normed, act, scratch, flow, .. } = ws;
+        let Workspace { x, middle, inner, normed, act, scratch, flow, .. } = ws;
         let Some(Flow { dx, dh, .. }) = flow else { return };
-        let (s, gate_up) = (middle.at(at.kept), gate_up.at(at.kept));
-        let (c, f, inner) = (config.width, config.ffn, config.mlp.width(config.ffn));
+        let (s, Inner { gate_up, made }) = (middle.at(at.kept), inner.at(at.kept));
+        let (c, f, width) = (config.width, config.ffn, config.mlp.width(config.ffn));
+        let dy = match (blocks.post, made) {
+            (Some([_, post]), Some(Made { rows, rstd })) => {
+                ops.zero(n * c, dh);
+                let norm = RowNorm { ops, n, config, params, blocks: post };
+                norm.backward(grads, dx, rows, rstd, dh, &mut scratch.gains);
+                &mut *dh
+            }
+            _ => &mut *dx,
+        };
         let w = ops.view(&params[blocks.down], role, &mut scratch.matrix);
         if config.mlp == Mlp::SWIGLU {
-            ops.linear_dgrad_swiglu(n, (c, f), dx, w, gate_up, act);
+            ops.linear_dgrad_swiglu(n, (c, f), dy, w, gate_up, act);
         } else {
-            ops.linear_dgrad(n, (c, f), dx, w, act);
+            ops.linear_dgrad(n, (c, f), dy, w, act);
             ops.activation_bwd(n, f, config.mlp, act, gate_up);
         }
-        wgrad::<O>(ops, n, (c, f), dx, act, grads, (blocks.down, blocks.down_bias));
+        wgrad::<O>(ops, n, (c, f), dy, act, grads, (blocks.down, blocks.down_bias));
         let norm = RowNorm { ops, n, config, params, blocks: blocks.norm2 };
         let rows = if config.residual.parallel() { &x[l] } else { &s.rows };
         if !again {
             norm.forward(role, rows, normed, &mut s.rstd2, &mut scratch.gains);
         }
         let into = (blocks.gate_up, blocks.gate_up_bias);
-        wgrad::<O>(ops, n, (inner, c), gate_up, normed, grads, into);
+        wgrad::<O>(ops, n, (width, c), gate_up, normed, grads, into);
         let w = ops.view(&params[blocks.gate_up], role, &mut scratch.matrix);
         // dh is free from here on and carries the gradient at the normed rows.
-        ops.linear_dgrad(n, (inner, c), gate_up, w, dh);
+        ops.linear_dgrad(n, (width, c), gate_up, w, dh);
         if !config.residual.parallel() {
             norm.backward(grads, dh, rows, &s.rstd2, dx, &mut scratch.gains);
         }
@@ -97,18 +109,29 @@ impl<O: Ops> Model<O> {
         if again {
             self.qkv(ops, pack, n, role, ws, at);
         }
-        let Self { config, layout, rope, params, grads } = self;
+        let rope = self.rope(l).clone();
+        let Self { config, layout, params, grads, .. } = self;
         let blocks: &LayerBlocks = &layout.layers[l];
         let Workspace { x, qkv: rooms, middle, normed, scratch, flow, .. } = ws;
         let Some(Flow { dx, dh, dqkv, dattn }) = flow else { return };
         let (rows, s) = (rooms.at(at.kept), middle.at(at.kept));
         let heads = config.heads(l);
         let (c, qkv, hd) = (config.width, heads.qkv_width(), heads.out_width());
-        wgrad::<O>(ops, n, (c, hd), dx, &s.attn, grads, (blocks.out, blocks.out_bias));
+        // dh is free, unless a gradient waits in it for the end of the layer, and no model has both.
+        let dy = match (blocks.post, &s.made) {
+            (Some([post, _]), Some(Made { rows, rstd })) => {
+                ops.zero(n * c, dh);
+                let norm = RowNorm { ops, n, config, params, blocks: post };
+                norm.backward(grads, dx, rows, rstd, dh, &mut scratch.gains);
+                &mut *dh
+            }
+            _ => &mut *dx,
+        };
+        wgrad::<O>(ops, n, (c, hd), dy, &s.attn, grads, (blocks.out, blocks.out_bias));
         let w = ops.view(&params[blocks.out], role, &mut scratch.matrix);
-        ops.linear_dgrad(n, (c, hd), dx, w, dattn);
+        ops.linear_dgrad(n, (c, hd), dy, w, dattn);
         ops.attention_bwd(pack, heads, &rows.rows, &s.attn, &s.lse, dattn, dqkv);
-        ops.rope(pack, heads, rope, Direction::Backward, dqkv);
+        ops.rope(pack, heads, &rope, Direction::Backward, dqkv);
         if let (Some(raw), Some(rstd), Some([q, k])) = (&rows.raw, &rows.rstd, blocks.qk_norm) {
             let [sq, sk] = &mut scratch.gains;
             let gains = [ops.view(&params[q], role, sq), ops.view(&params[k], role, sk)];
@@ -117,7 +140,7 @@ impl<O: Ops> Model<O> {
                 (Some(dq), Some(dk)) => Some([dq, dk]),
                 _ => None,
             };
-            ops.qk_norm_bwd(n, heads, gains, raw, rstd, dqkv, dgains);
+            ops.qk_norm_bwd(n, heads, rms(config), gains, raw, rstd, dqkv, dgains);
         }
         let norm = RowNorm { ops, n, config, params, blocks: blocks.norm1 };
         if !again {

@@ -44,6 +44,10 @@ pub struct ModelConfig {
     pub mlp: Mlp,
     /// What the MLP of a layer reads.
     pub residual: Residual,
+    /// Whether what attention and MLP make is normed before it joins the residual stream.
+    pub post_norms: bool,
+    /// What rows of the embedding are multiplied by.
+    pub embed_scale: f64,
     /// Whether the head is the embedding matrix.
     pub tied: bool,
     /// Whether q, k and v have biases.
@@ -58,6 +62,10 @@ pub struct ModelConfig {
     pub qk_norm: bool,
     /// Rotary positions.
     pub rope: RopeConfig,
+    /// Rotary positions of layers with a window, where they have their own.
+    pub local_rope: Option<RopeConfig>,
+    /// What turned query and key heads are multiplied by; its square is a factor on scores.
+    pub head_scale: f64,
     /// Learned positions, where there are some.
     pub learned: Option<Learned>,
     /// Sliding window of each layer.
@@ -71,6 +79,8 @@ pub struct ModelConfig {
 pub enum Norm {
     /// Root mean square, and a gain.
     Rms,
+    /// Root mean square, and a gain that counts from 1.
+    RmsFromOne,
     /// Mean and variance, a gain and a bias.
     Layer,
 }
@@ -79,7 +89,7 @@ impl Norm {
     /// Returns the statistics that the backward pass needs of a row.
     pub fn statistics(self) -> usize {
         match self {
-            Self::Rms => 1,
+            Self::Rms | Self::RmsFromOne => 1,
             Self::Layer => 2,
         }
     }
@@ -218,21 +228,25 @@ impl ModelConfig {
             ffn,
             norm: family.norm(),
             eps: json.number(keys.eps, Some(family.eps()))?,
-            mlp: Mlp { activation: family.activation(&json)?, gated: family == Family::Llama },
+            mlp: Mlp { activation: family.activation(&json)?, gated: family.gated() },
             residual: family.residual(&json)?,
+            post_norms: family == Family::Gemma,
+            embed_scale: if family == Family::Gemma { (width as f64).sqrt() } else { 1.0 },
             tied: json.flag("tie_word_embeddings", family.tied())?,
             qkv_bias: biases.qkv,
             out_bias: biases.out,
             mlp_bias: biases.mlp,
             head_bias: family == Family::Phi,
-            qk_norm: architecture == "qwen3",
+            qk_norm: architecture == "qwen3" || family == Family::Gemma,
             rope: match learned {
                 // Nothing of a head turns.
                 Some(_) => RopeConfig { theta: 1e4, width: 0, scaling: RopeScaling::Default },
                 None => finite(rope(&json, head_width, family)?)?,
             },
+            local_rope: local_rope(&json, head_width, family)?.map(finite).transpose()?,
+            head_scale: family.head_scale(&json, head_width)?,
             learned,
-            windows: windows(&json, layers)?,
+            windows: windows(&json, layers, family)?,
             max_positions,
             family,
             architecture,
@@ -306,12 +320,15 @@ fn rope(json: &Reader<'_>, head_width: usize, family: Family) -> Result<RopeConf
     let section = ["rope_parameters", "rope_scaling"]
         .into_iter()
         .find(|key| json.root.get(key).is_some_and(Value::is_object));
-    let inner = section.and_then(|key| json.root.get(key)).map(|root| Reader { root });
+    let inner = section.and_then(|key| json.root.get(key));
+    // Where kinds of layers differ, a section for each.
+    let inner = inner.map(|root| root.get("full_attention").unwrap_or(root));
+    let inner = inner.map(|root| Reader { root });
     let theta = match &inner {
         Some(inner) if inner.root.get("rope_theta").is_some() => {
             inner.number("rope_theta", None)?
         }
-        _ => json.number(base, Some(10_000.0))?,
+        _ => json.number(base, Some(family.rope_base()))?,
     };
     let partial = match &inner {
         Some(inner) if inner.root.get("partial_rotary_factor").is_some() => {
@@ -349,7 +366,24 @@ fn rope(json: &Reader<'_>, head_width: usize, family: Family) -> Result<RopeConf
     Ok(RopeConfig { theta, width, scaling })
 }
 
-fn windows(json: &Reader<'_>, layers: usize) -> Result<Vec<Option<usize>>> {
+/// Reads the rotary settings of layers with a window, where the family has some.
+fn local_rope(json: &Reader<'_>, head_width: usize, family: Family) -> Result<Option<RopeConfig>> {
+    if family != Family::Gemma {
+        return Ok(None);
+    }
+    let section = json.root.get("rope_parameters").and_then(|all| all.get("sliding_attention"));
+    let (reader, key) = match section {
+        Some(root) => (Reader { root }, "rope_theta"),
+        None => (Reader { root: json.root }, "rope_local_base_freq"),
+    };
+    let theta = reader.number(key, Some(10_000.0))?;
+    if theta <= 0.0 {
+        return Err(Error::model(format!("config.json: {key} {theta} must be positive")));
+    }
+    Ok(Some(RopeConfig { theta, width: head_width, scaling: RopeScaling::Default }))
+}
+
+fn windows(json: &Reader<'_>, layers: usize, family: Family) -> Result<Vec<Option<usize>>> {
     let Some(window) = json.optional_size("sliding_window")? else {
         return Ok(vec![None; layers]);
     };
@@ -364,6 +398,14 @@ fn windows(json: &Reader<'_>, layers: usize) -> Result<Vec<Option<usize>>> {
             .iter()
             .map(|kind| (kind.as_str() == Some("sliding_attention")).then_some(window))
             .collect());
+    }
+    if let Family::Gemma = family {
+        // Every so many layers one sees all.
+        let period = match json.optional_size("sliding_window_pattern")? {
+            Some(period) => period,
+            None => json.optional_size("_sliding_window_pattern")?.unwrap_or(6),
+        };
+        return Ok((1..=layers).map(|l| (!l.is_multiple_of(period)).then_some(window)).collect());
     }
     // Qwen names the first layer that slides and a switch; Mistral slides everywhere.
     let mistral = json.root.get("model_type").and_then(Value::as_str) == Some("mistral");
@@ -395,7 +437,8 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "config.json: model_type: architecture `lama` is not supported\n\
-             hint: known are llama, mistral, qwen2, qwen3, gpt2, gpt_neox, opt, phi; nearest is llama"
+             hint: known are llama, mistral, qwen2, qwen3, gpt2, gpt_neox, opt, phi, \
+             gemma3_text; nearest is llama"
         );
     }
 

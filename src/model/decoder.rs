@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::config::Learned;
 use super::layout::{Layout, NormBlocks};
-use super::norm::RowNorm;
+use super::norm::{RowNorm, rms};
 use super::params::{Model, View};
 use super::workspace::Workspace;
 use crate::ops::{
@@ -83,8 +83,11 @@ impl<O: Ops> Model<O> {
         stats: &mut O::Stat,
         scratch: &mut [O::Act; 2],
     ) {
-        let Self { config, params, .. } = self;
-        RowNorm { ops, n, config, params, blocks }.forward(role, x, y, stats, scratch);
+        self.row_norm(ops, n, blocks).forward(role, x, y, stats, scratch);
+    }
+
+    fn row_norm<'a>(&'a self, ops: &'a O, n: usize, blocks: NormBlocks) -> RowNorm<'a, O> {
+        RowNorm { ops, n, config: &self.config, params: &self.params, blocks }
     }
 
     /// Runs the pack through the model; the final hidden rows land in `ws.h`, or in `ws.h_ref` for the teacher.
@@ -107,7 +110,7 @@ impl<O: Ops> Model<O> {
         let cfg = &self.config;
         let keep = ws.trains() && role == Role::Student;
         let table = self.show(ops, self.layout.embed, role, &mut ws.scratch.embed);
-        ops.embed(pack, cfg.width, table, &mut ws.x[0]);
+        ops.embed(pack, cfg.width, cfg.embed_scale, table, &mut ws.x[0]);
         if let (Some(Learned { rows, offset }), Some(b)) = (cfg.learned, self.layout.positions) {
             let table = self.show(ops, b, role, &mut ws.scratch.positions);
             ops.positions(pack, cfg.width, (rows, offset), table, &mut ws.x[0]);
@@ -116,7 +119,7 @@ impl<O: Ops> Model<O> {
             let at = At::new(l, keep);
             self.attention_half(ops, pack, n, role, ws, at, &mut attend);
             // Gate and up that are made again need not be stored now.
-            self.gate_up(ops, n, role, ws, at, keep && !ws.gate_up.again(l));
+            self.gate_up(ops, n, role, ws, at, keep && !ws.inner.again(l));
             self.down(ops, n, role, ws, at);
         }
         let last = if keep { cfg.layers } else { cfg.layers % 2 };
@@ -147,11 +150,11 @@ impl<O: Ops> Model<O> {
             ops.linear(n, (heads.qkv_width(), cfg.width), normed, w, bias, None, raw);
             let [q, k] = &mut scratch.gains;
             let gains = [self.show(ops, gains[0], role, q), self.show(ops, gains[1], role, k)];
-            ops.qk_norm(n, heads, cfg.eps, gains, raw, &mut qkv.rows, rstd);
-            ops.rope(pack, heads, &self.rope, Direction::Forward, &mut qkv.rows);
+            ops.qk_norm(n, heads, rms(cfg), gains, raw, &mut qkv.rows, rstd);
+            ops.rope(pack, heads, self.rope(l), Direction::Forward, &mut qkv.rows);
         } else {
             let shape = (n, cfg.width);
-            ops.linear_rope(pack, shape, heads, &self.rope, normed, w, bias, &mut qkv.rows);
+            ops.linear_rope(pack, shape, heads, self.rope(l), normed, w, bias, &mut qkv.rows);
         }
     }
 
@@ -187,7 +190,16 @@ impl<O: Ops> Model<O> {
         let w = self.show(ops, blocks.out, role, &mut scratch.matrix);
         let bias = blocks.out_bias.map(|b| self.show(ops, b, role, &mut scratch.bias));
         let shape = (cfg.width, heads.out_width());
-        ops.linear(n, shape, &s.attn, w, bias, Some(&x[at.from]), &mut s.rows);
+        let residual = &x[at.from];
+        match (blocks.post, &mut s.made) {
+            (Some([post, _]), Some(made)) => {
+                ops.linear(n, shape, &s.attn, w, bias, None, &mut made.rows);
+                let gains = &mut scratch.gains;
+                let norm = self.row_norm(ops, n, post);
+                norm.join(role, &made.rows, residual, &mut s.rows, &mut made.rstd, gains);
+            }
+            _ => ops.linear(n, shape, &s.attn, w, bias, Some(residual), &mut s.rows),
+        }
     }
 
     /// Makes the activation's rows of a layer in `ws.act`, its gate and up where they are to be kept, and leaves the normed
@@ -202,29 +214,38 @@ impl<O: Ops> Model<O> {
         keep: bool,
     ) {
         let (cfg, blocks) = (&self.config, &self.layout.layers[at.l]);
-        let Workspace { x, middle, gate_up, normed, act, scratch, .. } = ws;
+        let Workspace { x, middle, inner, normed, act, scratch, .. } = ws;
         let s = middle.at(at.kept);
         let rows = if cfg.residual.parallel() { &x[at.from] } else { &s.rows };
         let gains = &mut scratch.gains;
         self.norm(ops, n, blocks.norm2, role, rows, normed, &mut s.rstd2, gains);
         let w = self.show(ops, blocks.gate_up, role, &mut scratch.matrix);
         let bias = blocks.gate_up_bias.map(|b| self.show(ops, b, role, &mut scratch.bias));
-        let (f, c, inner) = (cfg.ffn, cfg.width, gate_up.at(at.kept));
+        let (f, c, gate_up) = (cfg.ffn, cfg.width, &mut inner.at(at.kept).gate_up);
         if cfg.mlp == Mlp::SWIGLU {
-            ops.linear_swiglu(n, (f, c), normed, w, bias, keep, inner, act);
+            ops.linear_swiglu(n, (f, c), normed, w, bias, keep, gate_up, act);
         } else {
-            ops.linear(n, (cfg.mlp.width(f), c), normed, w, bias, None, inner);
-            ops.activation(n, f, cfg.mlp, inner, act);
+            ops.linear(n, (cfg.mlp.width(f), c), normed, w, bias, None, gate_up);
+            ops.activation(n, f, cfg.mlp, gate_up, act);
         }
     }
 
-    fn down(&self, ops: &O, n: usize, role: Role, ws: &mut Workspace<O>, at: At) {
+    /// Ends the MLP of a layer, whose activations lie in `ws.act`.
+    pub(super) fn down(&self, ops: &O, n: usize, role: Role, ws: &mut Workspace<O>, at: At) {
         let (cfg, blocks) = (&self.config, &self.layout.layers[at.l]);
-        let Workspace { x, middle, act, scratch, .. } = ws;
+        let Workspace { x, middle, inner, act, scratch, .. } = ws;
         let w = self.show(ops, blocks.down, role, &mut scratch.matrix);
         let bias = blocks.down_bias.map(|b| self.show(ops, b, role, &mut scratch.bias));
-        let residual = Some(&middle.at(at.kept).rows);
-        ops.linear(n, (cfg.width, cfg.ffn), act, w, bias, residual, &mut x[at.to]);
+        let (shape, residual) = ((cfg.width, cfg.ffn), &middle.at(at.kept).rows);
+        match (blocks.post, &mut inner.at(at.kept).made) {
+            (Some([_, post]), Some(made)) => {
+                ops.linear(n, shape, act, w, bias, None, &mut made.rows);
+                let (to, gains) = (&mut x[at.to], &mut scratch.gains);
+                let norm = self.row_norm(ops, n, post);
+                norm.join(role, &made.rows, residual, to, &mut made.rstd, gains);
+            }
+            _ => ops.linear(n, shape, act, w, bias, Some(residual), &mut x[at.to]),
+        }
     }
 
     /// Sweeps the head over rows `rows` of the last forward pass; their results land in `ws.stats`.

@@ -111,6 +111,8 @@ pub struct LayerBlocks {
     pub out_bias: Option<usize>,
     /// The norm before the MLP; that before attention where both read the same rows.
     pub norm2: NormBlocks,
+    /// The norms of what attention and MLP make.
+    pub post: Option<[NormBlocks; 2]>,
     /// Gate and up matrices, [2F, C]; without gates the up matrix alone, [F, C].
     pub gate_up: usize,
     /// Their biases.
@@ -265,6 +267,9 @@ impl Layout {
                     .then(|| b.add(at("gate_up.bias"), parts(names.up, up, None, Order::Same)));
                 let bias = config.mlp_bias;
                 let (down, down_bias) = b.linear(&at(names.down), (c, f), names.matrix(), bias);
+                let post = config
+                    .post_norms
+                    .then(|| names.post.map(|name| b.norm(&at(name), config.norm, c)));
                 LayerBlocks {
                     norm1,
                     qkv: matrix,
@@ -273,6 +278,7 @@ impl Layout {
                     out,
                     out_bias,
                     norm2,
+                    post,
                     gate_up,
                     gate_up_bias,
                     down,

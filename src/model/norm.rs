@@ -1,8 +1,8 @@
 //! A norm of rows, forth and back, whichever kind the model has.
 
-use super::config::ModelConfig;
+use super::config::{ModelConfig, Norm};
 use super::layout::NormBlocks;
-use crate::ops::{Ops, Role};
+use crate::ops::{Ops, Rms, Role};
 
 /// The norm of `n` rows in one pass.
 pub(super) struct RowNorm<'a, O: Ops> {
@@ -11,6 +11,12 @@ pub(super) struct RowNorm<'a, O: Ops> {
     pub(super) config: &'a ModelConfig,
     pub(super) params: &'a [O::Param],
     pub(super) blocks: NormBlocks,
+}
+
+/// Returns the numbers of the RMS norms of a model.
+pub(super) fn rms(config: &ModelConfig) -> Rms {
+    let plus = if config.norm == Norm::RmsFromOne { 1.0 } else { 0.0 };
+    Rms { eps: config.eps, plus }
 }
 
 impl<O: Ops> RowNorm<'_, O> {
@@ -31,8 +37,23 @@ impl<O: Ops> RowNorm<'_, O> {
                 let bias = ops.view(&self.params[bias], role, for_bias);
                 ops.layernorm(n, c, eps, x, [gain, bias], y, stats);
             }
-            None => ops.rmsnorm(n, c, eps, x, gain, y, stats),
+            None => ops.rmsnorm(n, c, rms(self.config), x, gain, None, y, stats),
         }
+    }
+
+    /// Norms rows and adds them to others: `y = residual + norm(x)`; RMS norms alone.
+    pub(super) fn join(
+        &self,
+        role: Role,
+        x: &O::Act,
+        residual: &O::Act,
+        y: &mut O::Act,
+        stats: &mut O::Stat,
+        [for_gain, _]: &mut [O::Act; 2],
+    ) {
+        let (c, rms) = (self.config.width, rms(self.config));
+        let gain = self.ops.view(&self.params[self.blocks.gain], role, for_gain);
+        self.ops.rmsnorm(self.n, c, rms, x, gain, Some(residual), y, stats);
     }
 
     /// Adds the gradient at the rows to `dx`, and those of gain and bias where they train.
@@ -56,7 +77,7 @@ impl<O: Ops> RowNorm<'_, O> {
                     ops.bias_grad(n, c, dy, dbias);
                 }
             }
-            None => ops.rmsnorm_bwd(n, c, dy, x, gain, stats, dx, dgain),
+            None => ops.rmsnorm_bwd(n, c, rms(self.config), dy, x, gain, stats, dx, dgain),
         }
     }
 }

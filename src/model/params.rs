@@ -55,8 +55,8 @@ pub struct Model<O: Ops> {
     pub config: ModelConfig,
     /// Its blocks.
     pub layout: Layout,
-    /// Rotary frequencies.
-    pub rope: RopeTable,
+    /// Rotary frequencies of layers that see all, and of those with a window.
+    pub ropes: [RopeTable; 2],
     /// A parameter per block.
     pub params: Vec<O::Param>,
     /// A gradient per trainable block.
@@ -88,8 +88,17 @@ impl<O: Ops> Model<O> {
             params.push(ops.param(&spec, &mut |out| fill(block, out))?);
             grads.push(if block.trainable { Some(ops.grad(&spec)?) } else { None });
         }
-        let rope = rope::table(&config.rope);
-        Ok(Self { config, layout, rope, params, grads })
+        let local = config.local_rope.as_ref().unwrap_or(&config.rope);
+        let ropes = [&config.rope, local].map(|rope| {
+            let table = rope::table(rope);
+            RopeTable { scale: table.scale * config.head_scale, ..table }
+        });
+        Ok(Self { config, layout, ropes, params, grads })
+    }
+
+    /// Returns the rotary frequencies of layer `l`.
+    pub(super) fn rope(&self, l: usize) -> &RopeTable {
+        &self.ropes[usize::from(self.config.heads(l).window.is_some())]
     }
 
     /// Allocates a second gradient for every block that has one, of the same kind.

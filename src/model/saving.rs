@@ -41,9 +41,9 @@ impl Level {
 pub enum Part {
     /// The qkv rows, and those from before head norms.
     Qkv,
-    /// Attention's output and its statistics, and the residual stream behind it.
+    /// Attention's output and its statistics, and the residual stream behind it; what joined that where it was normed.
     Middle,
-    /// Gate and up, or what stands before the activation of an MLP without gates.
+    /// Gate and up, or what stands before the activation of an MLP without gates; what the MLP made where that is normed.
     GateUp,
 }
 
@@ -149,11 +149,14 @@ impl Saving {
         let norm = u64::from(config.qk_norm);
         let [q, m, u] =
             [Part::Qkv, Part::Middle, Part::GateUp].map(|part| self.count(layers, part) as u64);
-        let kept = q * (1 + norm) * qkv + m * (hd + c) + u * up;
+        // What is normed before it joins the residual stream.
+        let made = u64::from(config.post_norms);
+        let kept = q * (1 + norm) * qkv + m * (hd + c + made * c) + u * (up + made * c);
         let flow = 2 * c + qkv + dattn(config) as u64;
         // The residual stream; normed, h, h_ref; act. Statistics: those of the last norm and three row results.
         let acts = (layers as u64 + 1) * c + kept + flow + 3 * c + f;
-        Numbers { acts, stats: m * (2 * stats + h) + q * norm * (h + g) + stats + 3 }
+        let norms = (2 + made) * m + made * u + 1;
+        Numbers { acts, stats: norms * stats + m * h + q * norm * (h + g) + 3 }
     }
 
     /// Returns what is made again of a token in a document of `context` tokens: operations of products, and of attention.
@@ -163,7 +166,9 @@ impl Saving {
         let (qkv, hd) = (heads.qkv_width() as f64, heads.out_width() as f64);
         let times = |part| (0..layers).filter(|l| self.again(layers, *l, part)).count() as f64;
         let middle = times(Part::Middle);
-        let products = times(Part::Qkv) * qkv * c + middle * hd * c + times(Part::GateUp) * up * c;
+        let down = if config.post_norms { config.ffn as f64 } else { 0.0 };
+        let products =
+            times(Part::Qkv) * qkv * c + middle * hd * c + times(Part::GateUp) * (up + down) * c;
         // A token sees half of its document on average; 4 operations for each number of the output.
         [2.0 * products, middle * 2.0 * context as f64 * hd]
     }
@@ -177,8 +182,10 @@ impl Saving {
         let qkv_rows = if config.qk_norm { vec![qkv, qkv] } else { vec![qkv] };
         let mut widths = vec![c; (layers + 1).saturating_sub(2)];
         widths.extend(more(Part::Qkv).flat_map(|_| qkv_rows.clone()));
-        widths.extend(more(Part::Middle).flat_map(|_| [hd, c]));
-        widths.extend(more(Part::GateUp).map(|_| config.mlp.width(config.ffn)));
+        let made = if config.post_norms { vec![c] } else { vec![] };
+        let with = |widths: &[usize]| [widths, &made].concat();
+        widths.extend(more(Part::Middle).flat_map(|_| with(&[hd, c])));
+        widths.extend(more(Part::GateUp).flat_map(|_| with(&[config.mlp.width(config.ffn)])));
         widths.extend([c, c, qkv, dattn(config), c]);
         widths
     }

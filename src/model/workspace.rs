@@ -24,6 +24,22 @@ pub(super) struct Middle<O: Ops> {
     /// The residual stream behind attention.
     pub(super) rows: O::Act,
     pub(super) rstd2: O::Stat,
+    /// What attention made, from before its own norm.
+    pub(super) made: Option<Made<O>>,
+}
+
+/// Rows from before the norm that they join the residual stream through, and its statistics.
+pub(super) struct Made<O: Ops> {
+    pub(super) rows: O::Act,
+    pub(super) rstd: O::Stat,
+}
+
+/// What an MLP makes.
+pub(super) struct Inner<O: Ops> {
+    /// Gate and up, or what stands before the activation.
+    pub(super) gate_up: O::Act,
+    /// What the MLP made, from before its own norm.
+    pub(super) made: Option<Made<O>>,
 }
 
 /// Rooms for one part of every layer, of which layers may share one.
@@ -101,7 +117,7 @@ pub struct Workspace<O: Ops> {
     pub(super) x: Vec<O::Act>,
     pub(super) qkv: Rooms<Qkv<O>>,
     pub(super) middle: Rooms<Middle<O>>,
-    pub(super) gate_up: Rooms<O::Act>,
+    pub(super) inner: Rooms<Inner<O>>,
     pub(super) normed: O::Act,
     pub(super) act: O::Act,
     pub(super) rstd: O::Stat,
@@ -136,6 +152,12 @@ impl<O: Ops> Workspace<O> {
                 rows: act(heads.qkv_width())?,
             })
         })?;
+        let made = || {
+            let make = || -> Result<Made<O>> {
+                Ok(Made { rows: act(cfg.width)?, rstd: stat(cfg.norm.statistics())? })
+            };
+            cfg.post_norms.then(make).transpose()
+        };
         let middle = Rooms::new(saving, layers, Part::Middle, || {
             Ok(Middle {
                 rstd1: stat(cfg.norm.statistics())?,
@@ -143,9 +165,12 @@ impl<O: Ops> Workspace<O> {
                 attn: act(heads.out_width())?,
                 rows: act(cfg.width)?,
                 rstd2: stat(cfg.norm.statistics())?,
+                made: made()?,
             })
         })?;
-        let gate_up = Rooms::new(saving, layers, Part::GateUp, || act(cfg.mlp.width(cfg.ffn)))?;
+        let inner = Rooms::new(saving, layers, Part::GateUp, || {
+            Ok(Inner { gate_up: act(cfg.mlp.width(cfg.ffn))?, made: made()? })
+        })?;
         let flow = if training {
             Some(Flow {
                 dx: act(cfg.width)?,
@@ -173,7 +198,7 @@ impl<O: Ops> Workspace<O> {
             x,
             qkv,
             middle,
-            gate_up,
+            inner,
             normed: act(cfg.width)?,
             act: act(cfg.ffn)?,
             rstd: stat(cfg.norm.statistics())?,
@@ -250,15 +275,18 @@ impl<O: Ops> Workspace<O> {
 
     /// Returns what is idle, in the order of [`Saving::idle`], and the spare rooms.
     fn idle(&mut self) -> Vec<&mut O::Act> {
-        let Self { x, qkv, middle, gate_up, flow, h_ref, spare, .. } = self;
+        let Self { x, qkv, middle, inner, flow, h_ref, spare, .. } = self;
         let mut idle: Vec<&mut O::Act> = x.iter_mut().skip(2).collect();
         for Qkv { raw, rows, .. } in qkv.idle() {
             idle.extend(raw.iter_mut().chain([rows]));
         }
-        for Middle { attn, rows, .. } in middle.idle() {
-            idle.extend([attn, rows]);
+        for Middle { attn, rows, made, .. } in middle.idle() {
+            idle.extend([attn, rows].into_iter().chain(made.as_mut().map(|made| &mut made.rows)));
         }
-        idle.extend(gate_up.idle());
+        for Inner { gate_up, made } in inner.idle() {
+            idle.push(gate_up);
+            idle.extend(made.as_mut().map(|made| &mut made.rows));
+        }
         if let Some(Flow { dx, dh, dqkv, dattn }) = flow {
             idle.extend([dx, dh, dqkv, dattn, h_ref]);
         }

@@ -30,6 +30,22 @@ impl Heads {
     }
 }
 
+/// The numbers of an RMSNorm.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rms {
+    /// What is added to the mean of squares.
+    pub eps: f64,
+    /// What is added to the gain: 0, or 1 where the stored gain counts from there (Gemma).
+    pub plus: f64,
+}
+
+impl Rms {
+    /// Makes the norm whose gain is what is stored.
+    pub fn plain(eps: f64) -> Self {
+        Self { eps, plus: 0.0 }
+    }
+}
+
 /// Whether rotary positions are applied or (in the backward pass) taken back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
@@ -284,10 +300,24 @@ pub trait Compute {
     /// Bias gradient: `db[O] += sum over rows of dy[N,O]`.
     fn bias_grad(&self, n: usize, o: usize, dy: &Self::Act, db: &mut Self::Grad);
 
-    /// Embedding: `x[N,C] = table[ids]`.
-    fn embed(&self, pack: &Self::Pack, c: usize, table: Self::Weight<'_>, x: &mut Self::Act);
-    /// Embedding backward: `dtable[ids] += dx`, rows of equal id added in row order.
-    fn embed_bwd(&self, pack: &Self::Pack, c: usize, dx: &Self::Act, dtable: &mut Self::Grad);
+    /// Embedding: `x[N,C] = scale table[ids]`.
+    fn embed(
+        &self,
+        pack: &Self::Pack,
+        c: usize,
+        scale: f64,
+        table: Self::Weight<'_>,
+        x: &mut Self::Act,
+    );
+    /// Embedding backward: `dtable[ids] += scale dx`, rows of equal id added in row order.
+    fn embed_bwd(
+        &self,
+        pack: &Self::Pack,
+        c: usize,
+        scale: f64,
+        dx: &Self::Act,
+        dtable: &mut Self::Grad,
+    );
     /// Learned positions: `x[N,C] += table[first + position]`; behind the table's `rows` its last one is read.
     fn positions(
         &self,
@@ -308,25 +338,27 @@ pub trait Compute {
         dtable: &mut Self::Grad,
     );
 
-    /// RMSNorm: `rstd = 1/sqrt(mean(x^2) + eps)`, `y = x rstd gain`; saves `rstd[N]`.
+    /// RMSNorm: `rstd = 1/sqrt(mean(x^2) + eps)`, `y = x rstd (plus + gain) (+ residual)`; saves `rstd[N]`.
     #[allow(clippy::too_many_arguments)]
     fn rmsnorm(
         &self,
         n: usize,
         c: usize,
-        eps: f64,
+        rms: Rms,
         x: &Self::Act,
         gain: Self::Weight<'_>,
+        residual: Option<&Self::Act>,
         y: &mut Self::Act,
         rstd: &mut Self::Stat,
     );
-    /// RMSNorm backward: `dx += rstd (dy gain - xhat mean(dy gain xhat))`, xhat = x rstd;
+    /// RMSNorm backward: with `g = plus + gain` and xhat = x rstd, `dx += rstd (dy g - xhat mean(dy g xhat))`;
     /// `dgain += sum over rows of dy xhat` where asked for.
     #[allow(clippy::too_many_arguments)]
     fn rmsnorm_bwd(
         &self,
         n: usize,
         c: usize,
+        rms: Rms,
         dy: &Self::Act,
         x: &Self::Act,
         gain: Self::Weight<'_>,
@@ -373,7 +405,7 @@ pub trait Compute {
         &self,
         n: usize,
         heads: Heads,
-        eps: f64,
+        rms: Rms,
         gains: [Self::Weight<'_>; 2],
         raw: &Self::Act,
         qkv: &mut Self::Act,
@@ -385,6 +417,7 @@ pub trait Compute {
         &self,
         n: usize,
         heads: Heads,
+        rms: Rms,
         gains: [Self::Weight<'_>; 2],
         raw: &Self::Act,
         rstd: &Self::Stat,

@@ -16,8 +16,8 @@ pub mod weight;
 
 pub use choice::Sampling;
 pub use compute::{
-    CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, PackData, RopeTable,
-    RowCounts, RowStats,
+    CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, PackData, Rms,
+    RopeTable, RowCounts, RowStats,
 };
 pub use mlp::{Activation, Mlp};
 pub use rule::{CustomRule, DeviceView, KernelArg, Kernels, TensorPlace, TensorView};

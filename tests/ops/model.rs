@@ -19,7 +19,7 @@ const T: usize = 41;
 
 /// What the families differ in: biases, head norms, windows, a tied head, heads per kv head; norms, activations,
 /// positions, and what the MLP reads.
-const CONFIGS: [&str; 10] = [
+const CONFIGS: [&str; 11] = [
     r#""model_type":"llama","hidden_size":12,"num_attention_heads":6,"num_key_value_heads":2"#,
     r#""model_type":"llama","hidden_size":12,"num_attention_heads":2,"num_key_value_heads":1,
        "tie_word_embeddings":true,"attention_bias":true,"mlp_bias":true"#,
@@ -36,6 +36,9 @@ const CONFIGS: [&str; 10] = [
     r#""model_type":"opt","hidden_size":12,"num_attention_heads":3,"ffn_dim":17,
        "max_position_embeddings":41,"activation_function":"silu""#,
     r#""model_type":"phi","hidden_size":12,"num_attention_heads":3,"num_key_value_heads":3"#,
+    r#""model_type":"gemma3_text","hidden_size":12,"num_attention_heads":4,"num_key_value_heads":2,
+       "head_dim":6,"query_pre_attn_scalar":9,"hidden_activation":"gelu_pytorch_tanh","sliding_window":3,
+       "layer_types":["sliding_attention","full_attention"],"rope_local_base_freq":100.0"#,
 ];
 
 fn config(special: &str) -> ModelConfig {
@@ -216,8 +219,9 @@ fn check(special: &str, train: Train) {
                 if flattens && kink {
                     continue;
                 }
-                // Squares of logits bend more than logarithms of probabilities do.
-                let bent = if flattens { 100.0 } else { 1.0 };
+                // Squares of logits bend more than logarithms of probabilities do, and rows that are normed again
+                // behind every product more than those that are not.
+                let bent = if flattens || special.contains("gemma3") { 100.0 } else { 1.0 };
                 let block = &setup.model.layout.blocks[b].name;
                 let off = (slope - gradient[i]).abs();
                 let scale = bent * (1.0 + size + gradient[i].abs());

@@ -7,7 +7,7 @@ use super::{Cpu, Grad, Real, attention, layernorm, mlp, norm};
 use crate::error::Result;
 use crate::ops::{
     CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, Matched, Mlp,
-    PackData, RopeTable, RowStats, Sampling, TokenWeight, choice,
+    PackData, Rms, RopeTable, RowStats, Sampling, TokenWeight, choice,
 };
 
 /// A loaded pack: the host's own data.
@@ -141,8 +141,8 @@ impl<T: Real> Compute for Cpu<T> {
         add_rows(&self.pool, &dy[..n * o], o, db);
     }
 
-    fn embed(&self, pack: &Pack, c: usize, table: &[T], x: &mut Vec<T>) {
-        let ids = &pack.data.ids;
+    fn embed(&self, pack: &Pack, c: usize, scale: f64, table: &[T], x: &mut Vec<T>) {
+        let (ids, scale) = (&pack.data.ids, T::from_f64(scale));
         each(
             ids.len(),
             c,
@@ -150,15 +150,17 @@ impl<T: Real> Compute for Cpu<T> {
             #[inline(always)]
             |r, row| {
                 let id = ids[r] as usize;
-                row.copy_from_slice(&table[id * c..(id + 1) * c]);
+                row.iter_mut().zip(&table[id * c..(id + 1) * c]).for_each(|(x, t)| *x = scale * *t);
             },
         );
     }
 
-    fn embed_bwd(&self, pack: &Pack, c: usize, dx: &Vec<T>, dtable: &mut Grad<T>) {
+    fn embed_bwd(&self, pack: &Pack, c: usize, scale: f64, dx: &Vec<T>, dtable: &mut Grad<T>) {
         dtable.open();
+        let (mut scaled, scale) = (self.pool.lend(c), T::from_f64(scale));
         for (row, &id) in dx.chunks_exact(c).zip(&pack.data.ids) {
-            dtable.add(id as usize * c, row);
+            scaled.iter_mut().zip(row).for_each(|(s, x)| *s = scale * *x);
+            dtable.add(id as usize * c, &scaled);
         }
     }
 
@@ -204,19 +206,21 @@ impl<T: Real> Compute for Cpu<T> {
         &self,
         n: usize,
         c: usize,
-        eps: f64,
+        rms: Rms,
         x: &Vec<T>,
         gain: &[T],
+        residual: Option<&Vec<T>>,
         y: &mut Vec<T>,
         rstd: &mut Vec<T>,
     ) {
-        norm::rmsnorm((n, c), eps, x, gain, y, rstd);
+        norm::rmsnorm((n, c), rms, x, gain, residual.map(|x| &x[..]), y, rstd);
     }
 
     fn rmsnorm_bwd(
         &self,
         n: usize,
         c: usize,
+        rms: Rms,
         dy: &Vec<T>,
         x: &Vec<T>,
         gain: &[T],
@@ -225,7 +229,8 @@ impl<T: Real> Compute for Cpu<T> {
         dgain: Option<&mut Grad<T>>,
     ) {
         let mut sums = self.pool.lend(c);
-        norm::rmsnorm_bwd((n, c), dy, x, gain, rstd, dx, dgain.map(|g| (g, &mut sums[..])));
+        let dgain = dgain.map(|g| (g, &mut sums[..]));
+        norm::rmsnorm_bwd((n, c), rms, dy, x, gain, rstd, dx, dgain);
     }
 
     fn layernorm(
@@ -260,19 +265,20 @@ impl<T: Real> Compute for Cpu<T> {
         &self,
         n: usize,
         heads: Heads,
-        eps: f64,
+        rms: Rms,
         gains: [&[T]; 2],
         raw: &Vec<T>,
         qkv: &mut Vec<T>,
         rstd: &mut Vec<T>,
     ) {
-        norm::qk_norm(n, heads, eps, gains, raw, qkv, rstd);
+        norm::qk_norm(n, heads, rms, gains, raw, qkv, rstd);
     }
 
     fn qk_norm_bwd(
         &self,
         n: usize,
         heads: Heads,
+        rms: Rms,
         gains: [&[T]; 2],
         raw: &Vec<T>,
         rstd: &Vec<T>,
@@ -281,7 +287,7 @@ impl<T: Real> Compute for Cpu<T> {
     ) {
         let mut sums = self.pool.lend(heads.d);
         let dgains = dgains.map(|g| (g, &mut sums[..]));
-        norm::qk_norm_bwd(n, heads, gains, raw, rstd, dqkv, dgains);
+        norm::qk_norm_bwd(n, heads, rms, gains, raw, rstd, dqkv, dgains);
     }
 
     fn rope(

@@ -162,7 +162,7 @@ fn logits<T: Real>(
 ) {
     let HeadShape { c, v, .. } = job.shape;
     let rows = |h: &'_ [T]| Matrix::rows(&h[start * c..(start + m) * c], c);
-    let mut make = |(h, w): (&'_ [T], HeadWeight<&'_ [T]>), z: &mut [T]| {
+    let make = |(h, w): (&'_ [T], HeadWeight<&'_ [T]>), z: &mut [T]| {
         start_rows(&mut z[..m * v], v, w.bias);
         product((m, v, c), rows(h), Matrix::rows(w.matrix, c).t(), z, w.bias.is_some());
     };

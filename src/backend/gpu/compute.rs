@@ -10,7 +10,7 @@ use super::{Act, Gpu, Grad, Pack, Stat, Weight};
 use crate::error::Result;
 use crate::ops::{
     CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, Matched, Mlp,
-    PackData, RopeTable, RowStats, Sampling, TokenWeight,
+    PackData, Rms, RopeTable, RowStats, Sampling, TokenWeight,
 };
 
 impl Compute for Gpu {
@@ -100,12 +100,12 @@ impl Compute for Gpu {
         linear::bias_grad(self, n, o, dy, db);
     }
 
-    fn embed(&self, pack: &Pack, c: usize, table: Weight<'_>, x: &mut Act) {
-        embed::forward(self, pack, c, table, x);
+    fn embed(&self, pack: &Pack, c: usize, scale: f64, table: Weight<'_>, x: &mut Act) {
+        embed::forward(self, pack, c, scale, table, x);
     }
 
-    fn embed_bwd(&self, pack: &Pack, c: usize, dx: &Act, dtable: &mut Grad) {
-        embed::backward(self, pack, c, dx, dtable);
+    fn embed_bwd(&self, pack: &Pack, c: usize, scale: f64, dx: &Act, dtable: &mut Grad) {
+        embed::backward(self, pack, c, scale, dx, dtable);
     }
 
     fn positions(
@@ -134,19 +134,21 @@ impl Compute for Gpu {
         &self,
         n: usize,
         c: usize,
-        eps: f64,
+        rms: Rms,
         x: &Act,
         gain: Weight<'_>,
+        residual: Option<&Act>,
         y: &mut Act,
         rstd: &mut Stat,
     ) {
-        norm::forward(self, n, c, eps, x, gain, y, rstd);
+        norm::forward(self, n, c, rms, x, gain, residual, y, rstd);
     }
 
     fn rmsnorm_bwd(
         &self,
         n: usize,
         c: usize,
+        rms: Rms,
         dy: &Act,
         x: &Act,
         gain: Weight<'_>,
@@ -154,7 +156,7 @@ impl Compute for Gpu {
         dx: &mut Act,
         dgain: Option<&mut Grad>,
     ) {
-        norm::backward(self, n, c, dy, x, gain, rstd, dx, dgain);
+        norm::backward(self, n, c, rms, dy, x, gain, rstd, dx, dgain);
     }
 
     fn layernorm(
@@ -188,26 +190,27 @@ impl Compute for Gpu {
         &self,
         n: usize,
         heads: Heads,
-        eps: f64,
+        rms: Rms,
         gains: [Weight<'_>; 2],
         raw: &Act,
         qkv: &mut Act,
         rstd: &mut Stat,
     ) {
-        norm::qk_forward(self, n, heads, eps, gains, raw, qkv, rstd);
+        norm::qk_forward(self, n, heads, rms, gains, raw, qkv, rstd);
     }
 
     fn qk_norm_bwd(
         &self,
         n: usize,
         heads: Heads,
+        rms: Rms,
         gains: [Weight<'_>; 2],
         raw: &Act,
         rstd: &Stat,
         dqkv: &mut Act,
         dgains: Option<[&mut Grad; 2]>,
     ) {
-        norm::qk_backward(self, n, heads, gains, raw, rstd, dqkv, dgains);
+        norm::qk_backward(self, n, heads, rms, gains, raw, rstd, dqkv, dgains);
     }
 
     fn rope(

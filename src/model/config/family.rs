@@ -6,8 +6,8 @@ use crate::error::{Error, Result, nearest};
 use crate::ops::Activation;
 
 /// The `model_type`s this version computes.
-pub const ARCHITECTURES: [&str; 8] =
-    ["llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "opt", "phi"];
+pub const ARCHITECTURES: [&str; 9] =
+    ["llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "opt", "phi", "gemma3_text"];
 
 /// Decoders whose tensors go by the same names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub enum Family {
     Opt,
     /// Phi-1, Phi-1.5 and Phi-2.
     Phi,
+    /// Gemma-3, text alone.
+    Gemma,
 }
 
 /// The keys of config.json that families name differently.
@@ -73,6 +75,7 @@ impl Family {
             "gpt_neox" => Ok(Self::NeoX),
             "opt" => Ok(Self::Opt),
             "phi" => Ok(Self::Phi),
+            "gemma3_text" => Ok(Self::Gemma),
             other => {
                 let known = ARCHITECTURES.join(", ");
                 let hint = match nearest(other, ARCHITECTURES) {
@@ -90,6 +93,7 @@ impl Family {
     pub(super) fn keys(self) -> Keys {
         match self {
             Self::Llama => LLAMA,
+            Self::Gemma => Keys { activation: "hidden_activation", ..LLAMA },
             Self::Gpt2 => GPT2,
             Self::NeoX | Self::Phi => Keys { eps: "layer_norm_eps", ..LLAMA },
             // OPT's norms have the epsilon of PyTorch; there is no key for it.
@@ -106,6 +110,7 @@ impl Family {
     pub(super) fn refuse(self, json: &Reader<'_>) -> Result<()> {
         let flags: &[(&str, bool)] = match self {
             Self::Llama | Self::NeoX => &[],
+            Self::Gemma => &[("use_bidirectional_attention", false)],
             Self::Gpt2 => &[
                 ("scale_attn_weights", true),
                 ("scale_attn_by_inverse_layer_idx", false),
@@ -123,6 +128,13 @@ impl Family {
                 return Err(Error::model(format!(
                     "config.json: {key}: {} is not supported, wanted {wanted}",
                     !wanted
+                )));
+            }
+        }
+        for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
+            if let Some(cap) = json.present(key) {
+                return Err(Error::model(format!(
+                    "config.json: {key}: {cap} is not supported, wanted null"
                 )));
             }
         }
@@ -162,7 +174,7 @@ impl Family {
     pub(super) fn biases(self, json: &Reader<'_>) -> Result<Biases> {
         let all = |on| Biases { qkv: on, out: on, mlp: on };
         Ok(match self {
-            Self::Llama => {
+            Self::Llama | Self::Gemma => {
                 let (qwen2, bias) =
                     (json.text("model_type")? == "qwen2", json.flag("attention_bias", false)?);
                 Biases {
@@ -183,6 +195,7 @@ impl Family {
     pub(super) fn norm(self) -> Norm {
         match self {
             Self::Llama => Norm::Rms,
+            Self::Gemma => Norm::RmsFromOne,
             Self::Gpt2 | Self::NeoX | Self::Opt | Self::Phi => Norm::Layer,
         }
     }
@@ -190,7 +203,7 @@ impl Family {
     /// Returns the epsilon of norms where config.json has none.
     pub(super) fn eps(self) -> f64 {
         match self.norm() {
-            Norm::Rms => 1e-6,
+            Norm::Rms | Norm::RmsFromOne => 1e-6,
             Norm::Layer => 1e-5,
         }
     }
@@ -205,7 +218,7 @@ impl Family {
 
     /// Tells whether the head is the embedding matrix where config.json does not say.
     pub(super) fn tied(self) -> bool {
-        matches!(self, Self::Gpt2 | Self::Opt)
+        matches!(self, Self::Gpt2 | Self::Opt | Self::Gemma)
     }
 
     pub(super) fn learned(self, positions: usize) -> Option<Learned> {
@@ -213,8 +226,33 @@ impl Family {
             Self::Gpt2 => Some(Learned { rows: positions, offset: 0 }),
             // The reference keeps two rows for padding in front.
             Self::Opt => Some(Learned { rows: positions + 2, offset: 2 }),
-            Self::Llama | Self::NeoX | Self::Phi => None,
+            Self::Llama | Self::NeoX | Self::Phi | Self::Gemma => None,
         }
+    }
+
+    /// Tells whether MLPs have gates.
+    pub(super) fn gated(self) -> bool {
+        matches!(self, Self::Llama | Self::Gemma)
+    }
+
+    /// Returns the base of rotary frequencies where config.json has none.
+    pub(super) fn rope_base(self) -> f64 {
+        if self == Self::Gemma { 1e6 } else { 1e4 }
+    }
+
+    /// Returns what query and key heads are multiplied by, so that scores are divided by the root of
+    /// `query_pre_attn_scalar` and not of D.
+    pub(super) fn head_scale(self, json: &Reader<'_>, head_width: usize) -> Result<f64> {
+        if self != Self::Gemma {
+            return Ok(1.0);
+        }
+        let scalar = json.number("query_pre_attn_scalar", Some(256.0))?;
+        if scalar <= 0.0 {
+            return Err(Error::model(format!(
+                "config.json: query_pre_attn_scalar: {scalar} must be positive"
+            )));
+        }
+        Ok((head_width as f64 / scalar).powf(0.25))
     }
 
     /// Returns the keys of base and rotated part outside of `rope_parameters`, and that part where there is none.

@@ -14,6 +14,8 @@ pub(super) struct Names {
     pub qkv: &'static [&'static str],
     pub out: &'static str,
     pub norm2: &'static str,
+    /// Norms of what attention and MLP make.
+    pub post: [&'static str; 2],
     /// What the MLP starts with, and
     pub up: &'static [&'static str],
     /// what it ends with.
@@ -32,6 +34,7 @@ const LLAMA: Names = Names {
     qkv: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
     out: "self_attn.o_proj",
     norm2: "post_attention_layernorm",
+    post: [""; 2],
     up: &["mlp.gate_proj", "mlp.up_proj"],
     down: "mlp.down_proj",
     norm: "model.norm",
@@ -47,6 +50,7 @@ const GPT2: Names = Names {
     qkv: &["attn.c_attn"],
     out: "attn.c_proj",
     norm2: "ln_2",
+    post: [""; 2],
     up: &["mlp.c_fc"],
     down: "mlp.c_proj",
     norm: "transformer.ln_f",
@@ -62,6 +66,7 @@ const NEOX: Names = Names {
     qkv: &["attention.query_key_value"],
     out: "attention.dense",
     norm2: "post_attention_layernorm",
+    post: [""; 2],
     up: &["mlp.dense_h_to_4h"],
     down: "mlp.dense_4h_to_h",
     norm: "gpt_neox.final_layer_norm",
@@ -77,6 +82,7 @@ const OPT: Names = Names {
     qkv: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
     out: "self_attn.out_proj",
     norm2: "final_layer_norm",
+    post: [""; 2],
     up: &["fc1"],
     down: "fc2",
     norm: "model.decoder.final_layer_norm",
@@ -94,6 +100,12 @@ const PHI: Names = Names {
     ..LLAMA
 };
 
+const GEMMA: Names = Names {
+    norm2: "pre_feedforward_layernorm",
+    post: ["post_attention_layernorm", "post_feedforward_layernorm"],
+    ..LLAMA
+};
+
 impl Names {
     pub(super) fn of(family: Family) -> &'static Self {
         match family {
@@ -102,6 +114,7 @@ impl Names {
             Family::NeoX => &NEOX,
             Family::Opt => &OPT,
             Family::Phi => &PHI,
+            Family::Gemma => &GEMMA,
         }
     }
 
@@ -126,7 +139,7 @@ pub(super) fn is_leftover(family: Family, name: &str) -> bool {
     let masks: &[&str] = match family {
         Family::Gpt2 => &[".attn.bias", ".attn.masked_bias"],
         Family::NeoX => &[".attention.bias", ".attention.masked_bias"],
-        Family::Llama | Family::Opt | Family::Phi => &[],
+        Family::Llama | Family::Opt | Family::Phi | Family::Gemma => &[],
     };
     name.ends_with("rotary_emb.inv_freq") || masks.iter().any(|mask| name.ends_with(mask))
 }
