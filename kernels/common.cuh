@@ -175,15 +175,26 @@ struct Scan {
 };
 static_assert(sizeof(Scan) == 24, "the host writes Scan by this layout");
 
-// A trainable tensor of the step: where its numbers lie, and which partial scans are its own. 24 bytes.
+constexpr uint32_t kInfinity = 0x7F800000u;  // the bits of a float
+
+// What a part of a gradient adds to its scan. 16 bytes.
+struct alignas(16) Partial {
+    double sum_sq;
+    uint32_t max_bits;
+    uint32_t nonfinite;
+};
+static_assert(sizeof(Partial) == 16, "the host makes room for Partial by this size");
+
+// A trainable tensor of the step: where its numbers lie, and the partial scans of its gradient. 32 bytes.
 struct Entry {
     Tensor* tensor;
-    uint32_t first;     // of its partial scans
+    const Partial* scans;
     uint32_t partials;  // none where its gradient is empty
     uint32_t index;     // its place among all parameters
     uint32_t compact;   // 1: kept in two planes
+    uint32_t reserved;
 };
-static_assert(sizeof(Entry) == 24, "the host writes Entry by this layout");
+static_assert(sizeof(Entry) == 32, "the host writes Entry by this layout");
 
 // Sums over the 32 lanes by a fixed tree; every lane gets the sum.
 __device__ __forceinline__ float warp_sum(float x) {

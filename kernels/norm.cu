@@ -1,8 +1,8 @@
 // What a step needs to know of all gradients: their norm, the clip factor, the guard against what is not finite.
 //
 // norm = sqrt(sum over all trainable parameters of g^2);  c = max_norm / norm where norm > max_norm, else 1.
-// Shape: three stages. A block scans a fixed chunk of 16384 elements of one tensor; then one block a tensor joins
-// its chunks; then one block adds the tensors. Every order follows from the tensors' sizes alone, never from the
+// Shape: three stages. A block scans a fixed chunk of 16384 elements of one tensor, unless the product that wrote it last
+// has scanned its tiles (hopper/gemm_sm90.cu); then one block a tensor joins its parts; then one block adds the tensors. Every order follows from the tensors' sizes alone, never from the
 // number of processors, and there are no atomics: two runs give equal bytes.
 // Squares are summed in fp64, where the square of an fp32 is exact and none overflows: one fused multiply-add an
 // element, which data-centre GPUs do faster than memory delivers the elements. The reference takes each tensor's
@@ -13,14 +13,6 @@
 
 constexpr int kChunk = 16384;
 constexpr int kRounds = kChunk / (kBlock * kPack);
-constexpr uint32_t kInfinity = 0x7F800000u;
-
-struct Partial {
-    double sum_sq;
-    uint32_t max_bits;
-    uint32_t nonfinite;
-};
-static_assert(sizeof(Partial) == 16, "the host makes room for Partial by this size");
 
 // A thread's share of a scan.
 struct Watch {
@@ -92,7 +84,7 @@ __device__ __forceinline__ void scan_chunk(const G* g, Partial* partials, uint64
     if (threadIdx.x == 0) partials[blockIdx.x] = Partial{sum_sq, max_bits, nonfinite};
 }
 
-// One tensor; `partials` points at the tensor's first. Grid: ceil(n / 16384) blocks.
+// One tensor and its partial scans. Grid: ceil(n / 16384) blocks.
 extern "C" __global__ void __launch_bounds__(kBlock)
     norm_partial_bf16(const uint16_t* g, Partial* partials, uint64_t n) {
     ptx::grid_enter();
@@ -107,14 +99,14 @@ extern "C" __global__ void __launch_bounds__(kBlock)
 
 // Joins the partial scans of each tensor; an empty gradient is all zeros. Grid: one block a tensor.
 extern "C" __global__ void __launch_bounds__(kBlock)
-    norm_tensor(const Entry* entries, const Partial* partials, Scan* scans) {
+    norm_tensor(const Entry* entries, Scan* scans) {
     ptx::grid_enter();
     const Entry entry = entries[blockIdx.x];
     double sum_sq = 0.0;
     double nonfinite = 0.0;  // exact, and no entry count wraps it
     uint32_t max_bits = 0;
     for (uint32_t i = threadIdx.x; i < entry.partials; i += kBlock) {
-        Partial partial = partials[entry.first + i];
+        Partial partial = entry.scans[i];
         sum_sq += partial.sum_sq;
         nonfinite += static_cast<double>(partial.nonfinite);
         max_bits = max(max_bits, partial.max_bits);

@@ -36,8 +36,6 @@ fn run_all(what: &str, wanted: impl Fn(&str) -> bool, gpu: impl Fn() -> Gpu) {
 
 #[cfg(feature = "sim")]
 mod simulated {
-    use std::sync::{Mutex, PoisonError};
-
     use super::*;
     use nepenthe::backend::gpu::driver::sim::Timing;
     use support::{simulated, simulated_as};
@@ -45,12 +43,7 @@ mod simulated {
     /// Families whose ops have kernels of their own on compute capability 9.0.
     const HOPPER: [&str; 4] = ["linear", "fused", "head", "attention"];
 
-    /// One simulated device at a time: several at once in one process, of 8.0 and of 9.0, have been seen to end in a
-    /// fault of the simulator itself, whose cause is not known yet.
-    static ALONE: Mutex<()> = Mutex::new(());
-
     fn run(timing: usize, precision: Precision) {
-        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let timing = Timing::ALL[timing];
         if simulated(timing, precision).is_some() {
             let what = format!("{precision:?} {timing:?}");
@@ -59,7 +52,6 @@ mod simulated {
     }
 
     fn run_hopper(timing: usize) {
-        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let timing = Timing::ALL[timing];
         let device = || simulated_as(timing, Precision::Bf16, (9, 0));
         if device().is_some() {

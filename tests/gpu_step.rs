@@ -22,7 +22,7 @@ use nepenthe::run::Recipe;
 use nepenthe::run::conformance::{Dtype, tol};
 use nepenthe::run::plan::{Plan, Target};
 use support::model::weights;
-use support::{Random, simulated};
+use support::{Random, simulated, simulated_as};
 
 const V: usize = 101;
 const C: usize = 64;
@@ -52,6 +52,11 @@ const GEMMA3: &str = r#"{"model_type":"gemma3_text","hidden_size":64,"num_attent
     "num_key_value_heads":1,"head_dim":32,"hidden_activation":"gelu_pytorch_tanh","vocab_size":101,
     "num_hidden_layers":3,"intermediate_size":88,"query_pre_attn_scalar":20,"sliding_window":9,
     "_sliding_window_pattern":2}"#;
+
+/// Matrices that fill tiles of compute capability 9.0.
+const WIDE: &str = r#"{"model_type":"llama","hidden_size":256,"num_attention_heads":4,"num_key_value_heads":2,
+    "head_dim":64,"hidden_act":"silu","vocab_size":101,"num_hidden_layers":1,"intermediate_size":512,
+    "rms_norm_eps":1e-5}"#;
 
 /// What a step is to do.
 #[derive(Clone, Copy)]
@@ -114,6 +119,18 @@ fn start<O: Ops>(ops: &O, job: Job) -> MeanTeacher<O> {
     let knobs = Knobs { beta_npo: 2.0, ..Knobs::default() };
     let method = Method { loss: job.loss, penalty: job.penalty, knobs };
     MeanTeacher::new(model, Some(base), passes, method, settings)
+}
+
+/// Room for the penalty's own gradients.
+fn more_grads<O: Ops>(ops: &O, run: &MeanTeacher<O>, job: Job) -> Vec<Option<O::Grad>> {
+    let keep = Keeping {
+        train: Some(job.train),
+        mode: job.mode,
+        teacher: TeacherForm::Full,
+        rule: job.rule,
+        seed: 1,
+    };
+    run.model.more_grads(ops, &keep).unwrap()
 }
 
 fn step<O: Ops>(ops: &O, job: Job) -> Outcome {
@@ -248,15 +265,7 @@ fn combined_gradients_step_as_on_the_cpu() {
             ..job(LLAMA, at(&FORGET, "ll"), Some(at(&PENALTIES, "nll")))
         };
         let mut run = start(ops, job);
-        let keep = Keeping {
-            train: Some(job.train),
-            mode: job.mode,
-            teacher: TeacherForm::Full,
-            rule: job.rule,
-            seed: 1,
-        };
-        let more = run.model.more_grads(ops, &keep).unwrap();
-        run.combine(Combination::Project, more);
+        run.combine(Combination::Project, more_grads(ops, &run, job));
         let mut random = Random::new("documents");
         let steps = (0..4).map(|_| {
             // Texts that are both forgotten and kept, so that the gradients go against each other.
@@ -350,6 +359,35 @@ fn recorded_work_gives_the_bytes_of_work_started_op_by_op() {
         let (recordings, replays) = recorded.replays();
         assert!(recordings >= 5 && replays > 20, "{recordings} recordings, {replays} replays");
         assert_eq!(alone.replays(), (0, 0));
+    }
+}
+
+/// Where the last products of a step scan what they write, the norm is still that of all gradients, started op by op and
+/// from recordings; gradients that are combined afterwards are scanned when they are.
+#[test]
+fn the_norm_that_products_leave_is_that_of_the_gradients() {
+    let Some(gpu) = simulated_as(Timing::ALL[3], Precision::Bf16, (9, 0)) else {
+        return;
+    };
+    let loss = FORGET.iter().position(|o| o.name() == "nlul").unwrap();
+    for combined in [false, true] {
+        let job = Job { pack: 64, ..job(WIDE, loss, Some(1)) };
+        let (mut run, mut random) = (start(&gpu, job), Random::new("documents"));
+        if combined {
+            run.combine(Combination::MinNorm, more_grads(&gpu, &run, job));
+        }
+        for step in 0..4 {
+            let (forget, retain) = batches(&mut random, 0);
+            let report = run.step(&gpu, &forget, &retain).unwrap();
+            let tensors = tensors(&gpu, &run);
+            let all = tensors.iter().flat_map(|(_, [grad, ..])| grad);
+            let norm = all.map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>().sqrt();
+            let off = (report.grad_norm / norm - 1.0).abs();
+            assert!(off < 1e-6, "step {step}: {} for {norm}", report.grad_norm);
+            let scanned = run.model.grads.iter().flatten().filter(|grad| grad.scanned() > 0);
+            // Rows of queries, keys and values; output; gates and ups; down.
+            assert_eq!(scanned.count(), if combined { 0 } else { 4 }, "step {step}");
+        }
     }
 }
 

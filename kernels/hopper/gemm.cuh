@@ -198,9 +198,9 @@ __device__ __forceinline__ void put_bf16(const float (&sum_r)[R], int b, const R
 }
 
 // Issues all loads of operands. `second`: how many outer rows the second half of B's tile lies behind the first.
-template <class S, bool A_OUTER, bool B_OUTER>
+template <class S, bool A_OUTER, bool B_OUTER, bool CUT>
 __device__ __forceinline__ void load_operands(const ptx::TensorMap& a, const ptx::TensorMap& b, const Raster& raster,
-                                              const Parts<A_OUTER && B_OUTER>& parts, uint32_t k, uint32_t second,
+                                              const Parts<CUT>& parts, uint32_t k, uint32_t second,
                                               uint32_t base) {
     const uint32_t rank = kCluster == 1 ? 0 : blockIdx.x % kCluster;
     auto load_b = [&](uint32_t to, uint32_t x, uint32_t y, uint32_t bar) {
@@ -323,8 +323,8 @@ __device__ __forceinline__ void multiply(float (&sum_r)[S::BN / 2], uint32_t bas
 // slot, bar), which arrives at bar, with old values on their way where there are some; store(box, x, y, slot); and
 // run(sum_r, ring, row, col), which takes and gives all boxes in their order. x, y and col, row are the tile's first
 // column and, for a box, the consumer's first row; for run, the thread's first row and the tile's first column.
-// `rows`, `depth`: Parts, of a weight gradient; m then counts the rows of all parts.
-template <class S, bool A_OUTER, bool B_OUTER, class E>
+// CUT: `rows`, `depth`: Parts, of a weight gradient; m then counts the rows of all parts.
+template <class S, bool A_OUTER, bool B_OUTER, bool CUT = false, class E>
 __device__ __forceinline__ void product(const ptx::TensorMap& a, const ptx::TensorMap& b, uint32_t m, uint32_t n,
                                         uint32_t k, uint32_t second, const E& epilogue, uint32_t rows = 0,
                                         uint32_t depth = 0) {
@@ -351,12 +351,12 @@ __device__ __forceinline__ void product(const ptx::TensorMap& a, const ptx::Tens
     ptx::grid_wait();
 
     const Raster raster(m, n, E::kHalves ? S::BN / 2 : S::BN);
-    const Parts<A_OUTER && B_OUTER> parts{rows, depth};
+    const Parts<CUT> parts{rows, depth};
     const uint32_t group = threadIdx.x / kWarpgroup;
     if (group == 0) {
         ptx::registers_down<kProducerRegisters>();
         if (threadIdx.x == 0) {
-            load_operands<S, A_OUTER, B_OUTER>(a, b, raster, parts, k, E::kHalves ? second : S::BN / 2, base);
+            load_operands<S, A_OUTER, B_OUTER, CUT>(a, b, raster, parts, k, E::kHalves ? second : S::BN / 2, base);
             ptx::grid_release();
         } else if (threadIdx.x == kWarp || threadIdx.x == 2 * kWarp) {
             move_boxes<S>(epilogue, raster, threadIdx.x / kWarp - 1, base);

@@ -180,18 +180,23 @@ Thread* pick(Engine& engine) {
     return &engine.threads[w * kLanes + lane];
 }
 
-void wait_here(Thread& thread, const char* what, long a, long b, const void* site) {
-    thread.waits = what;
-    thread.wait_a = a;
-    thread.wait_b = b;
-    thread.site = site;
+Thread& next_thread(Thread& thread) {
     Engine& engine = *thread.engine;
     Thread* next = pick(engine);
     while (next == nullptr) {
         if (!progress(engine)) report_deadlock(thread);
         next = pick(engine);
     }
-    if (next != &thread) switch_to(thread, *next);
+    return *next;
+}
+
+void wait_here(Thread& thread, const char* what, long a, long b, const void* site) {
+    thread.waits = what;
+    thread.wait_a = a;
+    thread.wait_b = b;
+    thread.site = site;
+    Thread& next = next_thread(thread);
+    if (&next != &thread) switch_to(thread, next);
 }
 
 void release(Engine& engine, uint32_t* waiting, const Thread& last) {

@@ -194,6 +194,9 @@ bool run_cluster(Engine& engine, uint64_t first);
 uint64_t draw(Engine& engine);
 Thread* pick(Engine& engine);
 void make_ready(Engine& engine, uint32_t warp, uint32_t lanes);
+// The thread that runs once this one cannot, after what asynchronous work it takes; reports a
+// deadlock where nobody can run.
+Thread& next_thread(Thread& thread);
 // Stops the thread until someone makes it ready; reports a deadlock where nobody can run.
 void wait_here(Thread& thread, const char* what, long a, long b, const void* site);
 

@@ -3,9 +3,10 @@
 // A thread that ends leaves its stack to the next fresh thread, which starts in the same loop: a
 // kernel that never waits uses one stack and no switch at all.
 
-#include <pthread.h>
 #include <sys/mman.h>
 
+#include <cstdio>
+#include <cstdlib>
 #include <mutex>
 
 #include "engine.hpp"
@@ -81,6 +82,12 @@ void boot(Engine& engine, Thread& thread) {
 
 // One 64 KiB stack; its lowest page is a guard.
 uint8_t* new_stack(Engine& engine) {
+    // Behind the last one begin the next engine's, which another OS thread may run on: a stack that
+    // was not given back must end here and not there.
+    if (engine.stacks_used == kMaxThreads) {
+        fprintf(stderr, "simulator: an engine lost a stack\n");
+        abort();
+    }
     uint8_t* stack = engine.stacks + kStackBytes * engine.stacks_used++;
     mprotect(stack + 4096, kStackBytes - 4096, PROT_READ | PROT_WRITE);
     return stack;
@@ -123,16 +130,15 @@ extern "C" __attribute__((visibility("hidden"))) void sim_fiber_main(Engine* eng
             engine->free_stacks.push_back(thread.stack);
             leave_fiber(*engine);
         }
-        Thread* next = pick(*engine);
-        if (next == nullptr) wait_here(thread, "exited", 0, 0, nullptr);
-        if (next->state == State::kFresh) {
-            next->stack = thread.stack;
-            next->state = State::kStarted;
-            set_thread(next->stack, next);
+        Thread& next = next_thread(thread);
+        if (next.state == State::kFresh) {
+            next.stack = thread.stack;
+            next.state = State::kStarted;
+            set_thread(next.stack, &next);
             continue;
         }
         engine->free_stacks.push_back(thread.stack);
-        switch_to(thread, *next);
+        switch_to(thread, next);
     }
 }
 

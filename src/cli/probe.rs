@@ -57,6 +57,9 @@ pub(super) struct NgdArgs {
     /// Gradient and Fisher matrix are means over the texts of so many steps
     #[arg(long, value_name = "N", default_value_t = 4)]
     draws: u64,
+    /// Take at most so many micro-batches of each step's penalty texts [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    retain_batches: Option<u64>,
     /// Relative residual that ends a solve
     #[arg(long, value_name = "X", default_value_t = 1e-3)]
     tolerance: f64,
@@ -174,6 +177,7 @@ fn ngd(args: &NgdArgs, out: &Output) -> Result<()> {
         run: args.run.clone(),
         at: args.at.clone(),
         draws: args.draws,
+        retain_batches: args.retain_batches.map_or(usize::MAX, |n| n as usize),
         limits: Limits { tolerance: args.tolerance, iterations: args.iterations },
         diagonal: args.diagonal,
         lanczos: args.lanczos,

@@ -165,7 +165,8 @@ impl<O: Ops> Passes<O> {
         let task = Task { objective, batches, weight };
         self.clear(ops, Slot::Loss);
         for group in packs(objective, knobs, batches, self.ws.tokens())? {
-            self.start(ops, model, base.as_deref_mut(), knobs, &[(Slot::Loss, task, group)])?;
+            let tasks = [(Slot::Loss, task, group)];
+            self.start(ops, model, base.as_deref_mut(), knobs, &tasks, false)?;
         }
         self.sums(ops, Slot::Loss)
     }
@@ -201,8 +202,16 @@ impl<O: Ops> Passes<O> {
             a.iter().chain(b).map(|doc| doc.ids.len()).sum::<usize>() <= limit
         });
         let shared = (rest && !alone).then(|| losses.pop().zip(penalties.pop())).flatten();
+        let mut left = losses.len() + penalties.len() + usize::from(shared.is_some());
+        let combined = apart.is_some();
+        let mut last = || {
+            left -= 1;
+            // What is combined afterwards is not the step's gradient yet.
+            left == 0 && !combined
+        };
         for group in losses {
-            self.start(ops, model, base.as_deref_mut(), knobs, &[(Slot::Loss, loss, group)])?;
+            let tasks = [(Slot::Loss, loss, group)];
+            self.start(ops, model, base.as_deref_mut(), knobs, &tasks, last())?;
         }
         ops.mark(marks::LOSS);
         if let Some(apart) = &mut apart {
@@ -212,7 +221,7 @@ impl<O: Ops> Passes<O> {
         for group in penalties {
             // There are none without a penalty.
             let Some(task) = penalty else { break };
-            self.start(ops, model, None, knobs, &[(Slot::Penalty, task, group)])?;
+            self.start(ops, model, None, knobs, &[(Slot::Penalty, task, group)], last())?;
         }
         // Back, so that recorded work finds the buffers it was recorded with.
         if let Some(apart) = apart {
@@ -223,7 +232,7 @@ impl<O: Ops> Passes<O> {
         if let (Some(penalty), Some((a, b))) = (penalty, shared) {
             self.shared = [&a, &b].map(|docs| docs.iter().map(|doc| doc.ids.len()).sum());
             let parts = [(Slot::Loss, loss, a), (Slot::Penalty, penalty, b)];
-            self.start(ops, model, None, knobs, &parts)?;
+            self.start(ops, model, None, knobs, &parts, last())?;
         }
         ops.mark(marks::SHARED);
         Ok(())
@@ -246,7 +255,8 @@ impl<O: Ops> Passes<O> {
         self.tokens[slot as usize] = 0;
     }
 
-    /// Loads documents of one or two tasks into one pack and starts the work on it.
+    /// Loads documents of one or two tasks into one pack and starts the work on it; `last`: no pack of the step comes
+    /// behind it.
     fn start(
         &mut self,
         ops: &O,
@@ -254,6 +264,7 @@ impl<O: Ops> Passes<O> {
         mut base: Option<&mut Model<O>>,
         knobs: &Knobs,
         tasks: &[(Slot, Task<'_>, Vec<Document<'_>>)],
+        last: bool,
     ) -> Result<()> {
         let mut parts = Vec::with_capacity(tasks.len());
         self.data.clear();
@@ -297,11 +308,13 @@ impl<O: Ops> Passes<O> {
                 ops.tally(pack, rows.clone(), &pass.ws.stats, &mut tallies[*slot as usize]);
             }
         };
+        ops.last_writes(last);
         if parts.iter().all(|part| part.backward) {
             ops.replay(&[pack, teacher], &key, &mut work);
         } else {
             work();
         }
+        ops.last_writes(false);
         Ok(())
     }
 

@@ -50,6 +50,9 @@ pub trait Sweep: Compute {
         formula: DocumentFormula,
         weights: &mut Self::Stat,
     );
+    /// Tells that gradients written from here on are (or are no more) the last of their step, so that a backend may take
+    /// their norm while it writes them.
+    fn last_writes(&self, _on: bool) {}
     /// Does `work`, or starts again what it started when `key` came before.
     ///
     /// Under one key `work` must start the same ops on the same buffers with the same numbers; the contents of buffers

@@ -7,7 +7,7 @@
 use serde::Serialize;
 
 use super::Recipe;
-use crate::backend::gpu::{PARTS_BYTES, Precision, chunk_rows};
+use crate::backend::gpu::{PARTS_BYTES, Precision, chunk_rows, scan_bytes};
 use crate::error::{Error, Kind, Result};
 use crate::method::Rows;
 use crate::model::workspace::gains;
@@ -265,6 +265,11 @@ impl Plan {
         let logits = match target {
             Target::Cpu => HEAD_ROWS * vocab * 4 * if retain_used { 2 } else { 1 },
             _ => {
+                let blocks = layout.blocks.iter().filter(|block| block.trainable);
+                let bytes: u64 = blocks.map(|block| scan_bytes(block.len())).sum();
+                let category =
+                    Category { name: "partial scans of gradients", bytes: bytes * buffers };
+                resident.push(category);
                 let rows = (chunk_rows(config.vocab) as u64).min(pack_tokens);
                 rows * (2 * 4 * vocab + number * width)
             }

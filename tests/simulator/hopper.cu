@@ -168,6 +168,22 @@ extern "C" __global__ void __launch_bounds__(32)
     store_probe<true>(map, x, y, rows, from);
 }
 
+// The first warp starts a load of one row and exits, and the second waits for it: the last thread to
+// exit leaves nobody who can run. out: one word of each block.
+extern "C" __global__ void __launch_bounds__(64)
+    probe_exit_before_load(const __grid_constant__ ptx::TensorMap map, uint32_t* out) {
+    uint32_t to = ptx::smem_u32(aligned_smem()), bar = to + 128;
+    begin(bar, 1);
+    if (threadIdx.x == 0) {
+        ptx::mbar_expect(bar, 128);
+        ptx::tma_load(to, map, 0, 0, bar);
+    }
+    if (threadIdx.x < 32) return;
+    ptx::mbar_wait(bar, 0);
+    if (threadIdx.x == 32) out[blockIdx.x] = *reinterpret_cast<uint32_t*>(aligned_smem());
+}
+
 KERNEL_EXPORT(probe_tma_load);
+KERNEL_EXPORT(probe_exit_before_load);
 KERNEL_EXPORT(probe_tma_store);
 KERNEL_EXPORT(probe_tma_add);

@@ -1,7 +1,7 @@
 //! Every function of kernels/hopper/ptx.cuh against a formula written from the PTX manual.
 
 use super::instructions::small;
-use super::{Args, Buffer, Driver, Matrix, Timing, open_hopper, start};
+use super::{Args, Buffer, Driver, Launch, Matrix, Timing, open_hopper, start};
 
 fn on_all(check: impl Fn(&dyn Driver)) {
     for timing in Timing::ALL {
@@ -103,6 +103,23 @@ fn tma_load_swizzles_and_fills_with_zeros_outside() {
                 }
             }
         }
+    });
+}
+
+#[test]
+fn more_blocks_than_there_are_stacks_exit_while_a_load_is_under_way() {
+    on_all(|driver| {
+        let x = bits(&small(64));
+        let memory = Buffer::of(driver, bytemuck::cast_slice(&x));
+        let map = driver.tensor_map(&matrix(&memory, 1, 64, 1)).unwrap();
+        let (kernel, blocks) = ("probe_exit_before_load", 1100);
+        let out = Buffer::new(driver, 4 * blocks as usize);
+        let args = Args::new().map(map).ptr(out.at);
+        let grid = [blocks, 1, 1];
+        driver.launch(Launch { kernel, grid, block: 64, shared: room(128), args }).unwrap();
+        driver.sync().unwrap();
+        let first = u32::from(x[0]) | u32::from(x[1]) << 16;
+        assert_eq!(out.words(), vec![first; blocks as usize]);
     });
 }
 

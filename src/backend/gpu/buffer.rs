@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::{Gpu, Precision};
 use crate::error::Result;
@@ -62,8 +62,28 @@ pub struct Grad {
     pub(super) len: usize,
     /// Whether they are fp32.
     pub(super) wide: bool,
+    /// Where the partial scans of its norm lie: struct Partial of kernels/common.cuh.
+    pub(super) scans: u64,
+    pub(super) marks: Arc<GradMarks>,
+}
+
+/// Bytes of a partial scan: struct Partial of kernels/common.cuh.
+const PARTIAL: u64 = 16;
+
+/// Returns the bytes of the partial scans of a gradient of `len` numbers: as many as the smallest tiles of
+/// kernels/hopper/gemm_sm90.cu leave of a matrix that fills them, and up to 64 KiB more for one that does not.
+pub fn scan_bytes(len: usize) -> u64 {
+    let whole = len.div_ceil(2048) as u64;
+    PARTIAL * (whole + whole.min(4096))
+}
+
+/// What the memory of a gradient holds.
+#[derive(Debug, Default)]
+pub(super) struct GradMarks {
     /// Whether something was written since it was cleared; until then its memory means nothing.
-    pub(super) written: Arc<AtomicBool>,
+    pub(super) written: AtomicBool,
+    /// How many partial scans the product left that wrote last; 0 where that did not scan.
+    pub(super) scanned: AtomicU32,
 }
 
 impl Grad {
@@ -79,12 +99,23 @@ impl Grad {
 
     /// Notes that its memory means nothing any more.
     pub(super) fn clear(&mut self) {
-        self.written.store(false, Ordering::Relaxed);
+        self.marks.written.store(false, Ordering::Relaxed);
+        self.marks.scanned.store(0, Ordering::Relaxed);
+    }
+
+    /// Returns how many partial scans there is room for.
+    pub(super) fn scans_room(&self) -> u32 {
+        (scan_bytes(self.len) / PARTIAL) as u32
+    }
+
+    /// Returns how many partial scans the product left that wrote last; 0 where it did not scan.
+    pub fn scanned(&self) -> u32 {
+        self.marks.scanned.load(Ordering::Relaxed)
     }
 
     /// Tells whether anything was written.
     pub(super) fn is_written(&self) -> bool {
-        self.written.load(Ordering::Relaxed)
+        self.marks.written.load(Ordering::Relaxed)
     }
 }
 

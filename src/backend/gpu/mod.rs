@@ -17,6 +17,7 @@ mod sweep;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use buffer::scan_bytes;
 pub use buffer::{Act, Grad, Pack, Stat, Weight};
 pub use ops::dynamic_shared;
 pub use ops::head::chunk_rows;

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::buffer::GradMarks;
 use super::driver::Args;
 use super::{Gpu, Grad, Pack, Stat};
 use crate::error::Result;
@@ -21,8 +22,15 @@ const TALLY_BYTES: u64 = 24;
 /// Recordings of one device at most; work of further shapes is started op by op.
 const RECORDINGS: usize = 32;
 
-/// Whether a gradient was written, and whether it had been when the work was recorded.
-type Flag = (Arc<AtomicBool>, bool);
+/// A gradient that recorded work writes.
+#[derive(Debug)]
+struct Flag {
+    marks: Arc<GradMarks>,
+    /// Whether it had been written before the work.
+    before: bool,
+    /// How many partial scans the work leaves.
+    scanned: u32,
+}
 
 /// Work on the device's side, and what it means for the gradients on the host's.
 #[derive(Debug)]
@@ -40,19 +48,28 @@ pub(super) struct Recordings {
     flags: Mutex<Option<Vec<Flag>>>,
     replays: AtomicU64,
     off: AtomicBool,
+    /// Whether the gradients that are written now are the last of their step.
+    last: AtomicBool,
 }
 
 impl Gpu {
     /// Tells whether the coming write of a gradient adds (else it overwrites), and notes the write.
     pub(super) fn adds(&self, grad: &Grad) -> bool {
-        let before = grad.written.swap(true, Ordering::Relaxed);
+        let marks = &grad.marks;
+        let before = marks.written.swap(true, Ordering::Relaxed);
+        marks.scanned.store(0, Ordering::Relaxed);
         let mut flags = self.recordings.flags.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(flags) = flags.as_mut()
-            && !flags.iter().any(|(flag, _)| Arc::ptr_eq(flag, &grad.written))
+            && !flags.iter().any(|flag| Arc::ptr_eq(&flag.marks, marks))
         {
-            flags.push((grad.written.clone(), before));
+            flags.push(Flag { marks: marks.clone(), before, scanned: 0 });
         }
         before
+    }
+
+    /// Tells whether the gradients that are written now are the last of their step.
+    pub(super) fn writes_last(&self) -> bool {
+        self.recordings.last.load(Ordering::Relaxed)
     }
 
     /// Records work that comes again and starts it as a whole (which is how a device begins), or starts every op alone:
@@ -88,10 +105,13 @@ impl Gpu {
             drop(known);
             return work();
         };
-        let same = |(flag, before): &Flag| flag.load(Ordering::Relaxed) == *before;
+        let same = |flag: &Flag| flag.marks.written.load(Ordering::Relaxed) == flag.before;
         if let Some(found) = recordings.iter().find(|r| r.flags.iter().all(same)) {
             self.start_recorded(found.graph);
-            found.flags.iter().for_each(|(flag, _)| flag.store(true, Ordering::Relaxed));
+            for Flag { marks, scanned, .. } in &found.flags {
+                marks.written.store(true, Ordering::Relaxed);
+                marks.scanned.store(*scanned, Ordering::Relaxed);
+            }
             return;
         }
         if count >= RECORDINGS {
@@ -107,7 +127,10 @@ impl Gpu {
             work();
             Ok(())
         });
-        let flags = slot(None).unwrap_or_default();
+        let mut flags = slot(None).unwrap_or_default();
+        for flag in &mut flags {
+            flag.scanned = flag.marks.scanned.load(Ordering::Relaxed);
+        }
         match recorded {
             Ok(Some(graph)) => {
                 recordings.push(Recording { graph, flags });
@@ -161,6 +184,10 @@ impl Sweep for Gpu {
         self.launch("tally_document", [pack.data.spans.len() as u32, 1, 1], 256, 0, args);
     }
 
+    fn last_writes(&self, on: bool) {
+        self.recordings.last.store(on, Ordering::Relaxed);
+    }
+
     fn replay(&self, packs: &[&Pack], key: &str, work: &mut dyn FnMut()) {
         let mut shapes = String::new();
         for Pack { ids, block_count, reach, data, .. } in packs {
@@ -169,7 +196,8 @@ impl Sweep for Gpu {
             let (n, documents) = (data.tokens(), data.spans.len());
             shapes += &format!("pack {ids:#x}: {n} {documents} {block_count} {reach}; ");
         }
-        self.replay_as(&(shapes + key), work);
+        let last = if self.writes_last() { "last " } else { "" };
+        self.replay_as(&(shapes + last + key), work);
     }
 
     fn mark(&self, at: usize) {

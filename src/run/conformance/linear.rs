@@ -3,8 +3,8 @@
 use super::{Bench, Dtype, Output, Random, TILES, Verdict, grad, hopper_tiles, with_tile};
 use crate::backend::cpu::Grad as CpuGrad;
 use crate::backend::gpu::Gpu;
-use crate::error::Result;
-use crate::ops::{Compute, State, StateMode};
+use crate::error::{Error, Kind, Result};
+use crate::ops::{Compute, State, StateMode, Sweep};
 
 /// Rows, outputs and inputs: single numbers, odd widths, ragged tiles of every size, sums that cross several stages.
 const SHAPES: [(usize, usize, usize); 14] = [
@@ -31,6 +31,9 @@ const HOPPER_SHAPES: [(usize, usize, usize); 5] =
 
 /// Weight gradients whose tokens come in two and three parts, the last one short: packed rows, and rows that are not.
 const PARTS: [(usize, usize, usize); 3] = [(2051, 72, 136), (3100, 264, 8), (2060, 9, 41)];
+
+/// Weight gradients that are whole tiles, and ragged in rows and in columns.
+const SCANNED: [(usize, usize, usize); 3] = [(65, 256, 256), (40, 328, 512), (72, 512, 200)];
 
 /// Runs all cases.
 pub fn run(gpu: &Gpu) -> Vec<Verdict> {
@@ -71,6 +74,13 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
             // Odd sums of tokens; every other length is a pitch.
             for mode in [StateMode::Exact, StateMode::Compact] {
                 verdicts.push(with(&|| wgrad(&bench, (c + 1, n.next_multiple_of(8), o), mode)));
+            }
+        }
+        for (i, shape) in SCANNED.into_iter().enumerate() {
+            for mode in [StateMode::Exact, StateMode::Compact] {
+                for factor in [1.0, [1e25, 1e-25][i % 2]] {
+                    verdicts.push(with(&|| scanned(&bench, shape, mode, factor, i == 0)));
+                }
             }
         }
     }
@@ -143,6 +153,56 @@ fn wgrad(bench: &Bench<'_>, (n, o, i): Shape, mode: StateMode) -> Verdict {
             |grad| bench.gpu.linear_wgrad(n, (o, i), &ddy, &dx, grad),
             |grad| bench.cpu.linear_wgrad(n, (o, i), &dy, &x, grad),
         )
+    })
+}
+
+/// The scan that the last product of a step leaves of a gradient, beside the gradient itself; numbers are around `factor`,
+/// and with `bad` some are not finite.
+fn scanned(
+    bench: &Bench<'_>,
+    (n, o, i): Shape,
+    mode: StateMode,
+    factor: f64,
+    bad: bool,
+) -> Verdict {
+    let case = format!("linear scan {n}x{o}x{i} {mode:?} {factor:e} bad {bad}");
+    let mut random = Random::new(&case);
+    let mut dy = random.vec(n * o);
+    let x = bench.round(&random.vec(n * i));
+    if bad {
+        (dy[7], dy[o + 200]) = (f64::NAN, f64::INFINITY);
+    }
+    let dy = bench.round(&dy.iter().map(|y| y * factor).collect::<Vec<_>>());
+    bench.judge(case, || {
+        let (ddy, dx) = (bench.act(&dy)?, bench.act(&x)?);
+        let mut got = grad(bench.gpu, o * i, mode)?;
+        let mut scans = Vec::new();
+        for last in [false, true] {
+            bench.gpu.last_writes(last);
+            bench.gpu.linear_wgrad(n, (o, i), &ddy, &dx, &mut got);
+            bench.gpu.last_writes(false);
+            scans.push(got.scanned() > 0);
+        }
+        if scans != [false, true] {
+            let text = format!("scanned by the product: {scans:?}, wanted the last one alone");
+            return Err(Error::new(Kind::Device, text));
+        }
+        let scan = bench.gpu.scan_grad(&got);
+        let mut numbers = vec![f32::NAN; o * i];
+        bench.gpu.read_grad(&got, &mut numbers);
+        let largest = numbers.iter().fold(0.0, |a: f64, x| a.max(f64::from(x.abs())));
+        let nonfinite = numbers.iter().filter(|x| !x.is_finite()).count();
+        let (mut found, mut want) = (vec![scan.nonfinite as f32], vec![nonfinite as f64]);
+        if bad {
+            found.push(f32::from(scan.max_abs.is_infinite()));
+            want.push(f64::from(largest.is_infinite()));
+        } else {
+            let sum: f64 = numbers.iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
+            found.extend([(scan.max_abs / largest) as f32, (scan.sum_sq / sum) as f32]);
+            want.extend([1.0, 1.0]);
+        }
+        let (stored, sums) = (Dtype::F32, (Dtype::F32, 1));
+        Ok(vec![Output { name: "not finite, largest, squares", got: found, want, stored, sums }])
     })
 }
 

@@ -230,6 +230,13 @@ impl<'a, O: Ops> Fisher<'a, O> {
         Self { ops, model, passes, point, reference, batches, base: None, step }
     }
 
+    /// Takes displacements of this share of the reference's norm.
+    #[must_use]
+    pub fn with_share(mut self, share: f64) -> Self {
+        self.step = share * norm(&self.reference);
+        self
+    }
+
     /// Lends losses the model that they compare with.
     #[must_use]
     pub fn with_base(mut self, base: Option<&'a mut Model<O>>) -> Self {

@@ -34,6 +34,9 @@ pub struct Ngd {
     pub at: Vec<u64>,
     /// How many steps' texts the gradient and the Fisher matrix are means over.
     pub draws: u64,
+    /// The most micro-batches of penalty texts that the Fisher matrix of a step is a mean over; products cost by their
+    /// number.
+    pub retain_batches: usize,
     /// What ends a solve.
     pub limits: Limits,
     /// Products that the diagonal preconditioner is estimated from; 0 for none.
@@ -116,12 +119,12 @@ struct Texts {
 }
 
 impl Texts {
-    fn draw<O: Ops>(replay: &Replay<O>, first: u64, draws: u64) -> Result<Self> {
+    fn draw<O: Ops>(replay: &Replay<O>, first: u64, wanted: &Ngd) -> Result<Self> {
         let (mut forget, mut retain) = (Vec::new(), Vec::new());
-        for step in first..first + draws.max(1) {
+        for step in first..first + wanted.draws.max(1) {
             forget.extend(replay.forget.draw(step)?);
             if let Some(stream) = &replay.retain {
-                retain.extend(stream.draw(step)?);
+                retain.extend(stream.draw(step)?.into_iter().take(wanted.retain_batches));
             }
         }
         Ok(Self { forget, retain })
@@ -227,7 +230,7 @@ impl Ngd {
         point: &Point,
         done: u64,
     ) -> Result<Comparison> {
-        let texts = Texts::draw(replay, done, self.draws)?;
+        let texts = Texts::draw(replay, done, self)?;
         let system = System {
             alpha: replay.state.settings.forget_weight,
             beta: replay.state.retain_weight,
@@ -293,7 +296,7 @@ impl Ngd {
             let knobs = replay.state.method.knobs;
             let reads_base = loss.rows(&knobs).reads_base();
             let base = reads_base.then(|| base_model(ops, &replay.recipe)).transpose()?;
-            Ok(Path { name: name.clone(), loss, knobs, base, w: start.clone(), x: None })
+            Ok(Path { name: name.clone(), loss, knobs, base, w: start.clone(), share: None })
         };
         self.losses.iter().map(begin).collect()
     }
@@ -308,7 +311,7 @@ impl Ngd {
         done: u64,
         rate: f64,
     ) -> Result<()> {
-        let texts = Texts::draw(replay, done, self.draws)?;
+        let texts = Texts::draw(replay, done, self)?;
         let system = System {
             alpha: replay.state.settings.forget_weight,
             beta: replay.state.retain_weight,
@@ -317,7 +320,7 @@ impl Ngd {
         let state = &mut replay.state;
         let zeros = vec![0.0; point.len()];
         for path in paths {
-            let Path { loss, knobs, base, w, x, .. } = path;
+            let Path { loss, knobs, base, w, share, .. } = path;
             let mut fisher = Fisher::new(
                 ops,
                 &mut state.model,
@@ -328,10 +331,15 @@ impl Ngd {
             )
             .with_base(base.as_mut());
             let gradient = fisher.gradient(*loss, knobs, &zeros, Some(&texts.forget))?;
-            let (found, _) =
-                system.solve(&mut fisher, &gradient, x.as_deref(), None, self.limits)?;
-            w.iter_mut().zip(&found).for_each(|(w, x)| *w += rate * x);
-            *x = Some(found);
+            if let Some(share) = *share {
+                fisher = fisher.with_share(share);
+            } else {
+                fisher.calibrate(&gradient)?;
+                *share = Some(fisher.step() / norm(w));
+            }
+            // From nothing: iterates are then never longer than the solution, whatever the last texts were.
+            let (x, _) = system.solve(&mut fisher, &gradient, None, None, self.limits)?;
+            w.iter_mut().zip(&x).for_each(|(w, x)| *w += rate * x);
         }
         point.restore(ops, &mut state.model)
     }
@@ -348,7 +356,7 @@ impl Ngd {
         done: u64,
         places: &mut Vec<Place>,
     ) -> Result<()> {
-        let texts = Texts::draw(replay, 0, self.draws)?;
+        let texts = Texts::draw(replay, 0, self)?;
         let teacher = point.teacher();
         let zeros = vec![0.0; point.len()];
         let way = distance(&teacher, start);
@@ -434,6 +442,6 @@ struct Path<O: Ops> {
     knobs: Knobs,
     base: Option<Model<O>>,
     w: Vec<f64>,
-    /// The last step's solution, which the next one starts from.
-    x: Option<Vec<f64>>,
+    /// The displacements of products, as a share of the norm of w; chosen at the first step.
+    share: Option<f64>,
 }

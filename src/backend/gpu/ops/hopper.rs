@@ -95,29 +95,50 @@ pub(super) fn maps<'a>(gpu: &Gpu, matrices: impl IntoIterator<Item = &'a Matrix>
     }
 }
 
+/// Describes the operands of a product, its result and what is added to that, and the flags of the kernel.
+fn describe(job: &Gemm, rows: usize, wide: bool, addend: u64) -> ([Operand; 2], [Matrix; 2], u32) {
+    let &Gemm { layout, m, n, k, .. } = job;
+    let a = Operand { at: job.a, outer: m, k, pitch: job.lda, k_major: layout != Layout::Tn };
+    let b = Operand { at: job.b, outer: n, k, pitch: job.ldb, k_major: layout == Layout::Nt };
+    let c = result(job.c, (rows, n), job.ldc, wide);
+    let added = Matrix { address: if addend == 0 { job.c } else { addend }, ..c };
+    let flags = if wide { WIDE } else { 0 } | if addend == 0 { 0 } else { ADDS };
+    ([a, b], [c, added], flags)
+}
+
 /// Starts a plain product, or the parts of a weight gradient; `addend` is 0 for none.
 pub(super) fn gemm(gpu: &Gpu, tile: Tile, job: &Gemm, wide: bool, addend: u64, parts: Parts) {
-    let &Gemm { layout, m, n, k, .. } = job;
-    let stacked = parts.stacked(m);
-    let name = match layout {
+    let rows = parts.stacked(job.m);
+    let name = match job.layout {
         Layout::Nt => kernel_of_tile!(tile, "gemm_sm90_nt"),
         Layout::Nn => kernel_of_tile!(tile, "gemm_sm90_nn"),
         Layout::Tn => kernel_of_tile!(tile, "gemm_sm90_tn"),
     };
-    let a = Operand { at: job.a, outer: m, k, pitch: job.lda, k_major: layout != Layout::Tn };
-    let b = Operand { at: job.b, outer: n, k, pitch: job.ldb, k_major: layout == Layout::Nt };
-    let c = result(job.c, (stacked, n), job.ldc, wide);
-    let added = Matrix { address: if addend == 0 { job.c } else { addend }, ..c };
-    let flags = if wide { WIDE } else { 0 } | if addend == 0 { 0 } else { ADDS };
-    launch(gpu, name, (tile, tile.blocks(stacked, n)), [a, b], &[c, added], |args| {
+    let (operands, results, flags) = describe(job, rows, wide, addend);
+    launch(gpu, name, (tile, tile.blocks(rows, job.n)), operands, &results, |args| {
         args.ptr(job.bias)
-            .u32(stacked as u32)
-            .u32(n as u32)
-            .u32(k as u32)
+            .u32(rows as u32)
+            .u32(job.n as u32)
+            .u32(job.k as u32)
             .u32(flags)
             .u32(parts.rows as u32)
             .u32(parts.depth as u32)
     });
+}
+
+/// Starts a whole weight gradient that leaves [`scans`] partial scans of itself at `to`.
+pub(super) fn gemm_scanned(gpu: &Gpu, tile: Tile, job: &Gemm, wide: bool, addend: u64, to: u64) {
+    let &Gemm { m, n, k, .. } = job;
+    let name = kernel_of_tile!(tile, "gemm_sm90_scan");
+    let (operands, results, flags) = describe(job, m, wide, addend);
+    launch(gpu, name, (tile, tile.blocks(m, n)), operands, &results, |args| {
+        args.ptr(to).u32(m as u32).u32(n as u32).u32(k as u32).u32(flags)
+    });
+}
+
+/// Returns how many partial scans `tiles` tiles leave: one for the 16 rows of each warp that multiplies.
+pub(super) fn scans(tiles: u32) -> u32 {
+    8 * tiles
 }
 
 /// Returns how many tiles of `rows` x `columns` whole clusters need for `m` x `n`.

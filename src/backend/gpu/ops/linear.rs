@@ -219,11 +219,13 @@ pub(super) fn shared(kernel: &str) -> Option<u32> {
 
 /// Starts a product.
 pub(in crate::backend::gpu) fn gemm(gpu: &Gpu, job: &Gemm) {
-    start(gpu, job, Parts::whole(job.m, job.k));
+    start(gpu, job, Parts::whole(job.m, job.k), None);
 }
 
 /// Starts a product whose k is cut in `parts`: results of more than one lie behind each other at `c`.
-pub(super) fn start(gpu: &Gpu, job: &Gemm, parts: Parts) {
+///
+/// `scans`: where partial scans of the result go, and how many there is room for. Returns how many the product leaves.
+pub(super) fn start(gpu: &Gpu, job: &Gemm, parts: Parts, scans: Option<(u64, u32)>) -> u32 {
     let stored = gpu.precision().bytes();
     let wide = match job.out {
         Out::Stored => gpu.precision() == Precision::Fp32,
@@ -232,8 +234,8 @@ pub(super) fn start(gpu: &Gpu, job: &Gemm, parts: Parts) {
     };
     let bytes = if wide { 4 } else { 2 };
     if job.residual != 0 && (job.accumulate || bytes != stored) {
-        return gpu
-            .refuse("gemm: a residual needs a result in its own type that does not accumulate");
+        gpu.refuse("gemm: a residual needs a result in its own type that does not accumulate");
+        return 0;
     }
     let addend = if job.accumulate { job.c } else { job.residual };
     let aligned = packed(job.a, job.lda, stored) && packed(job.b, job.ldb, stored);
@@ -253,16 +255,24 @@ pub(super) fn start(gpu: &Gpu, job: &Gemm, parts: Parts) {
         .u32(u32::from(wide) | u32::from(rows) << 1);
     if let Some((name, shape)) = skinny::kernel(gpu, job, aligned) {
         let grid = [shape.blocks(job.m, job.n, 1), 1, 1];
-        return gpu.launch(name, grid, Skinny::THREADS, shape.shared(), args);
+        gpu.launch(name, grid, Skinny::THREADS, shape.shared(), args);
+        return 0;
     }
     let tile = plan(gpu, parts.stacked(job.m), job.n, aligned, rows && job.k > 0);
     if tile.is_hopper() {
-        return hopper::gemm(gpu, tile, job, wide, addend, parts);
+        let count = hopper::scans(tile.blocks(job.m, job.n));
+        if let Some((at, _)) = scans.filter(|(_, room)| count <= *room) {
+            hopper::gemm_scanned(gpu, tile, job, wide, addend, at);
+            return count;
+        }
+        hopper::gemm(gpu, tile, job, wide, addend, parts);
+        return 0;
     }
     let name = kernel(job.layout, gpu.precision(), tile);
     let grid = [tile.blocks(job.m, job.n), parts.count as u32, 1];
     args = args.u32(parts.rows as u32).u32(parts.depth as u32);
     gpu.launch(name, grid, tile.threads(), tile.shared(), args);
+    0
 }
 
 #[allow(clippy::too_many_arguments)]

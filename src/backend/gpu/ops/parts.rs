@@ -1,5 +1,7 @@
 //! Weight gradients of small models: k in parts, so that few tiles keep a whole device busy.
 
+use std::sync::atomic::Ordering;
+
 use super::columns;
 use super::linear::{self, Gemm, Out, Tile};
 use crate::backend::gpu::{Gpu, Grad};
@@ -51,15 +53,19 @@ pub fn count(m: usize, n: usize, k: usize) -> usize {
     Parts::of(m, n, k).count
 }
 
-/// Starts a weight gradient: in one product that adds to it, or in parts that are then added in order.
+/// Starts a weight gradient: in one product that adds to it (and scans it where it is the last of a step), or in parts that
+/// are then added in order.
 pub(super) fn wgrad(gpu: &Gpu, job: &Gemm, dw: &mut Grad) {
     let parts = Parts::of(job.m, job.n, job.k);
     if parts.count == 1 {
-        return linear::gemm(gpu, &Gemm { accumulate: gpu.adds(dw), ..*job });
+        let job = Gemm { accumulate: gpu.adds(dw), ..*job };
+        let room = if gpu.writes_last() { dw.scans_room() } else { 0 };
+        let scanned = linear::start(gpu, &job, parts, Some((dw.scans, room)));
+        return dw.marks.scanned.store(scanned, Ordering::Relaxed);
     }
     // Always as much, so that the scratch grows once.
     let partial = gpu.scratch(BYTES);
-    linear::start(gpu, &Gemm { c: partial, out: Out::F32, ..*job }, parts);
+    linear::start(gpu, &Gemm { c: partial, out: Out::F32, ..*job }, parts, None);
     columns::sum(gpu, partial, (parts.count, parts.rows * job.n), job.m * job.n, dw);
 }
 

@@ -42,6 +42,7 @@ impl Gpu {
         let args = args.f32(keep as f32).f32(add as f32);
         let kernel = if y.wide { "grad_mix_f32" } else { "grad_mix_bf16" };
         self.launch(kernel, [blocks(y.len, BLOCK), 1, 1], 256, 0, args);
-        y.written.store(true, Ordering::Relaxed);
+        y.marks.written.store(true, Ordering::Relaxed);
+        y.marks.scanned.store(0, Ordering::Relaxed);
     }
 }

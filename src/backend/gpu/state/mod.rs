@@ -9,6 +9,7 @@ mod step;
 use bytemuck::{Pod, Zeroable};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use super::buffer::scan_bytes;
 use super::driver::Args;
 use super::{Act, Gpu, Grad, Precision, Weight, blocks};
 use crate::error::{Error, Result};
@@ -370,7 +371,8 @@ impl State for Gpu {
         let len = if spec.trainable { spec.len } else { 0 };
         let wide = spec.mode == StateMode::Exact;
         let at = self.arena.alloc(len as u64 * if wide { 4 } else { 2 })?;
-        Ok(Grad { at, len, wide, written: Default::default() })
+        let scans = self.arena.alloc(scan_bytes(len))?;
+        Ok(Grad { at, len, wide, scans, marks: Default::default() })
     }
 
     fn clear_grad(&self, grad: &mut Grad) {

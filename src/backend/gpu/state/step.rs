@@ -16,8 +16,6 @@ use crate::ops::{TeacherForm, UpdateRule, UpdateScalars};
 
 /// Numbers a block of the scan takes: kChunk of kernels/norm.cu.
 const CHUNK: usize = 16384;
-/// Bytes of a partial scan: struct Partial of kernels/norm.cu.
-const PARTIAL: u64 = 16;
 /// Numbers a block of an exact update takes.
 const EXACT_ROW: usize = 1024;
 
@@ -59,11 +57,16 @@ struct Scan {
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 struct Entry {
     tensor: u64,
-    first: u32,
+    scans: u64,
     partials: u32,
     index: u32,
     compact: u32,
+    /// Of no use to kernels: whether a product has left the partial scans.
+    scanned: u32,
 }
+
+const ENTRY: u64 = size_of::<Entry>() as u64;
+const SCAN: u64 = size_of::<Scan>() as u64;
 
 /// The device memory of steps.
 #[derive(Debug)]
@@ -96,23 +99,26 @@ pub(super) fn trained<'a>(params: &'a [Param], grads: &'a [Option<Grad>]) -> Vec
         .collect()
 }
 
-/// Lists the entries of a step and counts the blocks of its scan.
-fn entries(trained: &[Trained<'_>]) -> (Vec<Entry>, u32) {
-    let mut partials = 0;
-    let entry = |(index, param, grad): &Trained<'_>| {
-        let count = if grad.is_written() { blocks(grad.len, CHUNK) } else { 0 };
-        let first = partials;
-        partials += count;
-        Entry {
-            tensor: param.tensor,
-            first,
-            partials: count,
-            index: *index as u32,
-            compact: u32::from(param.is_compact()),
-        }
+/// Lists the entries of a step.
+fn entries(trained: &[Trained<'_>]) -> Vec<Entry> {
+    let entry = |(index, param, grad): &Trained<'_>| Entry {
+        tensor: param.tensor,
+        scans: grad.scans,
+        partials: partials(grad),
+        index: *index as u32,
+        compact: u32::from(param.is_compact()),
+        scanned: u32::from(grad.scanned() > 0),
     };
-    let all = trained.iter().map(entry).collect();
-    (all, partials)
+    trained.iter().map(entry).collect()
+}
+
+/// Returns how many partial scans tell all of a gradient: those that its last product left, or those of a scan.
+fn partials(grad: &Grad) -> u32 {
+    match (grad.is_written(), grad.scanned()) {
+        (false, _) => 0,
+        (true, 0) => blocks(grad.len, CHUNK),
+        (true, left) => left,
+    }
 }
 
 impl StepBlock {
@@ -164,9 +170,13 @@ impl Step {
 }
 
 impl Gpu {
-    fn launch_scan(&self, grad: &Grad, partials: u64) {
+    /// Scans a gradient that was written, unless its last product has.
+    fn launch_scan(&self, grad: &Grad) {
+        if grad.scanned() > 0 {
+            return;
+        }
         let kernel = if grad.wide { "norm_partial_f32" } else { "norm_partial_bf16" };
-        let args = Args::new().ptr(grad.at).ptr(partials).u64(grad.len as u64);
+        let args = Args::new().ptr(grad.at).ptr(grad.scans).u64(grad.len as u64);
         self.launch(kernel, [blocks(grad.len, CHUNK), 1, 1], 256, 0, args);
     }
 
@@ -174,14 +184,12 @@ impl Gpu {
         if !grad.is_written() || grad.len == 0 {
             return GradScan::default();
         }
-        let partials = blocks(grad.len, CHUNK);
-        let entry = Entry { partials, ..Entry::zeroed() };
-        let room = u64::from(partials) * PARTIAL;
-        let scratch = self.scratch(room + 48);
-        self.launch_scan(grad, scratch);
-        let (entries, scans) = (scratch + room, scratch + room + 24);
+        let entry = Entry { scans: grad.scans, partials: partials(grad), ..Entry::zeroed() };
+        let entries = self.scratch(ENTRY + SCAN);
+        self.launch_scan(grad);
+        let scans = entries + ENTRY;
         self.keep(self.driver.upload(entries, bytemuck::bytes_of(&entry)));
-        let args = Args::new().ptr(entries).ptr(scratch).ptr(scans);
+        let args = Args::new().ptr(entries).ptr(scans);
         self.launch("norm_tensor", [1, 1, 1], 256, 0, args);
         let mut scan = Scan::zeroed();
         self.keep(self.driver.download(scans, bytemuck::bytes_of_mut(&mut scan)));
@@ -245,8 +253,8 @@ impl Gpu {
         let entry = Entry { tensor: param.tensor, compact, ..Entry::zeroed() };
         let max_bits = (scan.max_abs as f32).to_bits();
         let scan = Scan { sum_sq: scan.sum_sq, nonfinite: 0, max_bits, reserved: 0 };
-        let entries = self.scratch(48);
-        let scans = entries + 24;
+        let entries = self.scratch(ENTRY + SCAN);
+        let scans = entries + ENTRY;
         self.keep(self.driver.upload(self.step.at, bytemuck::bytes_of(&step)));
         self.keep(self.driver.upload(entries, bytemuck::bytes_of(&entry)));
         self.keep(self.driver.upload(scans, bytemuck::bytes_of(&scan)));
@@ -270,52 +278,36 @@ impl Gpu {
         if matches!(rule, UpdateRule::Custom { .. }) {
             return Err(other_rule());
         }
-        let (entries, partials) = entries(&trained);
+        let entries = entries(&trained);
         let step = Step::new(&rule, settings);
         self.driver.upload(self.step.at, bytemuck::bytes_of(&step))?;
         let (at, scans) = self.roster(&entries)?;
-        let scratch = self.scratch(u64::from(partials.max(1)) * PARTIAL);
         let idle = settings.damping == 0.0 && settings.teacher_rate == 0.0;
         // The scalars are read from device memory; all else follows from the entries and from where they lie.
         let places: Vec<u64> = trained.iter().map(|(_, _, grad)| grad.at).collect();
         let [rows, places] = [bytemuck::cast_slice(&entries), bytemuck::cast_slice(&places)]
             .map(|bytes: &[u8]| xxh3_64(bytes));
-        let key = format!("update {at:#x} {scratch:#x} {idle} {rule:?} {rows:#x} {places:#x}");
-        self.replay_as(&key, &mut || {
-            self.launch_all(&trained, &entries, (at, scans, scratch), idle)
-        });
+        let key = format!("update {at:#x} {idle} {rule:?} {rows:#x} {places:#x}");
+        self.replay_as(&key, &mut || self.launch_all(&trained, (at, scans), idle));
         Ok(())
     }
 
     /// Starts the kernels of a step on entries that are in device memory.
-    fn launch_all(
-        &self,
-        trained: &[Trained<'_>],
-        entries: &[Entry],
-        (at, scans, scratch): (u64, u64, u64),
-        idle: bool,
-    ) {
-        self.launch_norm(trained, entries, (at, scans, scratch));
-        let count = entries.len();
+    fn launch_all(&self, trained: &[Trained<'_>], (at, scans): (u64, u64), idle: bool) {
+        self.launch_norm(trained, (at, scans));
+        let count = trained.len();
         self.launch_plan(at, scans, count);
         trained.iter().for_each(|(_, param, grad)| self.launch_update(param, grad, idle));
         self.launch_finish(at, count);
     }
 
     /// Starts the scan of all gradients, and the decision on the update.
-    fn launch_norm(
-        &self,
-        trained: &[Trained<'_>],
-        entries: &[Entry],
-        (at, scans, scratch): (u64, u64, u64),
-    ) {
-        for ((_, _, grad), entry) in trained.iter().zip(entries) {
-            if entry.partials > 0 {
-                self.launch_scan(grad, scratch + u64::from(entry.first) * PARTIAL);
-            }
+    fn launch_norm(&self, trained: &[Trained<'_>], (at, scans): (u64, u64)) {
+        for (_, _, grad) in trained.iter().filter(|(_, _, grad)| partials(grad) > 0) {
+            self.launch_scan(grad);
         }
-        let count = entries.len();
-        let args = Args::new().ptr(at).ptr(scratch).ptr(scans);
+        let count = trained.len();
+        let args = Args::new().ptr(at).ptr(scans);
         self.launch("norm_tensor", [count as u32, 1, 1], 256, 0, args);
         let args = Args::new().ptr(self.step.at).ptr(at).ptr(scans).u32(count as u32);
         self.launch("norm_step", [1, 1, 1], 256, 0, args);
@@ -328,12 +320,11 @@ impl Gpu {
         rule: &UpdateRule,
         settings: &StepSettings,
     ) -> Result<(StepOutcome, u64)> {
-        let (entries, partials) = entries(trained);
+        let entries = entries(trained);
         let step = Step::new(rule, settings);
         self.driver.upload(self.step.at, bytemuck::bytes_of(&step))?;
         let (at, scans) = self.roster(&entries)?;
-        let scratch = self.scratch(u64::from(partials.max(1)) * PARTIAL);
-        self.launch_norm(trained, &entries, (at, scans, scratch));
+        self.launch_norm(trained, (at, scans));
         Ok((self.read_outcome()?, at))
     }
 
@@ -341,12 +332,12 @@ impl Gpu {
     fn roster(&self, entries: &[Entry]) -> Result<(u64, u64)> {
         let mut roster = self.step.roster.lock().unwrap_or_else(PoisonError::into_inner);
         if roster.room < entries.len() {
-            let bytes = entries.len() as u64 * 24;
+            let count = entries.len() as u64;
             *roster = Roster {
                 entries: Vec::new(),
                 room: entries.len(),
-                at: self.arena.alloc(bytes)?,
-                scans: self.arena.alloc(bytes)?,
+                at: self.arena.alloc(count * ENTRY)?,
+                scans: self.arena.alloc(count * SCAN)?,
             };
         }
         if roster.entries != entries {
@@ -372,7 +363,7 @@ mod tests {
 
     #[test]
     fn structs_have_the_kernels_sizes() {
-        assert_eq!((size_of::<Step>(), size_of::<Scan>(), size_of::<Entry>()), (152, 24, 24));
+        assert_eq!((size_of::<Step>(), size_of::<Scan>(), size_of::<Entry>()), (152, 24, 32));
         assert_eq!(size_of::<super::super::Tensor>(), 56);
     }
 }
