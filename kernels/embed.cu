@@ -1,4 +1,4 @@
-// Embedding: x = table[ids], and backward dtable[ids] += dx.
+// Embedding: x = scale table[ids], and backward dtable[ids] += scale dx.
 //
 // Shape: forward, a thread copies eight numbers. Backward, a block takes one distinct id and adds up its rows in row
 // order in fp32 (the host sorts the rows by id, stably), then adds to the table once: no atomics, one rounding, and
@@ -9,7 +9,7 @@
 
 template <typename T>
 __device__ __forceinline__ void embed(const T* table, const uint32_t* ids, T* x, uint32_t n,
-                                      uint32_t c) {
+                                      uint32_t c, float scale) {
     const uint32_t packs = (c + kPack - 1) / kPack;
     const uint64_t index = static_cast<uint64_t>(blockIdx.x) * kBlock + threadIdx.x;
     if (index >= static_cast<uint64_t>(n) * packs) return;
@@ -18,12 +18,14 @@ __device__ __forceinline__ void embed(const T* table, const uint32_t* ids, T* x,
     const bool vec = c % kPack == 0;
     float x_r[kPack];
     load_pack(table + static_cast<uint64_t>(ids[row]) * c, at, c, vec, x_r);
+#pragma unroll
+    for (int k = 0; k < kPack; ++k) x_r[k] *= scale;
     store_pack(x + row * c, at, c, vec, x_r);
 }
 
 template <typename T, typename G>
 __device__ __forceinline__ void embed_bwd(const T* dx, const uint32_t* ids, const uint32_t* order,
-                                          const uint32_t* groups, G* dtable, uint32_t c) {
+                                          const uint32_t* groups, G* dtable, uint32_t c, float scale) {
     const uint32_t begin = groups[blockIdx.x], end = groups[blockIdx.x + 1];
     // There are fewer distinct ids than rows.
     if (begin == end) return;
@@ -40,22 +42,23 @@ __device__ __forceinline__ void embed_bwd(const T* dx, const uint32_t* ids, cons
         float old_r[kPack];
         load_pack(to, at, c, vec, old_r);
 #pragma unroll
-        for (int k = 0; k < kPack; ++k) sum_r[k] += old_r[k];
+        for (int k = 0; k < kPack; ++k) sum_r[k] = scale * sum_r[k] + old_r[k];
         store_pack(to, at, c, vec, sum_r);
     }
 }
 
 // Grid: ceil(n * ceil(c / 8) / 256) blocks.
 extern "C" __global__ void __launch_bounds__(kBlock)
-    embed_fwd_bf16(const uint16_t* table, const uint32_t* ids, uint16_t* x, uint32_t n, uint32_t c) {
+    embed_fwd_bf16(const uint16_t* table, const uint32_t* ids, uint16_t* x, uint32_t n, uint32_t c,
+                   float scale) {
     ptx::grid_enter();
-    embed(table, ids, x, n, c);
+    embed(table, ids, x, n, c, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
-    embed_fwd_f32(const float* table, const uint32_t* ids, float* x, uint32_t n, uint32_t c) {
+    embed_fwd_f32(const float* table, const uint32_t* ids, float* x, uint32_t n, uint32_t c, float scale) {
     ptx::grid_enter();
-    embed(table, ids, x, n, c);
+    embed(table, ids, x, n, c, scale);
 }
 
 // `order` holds the rows sorted by id, `groups` where each distinct id begins, then the number of rows up to entry n.
@@ -63,30 +66,30 @@ extern "C" __global__ void __launch_bounds__(kBlock)
 // return, so that the launch does not depend on the ids.
 extern "C" __global__ void __launch_bounds__(kBlock)
     embed_bwd_bf16_bf16(const uint16_t* dx, const uint32_t* ids, const uint32_t* order,
-                        const uint32_t* groups, uint16_t* dtable, uint32_t c) {
+                        const uint32_t* groups, uint16_t* dtable, uint32_t c, float scale) {
     ptx::grid_enter();
-    embed_bwd(dx, ids, order, groups, dtable, c);
+    embed_bwd(dx, ids, order, groups, dtable, c, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
     embed_bwd_bf16_f32(const uint16_t* dx, const uint32_t* ids, const uint32_t* order,
-                       const uint32_t* groups, float* dtable, uint32_t c) {
+                       const uint32_t* groups, float* dtable, uint32_t c, float scale) {
     ptx::grid_enter();
-    embed_bwd(dx, ids, order, groups, dtable, c);
+    embed_bwd(dx, ids, order, groups, dtable, c, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
     embed_bwd_f32_bf16(const float* dx, const uint32_t* ids, const uint32_t* order,
-                       const uint32_t* groups, uint16_t* dtable, uint32_t c) {
+                       const uint32_t* groups, uint16_t* dtable, uint32_t c, float scale) {
     ptx::grid_enter();
-    embed_bwd(dx, ids, order, groups, dtable, c);
+    embed_bwd(dx, ids, order, groups, dtable, c, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
     embed_bwd_f32_f32(const float* dx, const uint32_t* ids, const uint32_t* order,
-                      const uint32_t* groups, float* dtable, uint32_t c) {
+                      const uint32_t* groups, float* dtable, uint32_t c, float scale) {
     ptx::grid_enter();
-    embed_bwd(dx, ids, order, groups, dtable, c);
+    embed_bwd(dx, ids, order, groups, dtable, c, scale);
 }
 
 KERNEL_EXPORT(embed_fwd_bf16);

@@ -1,7 +1,7 @@
 // RMSNorm of rows, and of the query and key heads of qkv rows.
 //
-// rstd = 1 / sqrt(mean(x^2) + eps), y = x rstd gain.
-// Backward: dx = rstd (dy gain - x rstd^2 mean(dy gain x)), added to dx for rows, in place of dy for heads;
+// rstd = 1 / sqrt(mean(x^2) + eps), y = x rstd g (+ residual) with g = plus + gain.
+// Backward: dx = rstd (dy g - x rstd^2 mean(dy g x)), added to dx for rows, in place of dy for heads;
 //           dgain += sum over rows of dy x rstd.
 // Shape: a unit is a row or a head, with a warp (up to 1024 numbers) or a block of its own. It is read once and kept in
 // registers up to 1024 or 8192 numbers; what is beyond is read again, from the L2 cache. The gain's gradient has
@@ -21,8 +21,9 @@ struct Units {
 };
 
 template <int THREADS, typename T>
-__device__ __forceinline__ void forward(const T* x, const T* gain, const T* gain_keys, T* y,
-                                        float* rstd, Units units, float eps) {
+__device__ __forceinline__ void forward(const T* x, const T* gain, const T* gain_keys,
+                                        const T* residual, T* y, float* rstd, Units units, float eps,
+                                        float plus) {
     const uint32_t lane = threadIdx.x % THREADS;
     const uint64_t unit = static_cast<uint64_t>(blockIdx.x) * (kBlock / THREADS) + threadIdx.x / THREADS;
     // The same for all threads of a unit, whose sums none of them may miss.
@@ -55,7 +56,13 @@ __device__ __forceinline__ void forward(const T* x, const T* gain, const T* gain
             float gain_r[kPack];
             load_pack(gain, i, d, vec, gain_r);
 #pragma unroll
-            for (int k = 0; k < kPack; ++k) v[k] = v[k] * scale * gain_r[k];
+            for (int k = 0; k < kPack; ++k) v[k] = v[k] * scale * (plus + gain_r[k]);
+        }
+        if (residual != nullptr) {
+            float add_r[kPack];
+            load_pack(residual + at, i, d, vec, add_r);
+#pragma unroll
+            for (int k = 0; k < kPack; ++k) v[k] += add_r[k];
         }
         store_pack(y + at, i, d, vec, v);
     };
@@ -74,7 +81,7 @@ __device__ __forceinline__ void forward(const T* x, const T* gain, const T* gain
 // ADD: dx += ..., else dx = ...; dy and dx may be the same buffer.
 template <int THREADS, bool ADD, typename T>
 __device__ __forceinline__ void backward(const T* dy, const T* x, const T* gain, const T* gain_keys,
-                                         const float* rstd, T* dx, Units units) {
+                                         const float* rstd, T* dx, Units units, float plus) {
     const uint32_t lane = threadIdx.x % THREADS;
     const uint64_t unit = static_cast<uint64_t>(blockIdx.x) * (kBlock / THREADS) + threadIdx.x / THREADS;
     if (unit >= units.count) return;
@@ -89,7 +96,7 @@ __device__ __forceinline__ void backward(const T* dy, const T* x, const T* gain,
         load_pack(dy + at, i, d, vec, dy_out);
         load_pack(gain, i, d, vec, gain_r);
 #pragma unroll
-        for (int k = 0; k < kPack; ++k) dy_out[k] *= gain_r[k];
+        for (int k = 0; k < kPack; ++k) dy_out[k] *= plus + gain_r[k];
     };
     float x_r[kHeld][kPack], dy_r[kHeld][kPack];
     float dot = 0.0f;
@@ -150,12 +157,12 @@ __device__ __forceinline__ void gain_partial(const T* dy, const T* x, const floa
 // first gain for the first `queries`. Grid: _warp ceil(rows * heads / 8) blocks, _block rows * heads.
 #define FORWARD(name, threads, T)                                                                 \
     extern "C" __global__ void __launch_bounds__(kBlock)                                          \
-        name(const T* x, const T* gain, const T* gain_keys, T* y, float* rstd, uint32_t rows,     \
-             uint32_t width, uint32_t heads, uint32_t normed, uint32_t queries, uint32_t d,       \
-             float eps) {                                                                         \
+        name(const T* x, const T* gain, const T* gain_keys, const T* residual, T* y, float* rstd, \
+             uint32_t rows, uint32_t width, uint32_t heads, uint32_t normed, uint32_t queries,    \
+             uint32_t d, float eps, float plus) {                                                                         \
         ptx::grid_enter();                                                                        \
         Units units = {static_cast<uint64_t>(rows) * heads, width, heads, normed, queries, d};    \
-        forward<threads>(x, gain, gain_keys, y, rstd, units, eps);                                \
+        forward<threads>(x, gain, gain_keys, residual, y, rstd, units, eps, plus);                \
     }                                                                                             \
     KERNEL_EXPORT(name)
 
@@ -169,10 +176,10 @@ FORWARD(rmsnorm_fwd_f32_block, kBlock, float);
     extern "C" __global__ void __launch_bounds__(kBlock)                                          \
         name(const T* dy, const T* x, const T* gain, const T* gain_keys, const float* rstd,       \
              T* dx, uint32_t rows, uint32_t width, uint32_t heads, uint32_t queries,              \
-             uint32_t d) {                                                                        \
+             uint32_t d, float plus) {                                                            \
         ptx::grid_enter();                                                                        \
         Units units = {static_cast<uint64_t>(rows) * heads, width, heads, heads, queries, d};     \
-        backward<threads, add>(dy, x, gain, gain_keys, rstd, dx, units);                          \
+        backward<threads, add>(dy, x, gain, gain_keys, rstd, dx, units, plus);                    \
     }                                                                                             \
     KERNEL_EXPORT(name)
 

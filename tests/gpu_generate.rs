@@ -23,6 +23,12 @@ const LLAMA: &str = r#"{"model_type":"llama","hidden_size":64,"num_attention_hea
 const QWEN3: &str = r#"{"model_type":"qwen3","hidden_size":64,"num_attention_heads":4,"num_key_value_heads":2,
     "head_dim":12,"hidden_act":"silu","vocab_size":404,"num_hidden_layers":2,"intermediate_size":41,
     "rms_norm_eps":1e-5,"tie_word_embeddings":true}"#;
+/// LayerNorm, learned positions, transposed matrices, the tanh form of GELU, biases everywhere.
+const GPT2: &str = r#"{"model_type":"gpt2","n_embd":64,"n_head":2,"n_layer":2,"n_inner":88,"n_positions":26,
+    "activation_function":"gelu_new","vocab_size":404}"#;
+/// Attention and MLP beside each other, part of a head turned, GELU, an untied head.
+const NEOX: &str = r#"{"model_type":"gpt_neox","hidden_size":64,"num_attention_heads":1,"rotary_pct":0.25,
+    "hidden_act":"gelu","vocab_size":101,"num_hidden_layers":2,"intermediate_size":41}"#;
 
 fn prompts(vocab: usize) -> Vec<Vec<u32>> {
     let mut random = Random::new("prompts");
@@ -112,7 +118,7 @@ fn compare(config: &str, choice: Choice, precision: Precision) {
 
 #[test]
 fn greedy_tokens_are_those_of_the_cpu() {
-    for config in [LLAMA, QWEN3] {
+    for config in [LLAMA, QWEN3, GPT2, NEOX] {
         compare(config, Choice::Greedy, Precision::Fp32);
         compare(config, Choice::Greedy, Precision::Bf16);
     }

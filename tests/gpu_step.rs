@@ -1,4 +1,4 @@
-//! One whole mean-teacher step of a small Llama in compact state, in the simulator and on the CPU: every loss and
+//! One whole mean-teacher step of small models in compact state, in the simulator and on the CPU: every loss and
 //! every penalty, gradients, update and teacher.
 #![cfg(feature = "sim")]
 #![allow(clippy::unwrap_used)]
@@ -35,6 +35,23 @@ const LLAMA: &str = r#"{"model_type":"llama","hidden_size":64,"num_attention_hea
 const QWEN3: &str = r#"{"model_type":"qwen3","hidden_size":64,"num_attention_heads":4,"num_key_value_heads":2,
     "head_dim":12,"hidden_act":"silu","vocab_size":101,"num_hidden_layers":2,"intermediate_size":41,
     "rms_norm_eps":1e-5,"tie_word_embeddings":true}"#;
+/// LayerNorm, learned positions, transposed matrices, the tanh form of GELU, biases everywhere.
+const GPT2: &str = r#"{"model_type":"gpt2","n_embd":64,"n_head":2,"n_layer":2,"n_inner":88,"n_positions":64,
+    "activation_function":"gelu_new","vocab_size":101}"#;
+/// Attention and MLP beside each other, part of a head turned, GELU, an untied head.
+const NEOX: &str = r#"{"model_type":"gpt_neox","hidden_size":64,"num_attention_heads":1,"rotary_pct":0.25,
+    "hidden_act":"gelu","vocab_size":101,"num_hidden_layers":2,"intermediate_size":41}"#;
+/// Positions from the third row of their table on, ReLU.
+const OPT: &str = r#"{"model_type":"opt","hidden_size":64,"num_attention_heads":4,"ffn_dim":72,
+    "max_position_embeddings":48,"activation_function":"relu","vocab_size":101,"num_hidden_layers":2}"#;
+/// One norm for attention and MLP, a head with a bias.
+const PHI: &str = r#"{"model_type":"phi","hidden_size":64,"num_attention_heads":2,"hidden_act":"gelu_new",
+    "vocab_size":101,"num_hidden_layers":2,"intermediate_size":72}"#;
+/// Gains from 1, norms behind attention and MLP, gated GELU, layers of two kinds.
+const GEMMA3: &str = r#"{"model_type":"gemma3_text","hidden_size":64,"num_attention_heads":2,
+    "num_key_value_heads":1,"head_dim":32,"hidden_activation":"gelu_pytorch_tanh","vocab_size":101,
+    "num_hidden_layers":3,"intermediate_size":88,"query_pre_attn_scalar":20,"sliding_window":9,
+    "_sliding_window_pattern":2}"#;
 
 /// Matrices that fill tiles of compute capability 9.0.
 const WIDE: &str = r#"{"model_type":"llama","hidden_size":256,"num_attention_heads":4,"num_key_value_heads":2,
@@ -184,9 +201,13 @@ fn compare(name: &str, job: Job, precision: Precision) {
     {
         assert_eq!(tensor, other, "{name}");
         for (k, what) in ["gradient", "student", "teacher"].iter().enumerate() {
+            // Where nothing rotates it (all of OPT's, half of Phi's) a key's bias moves all scores of a query alike: its
+            // gradient is rounding alone.
+            let unrotated = [OPT, PHI].contains(&job.config);
+            let nothing = k == 0 && unrotated && tensor.ends_with("k_proj.bias");
             let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&got[k]), bits(&again[k]), "{name}: {tensor}: {what}: two runs differ");
-            let off = distance(&got[k], &want[k]);
+            let off = if nothing { 0.0 } else { distance(&got[k], &want[k]) };
             worst = worst.max(off / allowed);
             assert!(
                 off <= allowed,
@@ -280,6 +301,19 @@ fn other_families_rules_and_precisions_step_as_on_the_cpu() {
 }
 
 #[test]
+fn further_families_step_as_on_the_cpu() {
+    let nlul = FORGET.iter().position(|o| o.name() == "nlul").unwrap();
+    let all = [GPT2, NEOX, OPT, PHI, GEMMA3];
+    for (name, config) in ["gpt2", "gpt_neox", "opt", "phi", "gemma3"].into_iter().zip(all) {
+        let base = job(config, nlul, Some(1));
+        compare(name, base, Precision::Bf16);
+        let all = Job { train: Train::All, ..base };
+        compare(&format!("{name} all"), all, Precision::Bf16);
+        compare(&format!("{name} exact"), Job { mode: StateMode::Exact, ..all }, Precision::Fp32);
+    }
+}
+
+#[test]
 fn packing_changes_rounding_only() {
     let nlul = FORGET.iter().position(|o| o.name() == "nlul").unwrap();
     let Some(ops) = simulated(Timing::ALL[0], Precision::Fp32) else { return };
@@ -295,7 +329,7 @@ fn packing_changes_rounding_only() {
 /// Steps whose packs come again in shape are started from recordings, with the bytes of steps started op by op.
 #[test]
 fn recorded_work_gives_the_bytes_of_work_started_op_by_op() {
-    for (loss, config) in [("nlul", LLAMA), ("npo_mt", QWEN3)] {
+    for (loss, config) in [("nlul", LLAMA), ("npo_mt", QWEN3), ("nlul", GPT2), ("nlul", NEOX)] {
         let loss = FORGET.iter().position(|o| o.name() == loss).unwrap();
         let [Some(recorded), Some(alone)] =
             [Timing::ALL[0], Timing::ALL[0]].map(|timing| simulated(timing, Precision::Bf16))
@@ -366,7 +400,9 @@ fn a_step_is_the_same_bytes_whatever_is_kept() {
         "num_key_value_heads":1,"head_dim":64,"hidden_act":"silu","vocab_size":101,"num_hidden_layers":3,
         "intermediate_size":88,"rms_norm_eps":1e-5}"#;
     let nlul = FORGET.iter().position(|o| o.name() == "nlul").unwrap();
-    for (config, train) in [(THREE, Train::Body), (QWEN3, Train::All)] {
+    for (config, train) in
+        [(THREE, Train::Body), (QWEN3, Train::All), (NEOX, Train::All), (GEMMA3, Train::All)]
+    {
         let run = |saving: Saving| {
             let ops = simulated(Timing::ALL[0], Precision::Bf16)?;
             let job = Job { train, pack: 48, saving, ..job(config, nlul, Some(1)) };
@@ -407,6 +443,12 @@ fn plan_counts_the_memory_of_a_run() {
     const WIDE: &str = r#"{"model_type":"llama","hidden_size":128,"num_attention_heads":2,
         "head_dim":64,"hidden_act":"silu","vocab_size":101,"num_hidden_layers":8,
         "intermediate_size":128,"rms_norm_eps":1e-5}"#;
+    // Tables that train, norms of two statistics, and a head that is the embedding.
+    const OLDER: &str = r#"{"model_type":"gpt2","n_embd":128,"n_head":2,"n_layer":3,"n_positions":128,
+        "activation_function":"gelu_new","vocab_size":101}"#;
+    // An embedding that trains below a head that does not.
+    const BESIDE: &str = r#"{"model_type":"gpt_neox","hidden_size":128,"num_attention_heads":2,
+        "hidden_act":"gelu","vocab_size":101,"num_hidden_layers":3,"intermediate_size":384}"#;
     let nlul = FORGET.iter().position(|o| o.name() == "nlul").unwrap();
     let mut beside = Vec::new();
     for (config, mode, precision, optimizer, save, tokens) in [
@@ -415,6 +457,8 @@ fn plan_counts_the_memory_of_a_run() {
         (MEDIUM, StateMode::Exact, Precision::Fp32, "sgd", "residual", 2048),
         (MEDIUM, StateMode::Compact, Precision::Bf16, "sgd", "input", 2048),
         (MEDIUM, StateMode::Compact, Precision::Bf16, "sgd", "auto", 2048),
+        (OLDER, StateMode::Compact, Precision::Bf16, "sgd", "attention", 2048),
+        (BESIDE, StateMode::Compact, Precision::Bf16, "sgd", "residual", 2048),
         (WIDE, StateMode::Compact, Precision::Bf16, "sgd", "input", 64),
     ] {
         let Ok(driver) = Simulator::open(Timing::ALL[0]) else { return };
@@ -478,7 +522,7 @@ fn plan_counts_the_memory_of_a_run() {
         assert_eq!(held, slab, "{name}: the run took more than its slab");
         assert!((0.97..=1.03).contains(&share), "{name}: {used} of {planned} bytes");
     }
-    assert!(beside[..5].iter().all(|bytes| *bytes == 0) && beside[5] > 0, "{beside:?}");
+    assert!(beside[..7].iter().all(|bytes| *bytes == 0) && beside[7] > 0, "{beside:?}");
 }
 
 /// An op that failed makes reading a model fail, so that no file is written from it.

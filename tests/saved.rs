@@ -2,11 +2,13 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::io::safetensors::{Dtype, Entry, Weights, write_f32_as, write_file};
 use nepenthe::method::passes::Passes;
+use nepenthe::model::generate::{Choice, Request};
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Train};
 use nepenthe::ops::{StateMode, TeacherForm, UpdateRule};
@@ -52,14 +54,22 @@ fn load(ops: &Cpu<f32>, folder: &Path, keep: &Keeping) -> Model<Cpu<f32>> {
     Model::load(ops, config, &Weights::open(folder).unwrap(), keep).unwrap()
 }
 
+fn golden(model: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data/models").join(model)
+}
+
+/// One model whose tensors lie in files as the ops read them, one of transposed matrices, one of interleaved heads.
 #[test]
 fn figures_before_saving_and_after_loading_are_equal_bits() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data/models/llama-gqa");
+    ["llama-gqa", "gpt2", "gpt_neox"].map(golden).iter().for_each(|golden| check(golden));
+}
+
+fn check(golden: &Path) {
     let dir = TempDir::new().unwrap();
     let ops = Cpu::<f32>::new();
     for (name, dtype) in [("f32", Dtype::F32), ("bf16", Dtype::Bf16)] {
         let source = dir.path().join(name);
-        convert(&golden, &source, dtype);
+        convert(golden, &source, dtype);
         for mode in StateMode::ALL {
             let keep = Keeping {
                 train: Some(Train::All),
@@ -70,7 +80,7 @@ fn figures_before_saving_and_after_loading_are_equal_bits() {
             };
             // The student is the recorded fp32 model, so that it lies between the numbers of a bf16 file, as after
             // training.
-            let mut student = load(&ops, &golden, &keep);
+            let mut student = load(&ops, golden, &keep);
             let before = figures(&ops, &mut student);
             let out = dir.path().join(format!("{name}-{mode:?}"));
             write_model(&ops, &student, &source, &out, &json!({})).unwrap();
@@ -92,5 +102,75 @@ fn figures_before_saving_and_after_loading_are_equal_bits() {
             let bytes = |folder: &Path| std::fs::read(folder.join("model.safetensors")).unwrap();
             assert!(bytes(&again) == bytes(&out), "{name} {mode:?}");
         }
+    }
+}
+
+/// The published files of GPT-2 name no `transformer.`, and hold masks that nothing reads: both stay as they are.
+#[test]
+fn files_without_the_name_of_the_model_are_read_and_written() {
+    let (golden, dir) = (golden("gpt2"), TempDir::new().unwrap());
+    let (bare, out) = (dir.path().join("bare"), dir.path().join("out"));
+    std::fs::create_dir(&bare).unwrap();
+    std::fs::copy(golden.join("config.json"), bare.join("config.json")).unwrap();
+    let weights = Weights::open(&golden).unwrap();
+    let name_in = |name: &str| format!("transformer.{name}");
+    let mut entries: Vec<Entry> = weights
+        .names()
+        .map(|name| Entry {
+            name: name.strip_prefix("transformer.").unwrap().to_owned(),
+            dtype: Dtype::F32,
+            shape: weights.info(name).unwrap().shape.clone(),
+        })
+        .collect();
+    entries.push(Entry {
+        name: "h.0.attn.bias".into(),
+        dtype: Dtype::Bool,
+        shape: vec![1, 1, 2, 2],
+    });
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    let to = bare.join("model.safetensors");
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    write_file(&to, &entries, &metadata, &mut |entry, out| {
+        let bytes = weights.bytes(&name_in(&entry.name)).unwrap_or(&[1, 0, 1, 1]);
+        out.write_all(bytes).unwrap();
+        Ok(())
+    })
+    .unwrap();
+    let ops = Cpu::<f32>::new();
+    let keep = Keeping {
+        train: Some(Train::Body),
+        mode: StateMode::Exact,
+        teacher: TeacherForm::None,
+        rule: UpdateRule::Sgd { momentum: 0.9 },
+        seed: 5,
+    };
+    let mut model = load(&ops, &bare, &keep);
+    let want = figures(&ops, &mut load(&ops, &golden, &Keeping::inference()));
+    assert!(figures(&ops, &mut model) == want);
+    write_model(&ops, &model, &bare, &out, &json!({})).unwrap();
+    assert!(std::fs::read(out.join("model.safetensors")).unwrap() == std::fs::read(to).unwrap());
+}
+
+#[test]
+fn a_sequence_longer_than_the_table_of_positions_is_refused() {
+    let ops = Cpu::<f32>::new();
+    for (name, most) in [("gpt2", 128), ("opt", 128)] {
+        let mut model = load(&ops, &golden(name), &Keeping::inference());
+        let mut passes = Passes::new(&ops, &model, 200, false).unwrap();
+        let fits: Vec<u32> = (0..most).collect();
+        passes.score(&ops, &mut model, &[&fits]).unwrap();
+        let long: Vec<u32> = (0..=most).collect();
+        let error = passes.score(&ops, &mut model, &[&long]).unwrap_err();
+        assert_eq!(
+            error.message(),
+            format!(
+                "a sequence of {} tokens, but {name} has learned positions for {most}",
+                most + 1
+            )
+        );
+        let request =
+            Request { max_new_tokens: 9, end_tokens: vec![], choice: Choice::Greedy, batch: 1 };
+        let error = passes.generate(&ops, &mut model, &[long[..120].to_vec()], &request);
+        assert!(error.unwrap_err().message().starts_with("a sequence of 129 tokens"));
     }
 }

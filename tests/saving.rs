@@ -24,6 +24,17 @@ const WIDE: &str = r#"{"model_type":"llama","hidden_size":24,"num_attention_head
 const QWEN3: &str = r#"{"model_type":"qwen3","hidden_size":24,"num_attention_heads":4,"num_key_value_heads":2,
     "head_dim":6,"hidden_act":"silu","vocab_size":101,"num_hidden_layers":4,"intermediate_size":17,
     "rms_norm_eps":1e-5,"tie_word_embeddings":true}"#;
+/// Learned positions and LayerNorm.
+const GPT2: &str = r#"{"model_type":"gpt2","n_embd":24,"n_head":2,"n_layer":3,"n_inner":17,"n_positions":64,
+    "activation_function":"gelu_new","vocab_size":101}"#;
+/// Attention and MLP read the same rows.
+const NEOX: &str = r#"{"model_type":"gpt_neox","hidden_size":24,"num_attention_heads":2,"hidden_act":"gelu",
+    "vocab_size":101,"num_hidden_layers":4,"intermediate_size":41,"rotary_pct":0.5}"#;
+/// Norms behind attention and MLP, layers of two kinds.
+const GEMMA3: &str = r#"{"model_type":"gemma3_text","hidden_size":24,"num_attention_heads":4,
+    "num_key_value_heads":2,"head_dim":6,"hidden_activation":"gelu_pytorch_tanh","vocab_size":101,
+    "num_hidden_layers":4,"intermediate_size":17,"query_pre_attn_scalar":9,"sliding_window":7,
+    "_sliding_window_pattern":2}"#;
 
 fn load(ops: &Cpu<f32>, config: &str, train: Train) -> Model<Cpu<f32>> {
     let config = ModelConfig::parse(config).unwrap();
@@ -67,7 +78,15 @@ fn gradients(config: &str, train: Train, saving: Saving) -> Vec<(String, Vec<u32
 
 #[test]
 fn gradients_are_the_same_bits_whatever_is_kept() {
-    for (config, train) in [(LLAMA, Train::Body), (LLAMA, Train::All), (QWEN3, Train::All)] {
+    for (config, train) in [
+        (LLAMA, Train::Body),
+        (LLAMA, Train::All),
+        (QWEN3, Train::All),
+        (GPT2, Train::All),
+        (NEOX, Train::All),
+        (GEMMA3, Train::Body),
+        (GEMMA3, Train::All),
+    ] {
         let want = gradients(config, train, Saving::same(Level::All));
         let layers = ModelConfig::parse(config).unwrap().layers;
         for saving in Saving::choices(layers) {

@@ -28,12 +28,17 @@ pub enum Dtype {
     I64,
     /// IEEE double.
     F64,
+    /// A byte that is 0 or 1.
+    Bool,
+    /// A byte.
+    U8,
 }
 
 impl Dtype {
     /// Returns the bytes of one number.
     pub fn size(self) -> usize {
         match self {
+            Self::Bool | Self::U8 => 1,
             Self::F16 | Self::Bf16 => 2,
             Self::F32 | Self::I32 => 4,
             Self::F64 | Self::I64 => 8,
@@ -53,6 +58,9 @@ impl Dtype {
             safetensors::Dtype::I32 => Self::I32,
             safetensors::Dtype::I64 => Self::I64,
             safetensors::Dtype::F64 => Self::F64,
+            // Masks that older exporters left in files; nothing here reads them.
+            safetensors::Dtype::BOOL => Self::Bool,
+            safetensors::Dtype::U8 => Self::U8,
             _ => return None,
         })
     }
@@ -67,6 +75,8 @@ impl fmt::Display for Dtype {
             Self::I32 => "I32",
             Self::I64 => "I64",
             Self::F64 => "F64",
+            Self::Bool => "BOOL",
+            Self::U8 => "U8",
         })
     }
 }

@@ -270,6 +270,8 @@ impl<O: Ops> Passes<O> {
         self.data.clear();
         for (slot, task, documents) in tasks {
             let start = self.data.tokens();
+            let longest = documents.iter().map(|doc| doc.ids.len()).max().unwrap_or(0);
+            model.config.check_length(longest)?;
             let shifted = task.objective.normaliser().shifted();
             push(&mut self.data, documents, shifted, task.weight.unwrap_or(1.0));
             let rows = start..self.data.tokens();
@@ -352,6 +354,8 @@ impl<O: Ops> Passes<O> {
         model: &mut Model<O>,
         documents: &[&[u32]],
     ) -> Result<Vec<TokenScores>> {
+        let longest = documents.iter().map(|ids| ids.len()).max().unwrap_or(0);
+        model.config.check_length(longest)?;
         let mut scores = Vec::with_capacity(documents.len());
         for group in fill(documents, 1, |ids| ids.len(), self.ws.tokens())? {
             self.data.clear();

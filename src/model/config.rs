@@ -1,12 +1,15 @@
 //! config.json of a decoder: what is read, and what is refused.
 
+mod family;
+mod reader;
+
 use serde_json::Value;
 
-use crate::error::{Error, Result, nearest};
-use crate::ops::Heads;
+pub use family::{ARCHITECTURES, Family};
 
-/// The `model_type`s this version computes.
-pub const ARCHITECTURES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
+use crate::error::{Error, Result};
+use crate::ops::{Heads, Mlp};
+use reader::Reader;
 
 const MOST_LAYERS: usize = 4096;
 const LARGEST_MATRIX: u128 = 1 << 40;
@@ -17,6 +20,8 @@ const WIDEST_HEAD: usize = 1 << 16;
 pub struct ModelConfig {
     /// `model_type`.
     pub architecture: String,
+    /// How its tensors are called and laid out.
+    pub family: Family,
     /// V.
     pub vocab: usize,
     /// C.
@@ -31,24 +36,90 @@ pub struct ModelConfig {
     pub head_width: usize,
     /// F.
     pub ffn: usize,
-    /// Epsilon of the RMS norms.
+    /// What rows are normed by.
+    pub norm: Norm,
+    /// Epsilon of the norms.
     pub eps: f64,
+    /// What stands between the products of an MLP.
+    pub mlp: Mlp,
+    /// What the MLP of a layer reads.
+    pub residual: Residual,
+    /// Whether what attention and MLP make is normed before it joins the residual stream.
+    pub post_norms: bool,
+    /// What rows of the embedding are multiplied by.
+    pub embed_scale: f64,
     /// Whether the head is the embedding matrix.
     pub tied: bool,
     /// Whether q, k and v have biases.
     pub qkv_bias: bool,
     /// Whether the output projection has a bias.
     pub out_bias: bool,
-    /// Whether gate, up and down have biases.
+    /// Whether the products of the MLP have biases.
     pub mlp_bias: bool,
+    /// Whether the head has a bias.
+    pub head_bias: bool,
     /// Whether query and key heads are normed (Qwen3).
     pub qk_norm: bool,
     /// Rotary positions.
     pub rope: RopeConfig,
+    /// Rotary positions of layers with a window, where they have their own.
+    pub local_rope: Option<RopeConfig>,
+    /// What turned query and key heads are multiplied by; its square is a factor on scores.
+    pub head_scale: f64,
+    /// Learned positions, where there are some.
+    pub learned: Option<Learned>,
     /// Sliding window of each layer.
     pub windows: Vec<Option<usize>>,
     /// The longest sequence the model was made for.
     pub max_positions: usize,
+}
+
+/// What rows are normed by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Norm {
+    /// Root mean square, and a gain.
+    Rms,
+    /// Root mean square, and a gain that counts from 1.
+    RmsFromOne,
+    /// Mean and variance, a gain and a bias.
+    Layer,
+}
+
+impl Norm {
+    /// Returns the statistics that the backward pass needs of a row.
+    pub fn statistics(self) -> usize {
+        match self {
+            Self::Rms | Self::RmsFromOne => 1,
+            Self::Layer => 2,
+        }
+    }
+}
+
+/// What the MLP of a layer reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Residual {
+    /// The residual stream behind attention.
+    Sequential,
+    /// What attention reads too, through a norm of its own: `x + attention(norm1 x) + mlp(norm2 x)`.
+    Parallel,
+    /// What attention reads too, through the same norm: `x + attention(norm x) + mlp(norm x)`.
+    Shared,
+}
+
+impl Residual {
+    /// Tells whether attention and MLP read the same rows.
+    pub fn parallel(self) -> bool {
+        self != Self::Sequential
+    }
+}
+
+/// Positions that are rows of a table, added to the embedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Learned {
+    /// Rows of the table.
+    pub rows: usize,
+    /// The row of position 0.
+    pub offset: usize,
 }
 
 /// Rotary position settings.
@@ -95,49 +166,40 @@ impl ModelConfig {
             .map_err(|e| Error::model(format!("config.json: not valid JSON: {e}")))?;
         let json = Reader { root: &root };
         let architecture = json.text("model_type")?;
-        if !ARCHITECTURES.contains(&architecture.as_str()) {
-            let known = ARCHITECTURES.join(", ");
-            let near = nearest(&architecture, ARCHITECTURES);
-            let hint = match near {
-                Some(near) => format!("known are {known}; nearest is {near}"),
-                None => format!("known are {known}"),
-            };
-            return Err(Error::model(format!(
-                "config.json: model_type: architecture `{architecture}` is not supported"
-            ))
-            .hint(hint));
-        }
-        let activation = json.text("hidden_act")?;
-        if activation != "silu" {
-            return Err(Error::model(format!(
-                "config.json: hidden_act: `{activation}` is not supported, wanted `silu`"
-            )));
-        }
-        let qwen2 = architecture == "qwen2";
-        let attention_bias = json.flag("attention_bias", false)?;
-        let width = json.size("hidden_size")?;
-        let heads = json.size("num_attention_heads")?;
-        let layers = json.size("num_hidden_layers")?;
+        let family = Family::of(&architecture)?;
+        family.refuse(&json)?;
+        let keys = family.keys();
+        let width = json.size(keys.width)?;
+        let heads = json.size(keys.heads)?;
+        let layers = json.size(keys.layers)?;
         let head_width = match json.optional_size("head_dim")? {
             Some(d) => d,
             None if width.is_multiple_of(heads) => width / heads,
             None => {
                 return Err(Error::model(format!(
-                    "config.json: hidden_size {width} is no multiple of num_attention_heads {heads}, and head_dim is missing"
+                    "config.json: {} {width} is no multiple of {} {heads}, and head_dim is missing",
+                    keys.width, keys.heads
                 )));
             }
         };
         let kv_heads = json.optional_size("num_key_value_heads")?.unwrap_or(heads);
         if !heads.is_multiple_of(kv_heads) {
             return Err(Error::model(format!(
-                "config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
+                "config.json: {} {heads} is no multiple of num_key_value_heads {kv_heads}",
+                keys.heads
             )));
         }
-        let (vocab, ffn) = (json.size("vocab_size")?, json.size("intermediate_size")?);
+        let vocab = json.size("vocab_size")?;
+        let ffn = match (family, json.optional_size(keys.ffn)?) {
+            (_, Some(ffn)) => ffn,
+            (Family::Gpt2, None) => 4 * width,
+            (_, None) => json.size(keys.ffn)?,
+        };
         // So that no size computed from these can overflow, and a wrong file cannot ask for memory by a number alone.
         if layers > MOST_LAYERS {
             return Err(Error::model(format!(
-                "config.json: num_hidden_layers: wanted at most {MOST_LAYERS}, got {layers}"
+                "config.json: {}: wanted at most {MOST_LAYERS}, got {layers}",
+                keys.layers
             )));
         }
         if head_width > WIDEST_HEAD {
@@ -145,13 +207,17 @@ impl ModelConfig {
                 "config.json: head_dim: wanted at most {WIDEST_HEAD}, got {head_width}"
             )));
         }
+        let max_positions = json.optional_size(keys.positions)?.unwrap_or(2048);
+        let learned = family.learned(max_positions);
+        let rows = (vocab as u128).max(2 * ffn as u128).max(max_learned(learned));
         let heads_wide = (heads as u128 + 2 * kv_heads as u128) * head_width as u128;
-        let largest = (vocab as u128).max(2 * ffn as u128).max(heads_wide) * width as u128;
+        let largest = rows.max(heads_wide) * width as u128;
         if largest > LARGEST_MATRIX {
             return Err(Error::model(format!(
                 "config.json: a matrix of {largest} numbers, wanted at most {LARGEST_MATRIX}"
             )));
         }
+        let biases = family.biases(&json)?;
         Ok(Self {
             vocab,
             width,
@@ -160,17 +226,48 @@ impl ModelConfig {
             kv_heads,
             head_width,
             ffn,
-            eps: json.number("rms_norm_eps", Some(1e-6))?,
-            tied: json.flag("tie_word_embeddings", false)?,
-            qkv_bias: qwen2 || attention_bias,
-            out_bias: !qwen2 && attention_bias,
-            mlp_bias: json.flag("mlp_bias", false)?,
-            qk_norm: architecture == "qwen3",
-            rope: finite(rope(&json, head_width)?)?,
-            windows: windows(&json, layers)?,
-            max_positions: json.optional_size("max_position_embeddings")?.unwrap_or(2048),
+            norm: family.norm(),
+            eps: json.number(keys.eps, Some(family.eps()))?,
+            mlp: Mlp { activation: family.activation(&json)?, gated: family.gated() },
+            residual: family.residual(&json)?,
+            post_norms: family == Family::Gemma,
+            embed_scale: if family == Family::Gemma { (width as f64).sqrt() } else { 1.0 },
+            tied: json.flag("tie_word_embeddings", family.tied())?,
+            qkv_bias: biases.qkv,
+            out_bias: biases.out,
+            mlp_bias: biases.mlp,
+            head_bias: family == Family::Phi,
+            qk_norm: architecture == "qwen3" || family == Family::Gemma,
+            rope: match learned {
+                // Nothing of a head turns.
+                Some(_) => RopeConfig { theta: 1e4, width: 0, scaling: RopeScaling::Default },
+                None => finite(rope(&json, head_width, family)?)?,
+            },
+            local_rope: local_rope(&json, head_width, family)?.map(finite).transpose()?,
+            head_scale: family.head_scale(&json, head_width)?,
+            learned,
+            windows: windows(&json, layers, family)?,
+            max_positions,
+            family,
             architecture,
         })
+    }
+
+    /// Refuses a sequence that has no positions: one longer than the table of learned ones.
+    ///
+    /// Rotary positions go on beyond what a model was made for, so nothing is refused there.
+    pub fn check_length(&self, tokens: usize) -> Result<()> {
+        match self.learned {
+            Some(Learned { rows, offset }) if tokens + offset > rows => {
+                Err(Error::config(format!(
+                    "a sequence of {tokens} tokens, but {} has learned positions for {}",
+                    self.architecture,
+                    rows.saturating_sub(offset)
+                ))
+                .hint("shorten the context, or the prompt and what is generated after it"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Returns the heads of layer `layer`.
@@ -182,6 +279,10 @@ impl ModelConfig {
             window: self.windows.get(layer).copied().flatten(),
         }
     }
+}
+
+fn max_learned(learned: Option<Learned>) -> u128 {
+    learned.map_or(0, |learned| learned.rows as u128)
 }
 
 fn finite(rope: RopeConfig) -> Result<RopeConfig> {
@@ -213,27 +314,31 @@ pub fn end_tokens(text: &str) -> Result<Vec<u32>> {
     }
 }
 
-fn rope(json: &Reader<'_>, head_width: usize) -> Result<RopeConfig> {
+fn rope(json: &Reader<'_>, head_width: usize, family: Family) -> Result<RopeConfig> {
+    let (base, part, default) = family.rope_keys();
     // transformers 5 keeps all rotary settings under rope_parameters; before, the base stood at the top level.
     let section = ["rope_parameters", "rope_scaling"]
         .into_iter()
         .find(|key| json.root.get(key).is_some_and(Value::is_object));
-    let inner = section.and_then(|key| json.root.get(key)).map(|root| Reader { root });
+    let inner = section.and_then(|key| json.root.get(key));
+    // Where kinds of layers differ, a section for each.
+    let inner = inner.map(|root| root.get("full_attention").unwrap_or(root));
+    let inner = inner.map(|root| Reader { root });
     let theta = match &inner {
         Some(inner) if inner.root.get("rope_theta").is_some() => {
             inner.number("rope_theta", None)?
         }
-        _ => json.number("rope_theta", Some(10_000.0))?,
+        _ => json.number(base, Some(family.rope_base()))?,
     };
     let partial = match &inner {
         Some(inner) if inner.root.get("partial_rotary_factor").is_some() => {
             inner.number("partial_rotary_factor", None)?
         }
-        _ => json.number("partial_rotary_factor", Some(1.0))?,
+        _ => json.number(part, Some(default))?,
     };
     if !(theta > 0.0 && partial > 0.0 && partial <= 1.0) {
         return Err(Error::model(format!(
-            "config.json: rope_theta {theta} must be positive and partial_rotary_factor {partial} in (0, 1]"
+            "config.json: {base} {theta} must be positive and {part} {partial} in (0, 1]"
         )));
     }
     let width = (head_width as f64 * partial) as usize / 2 * 2;
@@ -261,7 +366,24 @@ fn rope(json: &Reader<'_>, head_width: usize) -> Result<RopeConfig> {
     Ok(RopeConfig { theta, width, scaling })
 }
 
-fn windows(json: &Reader<'_>, layers: usize) -> Result<Vec<Option<usize>>> {
+/// Reads the rotary settings of layers with a window, where the family has some.
+fn local_rope(json: &Reader<'_>, head_width: usize, family: Family) -> Result<Option<RopeConfig>> {
+    if family != Family::Gemma {
+        return Ok(None);
+    }
+    let section = json.root.get("rope_parameters").and_then(|all| all.get("sliding_attention"));
+    let (reader, key) = match section {
+        Some(root) => (Reader { root }, "rope_theta"),
+        None => (Reader { root: json.root }, "rope_local_base_freq"),
+    };
+    let theta = reader.number(key, Some(10_000.0))?;
+    if theta <= 0.0 {
+        return Err(Error::model(format!("config.json: {key} {theta} must be positive")));
+    }
+    Ok(Some(RopeConfig { theta, width: head_width, scaling: RopeScaling::Default }))
+}
+
+fn windows(json: &Reader<'_>, layers: usize, family: Family) -> Result<Vec<Option<usize>>> {
     let Some(window) = json.optional_size("sliding_window")? else {
         return Ok(vec![None; layers]);
     };
@@ -277,71 +399,19 @@ fn windows(json: &Reader<'_>, layers: usize) -> Result<Vec<Option<usize>>> {
             .map(|kind| (kind.as_str() == Some("sliding_attention")).then_some(window))
             .collect());
     }
+    if let Family::Gemma = family {
+        // Every so many layers one sees all.
+        let period = match json.optional_size("sliding_window_pattern")? {
+            Some(period) => period,
+            None => json.optional_size("_sliding_window_pattern")?.unwrap_or(6),
+        };
+        return Ok((1..=layers).map(|l| (!l.is_multiple_of(period)).then_some(window)).collect());
+    }
     // Qwen names the first layer that slides and a switch; Mistral slides everywhere.
     let mistral = json.root.get("model_type").and_then(Value::as_str) == Some("mistral");
     let slides = mistral || json.flag("use_sliding_window", false)?;
     let first = if mistral { 0 } else { json.optional_size("max_window_layers")?.unwrap_or(0) };
     Ok((0..layers).map(|l| (slides && l >= first).then_some(window)).collect())
-}
-
-/// Typed access to a JSON object, with errors that name the key.
-struct Reader<'a> {
-    root: &'a Value,
-}
-
-impl Reader<'_> {
-    fn wrong(key: &str, wanted: &str, got: &Value) -> Error {
-        let mut got = got.to_string();
-        if let Some((at, _)) = got.char_indices().nth(100) {
-            got.truncate(at);
-            got.push_str("...");
-        }
-        Error::model(format!("config.json: {key}: wanted {wanted}, got {got}"))
-    }
-
-    fn missing(key: &str) -> Error {
-        Error::model(format!("config.json: {key} is missing"))
-    }
-
-    fn present(&self, key: &str) -> Option<&Value> {
-        self.root.get(key).filter(|value| !value.is_null())
-    }
-
-    fn text(&self, key: &str) -> Result<String> {
-        let value = self.present(key).ok_or_else(|| Self::missing(key))?;
-        value.as_str().map(str::to_owned).ok_or_else(|| Self::wrong(key, "a string", value))
-    }
-
-    fn optional_size(&self, key: &str) -> Result<Option<usize>> {
-        let Some(value) = self.present(key) else { return Ok(None) };
-        // 2^31 bounds every dimension: products of two then fit 64 bits, and no real model comes near.
-        match value.as_u64() {
-            Some(n) if (1..1 << 31).contains(&n) => Ok(Some(n as usize)),
-            _ => Err(Self::wrong(key, "a whole number from 1 to 2^31", value)),
-        }
-    }
-
-    fn size(&self, key: &str) -> Result<usize> {
-        self.optional_size(key)?.ok_or_else(|| Self::missing(key))
-    }
-
-    fn number(&self, key: &str, default: Option<f64>) -> Result<f64> {
-        match (self.present(key), default) {
-            (Some(value), _) => value
-                .as_f64()
-                .filter(|x| x.is_finite())
-                .ok_or_else(|| Self::wrong(key, "a number", value)),
-            (None, Some(default)) => Ok(default),
-            (None, None) => Err(Self::missing(key)),
-        }
-    }
-
-    fn flag(&self, key: &str, default: bool) -> Result<bool> {
-        match self.present(key) {
-            None => Ok(default),
-            Some(value) => value.as_bool().ok_or_else(|| Self::wrong(key, "true or false", value)),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -367,7 +437,8 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "config.json: model_type: architecture `lama` is not supported\n\
-             hint: known are llama, mistral, qwen2, qwen3; nearest is llama"
+             hint: known are llama, mistral, qwen2, qwen3, gpt2, gpt_neox, opt, phi, \
+             gemma3_text; nearest is llama"
         );
     }
 

@@ -1,15 +1,19 @@
-//! Forward and backward of a Llama-family decoder over packed documents.
+//! Forward pass of a decoder over packed documents, and the sweep of its head; [`super::backward`] has the way back.
 //!
 //! What is kept of every layer for the backward pass, and what is made again there, says [`super::saving`]; normed rows
-//! and SwiGLU outputs always are made again, which costs no product. Linear maps go to the backend together with what
-//! follows them, so that it may do both in one kernel.
+//! and outputs of activations always are made again, which costs no product. Linear maps go to the backend together with
+//! what follows them, so that it may do both in one kernel.
 
 use std::ops::Range;
 
-use super::layout::LayerBlocks;
+use super::config::Learned;
+use super::layout::{Layout, NormBlocks};
+use super::norm::{RowNorm, rms};
 use super::params::{Model, View};
-use super::workspace::{Flow, Workspace};
-use crate::ops::{CachePlace, Direction, HeadGrads, HeadShape, Matched, Ops, Role, TokenWeight};
+use super::workspace::Workspace;
+use crate::ops::{
+    CachePlace, Direction, HeadGrads, HeadShape, HeadWeight, Matched, Mlp, Ops, Role, TokenWeight,
+};
 
 /// The loss rows of one head sweep.
 pub enum HeadLoss<'a, O: Ops> {
@@ -40,11 +44,11 @@ pub(super) enum Attend<'a, O: Ops> {
 
 /// A layer in a pass, and the buffers it works on.
 #[derive(Clone, Copy)]
-struct At {
+pub(super) struct At {
     /// Its number.
-    l: usize,
+    pub(super) l: usize,
     /// Its number too where its rows are kept for the backward pass.
-    kept: Option<usize>,
+    pub(super) kept: Option<usize>,
     /// Where in the residual stream it reads,
     from: usize,
     /// and where it writes.
@@ -52,7 +56,7 @@ struct At {
 }
 
 impl At {
-    fn new(l: usize, keep: bool) -> Self {
+    pub(super) fn new(l: usize, keep: bool) -> Self {
         if keep {
             Self { l, kept: Some(l), from: l, to: l + 1 }
         } else {
@@ -64,6 +68,26 @@ impl At {
 impl<O: Ops> Model<O> {
     fn show<'a>(&'a self, ops: &O, b: usize, role: Role, scratch: &'a mut O::Act) -> View<'a, O> {
         ops.view(&self.params[b], role, scratch)
+    }
+
+    /// Norms rows; `scratch` shows gain and bias.
+    #[allow(clippy::too_many_arguments)]
+    fn norm(
+        &self,
+        ops: &O,
+        n: usize,
+        blocks: NormBlocks,
+        role: Role,
+        x: &O::Act,
+        y: &mut O::Act,
+        stats: &mut O::Stat,
+        scratch: &mut [O::Act; 2],
+    ) {
+        self.row_norm(ops, n, blocks).forward(role, x, y, stats, scratch);
+    }
+
+    fn row_norm<'a>(&'a self, ops: &'a O, n: usize, blocks: NormBlocks) -> RowNorm<'a, O> {
+        RowNorm { ops, n, config: &self.config, params: &self.params, blocks }
     }
 
     /// Runs the pack through the model; the final hidden rows land in `ws.h`, or in `ws.h_ref` for the teacher.
@@ -86,22 +110,26 @@ impl<O: Ops> Model<O> {
         let cfg = &self.config;
         let keep = ws.trains() && role == Role::Student;
         let table = self.show(ops, self.layout.embed, role, &mut ws.scratch.embed);
-        ops.embed(pack, cfg.width, table, &mut ws.x[0]);
+        ops.embed(pack, cfg.width, cfg.embed_scale, table, &mut ws.x[0]);
+        if let (Some(Learned { rows, offset }), Some(b)) = (cfg.learned, self.layout.positions) {
+            let table = self.show(ops, b, role, &mut ws.scratch.positions);
+            ops.positions(pack, cfg.width, (rows, offset), table, &mut ws.x[0]);
+        }
         for l in 0..cfg.layers {
             let at = At::new(l, keep);
             self.attention_half(ops, pack, n, role, ws, at, &mut attend);
             // Gate and up that are made again need not be stored now.
-            self.gate_up(ops, n, role, ws, at, keep && !ws.gate_up.again(l));
+            self.gate_up(ops, n, role, ws, at, keep && !ws.inner.again(l));
             self.down(ops, n, role, ws, at);
         }
         let last = if keep { cfg.layers } else { cfg.layers % 2 };
-        let gain = self.show(ops, self.layout.norm, role, &mut ws.scratch.bias);
         let out = if role == Role::Teacher { &mut ws.h_ref } else { &mut ws.h };
-        ops.rmsnorm(n, cfg.width, cfg.eps, &ws.x[last], gain, out, &mut ws.rstd);
+        let (x, gains) = (&ws.x[last], &mut ws.scratch.gains);
+        self.norm(ops, n, self.layout.norm, role, x, out, &mut ws.rstd, gains);
     }
 
     /// Makes the qkv rows of a layer, and leaves its normed input in `ws.normed`.
-    fn qkv(
+    pub(super) fn qkv(
         &self,
         ops: &O,
         pack: &O::Pack,
@@ -113,8 +141,8 @@ impl<O: Ops> Model<O> {
         let (cfg, blocks, heads) = (&self.config, &self.layout.layers[l], self.config.heads(l));
         let Workspace { x, qkv, middle, normed, scratch, .. } = ws;
         let (qkv, middle) = (qkv.at(kept), middle.at(kept));
-        let gain = self.show(ops, blocks.norm1, role, &mut scratch.bias);
-        ops.rmsnorm(n, cfg.width, cfg.eps, &x[from], gain, normed, &mut middle.rstd1);
+        let gains = &mut scratch.gains;
+        self.norm(ops, n, blocks.norm1, role, &x[from], normed, &mut middle.rstd1, gains);
         let w = self.show(ops, blocks.qkv, role, &mut scratch.matrix);
         let bias = blocks.qkv_bias.map(|b| self.show(ops, b, role, &mut scratch.bias));
         if let (Some(raw), Some(rstd), Some(gains)) = (&mut qkv.raw, &mut qkv.rstd, blocks.qk_norm)
@@ -122,16 +150,16 @@ impl<O: Ops> Model<O> {
             ops.linear(n, (heads.qkv_width(), cfg.width), normed, w, bias, None, raw);
             let [q, k] = &mut scratch.gains;
             let gains = [self.show(ops, gains[0], role, q), self.show(ops, gains[1], role, k)];
-            ops.qk_norm(n, heads, cfg.eps, gains, raw, &mut qkv.rows, rstd);
-            ops.rope(pack, heads, &self.rope, Direction::Forward, &mut qkv.rows);
+            ops.qk_norm(n, heads, rms(cfg), gains, raw, &mut qkv.rows, rstd);
+            ops.rope(pack, heads, self.rope(l), Direction::Forward, &mut qkv.rows);
         } else {
             let shape = (n, cfg.width);
-            ops.linear_rope(pack, shape, heads, &self.rope, normed, w, bias, &mut qkv.rows);
+            ops.linear_rope(pack, shape, heads, self.rope(l), normed, w, bias, &mut qkv.rows);
         }
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn attention_half(
+    pub(super) fn attention_half(
         &self,
         ops: &O,
         pack: &O::Pack,
@@ -162,30 +190,62 @@ impl<O: Ops> Model<O> {
         let w = self.show(ops, blocks.out, role, &mut scratch.matrix);
         let bias = blocks.out_bias.map(|b| self.show(ops, b, role, &mut scratch.bias));
         let shape = (cfg.width, heads.out_width());
-        ops.linear(n, shape, &s.attn, w, bias, Some(&x[at.from]), &mut s.rows);
+        let residual = &x[at.from];
+        match (blocks.post, &mut s.made) {
+            (Some([post, _]), Some(made)) => {
+                ops.linear(n, shape, &s.attn, w, bias, None, &mut made.rows);
+                let gains = &mut scratch.gains;
+                let norm = self.row_norm(ops, n, post);
+                norm.join(role, &made.rows, residual, &mut s.rows, &mut made.rstd, gains);
+            }
+            _ => ops.linear(n, shape, &s.attn, w, bias, Some(residual), &mut s.rows),
+        }
     }
 
-    /// Makes SwiGLU's rows of a layer in `ws.act`, its gate and up where they are to be kept, and leaves the normed
+    /// Makes the activation's rows of a layer in `ws.act`, its gate and up where they are to be kept, and leaves the normed
     /// input of its MLP in `ws.normed`.
-    fn gate_up(&self, ops: &O, n: usize, role: Role, ws: &mut Workspace<O>, at: At, keep: bool) {
+    pub(super) fn gate_up(
+        &self,
+        ops: &O,
+        n: usize,
+        role: Role,
+        ws: &mut Workspace<O>,
+        at: At,
+        keep: bool,
+    ) {
         let (cfg, blocks) = (&self.config, &self.layout.layers[at.l]);
-        let Workspace { middle, gate_up, normed, act, scratch, .. } = ws;
+        let Workspace { x, middle, inner, normed, act, scratch, .. } = ws;
         let s = middle.at(at.kept);
-        let gain = self.show(ops, blocks.norm2, role, &mut scratch.bias);
-        ops.rmsnorm(n, cfg.width, cfg.eps, &s.rows, gain, normed, &mut s.rstd2);
+        let rows = if cfg.residual.parallel() { &x[at.from] } else { &s.rows };
+        let gains = &mut scratch.gains;
+        self.norm(ops, n, blocks.norm2, role, rows, normed, &mut s.rstd2, gains);
         let w = self.show(ops, blocks.gate_up, role, &mut scratch.matrix);
         let bias = blocks.gate_up_bias.map(|b| self.show(ops, b, role, &mut scratch.bias));
-        let shape = (cfg.ffn, cfg.width);
-        ops.linear_swiglu(n, shape, normed, w, bias, keep, gate_up.at(at.kept), act);
+        let (f, c, gate_up) = (cfg.ffn, cfg.width, &mut inner.at(at.kept).gate_up);
+        if cfg.mlp == Mlp::SWIGLU {
+            ops.linear_swiglu(n, (f, c), normed, w, bias, keep, gate_up, act);
+        } else {
+            ops.linear(n, (cfg.mlp.width(f), c), normed, w, bias, None, gate_up);
+            ops.activation(n, f, cfg.mlp, gate_up, act);
+        }
     }
 
-    fn down(&self, ops: &O, n: usize, role: Role, ws: &mut Workspace<O>, at: At) {
+    /// Ends the MLP of a layer, whose activations lie in `ws.act`.
+    pub(super) fn down(&self, ops: &O, n: usize, role: Role, ws: &mut Workspace<O>, at: At) {
         let (cfg, blocks) = (&self.config, &self.layout.layers[at.l]);
-        let Workspace { x, middle, act, scratch, .. } = ws;
+        let Workspace { x, middle, inner, act, scratch, .. } = ws;
         let w = self.show(ops, blocks.down, role, &mut scratch.matrix);
         let bias = blocks.down_bias.map(|b| self.show(ops, b, role, &mut scratch.bias));
-        let residual = Some(&middle.at(at.kept).rows);
-        ops.linear(n, (cfg.width, cfg.ffn), act, w, bias, residual, &mut x[at.to]);
+        let (shape, residual) = ((cfg.width, cfg.ffn), &middle.at(at.kept).rows);
+        match (blocks.post, &mut inner.at(at.kept).made) {
+            (Some([_, post]), Some(made)) => {
+                ops.linear(n, shape, act, w, bias, None, &mut made.rows);
+                let (to, gains) = (&mut x[at.to], &mut scratch.gains);
+                let norm = self.row_norm(ops, n, post);
+                norm.join(role, &made.rows, residual, to, &mut made.rstd, gains);
+            }
+            _ => ops.linear(n, shape, act, w, bias, Some(residual), &mut x[at.to]),
+        }
     }
 
     /// Sweeps the head over rows `rows` of the last forward pass; their results land in `ws.stats`.
@@ -206,12 +266,16 @@ impl<O: Ops> Model<O> {
     ) {
         let shape = HeadShape { n: rows.len(), c: self.config.width, v: self.config.vocab };
         let first = rows.start;
-        let head = self.layout.head;
-        let trained = self.layout.blocks[head].trainable;
-        let w = ops.view(&self.params[head], role, &mut ws.scratch.head);
+        let Self { layout, params, grads: sinks, .. } = self;
+        let trained = layout.blocks[layout.head].trainable;
+        let w = head_weight(ops, (layout, params), role, &mut ws.scratch.head);
         let grads = match &mut ws.flow {
             Some(flow) if grads => {
-                Some(HeadGrads { dh: &mut flow.dh, dw: self.grads[head].as_mut() })
+                // The bias stands behind the matrix, also where that is the embedding.
+                let (low, high) = sinks.split_at_mut(layout.head + 1);
+                let bias = layout.head_bias.map(|bias| bias - layout.head - 1);
+                let db = bias.and_then(|bias| high[bias].as_mut());
+                Some(HeadGrads { dh: &mut flow.dh, dw: low[layout.head].as_mut(), db })
             }
             _ => None,
         };
@@ -222,11 +286,12 @@ impl<O: Ops> Model<O> {
             HeadLoss::Matched(target) | HeadLoss::Against(target, _) => {
                 let w_ref = match loss {
                     HeadLoss::Against(_, other) => {
-                        let w = &other.params[other.layout.head];
-                        Some(ops.view(w, Role::Teacher, &mut ws.scratch.head_ref))
+                        let other = (&other.layout, &other.params[..]);
+                        Some(head_weight(ops, other, Role::Teacher, &mut ws.scratch.head_ref))
                     }
                     _ => (trained && target.compares()).then(|| {
-                        ops.view(&self.params[head], Role::Teacher, &mut ws.scratch.head_ref)
+                        let scratch = &mut ws.scratch.head_ref;
+                        head_weight(ops, (layout, params), Role::Teacher, scratch)
                     }),
                 };
                 let (h, h_ref, stats) = (&ws.h, &ws.h_ref, &mut ws.stats);
@@ -234,125 +299,17 @@ impl<O: Ops> Model<O> {
             }
         }
     }
-
-    /// Sends the gradients that [`Model::head`] left at all `n` rows down through the model into [`Model::grads`].
-    pub fn backward(&mut self, ops: &O, pack: &O::Pack, n: usize, ws: &mut Workspace<O>) {
-        let Workspace { x, rstd, scratch, flow, .. } = ws;
-        let Some(Flow { dx, dh, .. }) = flow else { return };
-        let Self { config: cfg, layout, params, grads, .. } = self;
-        let c = cfg.width;
-        ops.zero(n * c, dx);
-        let gain = ops.view(&params[layout.norm], Role::Student, &mut scratch.bias);
-        let dgain = grads[layout.norm].as_mut();
-        ops.rmsnorm_bwd(n, c, dh, &x[cfg.layers], gain, rstd, dx, dgain);
-        for l in (0..self.config.layers).rev() {
-            if ws.middle.again(l) {
-                let attend = &mut Attend::Pack;
-                self.attention_half(ops, pack, n, Role::Student, ws, At::new(l, true), attend);
-            }
-            self.mlp_backward(ops, n, ws, l);
-            self.attention_backward(ops, pack, n, ws, l);
-        }
-        let Some(Flow { dx, .. }) = &ws.flow else { return };
-        if let Some(dtable) = self.grads[self.layout.embed].as_mut() {
-            ops.embed_bwd(pack, c, dx, dtable);
-        }
-    }
-
-    fn mlp_backward(&mut self, ops: &O, n: usize, ws: &mut Workspace<O>, l: usize) {
-        let (role, at) = (Role::Student, At::new(l, true));
-        let again = ws.gate_up.again(l);
-        if again {
-            self.gate_up(ops, n, role, ws, at, true);
-        }
-        let Self { config: cfg, layout, params, grads, .. } = self;
-        let blocks: &LayerBlocks = &layout.layers[l];
-        let Workspace { middle, gate_up, normed, act, scratch, flow, .. } = ws;
-        let Some(Flow { dx, dh, .. }) = flow else { return };
-        let (s, gate_up) = (middle.at(at.kept), gate_up.at(at.kept));
-        let (c, f) = (cfg.width, cfg.ffn);
-        let w = ops.view(&params[blocks.down], role, &mut scratch.matrix);
-        ops.linear_dgrad_swiglu(n, (c, f), dx, w, gate_up, act);
-        wgrad::<O>(ops, n, (c, f), dx, act, grads, (blocks.down, blocks.down_bias));
-        if !again {
-            let gain = ops.view(&params[blocks.norm2], role, &mut scratch.bias);
-            ops.rmsnorm(n, c, cfg.eps, &s.rows, gain, normed, &mut s.rstd2);
-        }
-        let into = (blocks.gate_up, blocks.gate_up_bias);
-        wgrad::<O>(ops, n, (2 * f, c), gate_up, normed, grads, into);
-        let w = ops.view(&params[blocks.gate_up], role, &mut scratch.matrix);
-        // dh is free from here on and carries the gradient at the normed rows.
-        ops.linear_dgrad(n, (2 * f, c), gate_up, w, dh);
-        let gain = ops.view(&params[blocks.norm2], role, &mut scratch.bias);
-        ops.rmsnorm_bwd(n, c, dh, &s.rows, gain, &s.rstd2, dx, grads[blocks.norm2].as_mut());
-    }
-
-    fn attention_backward(
-        &mut self,
-        ops: &O,
-        pack: &O::Pack,
-        n: usize,
-        ws: &mut Workspace<O>,
-        l: usize,
-    ) {
-        let (role, at) = (Role::Student, At::new(l, true));
-        // Where the whole layer was made again, its qkv rows are there.
-        let again = ws.qkv.again(l) && !ws.middle.again(l);
-        if again {
-            self.qkv(ops, pack, n, role, ws, at);
-        }
-        let Self { config: cfg, layout, rope, params, grads } = self;
-        let blocks: &LayerBlocks = &layout.layers[l];
-        let Workspace { x, qkv: rooms, middle, normed, scratch, flow, .. } = ws;
-        let Some(Flow { dx, dh, dqkv, dattn }) = flow else { return };
-        let (rows, s) = (rooms.at(at.kept), middle.at(at.kept));
-        let heads = cfg.heads(l);
-        let (c, qkv, hd) = (cfg.width, heads.qkv_width(), heads.out_width());
-        wgrad::<O>(ops, n, (c, hd), dx, &s.attn, grads, (blocks.out, blocks.out_bias));
-        let w = ops.view(&params[blocks.out], role, &mut scratch.matrix);
-        ops.linear_dgrad(n, (c, hd), dx, w, dattn);
-        ops.attention_bwd(pack, heads, &rows.rows, &s.attn, &s.lse, dattn, dqkv);
-        ops.rope(pack, heads, rope, Direction::Backward, dqkv);
-        if let (Some(raw), Some(rstd), Some([q, k])) = (&rows.raw, &rows.rstd, blocks.qk_norm) {
-            let [sq, sk] = &mut scratch.gains;
-            let gains = [ops.view(&params[q], role, sq), ops.view(&params[k], role, sk)];
-            let (low, high) = grads.split_at_mut(k);
-            let dgains = match (low[q].as_mut(), high[0].as_mut()) {
-                (Some(dq), Some(dk)) => Some([dq, dk]),
-                _ => None,
-            };
-            ops.qk_norm_bwd(n, heads, gains, raw, rstd, dqkv, dgains);
-        }
-        if !again {
-            let gain = ops.view(&params[blocks.norm1], role, &mut scratch.bias);
-            ops.rmsnorm(n, c, cfg.eps, &x[l], gain, normed, &mut s.rstd1);
-        }
-        let into = (blocks.qkv, blocks.qkv_bias);
-        wgrad::<O>(ops, n, (qkv, c), dqkv, normed, grads, into);
-        // Below the first layer only a trained embedding (or norm) asks for a gradient.
-        if l > 0 || grads[layout.embed].is_some() || grads[blocks.norm1].is_some() {
-            let w = ops.view(&params[blocks.qkv], role, &mut scratch.matrix);
-            ops.linear_dgrad(n, (qkv, c), dqkv, w, dh);
-            let gain = ops.view(&params[blocks.norm1], role, &mut scratch.bias);
-            ops.rmsnorm_bwd(n, c, dh, &x[l], gain, &s.rstd1, dx, grads[blocks.norm1].as_mut());
-        }
-    }
 }
 
-/// Adds the weight gradient of a linear map, and that of its bias, where they train.
-fn wgrad<O: Ops>(
+/// Shows the head of a model; `scratch` is for its matrix and its bias.
+pub(super) fn head_weight<'a, O: Ops>(
     ops: &O,
-    n: usize,
-    shape: (usize, usize),
-    dy: &O::Act,
-    x: &O::Act,
-    grads: &mut [Option<O::Grad>],
-    (matrix, bias): (usize, Option<usize>),
-) {
-    if let Some(dw) = grads[matrix].as_mut() {
-        ops.linear_wgrad(n, shape, dy, x, dw);
-    }
-    if let Some(db) = bias.and_then(|bias| grads[bias].as_mut()) {
-        ops.bias_grad(n, shape.0, dy, db);
+    (layout, params): (&Layout, &'a [O::Param]),
+    role: Role,
+    [matrix, bias]: &'a mut [O::Act; 2],
+) -> HeadWeight<View<'a, O>> {
+    HeadWeight {
+        matrix: ops.view(&params[layout.head], role, matrix),
+        bias: layout.head_bias.map(|b| ops.view(&params[b], role, bias)),
     }
 }

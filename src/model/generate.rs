@@ -79,6 +79,8 @@ pub fn generate_in<O: Ops>(
             ws.tokens()
         )));
     }
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    model.config.check_length(longest + request.max_new_tokens)?;
     let mut outputs = vec![Vec::new(); prompts.len()];
     if prompts.is_empty() || request.max_new_tokens == 0 {
         return Ok(outputs);

@@ -1,9 +1,15 @@
 //! Which tensors a model has, under which names, and which of them train.
 
-use super::config::ModelConfig;
+mod names;
+mod order;
+
+pub use order::Order;
+
+use super::config::{Family, ModelConfig, Norm, Residual};
 use crate::error::{Error, Result};
 use crate::io::safetensors::Weights;
 use crate::ops::TensorPlace;
+use names::{Names, is_leftover};
 
 /// Which parameters are trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -22,9 +28,17 @@ pub struct Part {
     pub name: String,
     /// Its shape there.
     pub shape: Vec<usize>,
+    /// Its shape as the ops read it.
+    pub laid: Vec<usize>,
+    /// How its numbers lie in the files.
+    pub order: Order,
 }
 
 impl Part {
+    fn new(name: String, shape: Vec<usize>, order: Order) -> Self {
+        Self { laid: order.laid(&shape), name, shape, order }
+    }
+
     /// Returns the number of elements.
     pub fn len(&self) -> usize {
         self.shape.iter().product()
@@ -33,6 +47,18 @@ impl Part {
     /// Tells whether it has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Returns its name in `weights`: some files leave out the name of the model without its head, which stands in front.
+    pub fn name_in<'a>(&'a self, weights: &Weights) -> &'a str {
+        match self.name.split_once('.') {
+            Some((_, bare))
+                if weights.info(&self.name).is_none() && weights.info(bare).is_some() =>
+            {
+                bare
+            }
+            _ => &self.name,
+        }
     }
 }
 
@@ -59,11 +85,20 @@ impl Block {
     }
 }
 
+/// Block numbers of a norm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NormBlocks {
+    /// Gain, C numbers.
+    pub gain: usize,
+    /// Bias, C numbers; LayerNorm's.
+    pub bias: Option<usize>,
+}
+
 /// Block numbers of one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerBlocks {
-    /// Gain of the norm before attention, C numbers.
-    pub norm1: usize,
+    /// The norm before attention.
+    pub norm1: NormBlocks,
     /// Query, key and value matrices, [(H + 2G) D, C].
     pub qkv: usize,
     /// Their biases.
@@ -74,9 +109,11 @@ pub struct LayerBlocks {
     pub out: usize,
     /// Its bias.
     pub out_bias: Option<usize>,
-    /// Gain of the norm before the MLP, C numbers.
-    pub norm2: usize,
-    /// Gate and up matrices, [2F, C].
+    /// The norm before the MLP; that before attention where both read the same rows.
+    pub norm2: NormBlocks,
+    /// The norms of what attention and MLP make.
+    pub post: Option<[NormBlocks; 2]>,
+    /// Gate and up matrices, [2F, C]; without gates the up matrix alone, [F, C].
     pub gate_up: usize,
     /// Their biases.
     pub gate_up_bias: Option<usize>,
@@ -89,29 +126,37 @@ pub struct LayerBlocks {
 /// All blocks of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
+    /// The family whose names these are.
+    pub family: Family,
     /// The blocks.
     pub blocks: Vec<Block>,
     /// Number of the embedding block, [V, C].
     pub embed: usize,
+    /// Number of the block of learned positions, [rows, C].
+    pub positions: Option<usize>,
     /// Blocks of each layer.
     pub layers: Vec<LayerBlocks>,
-    /// Number of the final norm's gain, C numbers.
-    pub norm: usize,
+    /// The final norm.
+    pub norm: NormBlocks,
     /// Number of the head block, [V, C]; equal to `embed` where tied.
     pub head: usize,
+    /// Number of its bias, V numbers.
+    pub head_bias: Option<usize>,
 }
 
 /// Tells whether the reference freezes the parameter of this name.
 ///
-/// Source: mt-unlearn `networks.py`, a plain suffix test; so `input_layernorm.weight` is caught by `norm`.
+/// Source: mt-unlearn `networks.py`, a plain suffix test; so `input_layernorm.weight` is caught by `norm`, and neither the
+/// last norm of GPT-2 nor the embedding of GPT-NeoX is. The head of GPT-NeoX is `embed_out` in files, `lm_head` there.
 pub fn is_frozen(name: &str) -> bool {
-    const FROZEN: [&str; 9] = [
+    const FROZEN: [&str; 10] = [
         "wte",
         "wpe",
         "embed_tokens",
         "embed_positions",
         "rotary_emb",
         "lm_head",
+        "embed_out",
         "norm",
         "ln_1",
         "ln_2",
@@ -132,16 +177,43 @@ impl Builder {
         self.blocks.len() - 1
     }
 
-    fn one(&mut self, name: &str, shape: &[usize]) -> usize {
-        self.add(name.to_owned(), vec![Part { name: name.to_owned(), shape: shape.to_vec() }])
+    fn one(&mut self, name: String, shape: &[usize]) -> usize {
+        self.stored(name, shape, Order::Same)
     }
+
+    fn stored(&mut self, name: String, shape: &[usize], order: Order) -> usize {
+        self.add(name.clone(), vec![Part::new(name, shape.to_vec(), order)])
+    }
+
+    fn norm(&mut self, name: &str, norm: Norm, c: usize) -> NormBlocks {
+        let gain = self.one(format!("{name}.weight"), &[c]);
+        let bias = (norm == Norm::Layer).then(|| self.one(format!("{name}.bias"), &[c]));
+        NormBlocks { gain, bias }
+    }
+
+    /// Adds the matrix of a linear map, [o, i] as the ops read it, and its bias where there is one.
+    fn linear(
+        &mut self,
+        name: &str,
+        (o, i): (usize, usize),
+        order: Order,
+        bias: bool,
+    ) -> (usize, Option<usize>) {
+        let matrix = self.stored(format!("{name}.weight"), &stored((o, i), order), order);
+        (matrix, bias.then(|| self.one(format!("{name}.bias"), &[o])))
+    }
+}
+
+/// Returns the shape in files of a matrix [o, i].
+fn stored((o, i): (usize, usize), order: Order) -> [usize; 2] {
+    if order == Order::Transposed { [i, o] } else { [o, i] }
 }
 
 impl Layout {
     /// Returns the tensors of each block as a rule of the caller's own is told of them.
     pub fn places(&self) -> Vec<Vec<TensorPlace<'_>>> {
         fn place(part: &Part) -> TensorPlace<'_> {
-            TensorPlace { name: &part.name, shape: &part.shape }
+            TensorPlace { name: &part.name, shape: &part.laid }
         }
         self.blocks.iter().map(|block| block.parts.iter().map(place).collect()).collect()
     }
@@ -149,48 +221,85 @@ impl Layout {
     /// Lists the blocks of a model of this configuration.
     pub fn new(config: &ModelConfig, train: Train) -> Self {
         let mut b = Builder { blocks: Vec::new(), train };
+        let names = Names::of(config.family);
         let (c, d, f) = (config.width, config.head_width, config.ffn);
         let (hd, gd) = (config.heads * d, config.kv_heads * d);
-        let embed = b.one("model.embed_tokens.weight", &[config.vocab, c]);
+        let weight = |module: &str| format!("{module}.weight");
+        let embed = b.one(weight(names.embed), &[config.vocab, c]);
+        let learned = config.learned.as_ref();
+        let positions = learned.map(|learned| b.one(weight(names.positions), &[learned.rows, c]));
         let layers = (0..config.layers)
             .map(|l| {
-                let at = |tail: &str| format!("model.layers.{l}.{tail}");
-                let parts =
-                    |module: &str, tail: &str, items: &[(&str, usize)], i: Option<usize>| {
-                        items
-                            .iter()
-                            .map(|(name, o)| Part {
-                                name: at(&format!("{module}.{name}_proj.{tail}")),
-                                shape: std::iter::once(*o).chain(i).collect(),
-                            })
-                            .collect::<Vec<_>>()
+                let at = |tail: &str| format!("{}.{l}.{tail}", names.layers);
+                // Products of the same rows, whose matrices stand together.
+                let parts = |modules: &[&str], rows: &[usize], i: Option<usize>, order: Order| {
+                    let rows = if modules.len() == 1 { &[rows.iter().sum()][..] } else { rows };
+                    let part = |(module, o): (&&str, &usize)| match i {
+                        Some(i) => {
+                            let shape = stored((*o, i), order).to_vec();
+                            Part::new(at(&format!("{module}.weight")), shape, order)
+                        }
+                        None => Part::new(at(&format!("{module}.bias")), vec![*o], order),
                     };
-                let qkv = [("q", hd), ("k", gd), ("v", gd)];
-                let gate_up = [("gate", f), ("up", f)];
+                    modules.iter().zip(rows).map(part).collect::<Vec<_>>()
+                };
+                let [order, bias_order] = names.qkv_order(config);
+                let (qkv, up) = ([hd, gd, gd], &[f; 2][..names.up.len()]);
+                let norm1 = b.norm(&at(names.norm1), config.norm, c);
+                let qkv_parts = parts(names.qkv, &qkv, Some(c), order);
+                let matrix = b.add(at("qkv.weight"), qkv_parts);
+                let qkv_bias = config
+                    .qkv_bias
+                    .then(|| b.add(at("qkv.bias"), parts(names.qkv, &qkv, None, bias_order)));
+                let qk_norm = config.qk_norm.then(|| {
+                    ["q", "k"].map(|x| b.one(at(&format!("self_attn.{x}_norm.weight")), &[d]))
+                });
+                let bias = config.out_bias;
+                let (out, out_bias) = b.linear(&at(names.out), (c, hd), names.matrix(), bias);
+                let norm2 = match config.residual {
+                    Residual::Shared => norm1,
+                    _ => b.norm(&at(names.norm2), config.norm, c),
+                };
+                let up_parts = parts(names.up, up, Some(c), names.matrix());
+                let gate_up = b.add(at("gate_up.weight"), up_parts);
+                let gate_up_bias = config
+                    .mlp_bias
+                    .then(|| b.add(at("gate_up.bias"), parts(names.up, up, None, Order::Same)));
+                let bias = config.mlp_bias;
+                let (down, down_bias) = b.linear(&at(names.down), (c, f), names.matrix(), bias);
+                let post = config
+                    .post_norms
+                    .then(|| names.post.map(|name| b.norm(&at(name), config.norm, c)));
                 LayerBlocks {
-                    norm1: b.one(&at("input_layernorm.weight"), &[c]),
-                    qkv: b.add(at("qkv.weight"), parts("self_attn", "weight", &qkv, Some(c))),
-                    qkv_bias: config
-                        .qkv_bias
-                        .then(|| b.add(at("qkv.bias"), parts("self_attn", "bias", &qkv, None))),
-                    qk_norm: config.qk_norm.then(|| {
-                        ["q", "k"].map(|x| b.one(&at(&format!("self_attn.{x}_norm.weight")), &[d]))
-                    }),
-                    out: b.one(&at("self_attn.o_proj.weight"), &[c, hd]),
-                    out_bias: config.out_bias.then(|| b.one(&at("self_attn.o_proj.bias"), &[c])),
-                    norm2: b.one(&at("post_attention_layernorm.weight"), &[c]),
-                    gate_up: b.add(at("gate_up.weight"), parts("mlp", "weight", &gate_up, Some(c))),
-                    gate_up_bias: config
-                        .mlp_bias
-                        .then(|| b.add(at("gate_up.bias"), parts("mlp", "bias", &gate_up, None))),
-                    down: b.one(&at("mlp.down_proj.weight"), &[c, f]),
-                    down_bias: config.mlp_bias.then(|| b.one(&at("mlp.down_proj.bias"), &[c])),
+                    norm1,
+                    qkv: matrix,
+                    qkv_bias,
+                    qk_norm,
+                    out,
+                    out_bias,
+                    norm2,
+                    post,
+                    gate_up,
+                    gate_up_bias,
+                    down,
+                    down_bias,
                 }
             })
             .collect();
-        let norm = b.one("model.norm.weight", &[c]);
-        let head = if config.tied { embed } else { b.one("lm_head.weight", &[config.vocab, c]) };
-        Self { blocks: b.blocks, embed, layers, norm, head }
+        let norm = b.norm(names.norm, config.norm, c);
+        let head = if config.tied { embed } else { b.one(weight(names.head), &[config.vocab, c]) };
+        let head_bias =
+            config.head_bias.then(|| b.one(format!("{}.bias", names.head), &[config.vocab]));
+        Self {
+            family: config.family,
+            blocks: b.blocks,
+            embed,
+            positions,
+            layers,
+            norm,
+            head,
+            head_bias,
+        }
     }
 
     /// Returns the number of parameters that train.
@@ -205,8 +314,8 @@ impl Layout {
 
     /// Returns the length of the longest block of the layers.
     pub fn longest_layer_block(&self) -> usize {
-        let ends = [self.embed, self.head];
-        let inner = |(i, b): (usize, &Block)| (!ends.contains(&i)).then(|| b.len());
+        let ends = [Some(self.embed), Some(self.head), self.head_bias, self.positions];
+        let inner = |(i, b): (usize, &Block)| (!ends.contains(&Some(i))).then(|| b.len());
         self.blocks.iter().enumerate().filter_map(inner).max().unwrap_or(0)
     }
 
@@ -216,7 +325,7 @@ impl Layout {
     pub fn check(&self, weights: &Weights) -> Result<()> {
         let parts = || self.blocks.iter().flat_map(|b| &b.parts);
         for part in parts() {
-            let Some(info) = weights.info(&part.name) else {
+            let Some(info) = weights.info(part.name_in(weights)) else {
                 return Err(Error::model(format!(
                     "{}: missing from the weights, wanted shape {:?} by config.json",
                     part.name, part.shape
@@ -237,10 +346,10 @@ impl Layout {
                 .hint("quantised weights cannot be trained; start from the unquantised model"));
             }
         }
-        let known: std::collections::HashSet<&str> = parts().map(|p| p.name.as_str()).collect();
+        let known: std::collections::HashSet<&str> = parts().map(|p| p.name_in(weights)).collect();
         let extra: Vec<&str> = weights
             .names()
-            .filter(|name| !known.contains(name) && !name.ends_with("rotary_emb.inv_freq"))
+            .filter(|name| !known.contains(name) && !is_leftover(self.family, name))
             .filter(|name| !(*name == "lm_head.weight" && self.head == self.embed))
             .collect();
         match extra.first() {
@@ -264,5 +373,6 @@ mod tests {
         assert!(is_frozen("lm_head.weight"));
         assert!(!is_frozen("model.layers.0.self_attn.q_proj.bias"));
         assert!(!is_frozen("transformer.ln_f.weight"));
+        assert!(is_frozen("embed_out.weight") && !is_frozen("gpt_neox.embed_in.weight"));
     }
 }

@@ -1,9 +1,11 @@
 //! From config.json to logits and gradients, written once over the ops.
 
+mod backward;
 pub mod config;
 pub mod decoder;
 pub mod generate;
 pub mod layout;
+mod norm;
 pub mod params;
 pub mod rope;
 pub mod saving;

@@ -1,7 +1,7 @@
 //! The parameters of a model on a backend: loading, reading back, gradients.
 
 use super::config::ModelConfig;
-use super::layout::{Block, Layout, Train};
+use super::layout::{Block, Layout, Order, Train};
 use super::rope;
 use crate::error::Result;
 use crate::io::safetensors::Weights;
@@ -55,8 +55,8 @@ pub struct Model<O: Ops> {
     pub config: ModelConfig,
     /// Its blocks.
     pub layout: Layout,
-    /// Rotary frequencies.
-    pub rope: RopeTable,
+    /// Rotary frequencies of layers that see all, and of those with a window.
+    pub ropes: [RopeTable; 2],
     /// A parameter per block.
     pub params: Vec<O::Param>,
     /// A gradient per trainable block.
@@ -88,8 +88,17 @@ impl<O: Ops> Model<O> {
             params.push(ops.param(&spec, &mut |out| fill(block, out))?);
             grads.push(if block.trainable { Some(ops.grad(&spec)?) } else { None });
         }
-        let rope = rope::table(&config.rope);
-        Ok(Self { config, layout, rope, params, grads })
+        let local = config.local_rope.as_ref().unwrap_or(&config.rope);
+        let ropes = [&config.rope, local].map(|rope| {
+            let table = rope::table(rope);
+            RopeTable { scale: table.scale * config.head_scale, ..table }
+        });
+        Ok(Self { config, layout, ropes, params, grads })
+    }
+
+    /// Returns the rotary frequencies of layer `l`.
+    pub(super) fn rope(&self, l: usize) -> &RopeTable {
+        &self.ropes[usize::from(self.config.heads(l).window.is_some())]
     }
 
     /// Allocates a second gradient for every block that has one, of the same kind.
@@ -112,7 +121,8 @@ impl<O: Ops> Model<O> {
         ops.sync()
     }
 
-    /// Visits every tensor of the blocks picked by `pick` with its fp32 values, as `read` gets them per block.
+    /// Visits every tensor of the blocks picked by `pick` with its fp32 values in the order of files, as `read` gets them
+    /// per block.
     ///
     /// Errors: what an op before has met, before anybody takes the numbers for good.
     fn visit(
@@ -122,7 +132,7 @@ impl<O: Ops> Model<O> {
         mut read: impl FnMut(usize, &mut [f32]) -> bool,
         visit: &mut dyn FnMut(&str, &[f32]) -> Result<()>,
     ) -> Result<()> {
-        let mut values = Vec::new();
+        let (mut values, mut stored) = (Vec::new(), Vec::new());
         for (b, block) in self.layout.blocks.iter().enumerate().filter(|(b, _)| pick(*b)) {
             values.resize(block.len(), 0.0);
             if !read(b, &mut values) {
@@ -131,7 +141,14 @@ impl<O: Ops> Model<O> {
             ops.sync()?;
             let mut start = 0;
             for part in &block.parts {
-                visit(&part.name, &values[start..start + part.len()])?;
+                let laid = &values[start..start + part.len()];
+                if part.order == Order::Same {
+                    visit(&part.name, laid)?;
+                } else {
+                    stored.resize(part.len(), 0.0);
+                    part.order.write(&part.shape, laid, &mut stored);
+                    visit(&part.name, &stored)?;
+                }
                 start += part.len();
             }
         }
@@ -222,12 +239,21 @@ impl<O: Ops> Model<O> {
     }
 }
 
-/// Reads the tensors of a block, one behind the other.
-fn read_block(weights: &Weights, block: &Block, out: &mut [f32]) -> Result<()> {
+/// Reads the tensors of a block in the order of the ops, one behind the other.
+///
+/// Errors: a tensor that is not there, or not of the part's length.
+pub fn read_block(weights: &Weights, block: &Block, out: &mut [f32]) -> Result<()> {
     let mut rest = out;
+    let mut stored = Vec::new();
     for part in &block.parts {
         let (here, after) = rest.split_at_mut(part.len());
-        weights.read_f32(&part.name, here)?;
+        if part.order == Order::Same {
+            weights.read_f32(part.name_in(weights), here)?;
+        } else {
+            stored.resize(part.len(), 0.0);
+            weights.read_f32(part.name_in(weights), &mut stored)?;
+            part.order.read(&part.shape, &stored, here);
+        }
         rest = after;
     }
     Ok(())

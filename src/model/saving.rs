@@ -11,7 +11,7 @@ use super::config::ModelConfig;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// All that a product or attention made; only norms and SwiGLU are made again.
+    /// All that a product or attention made; only norms and activations are made again.
     All,
     /// All but gate and up.
     Attention,
@@ -41,9 +41,9 @@ impl Level {
 pub enum Part {
     /// The qkv rows, and those from before head norms.
     Qkv,
-    /// Attention's output and its statistics, and the residual stream behind it.
+    /// Attention's output and its statistics, and the residual stream behind it; what joined that where it was normed.
     Middle,
-    /// Gate and up.
+    /// Gate and up, or what stands before the activation of an MLP without gates; what the MLP made where that is normed.
     GateUp,
 }
 
@@ -77,6 +77,13 @@ pub struct Numbers {
     pub acts: u64,
     /// In fp32.
     pub stats: u64,
+}
+
+/// Returns the width of the rows that carry the gradient at attention's output and, where attention and MLP read the same
+/// rows, the one at the normed input of attention too, while that of the MLP waits.
+pub(super) fn dattn(config: &ModelConfig) -> usize {
+    let hd = config.heads(0).out_width();
+    if config.residual.parallel() { hd.max(config.width) } else { hd }
 }
 
 impl Saving {
@@ -136,27 +143,32 @@ impl Saving {
     pub fn numbers(self, config: &ModelConfig) -> Numbers {
         let (heads, layers) = (config.heads(0), config.layers);
         let (c, f) = (config.width as u64, config.ffn as u64);
+        let (up, stats) = (config.mlp.width(config.ffn) as u64, config.norm.statistics() as u64);
         let (qkv, hd) = (heads.qkv_width() as u64, heads.out_width() as u64);
         let (h, g) = (heads.h as u64, heads.g as u64);
         let norm = u64::from(config.qk_norm);
         let [q, m, u] =
             [Part::Qkv, Part::Middle, Part::GateUp].map(|part| self.count(layers, part) as u64);
-        let kept = q * (1 + norm) * qkv + m * (hd + c) + u * 2 * f;
-        let flow = 2 * c + qkv + hd;
-        // The residual stream; normed, h, h_ref; act. Statistics: rstd and three row results.
+        // What is normed before it joins the residual stream.
+        let made = u64::from(config.post_norms);
+        let kept = q * (1 + norm) * qkv + m * (hd + c + made * c) + u * (up + made * c);
+        let flow = 2 * c + qkv + dattn(config) as u64;
+        // The residual stream; normed, h, h_ref; act. Statistics: those of the last norm and three row results.
         let acts = (layers as u64 + 1) * c + kept + flow + 3 * c + f;
-        Numbers { acts, stats: m * (2 + h) + q * norm * (h + g) + 4 }
+        let norms = (2 + made) * m + made * u + 1;
+        Numbers { acts, stats: norms * stats + m * h + q * norm * (h + g) + 3 }
     }
 
     /// Returns what is made again of a token in a document of `context` tokens: operations of products, and of attention.
     pub fn again_flop(self, config: &ModelConfig, context: usize) -> [f64; 2] {
         let (heads, layers) = (config.heads(0), config.layers);
-        let (c, f) = (config.width as f64, config.ffn as f64);
+        let (c, up) = (config.width as f64, config.mlp.width(config.ffn) as f64);
         let (qkv, hd) = (heads.qkv_width() as f64, heads.out_width() as f64);
         let times = |part| (0..layers).filter(|l| self.again(layers, *l, part)).count() as f64;
         let middle = times(Part::Middle);
+        let down = if config.post_norms { config.ffn as f64 } else { 0.0 };
         let products =
-            times(Part::Qkv) * qkv * c + middle * hd * c + times(Part::GateUp) * 2.0 * f * c;
+            times(Part::Qkv) * qkv * c + middle * hd * c + times(Part::GateUp) * (up + down) * c;
         // A token sees half of its document on average; 4 operations for each number of the output.
         [2.0 * products, middle * 2.0 * context as f64 * hd]
     }
@@ -170,9 +182,11 @@ impl Saving {
         let qkv_rows = if config.qk_norm { vec![qkv, qkv] } else { vec![qkv] };
         let mut widths = vec![c; (layers + 1).saturating_sub(2)];
         widths.extend(more(Part::Qkv).flat_map(|_| qkv_rows.clone()));
-        widths.extend(more(Part::Middle).flat_map(|_| [hd, c]));
-        widths.extend(more(Part::GateUp).map(|_| 2 * config.ffn));
-        widths.extend([c, c, qkv, hd, c]);
+        let made = if config.post_norms { vec![c] } else { vec![] };
+        let with = |widths: &[usize]| [widths, &made].concat();
+        widths.extend(more(Part::Middle).flat_map(|_| with(&[hd, c])));
+        widths.extend(more(Part::GateUp).flat_map(|_| with(&[config.mlp.width(config.ffn)])));
+        widths.extend([c, c, qkv, dattn(config), c]);
         widths
     }
 }

@@ -1,8 +1,9 @@
 //! The buffers of forward and backward.
 
 use super::config::ModelConfig;
+use super::decoder::head_weight;
 use super::params::Model;
-use super::saving::{Part, Saving};
+use super::saving::{Part, Saving, dattn};
 use crate::error::Result;
 use crate::ops::{HeadShape, Ops, Role, RowStats, Sampling};
 
@@ -23,6 +24,22 @@ pub(super) struct Middle<O: Ops> {
     /// The residual stream behind attention.
     pub(super) rows: O::Act,
     pub(super) rstd2: O::Stat,
+    /// What attention made, from before its own norm.
+    pub(super) made: Option<Made<O>>,
+}
+
+/// Rows from before the norm that they join the residual stream through, and its statistics.
+pub(super) struct Made<O: Ops> {
+    pub(super) rows: O::Act,
+    pub(super) rstd: O::Stat,
+}
+
+/// What an MLP makes.
+pub(super) struct Inner<O: Ops> {
+    /// Gate and up, or what stands before the activation.
+    pub(super) gate_up: O::Act,
+    /// What the MLP made, from before its own norm.
+    pub(super) made: Option<Made<O>>,
 }
 
 /// Rooms for one part of every layer, of which layers may share one.
@@ -70,10 +87,18 @@ impl<T> Rooms<T> {
 pub(super) struct Scratch<O: Ops> {
     pub(super) matrix: O::Act,
     pub(super) bias: O::Act,
+    /// A gain and a bias of a norm, or the gains of query and key heads.
     pub(super) gains: [O::Act; 2],
     pub(super) embed: O::Act,
-    pub(super) head: O::Act,
-    pub(super) head_ref: O::Act,
+    pub(super) positions: O::Act,
+    /// The matrix and the bias of a head, and those of the one it is compared with.
+    pub(super) head: [O::Act; 2],
+    pub(super) head_ref: [O::Act; 2],
+}
+
+/// Returns the numbers of each scratch for gains: a norm's gain and bias, or the gains of query and key heads.
+pub fn gains(config: &ModelConfig) -> usize {
+    config.width.max(config.head_width)
 }
 
 /// Gradients flowing down; made only for training.
@@ -92,7 +117,7 @@ pub struct Workspace<O: Ops> {
     pub(super) x: Vec<O::Act>,
     pub(super) qkv: Rooms<Qkv<O>>,
     pub(super) middle: Rooms<Middle<O>>,
-    pub(super) gate_up: Rooms<O::Act>,
+    pub(super) inner: Rooms<Inner<O>>,
     pub(super) normed: O::Act,
     pub(super) act: O::Act,
     pub(super) rstd: O::Stat,
@@ -127,25 +152,43 @@ impl<O: Ops> Workspace<O> {
                 rows: act(heads.qkv_width())?,
             })
         })?;
+        let made = || {
+            let make = || -> Result<Made<O>> {
+                Ok(Made { rows: act(cfg.width)?, rstd: stat(cfg.norm.statistics())? })
+            };
+            cfg.post_norms.then(make).transpose()
+        };
         let middle = Rooms::new(saving, layers, Part::Middle, || {
             Ok(Middle {
-                rstd1: stat(1)?,
+                rstd1: stat(cfg.norm.statistics())?,
                 lse: stat(heads.h)?,
                 attn: act(heads.out_width())?,
                 rows: act(cfg.width)?,
-                rstd2: stat(1)?,
+                rstd2: stat(cfg.norm.statistics())?,
+                made: made()?,
             })
         })?;
-        let gate_up = Rooms::new(saving, layers, Part::GateUp, || act(2 * cfg.ffn))?;
+        let inner = Rooms::new(saving, layers, Part::GateUp, || {
+            Ok(Inner { gate_up: act(cfg.mlp.width(cfg.ffn))?, made: made()? })
+        })?;
         let flow = if training {
             Some(Flow {
                 dx: act(cfg.width)?,
                 dh: act(cfg.width)?,
                 dqkv: act(heads.qkv_width())?,
-                dattn: act(heads.out_width())?,
+                dattn: act(dattn(cfg))?,
             })
         } else {
             None
+        };
+        let gains = gains(cfg);
+        let scratch_of = |block: Option<usize>| match block {
+            Some(block) => model.block_scratch(ops, block),
+            None => ops.act(0),
+        };
+        let layout = &model.layout;
+        let head = || -> Result<[O::Act; 2]> {
+            Ok([scratch_of(Some(layout.head))?, scratch_of(layout.head_bias)?])
         };
         let trained_head = model.layout.blocks[model.layout.head].trainable;
         ops.reserve(HeadShape { n: tokens, c: cfg.width, v: cfg.vocab }, training)?;
@@ -155,24 +198,21 @@ impl<O: Ops> Workspace<O> {
             x,
             qkv,
             middle,
-            gate_up,
+            inner,
             normed: act(cfg.width)?,
             act: act(cfg.ffn)?,
-            rstd: stat(1)?,
+            rstd: stat(cfg.norm.statistics())?,
             h: act(cfg.width)?,
             h_ref: act(if training { cfg.width } else { 0 })?,
             stats: RowStats { nll: stat(1)?, value: stat(1)?, hit: stat(1)? },
             scratch: Scratch {
                 matrix: model.layer_scratch(ops)?,
                 bias: model.layer_scratch(ops)?,
-                gains: [ops.act(cfg.head_width)?, ops.act(cfg.head_width)?],
+                gains: [ops.act(gains)?, ops.act(gains)?],
                 embed: model.block_scratch(ops, model.layout.embed)?,
-                head: model.block_scratch(ops, model.layout.head)?,
-                head_ref: if trained_head {
-                    model.block_scratch(ops, model.layout.head)?
-                } else {
-                    ops.act(0)?
-                },
+                positions: scratch_of(model.layout.positions)?,
+                head: head()?,
+                head_ref: if trained_head { head()? } else { [ops.act(0)?, ops.act(0)?] },
             },
             flow,
             spare: Vec::new(),
@@ -189,8 +229,8 @@ impl<O: Ops> Workspace<O> {
         draws: Option<(Sampling, &[f64])>,
         ids: &mut [u32],
     ) {
-        let head = &model.params[model.layout.head];
-        let w = ops.view(head, Role::Evaluated, &mut self.scratch.head);
+        let of = (&model.layout, &model.params[..]);
+        let w = head_weight(ops, of, Role::Evaluated, &mut self.scratch.head);
         match draws {
             Some((sampling, draws)) => {
                 ops.head_sample(shape, &self.normed, w, sampling, draws, ids);
@@ -235,15 +275,18 @@ impl<O: Ops> Workspace<O> {
 
     /// Returns what is idle, in the order of [`Saving::idle`], and the spare rooms.
     fn idle(&mut self) -> Vec<&mut O::Act> {
-        let Self { x, qkv, middle, gate_up, flow, h_ref, spare, .. } = self;
+        let Self { x, qkv, middle, inner, flow, h_ref, spare, .. } = self;
         let mut idle: Vec<&mut O::Act> = x.iter_mut().skip(2).collect();
         for Qkv { raw, rows, .. } in qkv.idle() {
             idle.extend(raw.iter_mut().chain([rows]));
         }
-        for Middle { attn, rows, .. } in middle.idle() {
-            idle.extend([attn, rows]);
+        for Middle { attn, rows, made, .. } in middle.idle() {
+            idle.extend([attn, rows].into_iter().chain(made.as_mut().map(|made| &mut made.rows)));
         }
-        idle.extend(gate_up.idle());
+        for Inner { gate_up, made } in inner.idle() {
+            idle.push(gate_up);
+            idle.extend(made.as_mut().map(|made| &mut made.rows));
+        }
         if let Some(Flow { dx, dh, dqkv, dattn }) = flow {
             idle.extend([dx, dh, dqkv, dattn, h_ref]);
         }

@@ -1,6 +1,7 @@
 //! Forward and backward ops on activations.
 
 use super::choice::Sampling;
+use super::mlp::Mlp;
 use super::weight::{Matched, TokenWeight};
 use crate::error::Result;
 
@@ -26,6 +27,22 @@ impl Heads {
     /// Returns H D, the width of an attention output row.
     pub fn out_width(&self) -> usize {
         self.h * self.d
+    }
+}
+
+/// The numbers of an RMSNorm.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rms {
+    /// What is added to the mean of squares.
+    pub eps: f64,
+    /// What is added to the gain: 0, or 1 where the stored gain counts from there (Gemma).
+    pub plus: f64,
+}
+
+impl Rms {
+    /// Makes the norm whose gain is what is stored.
+    pub fn plain(eps: f64) -> Self {
+        Self { eps, plus: 0.0 }
     }
 }
 
@@ -178,13 +195,31 @@ impl CachePlace {
     }
 }
 
+/// A head: its matrix [V, C], and its bias [V] where it has one; logits are `h w^T (+ bias)`.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadWeight<W> {
+    /// The matrix.
+    pub matrix: W,
+    /// The bias.
+    pub bias: Option<W>,
+}
+
+impl<W> HeadWeight<W> {
+    /// Makes a head without a bias.
+    pub fn plain(matrix: W) -> Self {
+        Self { matrix, bias: None }
+    }
+}
+
 /// Where a head sweep writes gradients.
 #[derive(Debug)]
-pub struct HeadGrads<'a, A, G> {
+pub struct HeadGrads<'a, A: ?Sized, G> {
     /// Gradient at the final hidden rows [N, C], overwritten.
     pub dh: &'a mut A,
     /// Gradient of the head matrix [V, C], accumulated; `None` where the head is frozen.
     pub dw: Option<&'a mut G>,
+    /// Gradient of its bias [V], accumulated likewise.
+    pub db: Option<&'a mut G>,
 }
 
 /// Forward and backward ops. Buffers are allocated at start and are at least as long as an op needs; no op
@@ -265,34 +300,100 @@ pub trait Compute {
     /// Bias gradient: `db[O] += sum over rows of dy[N,O]`.
     fn bias_grad(&self, n: usize, o: usize, dy: &Self::Act, db: &mut Self::Grad);
 
-    /// Embedding: `x[N,C] = table[ids]`.
-    fn embed(&self, pack: &Self::Pack, c: usize, table: Self::Weight<'_>, x: &mut Self::Act);
-    /// Embedding backward: `dtable[ids] += dx`, rows of equal id added in row order.
-    fn embed_bwd(&self, pack: &Self::Pack, c: usize, dx: &Self::Act, dtable: &mut Self::Grad);
+    /// Embedding: `x[N,C] = scale table[ids]`.
+    fn embed(
+        &self,
+        pack: &Self::Pack,
+        c: usize,
+        scale: f64,
+        table: Self::Weight<'_>,
+        x: &mut Self::Act,
+    );
+    /// Embedding backward: `dtable[ids] += scale dx`, rows of equal id added in row order.
+    fn embed_bwd(
+        &self,
+        pack: &Self::Pack,
+        c: usize,
+        scale: f64,
+        dx: &Self::Act,
+        dtable: &mut Self::Grad,
+    );
+    /// Learned positions: `x[N,C] += table[first + position]`; behind the table's `rows` its last one is read.
+    fn positions(
+        &self,
+        pack: &Self::Pack,
+        c: usize,
+        rows_first: (usize, usize),
+        table: Self::Weight<'_>,
+        x: &mut Self::Act,
+    );
+    /// Learned positions backward: `dtable[first + position] += dx`, rows of equal position added in the order of
+    /// documents, whose positions all count from 0. What lies behind the table's `rows` is left out.
+    fn positions_bwd(
+        &self,
+        pack: &Self::Pack,
+        c: usize,
+        rows_first: (usize, usize),
+        dx: &Self::Act,
+        dtable: &mut Self::Grad,
+    );
 
-    /// RMSNorm: `rstd = 1/sqrt(mean(x^2) + eps)`, `y = x rstd gain`; saves `rstd[N]`.
+    /// RMSNorm: `rstd = 1/sqrt(mean(x^2) + eps)`, `y = x rstd (plus + gain) (+ residual)`; saves `rstd[N]`.
     #[allow(clippy::too_many_arguments)]
     fn rmsnorm(
         &self,
         n: usize,
         c: usize,
-        eps: f64,
+        rms: Rms,
         x: &Self::Act,
         gain: Self::Weight<'_>,
+        residual: Option<&Self::Act>,
         y: &mut Self::Act,
         rstd: &mut Self::Stat,
     );
-    /// RMSNorm backward: `dx += rstd (dy gain - xhat mean(dy gain xhat))`, xhat = x rstd;
+    /// RMSNorm backward: with `g = plus + gain` and xhat = x rstd, `dx += rstd (dy g - xhat mean(dy g xhat))`;
     /// `dgain += sum over rows of dy xhat` where asked for.
     #[allow(clippy::too_many_arguments)]
     fn rmsnorm_bwd(
         &self,
         n: usize,
         c: usize,
+        rms: Rms,
         dy: &Self::Act,
         x: &Self::Act,
         gain: Self::Weight<'_>,
         rstd: &Self::Stat,
+        dx: &mut Self::Act,
+        dgain: Option<&mut Self::Grad>,
+    );
+    /// LayerNorm: `mean = mean(x)`, `rstd = 1/sqrt(mean((x - mean)^2) + eps)`, `y = (x - mean) rstd gain + bias`; saves
+    /// mean and rstd of each row, `stats[N, 2]`.
+    ///
+    /// `gain_bias` are C numbers each.
+    #[allow(clippy::too_many_arguments)]
+    fn layernorm(
+        &self,
+        n: usize,
+        c: usize,
+        eps: f64,
+        x: &Self::Act,
+        gain_bias: [Self::Weight<'_>; 2],
+        y: &mut Self::Act,
+        stats: &mut Self::Stat,
+    );
+    /// LayerNorm backward: `dx += rstd (dy gain - mean(dy gain) - xhat mean(dy gain xhat))`, xhat = (x - mean) rstd;
+    /// `dgain += sum over rows of dy xhat` where asked for. The gradient of the bias is [`Compute::bias_grad`] of `dy`.
+    ///
+    /// Source: arXiv 1607.06450.
+    #[allow(clippy::too_many_arguments)]
+    fn layernorm_bwd(
+        &self,
+        n: usize,
+        c: usize,
+        dy: &Self::Act,
+        x: &Self::Act,
+        gain: Self::Weight<'_>,
+        stats: &Self::Stat,
         dx: &mut Self::Act,
         dgain: Option<&mut Self::Grad>,
     );
@@ -304,7 +405,7 @@ pub trait Compute {
         &self,
         n: usize,
         heads: Heads,
-        eps: f64,
+        rms: Rms,
         gains: [Self::Weight<'_>; 2],
         raw: &Self::Act,
         qkv: &mut Self::Act,
@@ -316,6 +417,7 @@ pub trait Compute {
         &self,
         n: usize,
         heads: Heads,
+        rms: Rms,
         gains: [Self::Weight<'_>; 2],
         raw: &Self::Act,
         rstd: &Self::Stat,
@@ -359,6 +461,11 @@ pub trait Compute {
     fn swiglu(&self, n: usize, f: usize, gate_up: &Self::Act, y: &mut Self::Act);
     /// SwiGLU backward in place: `gate_up` becomes its own gradient, and `dy` the `y` of the forward pass, made again.
     fn swiglu_bwd(&self, n: usize, f: usize, dy: &mut Self::Act, gate_up: &mut Self::Act);
+
+    /// Any activation of an MLP: `y[N,F] = act(x)`, gated `act(gate) up` with rows of F gates and then F ups.
+    fn activation(&self, n: usize, f: usize, mlp: Mlp, x: &Self::Act, y: &mut Self::Act);
+    /// Its backward in place: `x` becomes its own gradient, and `dy` the `y` of the forward pass, made again to the bit.
+    fn activation_bwd(&self, n: usize, f: usize, mlp: Mlp, dy: &mut Self::Act, x: &mut Self::Act);
 
     /// Linear map to qkv rows and rotary positions on them: [`Compute::linear`], then [`Compute::rope`].
     ///
@@ -418,7 +525,7 @@ pub trait Compute {
 
     /// Fused head and one-hot loss, chunked over rows so that logits never exist for a whole batch.
     ///
-    /// For each row: `z = h w^T`, statistics of its target, weight, and with `grads` the gradient
+    /// For each row: `z = h w^T (+ bias)`, statistics of its target, weight, and with `grads` the gradient
     /// `coef weight (softmax(z) - e_y)` sent back through `w`. Rows with coefficient 0 still get statistics,
     /// and a zero gradient.
     ///
@@ -430,7 +537,7 @@ pub trait Compute {
         first: usize,
         pack: &Self::Pack,
         h: &Self::Act,
-        w: Self::Weight<'_>,
+        w: HeadWeight<Self::Weight<'_>>,
         weight: TokenWeight<'_, Self::Stat>,
         stats: &mut RowStats<Self::Stat>,
         grads: Option<HeadGrads<'_, Self::Act, Self::Grad>>,
@@ -450,8 +557,8 @@ pub trait Compute {
         pack: &Self::Pack,
         h: &Self::Act,
         h_ref: &Self::Act,
-        w: Self::Weight<'_>,
-        w_ref: Option<Self::Weight<'_>>,
+        w: HeadWeight<Self::Weight<'_>>,
+        w_ref: Option<HeadWeight<Self::Weight<'_>>>,
         target: Matched,
         stats: &mut RowStats<Self::Stat>,
         grads: Option<HeadGrads<'_, Self::Act, Self::Grad>>,
@@ -483,14 +590,20 @@ pub trait Compute {
     /// Picks the token with the largest logit of each row, as [`argmax`](super::choice::argmax) does; waits for it.
     ///
     /// Logits are made in chunks of rows on the device and stay there: `shape.n` ids come back, those of `ids`.
-    fn head_argmax(&self, shape: HeadShape, h: &Self::Act, w: Self::Weight<'_>, ids: &mut [u32]);
+    fn head_argmax(
+        &self,
+        shape: HeadShape,
+        h: &Self::Act,
+        w: HeadWeight<Self::Weight<'_>>,
+        ids: &mut [u32],
+    );
     /// Draws a token for each row with `draws[row]`, uniform in [0, 1), as [`sample`](super::choice::sample) does
     /// up to rounding; else like [`Compute::head_argmax`].
     fn head_sample(
         &self,
         shape: HeadShape,
         h: &Self::Act,
-        w: Self::Weight<'_>,
+        w: HeadWeight<Self::Weight<'_>>,
         sampling: Sampling,
         draws: &[f64],
         ids: &mut [u32],

@@ -8,6 +8,7 @@
 pub mod choice;
 pub mod compute;
 pub mod format;
+pub mod mlp;
 pub mod rule;
 pub mod state;
 pub mod sweep;
@@ -15,9 +16,10 @@ pub mod weight;
 
 pub use choice::Sampling;
 pub use compute::{
-    CachePlace, Compute, Direction, HeadGrads, HeadShape, Heads, PackData, RopeTable, RowCounts,
-    RowStats,
+    CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, PackData, Rms,
+    RopeTable, RowCounts, RowStats,
 };
+pub use mlp::{Activation, Mlp};
 pub use rule::{CustomRule, DeviceView, KernelArg, Kernels, TensorPlace, TensorView};
 pub use state::{
     Distances, GradScan, ParamSpec, Role, State, StateBytes, StateMode, StepOutcome, StepSettings,

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::io::atomic;
 use crate::io::safetensors::{Entry, INDEX, Weights, write_f32_as, write_file};
 use crate::model::Model;
+use crate::model::layout::Part;
 use crate::ops::{Ops, Role};
 
 /// The file that says how a model was unlearned; it marks the folders that were written here.
@@ -85,7 +86,7 @@ fn index(source: &Path, total: usize) -> Result<Value> {
     Ok(index)
 }
 
-/// Writes the student as the model folder `out`, with the names, dtypes and shard map of `source`.
+/// Writes the student as the model folder `out`, with the names, layouts, dtypes and shard map of `source`.
 ///
 /// Frozen tensors, and those the model has no use for, are copied from the source byte for byte; `record` goes into
 /// `unlearning.json`. The folder appears whole or not at all, in the place of an older one that was written here.
@@ -99,24 +100,26 @@ pub fn write_model<O: Ops>(
     out: &Path,
     record: &Value,
 ) -> Result<()> {
-    let mut places: HashMap<&str, (usize, usize, usize)> = HashMap::new();
+    let stored = Weights::open(source)?;
+    let mut places: HashMap<&str, (usize, usize, &Part)> = HashMap::new();
     for (b, block) in model.layout.blocks.iter().enumerate().filter(|(_, block)| block.trainable) {
         let mut start = 0;
         for part in &block.parts {
-            places.insert(&part.name, (b, start, start + part.len()));
+            places.insert(part.name_in(&stored), (b, start, part));
             start += part.len();
         }
     }
     let mut values: Vec<f32> = Vec::new();
     let mut loaded = usize::MAX;
     let mut change = |_: &Weights, entry: &Entry, out: &mut Vec<f32>| {
-        let Some(&(b, start, end)) = places.get(entry.name.as_str()) else { return Ok(false) };
+        let Some(&(b, start, part)) = places.get(entry.name.as_str()) else { return Ok(false) };
         if loaded != b {
             values.resize(model.layout.blocks[b].len(), 0.0);
             ops.read_param(&model.params[b], Role::Evaluated, &mut values);
             loaded = b;
         }
-        out.extend_from_slice(&values[start..end]);
+        out.resize(part.len(), 0.0);
+        part.order.write(&part.shape, &values[start..start + part.len()], out);
         Ok(true)
     };
     write_changed(source, out, &mut change, &mut || record.clone())

@@ -10,6 +10,7 @@ use super::Recipe;
 use crate::backend::gpu::{PARTS_BYTES, Precision, chunk_rows, scan_bytes};
 use crate::error::{Error, Kind, Result};
 use crate::method::Rows;
+use crate::model::workspace::gains;
 use crate::model::{Layout, Level, ModelConfig, Saving, generate};
 use crate::ops::{StateMode, TeacherForm};
 use crate::optim::Optimizer;
@@ -275,12 +276,14 @@ impl Plan {
         let shown =
             mode != StateMode::Exact || form == TeacherForm::Drift || target == Target::Cuda;
         let block = |b: usize| layout.blocks[b].len() as u64;
-        let mut scratch = 2 * config.head_width as u64;
+        let mut scratch = 2 * gains(config) as u64;
         if shown {
             scratch += 2 * layout.longest_layer_block() as u64;
-            if layout.blocks[layout.embed].trainable {
-                scratch += block(layout.embed) + 2 * block(layout.head);
-            }
+            // Student and teacher are shown at once at the head.
+            let (head, bias) = (Some(layout.head), layout.head_bias);
+            let ends = [Some(layout.embed), layout.positions, head, head, bias, bias];
+            let shown = ends.into_iter().flatten().filter(|b| layout.blocks[*b].trainable);
+            scratch += shown.map(block).sum::<u64>();
         }
         resident.push(Category { name: "scratch", bytes: number * scratch });
         if target != Target::Cpu {

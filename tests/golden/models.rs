@@ -77,8 +77,11 @@ where
         let mut scratch =
             model.block_scratch(&ops, model.layout.head).map_err(|e| e.to_string())?;
         let w = ops.view(&model.params[model.layout.head], Role::Evaluated, &mut scratch);
+        let mut bias_scratch = ops.act(0).map_err(|e| e.to_string())?;
+        let bias = model.layout.head_bias;
+        let bias = bias.map(|b| ops.view(&model.params[b], Role::Evaluated, &mut bias_scratch));
         let matrix = (v, model.config.width);
-        ops.linear(ids.len(), matrix, &passes.ws.h, w, None, None, &mut z);
+        ops.linear(ids.len(), matrix, &passes.ws.h, w, bias, None, &mut z);
         let mut logits = vec![0.0; ids.len() * v];
         ops.read_act(&z, &mut logits);
         // Logits reach the host in f32, whatever the arithmetic.

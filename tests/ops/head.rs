@@ -5,7 +5,8 @@
 
 use nepenthe::backend::cpu::{Cpu, Grad};
 use nepenthe::ops::{
-    Compute, HeadGrads, HeadShape, Matched, PackData, RowStats, TokenFormula, TokenWeight,
+    Compute, HeadGrads, HeadShape, HeadWeight, Matched, PackData, RowStats, TokenFormula,
+    TokenWeight,
 };
 
 use crate::support::{Dtype, Random, assert_gradient, assert_near, tol};
@@ -81,9 +82,18 @@ fn onehot(
     grads: Option<(&mut Vec<f64>, Option<&mut Grad<f64>>)>,
 ) -> RowStats<Vec<f64>> {
     let mut out = stats(n);
-    let grads = grads.map(|(dh, dw)| HeadGrads { dh, dw });
+    let grads = grads.map(|(dh, dw)| HeadGrads { dh, dw, db: None });
     let shape = HeadShape { n, c, v };
-    ops.head_onehot(shape, 0, &load(ops, data), &h.to_vec(), w, weight, &mut out, grads);
+    ops.head_onehot(
+        shape,
+        0,
+        &load(ops, data),
+        &h.to_vec(),
+        HeadWeight::plain(w),
+        weight,
+        &mut out,
+        grads,
+    );
     out
 }
 
@@ -248,13 +258,13 @@ fn nlul_without_tol_stays_finite_where_p_is_one() {
             let rule = formula(-1.0, (1.0, 0.0), Some(0.0), 0.0);
             let mut out = RowStats { nll: stale(1), value: stale(1), hit: stale(1) };
             let mut dh = stale(3);
-            let grads = Some(HeadGrads { dh: &mut dh, dw: None });
+            let grads = Some(HeadGrads { dh: &mut dh, dw: None, db: None });
             // The matrix is the identity: logits are hidden numbers and gradients go back as they are.
-            let w = [1.0f32, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0];
+            let w = HeadWeight::plain(&[1.0f32, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0][..]);
             let shape = HeadShape { n: 1, c: 3, v: 3 };
             let weight = TokenWeight::Formula(rule);
             let h = vec![gap, 0.0, 0.0];
-            ops.head_onehot(shape, 0, &load(&ops, &data), &h, &w, weight, &mut out, grads);
+            ops.head_onehot(shape, 0, &load(&ops, &data), &h, w, weight, &mut out, grads);
             assert!(dh.iter().all(|g| g.is_finite()), "gap {gap}, coefficient {coef}: {dh:?}");
             assert!(out.value[0].is_finite() && out.nll[0].is_finite(), "{out:?}");
             if gap < 87.0 {
@@ -284,9 +294,11 @@ fn matched(
     grads: Option<(&mut Vec<f64>, Option<&mut Grad<f64>>)>,
 ) -> Vec<f64> {
     let mut out = stats(n);
-    let grads = grads.map(|(dh, dw)| HeadGrads { dh, dw });
-    let (shape, w_ref) = (HeadShape { n, c, v }, pair.w_ref.as_deref());
+    let grads = grads.map(|(dh, dw)| HeadGrads { dh, dw, db: None });
+    let shape = HeadShape { n, c, v };
+    let w_ref = pair.w_ref.as_deref().map(HeadWeight::plain);
     let (pack, Pair { h, h_ref, w, .. }) = (load(ops, data), pair);
+    let w = HeadWeight::plain(&w[..]);
     ops.head_matched(shape, 0, &pack, h, h_ref, w, w_ref, target, &mut out, grads);
     assert!(out.nll.iter().chain(&out.hit).all(|x| x.is_nan()), "a matched sweep wrote nll or hit");
     out.value
@@ -413,6 +425,74 @@ fn penalties_of_a_student_like_its_teacher_are_exactly_zero() {
                 let value = matched(&ops, shape, &data, &pair, target, Some((&mut dh, None)));
                 let off = dh.iter().chain(&value).filter(|x| **x != 0.0).count();
                 assert_eq!(off, 0, "{target:?} {shape:?} own head {own_head}");
+            }
+        }
+    }
+}
+
+/// A bias is one more column of the matrix, against rows that are 1 there.
+#[test]
+fn a_head_with_a_bias_is_one_of_wider_rows() {
+    let ops = Cpu::<f64>::new();
+    let mut random = Random::new("bias");
+    for (n, c, v) in [(3, 3, 1), (41, 3, 401), (3, 3, 8233)] {
+        let data = pack_data(n, v, Mask::Some, &mut random);
+        let [h, h_ref] = [0; 2].map(|_| rows(n, c, &mut random));
+        let heads = [0; 2].map(|_| (random.vec(v * c), random.vec(v)));
+        let wide_rows = |h: &[f64]| -> Vec<f64> {
+            h.chunks(c).flat_map(|row| row.iter().copied().chain([1.0])).collect()
+        };
+        let wide_heads = [0, 1].map(|i| {
+            let (w, b) = &heads[i];
+            let rows = w.chunks(c).zip(b);
+            rows.flat_map(|(row, b)| row.iter().copied().chain([*b])).collect::<Vec<f64>>()
+        });
+        let run = |wide: bool, target: Option<Matched>, own: bool| {
+            let c = c + usize::from(wide);
+            let head = |i: usize| match wide {
+                true => HeadWeight::plain(&wide_heads[i][..]),
+                false => HeadWeight { matrix: &heads[i].0[..], bias: Some(&heads[i].1[..]) },
+            };
+            let of = |h: &Vec<f64>| if wide { wide_rows(h) } else { h.clone() };
+            let (mut out, mut dh) = (stats(n), stale(n * c));
+            let (mut dw, mut db) = (Grad::wide(v * c), Grad::wide(v));
+            let shape = HeadShape { n, c, v };
+            let db_to = (!wide).then_some(&mut db);
+            let grads = Some(HeadGrads { dh: &mut dh, dw: Some(&mut dw), db: db_to });
+            let (pack, weight) = (load(&ops, &data), TokenFormula::constant(-1.0));
+            let (h, h_ref) = (of(&h), of(&h_ref));
+            match target {
+                Some(target) => {
+                    let (own, out) = (own.then(|| head(1)), &mut out);
+                    ops.head_matched(shape, 0, &pack, &h, &h_ref, head(0), own, target, out, grads);
+                }
+                None => {
+                    let weight = TokenWeight::Formula(weight);
+                    ops.head_onehot(shape, 0, &pack, &h, head(0), weight, &mut out, grads);
+                }
+            }
+            let (dw, db) = (read(&dw), read(&db));
+            // The gradient of the bias as the last column of the matrix's, and no gradient at the column of ones.
+            let (dw, dh) = match wide {
+                true => (dw, dh.chunks(c).flat_map(|row| row[..c - 1].to_vec()).collect()),
+                false => {
+                    let rows = dw.chunks(c).zip(&db);
+                    (rows.flat_map(|(r, b)| r.iter().copied().chain([*b])).collect(), dh)
+                }
+            };
+            let mut picked = vec![0; n];
+            ops.head_argmax(shape, &h, head(0), &mut picked);
+            let picked = picked.into_iter().map(f64::from).collect();
+            [out.value, dh, dw, picked]
+        };
+        for target in TARGETS.into_iter().map(Some).chain([None]) {
+            for own in [false, true] {
+                let (got, want): ([Vec<f64>; 4], _) =
+                    (run(false, target, own), run(true, target, own));
+                for (got, want) in got.iter().zip(&want) {
+                    let name = format!("{target:?} own {own} {n} {c} {v}");
+                    assert_near(&name, got, want, tol(Dtype::F64, c + v));
+                }
             }
         }
     }

@@ -78,7 +78,7 @@ fn weight_gradients_overwrite_first_and_then_add() {
                 if round == 2 {
                     [&mut *dtable, dw, db].into_iter().for_each(|grad| clear(&ops, grad));
                 }
-                ops.embed_bwd(&pack, 3, &table, dtable);
+                ops.embed_bwd(&pack, 3, 1.0, &table, dtable);
                 ops.linear_wgrad(n, (o, i), &dy, &x, dw);
                 ops.bias_grad(n, o, &dy, db);
                 sums.push([read(dtable), read(dw), read(db)]);
@@ -110,11 +110,11 @@ fn embedding_backward_matches_differences() {
         let (pack, n) = (load(&ops, &data), data.tokens());
         let (table, dx) = (random.vec(v * c), random.vec(n * c));
         let mut dtable = Grad::wide(v * c);
-        ops.embed_bwd(&pack, c, &dx, &mut dtable);
+        ops.embed_bwd(&pack, c, 1.5, &dx, &mut dtable);
         let name = format!("embed {n} {v} {c}");
         assert_gradient(&name, n, &table, &read(&dtable), &dx, &mut |table| {
             let mut x = stale(n * c);
-            ops.embed(&pack, c, table, &mut x);
+            ops.embed(&pack, c, 1.5, table, &mut x);
             x
         });
     }

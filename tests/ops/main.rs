@@ -4,9 +4,12 @@
 
 mod attention;
 mod head;
+mod layernorm;
 mod linear;
+mod mlp;
 mod model;
 mod norm;
+mod positions;
 mod precision;
 #[path = "../support/mod.rs"]
 mod support;

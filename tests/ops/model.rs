@@ -17,8 +17,9 @@ const V: usize = 401;
 /// Longest document, tokens.
 const T: usize = 41;
 
-/// What the families differ in: biases, head norms, windows, a tied head, heads per kv head.
-const CONFIGS: [&str; 5] = [
+/// What the families differ in: biases, head norms, windows, a tied head, heads per kv head; norms, activations,
+/// positions, and what the MLP reads.
+const CONFIGS: [&str; 11] = [
     r#""model_type":"llama","hidden_size":12,"num_attention_heads":6,"num_key_value_heads":2"#,
     r#""model_type":"llama","hidden_size":12,"num_attention_heads":2,"num_key_value_heads":1,
        "tie_word_embeddings":true,"attention_bias":true,"mlp_bias":true"#,
@@ -27,11 +28,23 @@ const CONFIGS: [&str; 5] = [
        "head_dim":6,"tie_word_embeddings":true"#,
     r#""model_type":"mistral","hidden_size":12,"num_attention_heads":6,"num_key_value_heads":2,
        "sliding_window":3"#,
+    r#""model_type":"gpt2","n_embd":12,"n_head":3,"n_layer":2,"n_inner":17,"n_positions":43,
+       "activation_function":"gelu_new""#,
+    r#""model_type":"gpt_neox","hidden_size":16,"num_attention_heads":2,"rotary_pct":0.5"#,
+    r#""model_type":"gpt_neox","hidden_size":12,"num_attention_heads":3,"rotary_pct":1.0,
+       "use_parallel_residual":false,"tie_word_embeddings":true"#,
+    r#""model_type":"opt","hidden_size":12,"num_attention_heads":3,"ffn_dim":17,
+       "max_position_embeddings":41,"activation_function":"silu""#,
+    r#""model_type":"phi","hidden_size":12,"num_attention_heads":3,"num_key_value_heads":3"#,
+    r#""model_type":"gemma3_text","hidden_size":12,"num_attention_heads":4,"num_key_value_heads":2,
+       "head_dim":6,"query_pre_attn_scalar":9,"hidden_activation":"gelu_pytorch_tanh","sliding_window":3,
+       "layer_types":["sliding_attention","full_attention"],"rope_local_base_freq":100.0"#,
 ];
 
 fn config(special: &str) -> ModelConfig {
+    let act = if special.contains("gpt_neox") { "gelu" } else { "silu" };
     let text = format!(
-        r#"{{{special},"hidden_act":"silu","vocab_size":{V},"num_hidden_layers":2,
+        r#"{{{special},"hidden_act":"{act}","vocab_size":{V},"num_hidden_layers":2,
             "intermediate_size":17,"rms_norm_eps":1e-5}}"#
     );
     ModelConfig::parse(&text).unwrap()
@@ -206,8 +219,14 @@ fn check(special: &str, train: Train) {
                 if flattens && kink {
                     continue;
                 }
-                // Squares of logits bend more than logarithms of probabilities do.
-                let bent = if flattens { 100.0 } else { 1.0 };
+                // Squares of logits bend more than logarithms of probabilities do, and rows that are normed again
+                // behind every product more than those that are not; an embedding that is enlarged by the root of the
+                // width bends by the fourth power of that.
+                let bent = match (flattens, special.contains("gemma3")) {
+                    (_, true) => 1000.0,
+                    (true, false) => 100.0,
+                    (false, false) => 1.0,
+                };
                 let block = &setup.model.layout.blocks[b].name;
                 let off = (slope - gradient[i]).abs();
                 let scale = bent * (1.0 + size + gradient[i].abs());

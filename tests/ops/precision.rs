@@ -2,8 +2,8 @@
 
 use nepenthe::backend::cpu::{Cpu, Grad, Real};
 use nepenthe::ops::{
-    Compute, Direction, HeadGrads, HeadShape, Heads, PackData, RopeTable, RowStats, TokenFormula,
-    TokenWeight,
+    Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, PackData, Rms, RopeTable,
+    RowStats, TokenFormula, TokenWeight,
 };
 
 use crate::head::TARGETS;
@@ -95,20 +95,21 @@ fn embed<T: Real>() -> Vec<Output> {
     let (pack, n) = (load(&ops, &data), data.tokens());
     let (table, dx) = (cast::<T>(&random.vec(41 * 41)), cast::<T>(&random.vec(n * 41)));
     let (mut x, mut dtable) = (stale(n * 41), Grad::wide(41 * 41));
-    ops.embed(&pack, 41, &table, &mut x);
-    ops.embed_bwd(&pack, 41, &dx, &mut dtable);
+    ops.embed(&pack, 41, 3.0, &table, &mut x);
+    ops.embed_bwd(&pack, 41, 3.0, &dx, &mut dtable);
     vec![output("x", wide(&x), 1), output("dtable", read(&dtable), n)]
 }
 
 fn norms<T: Real>() -> Vec<Output> {
     let (ops, mut random) = (Cpu::<T>::new(), Random::new("norms"));
+    let rms = Rms { eps: 1e-5, plus: 0.5 };
     let mut all = Vec::new();
     for (n, c) in [(3, 1), (41, 401), (401, 41), (3, 4001)] {
         let mut draw = |len| cast::<T>(&random.vec(len));
         let (x, gain, dy, mut dx) = (draw(n * c), draw(c), draw(n * c), draw(n * c));
         let (mut y, mut rstd, mut dgain) = (stale(n * c), stale(n), Grad::wide(c));
-        ops.rmsnorm(n, c, 1e-5, &x, &gain, &mut y, &mut rstd);
-        ops.rmsnorm_bwd(n, c, &dy, &x, &gain, &rstd, &mut dx, Some(&mut dgain));
+        ops.rmsnorm(n, c, rms, &x, &gain, None, &mut y, &mut rstd);
+        ops.rmsnorm_bwd(n, c, rms, &dy, &x, &gain, &rstd, &mut dx, Some(&mut dgain));
         all.push(output("y", wide(&y), c));
         all.push(output("rstd", wide(&rstd), c));
         all.push(output("dx", wide(&dx), c));
@@ -119,9 +120,9 @@ fn norms<T: Real>() -> Vec<Output> {
     let mut draw = |len| cast::<T>(&random.vec(len));
     let (raw, q, k, mut dqkv) = (draw(len), draw(41), draw(41), draw(len));
     let (mut qkv, mut rstd) = (stale(len), stale(n * 8));
-    ops.qk_norm(n, heads, 1e-5, [&q, &k], &raw, &mut qkv, &mut rstd);
+    ops.qk_norm(n, heads, rms, [&q, &k], &raw, &mut qkv, &mut rstd);
     let (mut dq, mut dk) = (Grad::wide(41), Grad::wide(41));
-    ops.qk_norm_bwd(n, heads, [&q, &k], &raw, &rstd, &mut dqkv, Some([&mut dq, &mut dk]));
+    ops.qk_norm_bwd(n, heads, rms, [&q, &k], &raw, &rstd, &mut dqkv, Some([&mut dq, &mut dk]));
     all.push(output("qkv", wide(&qkv), 41));
     all.push(output("dqkv", wide(&dqkv), 41));
     all.push(output("dq", read(&dq), n * 6));
@@ -193,10 +194,12 @@ fn onehot<T: Real>() -> Vec<Output> {
             for trained in [true, false] {
                 let mut stats = RowStats { nll: stale(n), value: stale(n), hit: stale(n) };
                 let (mut dh, mut dw) = (stale(n * c), Grad::wide(v * c));
-                let grads = Some(HeadGrads { dh: &mut dh, dw: trained.then_some(&mut dw) });
+                let grads =
+                    Some(HeadGrads { dh: &mut dh, dw: trained.then_some(&mut dw), db: None });
                 let weight = TokenWeight::Formula(formula);
                 let pack = load(&ops, &data);
-                ops.head_onehot(shape, 0, &pack, &h, &w, weight, &mut stats, grads);
+                let w = HeadWeight::plain(&w[..]);
+                ops.head_onehot(shape, 0, &pack, &h, w, weight, &mut stats, grads);
                 all.push(output("nll", wide(&stats.nll), c + v));
                 all.push(output("value", wide(&stats.value), c + v));
                 all.push(output("dh", wide(&dh), c + v));
@@ -223,10 +226,11 @@ fn matched<T: Real>() -> Vec<Output> {
                 let mut stats = RowStats { nll: stale(n), value: stale(n), hit: stale(n) };
                 let (mut dh, mut dw) = (stale(n * c), Grad::wide(v * c));
                 let sink = w_ref.map(|_| &mut dw);
-                let grads = Some(HeadGrads { dh: &mut dh, dw: sink });
+                let grads = Some(HeadGrads { dh: &mut dh, dw: sink, db: None });
                 let pack = load(&ops, &data);
                 let out = &mut stats;
-                ops.head_matched(shape, 0, &pack, &h, h_ref, &w, w_ref, target, out, grads);
+                let (w, w_ref) = (HeadWeight::plain(&w[..]), w_ref.map(HeadWeight::plain));
+                ops.head_matched(shape, 0, &pack, &h, h_ref, w, w_ref, target, out, grads);
                 let name = |of: &str| format!("{target:?} {n} {c} {v} {of}");
                 all.push(output(name("value"), wide(&stats.value), c + v));
                 all.push(output(name("dh"), wide(&dh), c + v));

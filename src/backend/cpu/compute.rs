@@ -1,13 +1,13 @@
 //! The catalogue's compute ops on the CPU.
 
 use super::gemm::{Matrix, parallel};
-use super::head::{MatchedRows, OneHot, Results, Sweep, accumulate, each_logits, sweep};
-use super::rows::{each, each2, simd};
-use super::{Cpu, Grad, Real, attention, norm};
+use super::head::{MatchedRows, OneHot, Results, Sweep, accumulate, add_rows, each_logits, sweep};
+use super::rows::each;
+use super::{Cpu, Grad, Real, attention, layernorm, mlp, norm};
 use crate::error::Result;
 use crate::ops::{
-    CachePlace, Compute, Direction, HeadGrads, HeadShape, Heads, Matched, PackData, RopeTable,
-    RowStats, Sampling, TokenWeight, choice,
+    CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, Matched, Mlp,
+    PackData, Rms, RopeTable, RowStats, Sampling, TokenWeight, choice,
 };
 
 /// A loaded pack: the host's own data.
@@ -138,22 +138,11 @@ impl<T: Real> Compute for Cpu<T> {
     }
 
     fn bias_grad(&self, n: usize, o: usize, dy: &Vec<T>, db: &mut Grad<T>) {
-        let mut sums = self.pool.lend(o);
-        sums.fill(T::ZERO);
-        simd(
-            #[inline(always)]
-            || {
-                for row in dy[..n * o].chunks_exact(o) {
-                    sums.iter_mut().zip(row).for_each(|(s, d)| *s += *d);
-                }
-            },
-        );
-        db.open();
-        db.add(0, &sums);
+        add_rows(&self.pool, &dy[..n * o], o, db);
     }
 
-    fn embed(&self, pack: &Pack, c: usize, table: &[T], x: &mut Vec<T>) {
-        let ids = &pack.data.ids;
+    fn embed(&self, pack: &Pack, c: usize, scale: f64, table: &[T], x: &mut Vec<T>) {
+        let (ids, scale) = (&pack.data.ids, T::from_f64(scale));
         each(
             ids.len(),
             c,
@@ -161,15 +150,55 @@ impl<T: Real> Compute for Cpu<T> {
             #[inline(always)]
             |r, row| {
                 let id = ids[r] as usize;
-                row.copy_from_slice(&table[id * c..(id + 1) * c]);
+                row.iter_mut().zip(&table[id * c..(id + 1) * c]).for_each(|(x, t)| *x = scale * *t);
             },
         );
     }
 
-    fn embed_bwd(&self, pack: &Pack, c: usize, dx: &Vec<T>, dtable: &mut Grad<T>) {
+    fn embed_bwd(&self, pack: &Pack, c: usize, scale: f64, dx: &Vec<T>, dtable: &mut Grad<T>) {
         dtable.open();
+        let (mut scaled, scale) = (self.pool.lend(c), T::from_f64(scale));
         for (row, &id) in dx.chunks_exact(c).zip(&pack.data.ids) {
-            dtable.add(id as usize * c, row);
+            scaled.iter_mut().zip(row).for_each(|(s, x)| *s = scale * *x);
+            dtable.add(id as usize * c, &scaled);
+        }
+    }
+
+    fn positions(
+        &self,
+        pack: &Pack,
+        c: usize,
+        (rows, first): (usize, usize),
+        table: &[T],
+        x: &mut Vec<T>,
+    ) {
+        let positions = &pack.data.positions;
+        each(
+            positions.len(),
+            c,
+            x,
+            #[inline(always)]
+            |r, row| {
+                let at = (first + positions[r] as usize).min(rows - 1) * c;
+                row.iter_mut().zip(&table[at..at + c]).for_each(|(x, p)| *x += *p);
+            },
+        );
+    }
+
+    fn positions_bwd(
+        &self,
+        pack: &Pack,
+        c: usize,
+        (rows, first): (usize, usize),
+        dx: &Vec<T>,
+        dtable: &mut Grad<T>,
+    ) {
+        dtable.open();
+        for (row, &position) in dx.chunks_exact(c).zip(&pack.data.positions) {
+            let to = first + position as usize;
+            if to < rows {
+                dtable.add(to * c, row);
+            }
         }
     }
 
@@ -177,19 +206,21 @@ impl<T: Real> Compute for Cpu<T> {
         &self,
         n: usize,
         c: usize,
-        eps: f64,
+        rms: Rms,
         x: &Vec<T>,
         gain: &[T],
+        residual: Option<&Vec<T>>,
         y: &mut Vec<T>,
         rstd: &mut Vec<T>,
     ) {
-        norm::rmsnorm((n, c), eps, x, gain, y, rstd);
+        norm::rmsnorm((n, c), rms, x, gain, residual.map(|x| &x[..]), y, rstd);
     }
 
     fn rmsnorm_bwd(
         &self,
         n: usize,
         c: usize,
+        rms: Rms,
         dy: &Vec<T>,
         x: &Vec<T>,
         gain: &[T],
@@ -198,26 +229,56 @@ impl<T: Real> Compute for Cpu<T> {
         dgain: Option<&mut Grad<T>>,
     ) {
         let mut sums = self.pool.lend(c);
-        norm::rmsnorm_bwd((n, c), dy, x, gain, rstd, dx, dgain.map(|g| (g, &mut sums[..])));
+        let dgain = dgain.map(|g| (g, &mut sums[..]));
+        norm::rmsnorm_bwd((n, c), rms, dy, x, gain, rstd, dx, dgain);
+    }
+
+    fn layernorm(
+        &self,
+        n: usize,
+        c: usize,
+        eps: f64,
+        x: &Vec<T>,
+        gain_bias: [&[T]; 2],
+        y: &mut Vec<T>,
+        stats: &mut Vec<T>,
+    ) {
+        layernorm::forward((n, c), eps, x, gain_bias, y, stats);
+    }
+
+    fn layernorm_bwd(
+        &self,
+        n: usize,
+        c: usize,
+        dy: &Vec<T>,
+        x: &Vec<T>,
+        gain: &[T],
+        stats: &Vec<T>,
+        dx: &mut Vec<T>,
+        dgain: Option<&mut Grad<T>>,
+    ) {
+        let mut sums = self.pool.lend(c);
+        layernorm::backward((n, c), dy, x, gain, stats, dx, dgain.map(|g| (g, &mut sums[..])));
     }
 
     fn qk_norm(
         &self,
         n: usize,
         heads: Heads,
-        eps: f64,
+        rms: Rms,
         gains: [&[T]; 2],
         raw: &Vec<T>,
         qkv: &mut Vec<T>,
         rstd: &mut Vec<T>,
     ) {
-        norm::qk_norm(n, heads, eps, gains, raw, qkv, rstd);
+        norm::qk_norm(n, heads, rms, gains, raw, qkv, rstd);
     }
 
     fn qk_norm_bwd(
         &self,
         n: usize,
         heads: Heads,
+        rms: Rms,
         gains: [&[T]; 2],
         raw: &Vec<T>,
         rstd: &Vec<T>,
@@ -226,7 +287,7 @@ impl<T: Real> Compute for Cpu<T> {
     ) {
         let mut sums = self.pool.lend(heads.d);
         let dgains = dgains.map(|g| (g, &mut sums[..]));
-        norm::qk_norm_bwd(n, heads, gains, raw, rstd, dqkv, dgains);
+        norm::qk_norm_bwd(n, heads, rms, gains, raw, rstd, dqkv, dgains);
     }
 
     fn rope(
@@ -265,42 +326,19 @@ impl<T: Real> Compute for Cpu<T> {
     }
 
     fn swiglu(&self, n: usize, f: usize, gate_up: &Vec<T>, y: &mut Vec<T>) {
-        each(
-            n,
-            f,
-            y,
-            #[inline(always)]
-            |r, y| {
-                let (gate, up) = gate_up[2 * r * f..2 * (r + 1) * f].split_at(f);
-                for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
-                    *y = *g / (T::ONE + (-*g).exp()) * *u;
-                }
-            },
-        );
+        mlp::forward(n, f, Mlp::SWIGLU, gate_up, y);
     }
 
     fn swiglu_bwd(&self, n: usize, f: usize, dy: &mut Vec<T>, gate_up: &mut Vec<T>) {
-        each2(
-            n,
-            (2 * f, f),
-            gate_up,
-            dy,
-            #[inline(always)]
-            |_, row, dy| {
-                let (gate, up) = row.split_at_mut(f);
-                for ((g, u), d) in gate.iter_mut().zip(up).zip(dy) {
-                    let e = T::ONE + (-*g).exp();
-                    let s = T::ONE / e;
-                    let silu = *g * s;
-                    let dgate = *d * *u * (s + silu * (T::ONE - s));
-                    // As in the forward pass, to the bit.
-                    let y = *g / e * *u;
-                    *u = *d * silu;
-                    *g = dgate;
-                    *d = y;
-                }
-            },
-        );
+        mlp::backward(n, f, Mlp::SWIGLU, dy, gate_up);
+    }
+
+    fn activation(&self, n: usize, f: usize, mlp: Mlp, x: &Vec<T>, y: &mut Vec<T>) {
+        mlp::forward(n, f, mlp, x, y);
+    }
+
+    fn activation_bwd(&self, n: usize, f: usize, mlp: Mlp, dy: &mut Vec<T>, x: &mut Vec<T>) {
+        mlp::backward(n, f, mlp, dy, x);
     }
 
     fn head_onehot(
@@ -309,7 +347,7 @@ impl<T: Real> Compute for Cpu<T> {
         first: usize,
         pack: &Pack,
         h: &Vec<T>,
-        w: &[T],
+        w: HeadWeight<&[T]>,
         weight: TokenWeight<'_, Vec<T>>,
         stats: &mut RowStats<Vec<T>>,
         grads: Option<HeadGrads<'_, Vec<T>, Grad<T>>>,
@@ -322,9 +360,9 @@ impl<T: Real> Compute for Cpu<T> {
         let loss = OneHot { targets, coefs, formula, weights };
         let at = first * shape.c;
         let h = &h[at..];
-        let job = Sweep { shape, first: (h, w), second: None, subtract: false, w, h };
-        let (dh, dw) = grads.map_or((None, None), |g| (Some(&mut g.dh[at..]), g.dw));
-        sweep(&self.pool, &job, &loss, Self::results(stats, first, true), dh, dw);
+        let job = Sweep { shape, first: (h, w), second: None, subtract: false, w: w.matrix, h };
+        let to = grads.map(|g| HeadGrads { dh: &mut g.dh[at..], dw: g.dw, db: g.db });
+        sweep(&self.pool, &job, &loss, Self::results(stats, first, true), to);
     }
 
     fn head_matched(
@@ -334,8 +372,8 @@ impl<T: Real> Compute for Cpu<T> {
         pack: &Pack,
         h: &Vec<T>,
         h_ref: &Vec<T>,
-        w: &[T],
-        w_ref: Option<&[T]>,
+        w: HeadWeight<&[T]>,
+        w_ref: Option<HeadWeight<&[T]>>,
         target: Matched,
         stats: &mut RowStats<Vec<T>>,
         grads: Option<HeadGrads<'_, Vec<T>, Grad<T>>>,
@@ -361,12 +399,13 @@ impl<T: Real> Compute for Cpu<T> {
                 },
             );
         }
-        let from = if shared { (&diff[..], w) } else { (h, w) };
+        // Of two heads that are the same the bias takes itself off.
+        let from = if shared { (&diff[..], HeadWeight::plain(w.matrix)) } else { (h, w) };
         let second = compares.then(|| (&h_ref[..], w_ref.unwrap_or(w)));
         let subtract = compares && !shared;
-        let job = Sweep { shape, first: from, second, subtract, w, h };
-        let (dh, dw) = grads.map_or((None, None), |g| (Some(&mut g.dh[at..]), g.dw));
-        sweep(&self.pool, &job, &loss, Self::results(stats, first, false), dh, dw);
+        let job = Sweep { shape, first: from, second, subtract, w: w.matrix, h };
+        let to = grads.map(|g| HeadGrads { dh: &mut g.dh[at..], dw: g.dw, db: g.db });
+        sweep(&self.pool, &job, &loss, Self::results(stats, first, false), to);
     }
 
     fn cache_store(
@@ -413,7 +452,7 @@ impl<T: Real> Compute for Cpu<T> {
         }
     }
 
-    fn head_argmax(&self, shape: HeadShape, h: &Vec<T>, w: &[T], ids: &mut [u32]) {
+    fn head_argmax(&self, shape: HeadShape, h: &Vec<T>, w: HeadWeight<&[T]>, ids: &mut [u32]) {
         each_logits(&self.pool, shape, h, w, ids, |_, logits| choice::argmax(logits));
     }
 
@@ -421,7 +460,7 @@ impl<T: Real> Compute for Cpu<T> {
         &self,
         shape: HeadShape,
         h: &Vec<T>,
-        w: &[T],
+        w: HeadWeight<&[T]>,
         sampling: Sampling,
         draws: &[f64],
         ids: &mut [u32],

@@ -6,7 +6,7 @@ use super::gemm::{Matrix, parallel, serial};
 use super::pool::Pool;
 use super::rows::{max, simd, sum, sum2};
 use super::{Grad, GradData, Real, soft};
-use crate::ops::{HeadShape, Matched, TokenFormula};
+use crate::ops::{HeadGrads, HeadShape, HeadWeight, Matched, TokenFormula};
 
 /// Numbers of a chunk's logits: 13 MB of f32, which a shared cache holds.
 const CHUNK: usize = 3_200_000;
@@ -35,10 +35,10 @@ pub(super) trait RowLoss<T>: Sync {
 /// Buffers and matrices of a sweep.
 pub(super) struct Sweep<'a, T> {
     pub shape: HeadShape,
-    /// The product that makes the first logits: rows [N, C] and matrix [V, C].
-    pub first: (&'a [T], &'a [T]),
-    /// The product that makes the second logits, if any.
-    pub second: Option<(&'a [T], &'a [T])>,
+    /// What makes the first logits: rows [N, C] and head.
+    pub first: (&'a [T], HeadWeight<&'a [T]>),
+    /// What makes the second logits, if any.
+    pub second: Option<(&'a [T], HeadWeight<&'a [T]>)>,
     /// Whether the second logits are taken off the first: done number by number, so that equal products leave
     /// exactly 0, which one product added to another does not.
     pub subtract: bool,
@@ -67,22 +67,22 @@ fn serial_dense<T: Real>(
     serial(shape, a, b, c, shape.1, accumulate);
 }
 
-/// Sweeps all rows. `dh` gets the gradient at the rows, `dw` that of the matrix.
+/// Sweeps all rows; `grads.dh` holds the rows of the sweep alone.
 pub(super) fn sweep<T: Real>(
     pool: &Pool<T>,
     job: &Sweep<'_, T>,
     loss: &impl RowLoss<T>,
     results: Results<'_, T>,
-    dh: Option<&mut [T]>,
-    mut dw: Option<&mut Grad<T>>,
+    grads: Option<HeadGrads<'_, [T], Grad<T>>>,
 ) {
     let HeadShape { n, c, v } = job.shape;
     let rows = chunk_rows(v);
-    let grad = dh.is_some();
+    let grad = grads.is_some();
+    let (dh, mut dw, mut db) = grads.map_or((None, None, None), |g| (Some(g.dh), g.dw, g.db));
     let mut scratch_dh = pool.lend(if grad { 0 } else { n * c });
     let dh = dh.unwrap_or(&mut scratch_dh);
     let mut collected: Vec<RowResult> = Vec::with_capacity(n);
-    if v <= SMALL && dw.is_none() {
+    if v <= SMALL && dw.is_none() && db.is_none() {
         let parts: Vec<Vec<RowResult>> = dh[..n * c]
             .par_chunks_mut(rows * c)
             .enumerate()
@@ -123,6 +123,9 @@ pub(super) fn sweep<T: Real>(
                     let h = Matrix::rows(&job.h[start * c..], c);
                     accumulate(pool, (v, c, m), dz.t(), h, dw);
                 }
+                if let Some(db) = db.as_deref_mut() {
+                    add_rows(pool, &z[..m * v], v, db);
+                }
             }
         }
     }
@@ -159,14 +162,40 @@ fn logits<T: Real>(
 ) {
     let HeadShape { c, v, .. } = job.shape;
     let rows = |h: &'_ [T]| Matrix::rows(&h[start * c..(start + m) * c], c);
-    let (h, w) = job.first;
-    product((m, v, c), rows(h), Matrix::rows(w, c).t(), z, false);
-    if let Some((h, w)) = job.second {
-        product((m, v, c), rows(h), Matrix::rows(w, c).t(), extra, false);
+    let make = |(h, w): (&'_ [T], HeadWeight<&'_ [T]>), z: &mut [T]| {
+        start_rows(&mut z[..m * v], v, w.bias);
+        product((m, v, c), rows(h), Matrix::rows(w.matrix, c).t(), z, w.bias.is_some());
+    };
+    make(job.first, z);
+    if let Some(second) = job.second {
+        make(second, extra);
     }
     if job.subtract {
         z[..m * v].iter_mut().zip(extra).for_each(|(z, extra)| *z -= *extra);
     }
+}
+
+/// Fills rows of logits with the bias that their product is added to, where there is one.
+fn start_rows<T: Real>(z: &mut [T], v: usize, bias: Option<&[T]>) {
+    if let Some(bias) = bias {
+        z.chunks_exact_mut(v).for_each(|row| row.copy_from_slice(&bias[..v]));
+    }
+}
+
+/// Adds the sum of rows of `width` numbers to a gradient, in their order.
+pub(super) fn add_rows<T: Real>(pool: &Pool<T>, rows: &[T], width: usize, grad: &mut Grad<T>) {
+    let mut sums = pool.lend(width);
+    sums.fill(T::ZERO);
+    simd(
+        #[inline(always)]
+        || {
+            for row in rows.chunks_exact(width) {
+                sums.iter_mut().zip(row).for_each(|(s, d)| *s += *d);
+            }
+        },
+    );
+    grad.open();
+    grad.add(0, &sums);
 }
 
 fn each_row<T: Real>(
@@ -201,7 +230,7 @@ pub(super) fn each_logits<T: Real>(
     pool: &Pool<T>,
     HeadShape { n, c, v }: HeadShape,
     h: &[T],
-    w: &[T],
+    w: HeadWeight<&[T]>,
     out: &mut [u32],
     f: impl Fn(usize, &[f32]) -> u32 + Sync,
 ) {
@@ -210,7 +239,8 @@ pub(super) fn each_logits<T: Real>(
     for (g, out) in out[..n].chunks_mut(rows).enumerate() {
         let (start, m) = (g * rows, out.len());
         let h = Matrix::rows(&h[start * c..(start + m) * c], c);
-        parallel((m, v, c), h, Matrix::rows(w, c).t(), &mut z, false);
+        start_rows(&mut z[..m * v], v, w.bias);
+        parallel((m, v, c), h, Matrix::rows(w.matrix, c).t(), &mut z, w.bias.is_some());
         let z = &z[..m * v];
         out.par_iter_mut().enumerate().for_each(|(r, out)| {
             let narrow: Vec<f32> = z[r * v..(r + 1) * v].iter().map(|z| z.to_f32()).collect();

@@ -5,9 +5,12 @@
 
 mod attention;
 mod compute;
+mod erf;
 mod gemm;
 mod grad;
 mod head;
+mod layernorm;
+mod mlp;
 mod norm;
 mod params;
 mod pool;

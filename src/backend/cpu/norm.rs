@@ -2,21 +2,27 @@
 
 use super::rows::{each, each2, simd, sum, sum2};
 use super::{Grad, Real};
-use crate::ops::Heads;
+use crate::ops::{Heads, Rms};
 
 #[inline(always)]
-fn forward<T: Real>(x: &[T], gain: &[T], eps: f64, y: &mut [T]) -> T {
+fn forward<T: Real>(x: &[T], gain: &[T], rms: Rms, y: &mut [T]) -> T {
     let mean = sum(x, |v| v * v) / x.len() as f64;
-    let rstd = T::from_f64(1.0 / (mean + eps).sqrt());
+    let (rstd, plus) = (T::from_f64(1.0 / (mean + rms.eps).sqrt()), T::from_f64(rms.plus));
     for ((y, x), g) in y.iter_mut().zip(x).zip(gain) {
-        *y = *x * rstd * *g;
+        *y = *x * rstd * (*g + plus);
     }
     rstd
 }
 
-/// `dx = rstd (dy gain - xhat mean(dy gain xhat))`, handed to `put` with its index.
+/// `dx = rstd (dy g - xhat mean(dy g xhat))` with `g = plus + gain`, handed to `put` with its index.
 #[inline(always)]
-fn backward<T: Real>(dy: &[T], x: &[T], gain: &[T], rstd: T, mut put: impl FnMut(usize, T)) {
+fn backward<T: Real>(
+    dy: &[T],
+    x: &[T],
+    (gain, plus): (&[T], T),
+    rstd: T,
+    mut put: impl FnMut(usize, T),
+) {
     let mut dot = 0.0;
     // Three factors: sum2 takes two, so the product with the gain is made in blocks.
     let mut block = [T::ZERO; 256];
@@ -24,21 +30,22 @@ fn backward<T: Real>(dy: &[T], x: &[T], gain: &[T], rstd: T, mut put: impl FnMut
         let end = (start + 256).min(x.len());
         let block = &mut block[..end - start];
         for ((b, d), g) in block.iter_mut().zip(&dy[start..end]).zip(&gain[start..end]) {
-            *b = *d * *g;
+            *b = *d * (*g + plus);
         }
         dot += sum2(block, &x[start..end], |a, b| a * b);
     }
     let mean = T::from_f64(dot / x.len() as f64) * rstd * rstd;
     for i in 0..x.len() {
-        put(i, rstd * (dy[i] * gain[i] - x[i] * mean));
+        put(i, rstd * (dy[i] * (gain[i] + plus) - x[i] * mean));
     }
 }
 
 pub(super) fn rmsnorm<T: Real>(
     (n, c): (usize, usize),
-    eps: f64,
+    rms: Rms,
     x: &[T],
     gain: &[T],
+    residual: Option<&[T]>,
     y: &mut [T],
     rstd: &mut [T],
 ) {
@@ -49,13 +56,17 @@ pub(super) fn rmsnorm<T: Real>(
         rstd,
         #[inline(always)]
         |r, y, rstd| {
-            rstd[0] = forward(&x[r * c..(r + 1) * c], &gain[..c], eps, y);
+            rstd[0] = forward(&x[r * c..(r + 1) * c], &gain[..c], rms, y);
+            if let Some(residual) = residual {
+                y.iter_mut().zip(&residual[r * c..(r + 1) * c]).for_each(|(y, x)| *y += *x);
+            }
         },
     );
 }
 
 pub(super) fn rmsnorm_bwd<T: Real>(
     (n, c): (usize, usize),
+    rms: Rms,
     dy: &[T],
     x: &[T],
     gain: &[T],
@@ -71,7 +82,8 @@ pub(super) fn rmsnorm_bwd<T: Real>(
         |r, dx| {
             let at = r * c..(r + 1) * c;
             let (dy, x) = (&dy[at.clone()], &x[at]);
-            backward(dy, x, &gain[..c], rstd[r], |i, v| dx[i] += v);
+            let gain = (&gain[..c], T::from_f64(rms.plus));
+            backward(dy, x, gain, rstd[r], |i, v| dx[i] += v);
         },
     );
     if let Some((dgain, sums)) = dgain {
@@ -100,7 +112,7 @@ fn gain_sums<'a, T: Real>(rows: impl Iterator<Item = (&'a [T], &'a [T], T)>, sum
 pub(super) fn qk_norm<T: Real>(
     n: usize,
     heads: Heads,
-    eps: f64,
+    rms: Rms,
     gains: [&[T]; 2],
     raw: &[T],
     qkv: &mut [T],
@@ -118,7 +130,7 @@ pub(super) fn qk_norm<T: Real>(
             for (h, rstd) in rstd.iter_mut().enumerate() {
                 let gain = &gains[usize::from(h >= heads.h)][..d];
                 let at = h * d..(h + 1) * d;
-                *rstd = forward(&raw[at.clone()], gain, eps, &mut row[at]);
+                *rstd = forward(&raw[at.clone()], gain, rms, &mut row[at]);
             }
             row[normed * d..].copy_from_slice(&raw[normed * d..]);
         },
@@ -128,6 +140,7 @@ pub(super) fn qk_norm<T: Real>(
 pub(super) fn qk_norm_bwd<T: Real>(
     n: usize,
     heads: Heads,
+    rms: Rms,
     gains: [&[T]; 2],
     raw: &[T],
     rstd: &[T],
@@ -135,6 +148,7 @@ pub(super) fn qk_norm_bwd<T: Real>(
     dgains: Option<([&mut Grad<T>; 2], &mut [T])>,
 ) {
     let (width, d, normed) = (heads.qkv_width(), heads.d, heads.h + heads.g);
+    let plus = T::from_f64(rms.plus);
     if let Some((dgains, sums)) = dgains {
         for (grad, range) in dgains.into_iter().zip([0..heads.h, heads.h..normed]) {
             let rows = (0..n).flat_map(|r| range.clone().map(move |h| (r, h)));
@@ -158,11 +172,11 @@ pub(super) fn qk_norm_bwd<T: Real>(
                 let x = &raw[r * width + h * d..r * width + (h + 1) * d];
                 let dy = &mut row[h * d..(h + 1) * d];
                 // In place: the mean needs all of dy first, and each entry then only itself.
-                let dot: f64 = (0..d).map(|i| (dy[i] * gain[i] * x[i]).to_f64()).sum();
+                let dot: f64 = (0..d).map(|i| (dy[i] * (gain[i] + plus) * x[i]).to_f64()).sum();
                 let rstd = rstd[r * normed + h];
                 let mean = T::from_f64(dot / d as f64) * rstd * rstd;
                 for i in 0..d {
-                    dy[i] = rstd * (dy[i] * gain[i] - x[i] * mean);
+                    dy[i] = rstd * (dy[i] * (gain[i] + plus) - x[i] * mean);
                 }
             }
         },

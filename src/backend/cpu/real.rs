@@ -36,6 +36,8 @@ pub trait Real:
     fn to_f32(self) -> f32;
     /// e^x, written so that loops over it become vector code; 0 below the smallest normal number.
     fn exp(self) -> Self;
+    /// The error function.
+    fn erf(self) -> Self;
     /// A register of `S` full of this type.
     type Lanes<S: Simd>: bytemuck::Pod;
     /// Returns a register full of `self`.
@@ -105,6 +107,10 @@ macro_rules! real {
             #[inline(always)]
             fn exp(self) -> Self {
                 $exp(self)
+            }
+            #[inline]
+            fn erf(self) -> Self {
+                super::erf::erf(f64::from(self)) as $type
             }
             type Lanes<S: Simd> = S::$lanes;
             #[inline(always)]

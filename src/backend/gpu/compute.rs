@@ -2,12 +2,15 @@
 
 use std::sync::atomic::Ordering;
 
-use super::ops::{attention, choose, embed, fused, generate, head, linear, norm, rope, swiglu};
+use super::ops::{
+    activation, attention, choose, embed, fused, generate, head, layernorm, linear, norm,
+    positions, rope, swiglu,
+};
 use super::{Act, Gpu, Grad, Pack, Stat, Weight};
 use crate::error::Result;
 use crate::ops::{
-    CachePlace, Compute, Direction, HeadGrads, HeadShape, Heads, Matched, PackData, RopeTable,
-    RowStats, Sampling, TokenWeight,
+    CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, Matched, Mlp,
+    PackData, Rms, RopeTable, RowStats, Sampling, TokenWeight,
 };
 
 impl Compute for Gpu {
@@ -97,31 +100,55 @@ impl Compute for Gpu {
         linear::bias_grad(self, n, o, dy, db);
     }
 
-    fn embed(&self, pack: &Pack, c: usize, table: Weight<'_>, x: &mut Act) {
-        embed::forward(self, pack, c, table, x);
+    fn embed(&self, pack: &Pack, c: usize, scale: f64, table: Weight<'_>, x: &mut Act) {
+        embed::forward(self, pack, c, scale, table, x);
     }
 
-    fn embed_bwd(&self, pack: &Pack, c: usize, dx: &Act, dtable: &mut Grad) {
-        embed::backward(self, pack, c, dx, dtable);
+    fn embed_bwd(&self, pack: &Pack, c: usize, scale: f64, dx: &Act, dtable: &mut Grad) {
+        embed::backward(self, pack, c, scale, dx, dtable);
+    }
+
+    fn positions(
+        &self,
+        pack: &Pack,
+        c: usize,
+        rows_first: (usize, usize),
+        table: Weight<'_>,
+        x: &mut Act,
+    ) {
+        positions::forward(self, pack, c, rows_first, table, x);
+    }
+
+    fn positions_bwd(
+        &self,
+        pack: &Pack,
+        c: usize,
+        rows_first: (usize, usize),
+        dx: &Act,
+        dtable: &mut Grad,
+    ) {
+        positions::backward(self, pack, c, rows_first, dx, dtable);
     }
 
     fn rmsnorm(
         &self,
         n: usize,
         c: usize,
-        eps: f64,
+        rms: Rms,
         x: &Act,
         gain: Weight<'_>,
+        residual: Option<&Act>,
         y: &mut Act,
         rstd: &mut Stat,
     ) {
-        norm::forward(self, n, c, eps, x, gain, y, rstd);
+        norm::forward(self, n, c, rms, x, gain, residual, y, rstd);
     }
 
     fn rmsnorm_bwd(
         &self,
         n: usize,
         c: usize,
+        rms: Rms,
         dy: &Act,
         x: &Act,
         gain: Weight<'_>,
@@ -129,33 +156,61 @@ impl Compute for Gpu {
         dx: &mut Act,
         dgain: Option<&mut Grad>,
     ) {
-        norm::backward(self, n, c, dy, x, gain, rstd, dx, dgain);
+        norm::backward(self, n, c, rms, dy, x, gain, rstd, dx, dgain);
+    }
+
+    fn layernorm(
+        &self,
+        n: usize,
+        c: usize,
+        eps: f64,
+        x: &Act,
+        gain_bias: [Weight<'_>; 2],
+        y: &mut Act,
+        stats: &mut Stat,
+    ) {
+        layernorm::forward(self, n, c, eps, x, gain_bias, y, stats);
+    }
+
+    fn layernorm_bwd(
+        &self,
+        n: usize,
+        c: usize,
+        dy: &Act,
+        x: &Act,
+        gain: Weight<'_>,
+        stats: &Stat,
+        dx: &mut Act,
+        dgain: Option<&mut Grad>,
+    ) {
+        layernorm::backward(self, n, c, dy, x, gain, stats, dx, dgain);
     }
 
     fn qk_norm(
         &self,
         n: usize,
         heads: Heads,
-        eps: f64,
+        rms: Rms,
         gains: [Weight<'_>; 2],
         raw: &Act,
         qkv: &mut Act,
         rstd: &mut Stat,
     ) {
-        norm::qk_forward(self, n, heads, eps, gains, raw, qkv, rstd);
+        norm::qk_forward(self, n, heads, rms, gains, raw, qkv, rstd);
     }
 
     fn qk_norm_bwd(
         &self,
         n: usize,
         heads: Heads,
+        rms: Rms,
         gains: [Weight<'_>; 2],
         raw: &Act,
         rstd: &Stat,
         dqkv: &mut Act,
         dgains: Option<[&mut Grad; 2]>,
     ) {
-        norm::qk_backward(self, n, heads, gains, raw, rstd, dqkv, dgains);
+        norm::qk_backward(self, n, heads, rms, gains, raw, rstd, dqkv, dgains);
     }
 
     fn rope(
@@ -192,6 +247,14 @@ impl Compute for Gpu {
 
     fn swiglu_bwd(&self, n: usize, f: usize, dy: &mut Act, gate_up: &mut Act) {
         swiglu::backward(self, n, f, dy, gate_up);
+    }
+
+    fn activation(&self, n: usize, f: usize, mlp: Mlp, x: &Act, y: &mut Act) {
+        activation::forward(self, n, f, mlp, x, y);
+    }
+
+    fn activation_bwd(&self, n: usize, f: usize, mlp: Mlp, dy: &mut Act, x: &mut Act) {
+        activation::backward(self, n, f, mlp, dy, x);
     }
 
     fn linear_rope(
@@ -240,7 +303,7 @@ impl Compute for Gpu {
         first: usize,
         pack: &Pack,
         h: &Act,
-        w: Weight<'_>,
+        w: HeadWeight<Weight<'_>>,
         weight: TokenWeight<'_, Stat>,
         stats: &mut RowStats<Stat>,
         grads: Option<HeadGrads<'_, Act, Grad>>,
@@ -255,8 +318,8 @@ impl Compute for Gpu {
         pack: &Pack,
         h: &Act,
         h_ref: &Act,
-        w: Weight<'_>,
-        w_ref: Option<Weight<'_>>,
+        w: HeadWeight<Weight<'_>>,
+        w_ref: Option<HeadWeight<Weight<'_>>>,
         target: Matched,
         stats: &mut RowStats<Stat>,
         grads: Option<HeadGrads<'_, Act, Grad>>,
@@ -284,7 +347,7 @@ impl Compute for Gpu {
         generate::gather(self, c, rows, x, y);
     }
 
-    fn head_argmax(&self, shape: HeadShape, h: &Act, w: Weight<'_>, ids: &mut [u32]) {
+    fn head_argmax(&self, shape: HeadShape, h: &Act, w: HeadWeight<Weight<'_>>, ids: &mut [u32]) {
         choose::argmax(self, shape, h, w, ids);
     }
 
@@ -292,7 +355,7 @@ impl Compute for Gpu {
         &self,
         shape: HeadShape,
         h: &Act,
-        w: Weight<'_>,
+        w: HeadWeight<Weight<'_>>,
         sampling: Sampling,
         draws: &[f64],
         ids: &mut [u32],

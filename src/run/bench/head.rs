@@ -5,7 +5,9 @@ use super::lab::Case;
 use super::{Lab, Measurement, Preset};
 use crate::error::Result;
 use crate::method::{FORGET, Rows, find};
-use crate::ops::{Compute, HeadGrads, HeadShape, Matched, RowStats, TokenFormula, TokenWeight};
+use crate::ops::{
+    Compute, HeadGrads, HeadShape, HeadWeight, Matched, RowStats, TokenFormula, TokenWeight,
+};
 use crate::run::conformance::{Random, documents};
 
 /// Measures the sweeps of the paper's step and of an evaluation.
@@ -33,7 +35,8 @@ pub(super) fn run(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
             Ok((act()?, act()?, act()?))
         })?;
         let seconds = lab.time(&gpu, &mut sets, |(h, h_ref, dh)| {
-            let (w, grads) = (w.as_weight(), |dh| Some(HeadGrads { dh, dw: None }));
+            let (w, grads) =
+                (HeadWeight::plain(w.as_weight()), |dh| Some(HeadGrads { dh, dw: None, db: None }));
             let stats = &mut stats;
             match products {
                 1 => {

@@ -7,7 +7,7 @@ use super::lab::Case;
 use super::{Lab, Measurement, Preset};
 use crate::error::Result;
 use crate::model::rope::table;
-use crate::ops::{Compute, Direction};
+use crate::ops::{Compute, Direction, Rms};
 use crate::run::conformance::{Random, documents, grad};
 
 /// Records one op of a preset.
@@ -25,7 +25,8 @@ fn record(
 
 /// Measures RMSNorm forward and backward.
 pub(super) fn norm(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
-    let (gpu, n, c, eps) = (lab.gpu(0)?, preset.tokens(), preset.config.width, preset.config.eps);
+    let (gpu, n, c) = (lab.gpu(0)?, preset.tokens(), preset.config.width);
+    let rms = Rms::plain(preset.config.eps);
     let (forward, backward) =
         (floors::rmsnorm(n, c, lab.stored()), floors::rmsnorm_bwd(n, c, lab.stored()));
     let gain = lab.act(&gpu, c, 1.0)?;
@@ -35,11 +36,11 @@ pub(super) fn norm(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
     })?;
     // Forward first: it leaves the statistics.
     let first = lab.time(&gpu, &mut sets, |(x, y, _, rstd)| {
-        gpu.rmsnorm(n, c, eps, x, gain.as_weight(), y, rstd);
+        gpu.rmsnorm(n, c, rms, x, gain.as_weight(), None, y, rstd);
         Ok(())
     })?;
     let second = lab.time(&gpu, &mut sets, |(x, dy, dx, rstd)| {
-        gpu.rmsnorm_bwd(n, c, dy, x, gain.as_weight(), rstd, dx, None);
+        gpu.rmsnorm_bwd(n, c, rms, dy, x, gain.as_weight(), rstd, dx, None);
         Ok(())
     })?;
     if let Some((_, y, dx, _)) = sets.first() {
@@ -126,11 +127,11 @@ pub(super) fn embed(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
         Ok((table, lab.act(&gpu, n * c, 1.0)?, dtable))
     })?;
     let first = lab.time(&gpu, &mut sets, |(table, x, _)| {
-        gpu.embed(&pack, c, table.as_weight(), x);
+        gpu.embed(&pack, c, 1.0, table.as_weight(), x);
         Ok(())
     })?;
     let second = lab.time(&gpu, &mut sets, |(_, dx, dtable)| {
-        gpu.embed_bwd(&pack, c, dx, dtable);
+        gpu.embed_bwd(&pack, c, 1.0, dx, dtable);
         Ok(())
     })?;
     if let Some((_, x, dtable)) = sets.first() {

@@ -3,7 +3,7 @@
 use super::{Bench, Dtype, Output, Random, Verdict, tol};
 use crate::backend::gpu::Gpu;
 use crate::ops::choice::kept_weights;
-use crate::ops::{Compute, HeadShape, Sampling};
+use crate::ops::{Compute, HeadShape, HeadWeight, Sampling};
 
 /// Vocabularies: below and above what a warp, and a warp's share, settles at once; with and without whole quads.
 const VOCABS: [usize; 11] = [1, 2, 3, 41, 128, 129, 401, 1000, 2049, 4096, 4099];
@@ -123,10 +123,10 @@ impl Job {
             let (gpu, cpu) = (bench.gpu, &bench.cpu);
             gpu.reserve(*shape, false)?;
             let (on_gpu, matrix) = (bench.act(h)?, bench.act(w)?);
-            let matrix = matrix.as_weight();
+            let (matrix, w) = (HeadWeight::plain(matrix.as_weight()), HeadWeight::plain(&w[..]));
             let (mut got, mut want) = (vec![u32::MAX; n], vec![0; n]);
             let mut z = vec![0.0; n * v];
-            cpu.linear(n, (v, c), h, w, None, None, &mut z);
+            cpu.linear(n, (v, c), h, w.matrix, None, None, &mut z);
             let z: Vec<f32> = z.into_iter().map(|z| z as f32).collect();
             let top = z.iter().fold(0.0, |a: f32, z| a.max(z.abs()));
             let error = if *exact { 0.0 } else { tol(bench.products(), c) * f64::from(top) };

@@ -5,6 +5,9 @@ use crate::backend::cpu::Grad as CpuGrad;
 use crate::backend::gpu::{Gpu, Grad};
 use crate::ops::{Compute, State, StateMode};
 
+/// A scale that fp32 and bf16 hold.
+const SCALE: f64 = 1.25;
+
 /// Copies a gradient to the host and says how it is judged after `terms` additions and `writes` writes.
 pub(super) fn grad_output(
     gpu: &Gpu,
@@ -57,17 +60,17 @@ fn case(
         bench.cpu.load_pack(&mut pack_cpu, &data);
         let Some(mode) = mode else {
             let (table_on, mut x) = (bench.act(&table)?, bench.stale_act(n * c)?);
-            bench.gpu.embed(&pack, c, table_on.as_weight(), &mut x);
+            bench.gpu.embed(&pack, c, SCALE, table_on.as_weight(), &mut x);
             let mut want = vec![0.0; n * c];
-            bench.cpu.embed(&pack_cpu, c, &table, &mut want);
+            bench.cpu.embed(&pack_cpu, c, SCALE, &table, &mut want);
             let (got, stored) = (bench.read_act(&x, n * c), bench.stored());
-            return Ok(vec![Output { name: "x", got, want, stored, sums: (Dtype::F32, 0) }]);
+            return Ok(vec![Output { name: "x", got, want, stored, sums: (Dtype::F32, 1) }]);
         };
         let (on, dx_on) = (&mut grad(bench.gpu, vocab * c, mode)?, bench.act(&dx)?);
         let mut want = CpuGrad::wide(vocab * c);
         for _ in 0..2 {
-            bench.gpu.embed_bwd(&pack, c, &dx_on, on);
-            bench.cpu.embed_bwd(&pack_cpu, c, &dx, &mut want);
+            bench.gpu.embed_bwd(&pack, c, SCALE, &dx_on, on);
+            bench.cpu.embed_bwd(&pack_cpu, c, SCALE, &dx, &mut want);
         }
         Ok(vec![grad_output(bench.gpu, on, &want, mode, (Dtype::F32, n), 2)])
     })

@@ -3,10 +3,10 @@
 use super::embed::grad_output;
 use super::{Bench, Dtype, Output, Random, Verdict, documents, grad};
 use crate::backend::cpu::Grad as CpuGrad;
-use crate::backend::gpu::{Act, Gpu, Grad, Pack, Stat};
+use crate::backend::gpu::{Act, Gpu, Grad, Pack, Stat, Weight};
 use crate::ops::{
-    Compute, HeadGrads, HeadShape, Matched, PackData, RowStats, StateMode, TokenFormula,
-    TokenWeight,
+    Compute, HeadGrads, HeadShape, HeadWeight, Matched, PackData, RowStats, StateMode,
+    TokenFormula, TokenWeight,
 };
 
 /// Which rows have a coefficient: all, some, none.
@@ -100,15 +100,16 @@ fn parts(
             };
             let mut dh = bench.stale_act(n * c)?;
             for &(first, n, reference) in ranges {
-                let (shape, w) = (HeadShape { n, c, v }, w.as_weight());
-                let to = Some(HeadGrads { dh: &mut dh, dw: None });
+                let (shape, w) = (HeadShape { n, c, v }, HeadWeight::plain(w.as_weight()));
+                let to = Some(HeadGrads { dh: &mut dh, dw: None, db: None });
                 match target {
                     None => {
                         let weight = TokenWeight::Formula(TokenFormula::constant(-1.0));
                         gpu.head_onehot(shape, first, &pack, &h, w, weight, &mut stats, to);
                     }
                     Some(target) => {
-                        let (h_ref, own) = (&h_ref[reference], Some(w_ref.as_weight()));
+                        let (h_ref, own) =
+                            (&h_ref[reference], Some(HeadWeight::plain(w_ref.as_weight())));
                         let stats = &mut stats;
                         gpu.head_matched(shape, first, &pack, &h, h_ref, w, own, target, stats, to);
                     }
@@ -195,13 +196,18 @@ fn edges(bench: &Bench<'_>, verdicts: &mut Vec<Verdict>) {
     }
 }
 
+/// Puts a head on the device together.
+fn head<'a>(matrix: &'a Act, bias: Option<&'a Act>) -> HeadWeight<Weight<'a>> {
+    HeadWeight { matrix: matrix.as_weight(), bias: bias.map(Act::as_weight) }
+}
+
 /// The inputs on the device.
 struct Side<'a> {
     pack: &'a Pack,
     h: &'a Act,
     h_ref: &'a Act,
-    w: &'a Act,
-    w_ref: &'a Act,
+    w: HeadWeight<Weight<'a>>,
+    w_ref: HeadWeight<Weight<'a>>,
     weights: &'a Stat,
 }
 
@@ -213,6 +219,8 @@ struct Job {
     h_ref: Vec<f64>,
     w: Vec<f64>,
     w_ref: Vec<f64>,
+    /// The biases of both heads, where they have some.
+    biases: Option<[Vec<f64>; 2]>,
     weights: Vec<f64>,
     way: (bool, Option<StateMode>),
     /// Into how many chunks the device cuts the rows.
@@ -236,7 +244,8 @@ impl Job {
         let w_ref = bench.round(&random.vec(v * c));
         let weights = random.vec(n).iter().map(|x| f64::from(*x as f32)).collect();
         let h_ref = bench.round(&h_ref);
-        Self { shape, data, h, h_ref, w, w_ref, weights, way, chunks: 1 }
+        let biases = (c % 3 == 0).then(|| [0; 2].map(|_| bench.round(&random.vec(v))));
+        Self { shape, data, h, h_ref, w, w_ref, biases, weights, way, chunks: 1 }
     }
 
     /// Rows of given logits, of which `z(row, whether it is the target's, ..)` makes one: multiples of 1/16 of at
@@ -255,7 +264,16 @@ impl Job {
         let h: Vec<f64> = (0..n * n).map(|i| f64::from(u8::from(i / n == i % n))).collect();
         let shape = HeadShape { n, c: n, v };
         let (h_ref, w_ref, weights) = (h.clone(), w.clone(), vec![1.0; n]);
-        Self { shape, data, h, h_ref, w, w_ref, weights, way, chunks: 1 }
+        Self { shape, data, h, h_ref, w, w_ref, biases: None, weights, way, chunks: 1 }
+    }
+
+    /// Returns the heads on the CPU.
+    fn heads(&self) -> [HeadWeight<&[f64]>; 2] {
+        let bias = |i: usize| self.biases.as_ref().map(|biases| &biases[i][..]);
+        [
+            HeadWeight { matrix: &self.w[..], bias: bias(0) },
+            HeadWeight { matrix: &self.w_ref[..], bias: bias(1) },
+        ]
     }
 
     fn judge(
@@ -277,13 +295,17 @@ impl Job {
                 gpu.reserve(self.shape, true)?;
                 let [h, h_ref] = [bench.act(&self.h)?, bench.act(&self.h_ref)?];
                 let [w, w_ref] = [bench.act(&self.w)?, bench.act(&self.w_ref)?];
+                let none = [vec![], vec![]];
+                let biases = self.biases.as_ref().unwrap_or(&none);
+                let [bias, bias_ref] = [bench.act(&biases[0])?, bench.act(&biases[1])?];
+                let biased = self.biases.is_some();
                 let weights = bench.stat(&self.weights)?;
                 let side = Side {
                     pack: &pack,
                     h: &h,
                     h_ref: &h_ref,
-                    w: &w,
-                    w_ref: &w_ref,
+                    w: head(&w, biased.then_some(&bias)),
+                    w_ref: head(&w_ref, biased.then_some(&bias_ref)),
                     weights: &weights,
                 };
                 let mut stats = RowStats {
@@ -296,10 +318,20 @@ impl Job {
                 let (mut dh, mut dh_want) = (bench.stale_act(n * c)?, vec![0.0; n * c]);
                 let mut dw = grad(gpu, v * c, mode.unwrap_or(StateMode::Exact))?;
                 let mut dw_want = CpuGrad::wide(v * c);
-                let to = backward.then(|| HeadGrads { dh: &mut dh, dw: mode.map(|_| &mut dw) });
+                let mut db = grad(gpu, v, mode.unwrap_or(StateMode::Exact))?;
+                let mut db_want = CpuGrad::wide(v);
+                let trained = mode.filter(|_| biased);
+                let to = backward.then(|| HeadGrads {
+                    dh: &mut dh,
+                    dw: mode.map(|_| &mut dw),
+                    db: trained.map(|_| &mut db),
+                });
                 on_gpu(&side, &mut stats, to);
-                let to = backward
-                    .then(|| HeadGrads { dh: &mut dh_want, dw: mode.map(|_| &mut dw_want) });
+                let to = backward.then(|| HeadGrads {
+                    dh: &mut dh_want,
+                    dw: mode.map(|_| &mut dw_want),
+                    db: trained.map(|_| &mut db_want),
+                });
                 on_cpu(&mut want, to);
                 let (stored, logits) = (Dtype::F32, (bench.products(), c + v));
                 let stat = |name, got: &Stat, mut want: Vec<f64>| {
@@ -336,6 +368,9 @@ impl Job {
                 if let Some(mode) = mode.filter(|_| backward) {
                     outputs.push(grad_output(gpu, &dw, &dw_want, mode, sums, self.chunks));
                 }
+                if let Some(mode) = trained.filter(|_| backward) {
+                    outputs.push(grad_output(gpu, &db, &db_want, mode, sums, self.chunks));
+                }
                 Ok(outputs)
             },
         )
@@ -353,15 +388,16 @@ impl Job {
                     Some(formula) => TokenWeight::Formula(formula),
                     None => TokenWeight::PerRow(side.weights),
                 };
-                let w = side.w.as_weight();
-                bench.gpu.head_onehot(self.shape, 0, side.pack, side.h, w, weight, stats, grads);
+                let (pack, h, w) = (side.pack, side.h, side.w);
+                bench.gpu.head_onehot(self.shape, 0, pack, h, w, weight, stats, grads);
             },
             |stats, grads| {
                 let weight = match formula {
                     Some(formula) => TokenWeight::Formula(formula),
                     None => TokenWeight::PerRow(&self.weights),
                 };
-                bench.cpu.head_onehot(self.shape, 0, &pack, &self.h, &self.w, weight, stats, grads);
+                let (h, [w, _]) = (&self.h, self.heads());
+                bench.cpu.head_onehot(self.shape, 0, &pack, h, w, weight, stats, grads);
             },
         )
     }
@@ -381,18 +417,19 @@ impl Job {
             format!("head {target:?} own {own}"),
             Some(value),
             |side, stats, grads| {
-                let (w, w_ref) = (side.w.as_weight(), own.then(|| side.w_ref.as_weight()));
+                let (w, w_ref) = (side.w, own.then_some(side.w_ref));
                 let (h, h_ref) = (side.h, side.h_ref);
                 bench.gpu.head_matched(
                     self.shape, 0, side.pack, h, h_ref, w, w_ref, target, stats, grads,
                 );
             },
             |stats, grads| {
-                let w_ref = own.then_some(&self.w_ref[..]);
+                let [w, w_ref] = self.heads();
+                let w_ref = own.then_some(w_ref);
                 let (h, h_ref) = (&self.h, &self.h_ref);
-                bench.cpu.head_matched(
-                    self.shape, 0, &pack, h, h_ref, &self.w, w_ref, target, stats, grads,
-                );
+                bench
+                    .cpu
+                    .head_matched(self.shape, 0, &pack, h, h_ref, w, w_ref, target, stats, grads);
             },
         )
     }

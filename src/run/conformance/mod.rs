@@ -3,14 +3,17 @@
 //! A family is one file with its shapes. Each case runs on the device twice, which must give equal bytes, and once on
 //! the CPU in f64; outputs start as NaN, so that an entry nobody wrote is found.
 
+mod activation;
 mod attention;
 mod choose;
 mod embed;
 mod fused;
 mod generate;
 mod head;
+mod layernorm;
 mod linear;
 mod norm;
+mod positions;
 mod rope;
 mod state;
 mod swiglu;
@@ -34,11 +37,14 @@ pub type Family = (&'static str, fn(&Gpu) -> Vec<Verdict>);
 /// All families, in the order in which a step needs them.
 pub const FAMILIES: &[Family] = &[
     ("embed", embed::run),
+    ("positions", positions::run),
     ("norm", norm::run),
+    ("layernorm", layernorm::run),
     ("linear", linear::run),
     ("rope", rope::run),
     ("attention", attention::run),
     ("swiglu", swiglu::run),
+    ("activation", activation::run),
     ("fused", fused::run),
     ("head", head::run),
     ("tally", tally::run),

@@ -4,9 +4,14 @@ use super::embed::grad_output;
 use super::{Bench, Dtype, Output, Random, Verdict, grad};
 use crate::backend::cpu::Grad as CpuGrad;
 use crate::backend::gpu::Gpu;
-use crate::ops::{Compute, Heads, StateMode};
+use crate::ops::{Compute, Heads, Rms, StateMode};
 
 const EPS: f64 = 1e-5;
+
+/// Gains that count from 1 at some widths, where rows are added to others too.
+fn rms(c: usize) -> Rms {
+    Rms { eps: EPS, plus: f64::from(u8::from(c % 5 == 1)) }
+}
 
 /// Runs all cases.
 pub fn run(gpu: &Gpu) -> Vec<Verdict> {
@@ -36,7 +41,8 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
 fn rows(bench: &Bench<'_>, n: usize, c: usize, mode: StateMode) -> Verdict {
     let name = format!("rmsnorm {n}x{c} {mode:?}");
     let mut random = Random::new(&name);
-    let [x, dy, dx] = [0; 3].map(|_| bench.round(&random.vec(n * c)));
+    let [x, dy, dx, more] = [0; 4].map(|_| bench.round(&random.vec(n * c)));
+    let (rms, adds) = (rms(c), c % 5 == 1);
     let gain = bench.round(&random.vec(c));
     bench.judge(name, || {
         let (x_on, dy_on, gain_on) = (bench.act(&x)?, bench.act(&dy)?, bench.act(&gain)?);
@@ -44,13 +50,17 @@ fn rows(bench: &Bench<'_>, n: usize, c: usize, mode: StateMode) -> Verdict {
             (bench.stale_act(n * c)?, bench.stale_stat(n)?, bench.act(&dx)?);
         let mut dgain = grad(bench.gpu, c, mode)?;
         let w = gain_on.as_weight();
-        bench.gpu.rmsnorm(n, c, EPS, &x_on, w, &mut y, &mut rstd);
-        bench.gpu.rmsnorm_bwd(n, c, &dy_on, &x_on, w, &rstd, &mut dx_on, Some(&mut dgain));
+        let more_on = bench.act(&more)?;
+        let residual = adds.then_some(&more_on);
+        bench.gpu.rmsnorm(n, c, rms, &x_on, w, residual, &mut y, &mut rstd);
+        let to = Some(&mut dgain);
+        bench.gpu.rmsnorm_bwd(n, c, rms, &dy_on, &x_on, w, &rstd, &mut dx_on, to);
         let (mut y_want, mut rstd_want, mut dx_want) = (vec![0.0; n * c], vec![0.0; n], dx.clone());
         let mut dgain_want = CpuGrad::wide(c);
-        bench.cpu.rmsnorm(n, c, EPS, &x, &gain, &mut y_want, &mut rstd_want);
+        let residual = adds.then_some(&more);
+        bench.cpu.rmsnorm(n, c, rms, &x, &gain, residual, &mut y_want, &mut rstd_want);
         let to = Some(&mut dgain_want);
-        bench.cpu.rmsnorm_bwd(n, c, &dy, &x, &gain, &rstd_want, &mut dx_want, to);
+        bench.cpu.rmsnorm_bwd(n, c, rms, &dy, &x, &gain, &rstd_want, &mut dx_want, to);
         let (stored, sums) = (bench.stored(), (Dtype::F32, c));
         let (y, dx) = (bench.read_act(&y, n * c), bench.read_act(&dx_on, n * c));
         let rstd = bench.read_stat(&rstd, n);
@@ -69,22 +79,23 @@ fn heads(bench: &Bench<'_>, n: usize, heads: Heads, mode: StateMode) -> Verdict 
     let (len, d, normed) = (n * heads.qkv_width(), heads.d, heads.h + heads.g);
     let (raw, dqkv) = (bench.round(&random.vec(len)), bench.round(&random.vec(len)));
     let gains = [0; 2].map(|_| bench.round(&random.vec(d)));
+    let rms = rms(d);
     bench.judge(name, || {
         let (raw_on, mut dqkv_on) = (bench.act(&raw)?, bench.act(&dqkv)?);
         let gains_on = [bench.act(&gains[0])?, bench.act(&gains[1])?];
         let w = [gains_on[0].as_weight(), gains_on[1].as_weight()];
         let (mut qkv, mut rstd) = (bench.stale_act(len)?, bench.stale_stat(n * normed)?);
         let (mut dq, mut dk) = (grad(bench.gpu, d, mode)?, grad(bench.gpu, d, mode)?);
-        bench.gpu.qk_norm(n, heads, EPS, w, &raw_on, &mut qkv, &mut rstd);
+        bench.gpu.qk_norm(n, heads, rms, w, &raw_on, &mut qkv, &mut rstd);
         let to = Some([&mut dq, &mut dk]);
-        bench.gpu.qk_norm_bwd(n, heads, w, &raw_on, &rstd, &mut dqkv_on, to);
+        bench.gpu.qk_norm_bwd(n, heads, rms, w, &raw_on, &rstd, &mut dqkv_on, to);
         let w = [&gains[0][..], &gains[1][..]];
         let (mut want, mut rstd_want, mut dwant) =
             (vec![0.0; len], vec![0.0; n * normed], dqkv.clone());
         let (mut dq_want, mut dk_want) = (CpuGrad::wide(d), CpuGrad::wide(d));
-        bench.cpu.qk_norm(n, heads, EPS, w, &raw, &mut want, &mut rstd_want);
+        bench.cpu.qk_norm(n, heads, rms, w, &raw, &mut want, &mut rstd_want);
         let to = Some([&mut dq_want, &mut dk_want]);
-        bench.cpu.qk_norm_bwd(n, heads, w, &raw, &rstd_want, &mut dwant, to);
+        bench.cpu.qk_norm_bwd(n, heads, rms, w, &raw, &rstd_want, &mut dwant, to);
         let (stored, sums) = (bench.stored(), (Dtype::F32, d));
         let (y, dx) = (bench.read_act(&qkv, len), bench.read_act(&dqkv_on, len));
         let rstd = bench.read_stat(&rstd, n * normed);

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::io::atomic::write_file_atomic;
 use crate::method::{Kl, Nll};
 use crate::model::Layout;
+use crate::model::params::read_block;
 use crate::ops::Ops;
 use crate::report::svg::Chart;
 use crate::run::Folder;
@@ -135,11 +136,9 @@ fn trained(layout: &Layout, point: &Point, folder: &Path) -> Result<Vec<f64>> {
     layout.check(&folder.weights)?;
     let (mut out, mut values) = (Vec::with_capacity(point.len()), Vec::new());
     for block in layout.blocks.iter().filter(|block| block.trainable) {
-        for part in &block.parts {
-            values.resize(part.len(), 0f32);
-            folder.weights.read_f32(&part.name, &mut values)?;
-            out.extend(values.iter().map(|value| f64::from(*value)));
-        }
+        values.resize(block.len(), 0f32);
+        read_block(&folder.weights, block, &mut values)?;
+        out.extend(values.iter().map(|value| f64::from(*value)));
     }
     Ok(out)
 }

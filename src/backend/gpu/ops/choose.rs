@@ -3,7 +3,7 @@
 use super::head::{product, room};
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Weight};
-use crate::ops::{HeadShape, Sampling};
+use crate::ops::{HeadShape, HeadWeight, Sampling};
 
 /// The kernel that draws.
 pub(super) const SAMPLE: &str = "choose_sample_f32";
@@ -21,7 +21,7 @@ pub(in crate::backend::gpu) fn argmax(
     gpu: &Gpu,
     shape: HeadShape,
     h: &Act,
-    w: Weight<'_>,
+    w: HeadWeight<Weight<'_>>,
     ids: &mut [u32],
 ) {
     pick(gpu, shape, h, w, None, ids);
@@ -31,7 +31,7 @@ pub(in crate::backend::gpu) fn sample(
     gpu: &Gpu,
     shape: HeadShape,
     h: &Act,
-    w: Weight<'_>,
+    w: HeadWeight<Weight<'_>>,
     sampling: Sampling,
     draws: &[f64],
     ids: &mut [u32],
@@ -44,7 +44,7 @@ fn pick(
     gpu: &Gpu,
     shape: HeadShape,
     h: &Act,
-    w: Weight<'_>,
+    w: HeadWeight<Weight<'_>>,
     draws: Option<(Sampling, &[f64])>,
     ids: &mut [u32],
 ) {
@@ -57,7 +57,7 @@ fn pick(
     for start in (0..shape.n).step_by(rows) {
         let m = rows.min(shape.n - start);
         let hidden = (start * shape.c) as u64 * gpu.precision().bytes();
-        product(gpu, shape, m, h.at + hidden, w.at, room.logits);
+        product(gpu, shape, m, h.at + hidden, w, room.logits);
         let (draw, id) = (room.draws + 8 * start as u64, room.ids + 4 * start as u64);
         let grid = [m as u32, 1, 1];
         match draws {

@@ -7,11 +7,13 @@ pub(in crate::backend::gpu) fn forward(
     gpu: &Gpu,
     pack: &Pack,
     c: usize,
+    scale: f64,
     table: Weight<'_>,
     x: &mut Act,
 ) {
     let n = pack.data.tokens();
     let args = Args::new().ptr(table.at).ptr(pack.ids).ptr(x.at).u32(n as u32).u32(c as u32);
+    let args = args.f32(scale as f32);
     let grid = [blocks(n * c.div_ceil(8), 256), 1, 1];
     gpu.launch(gpu.pick("embed_fwd_bf16", "embed_fwd_f32"), grid, 256, 0, args);
 }
@@ -20,6 +22,7 @@ pub(in crate::backend::gpu) fn backward(
     gpu: &Gpu,
     pack: &Pack,
     c: usize,
+    scale: f64,
     dx: &Act,
     dtable: &mut Grad,
 ) {
@@ -39,6 +42,7 @@ pub(in crate::backend::gpu) fn backward(
         .ptr(pack.order)
         .ptr(pack.groups)
         .ptr(dtable.at)
-        .u32(c as u32);
+        .u32(c as u32)
+        .f32(scale as f32);
     gpu.launch(kernel, [pack.data.tokens() as u32, 1, 1], 256, 0, args);
 }

@@ -3,11 +3,11 @@
 use std::sync::PoisonError;
 
 use super::hopper::{self, Operand};
-use super::linear::{Gemm, Layout, Out, Tile, gemm, packed, plan as tile_of};
+use super::linear::{self, Gemm, Layout, Out, Tile, gemm, packed, plan as tile_of};
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Grad, Pack, Precision, Stat, Weight, blocks};
 use crate::error::Result;
-use crate::ops::{HeadGrads, HeadShape, Matched, RowStats, TokenFormula, TokenWeight};
+use crate::ops::{HeadGrads, HeadShape, HeadWeight, Matched, RowStats, TokenFormula, TokenWeight};
 
 /// Rows of a chunk at least, where there are as many: fewer make the products inefficient.
 const ROWS: usize = 1024;
@@ -147,7 +147,7 @@ pub(super) fn product(
     HeadShape { c, v, .. }: HeadShape,
     m: usize,
     h: u64,
-    w: u64,
+    w: HeadWeight<Weight<'_>>,
     z: u64,
 ) {
     let job = Gemm {
@@ -157,13 +157,13 @@ pub(super) fn product(
         k: c,
         a: h,
         lda: c,
-        b: w,
+        b: w.matrix.at,
         ldb: c,
         c: z,
         ldc: v,
         out: Out::F32,
         accumulate: false,
-        bias: 0,
+        bias: w.bias.map_or(0, |bias| bias.at),
         residual: 0,
     };
     gemm(gpu, &job);
@@ -212,6 +212,9 @@ fn back(
         };
         gemm(gpu, &job);
     }
+    if let Some(db) = grads.db.as_deref_mut() {
+        linear::column_sums(gpu, dz, (m, pitch), v, db);
+    }
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -220,7 +223,7 @@ pub(in crate::backend::gpu) fn onehot(
     (shape, row): (HeadShape, usize),
     pack: &Pack,
     h: &Act,
-    w: Weight<'_>,
+    w: HeadWeight<Weight<'_>>,
     weight: TokenWeight<'_, Stat>,
     stats: &mut RowStats<Stat>,
     mut grads: Option<HeadGrads<'_, Act, Grad>>,
@@ -236,10 +239,14 @@ pub(in crate::backend::gpu) fn onehot(
         let m = rows.min(shape.n - start);
         let at = row + start;
         let (words, hidden) = (4 * at as u64, (at * shape.c) as u64 * gpu.precision().bytes());
-        let operands = [h.at + hidden, w.at, room.logits, pack.targets + words];
-        let records = product_with_records(gpu, shape, m, operands, grads.is_some());
+        let operands = [h.at + hidden, w.matrix.at, room.logits, pack.targets + words];
+        let records = match w.bias {
+            None => product_with_records(gpu, shape, m, operands, grads.is_some()),
+            // The records are those of a product alone.
+            Some(_) => None,
+        };
         if records.is_none() {
-            product(gpu, shape, m, h.at + hidden, w.at, room.logits);
+            product(gpu, shape, m, h.at + hidden, w, room.logits);
         }
         let args = Args::new()
             .ptr(room.logits)
@@ -263,7 +270,7 @@ pub(in crate::backend::gpu) fn onehot(
         };
         gpu.launch(kernel, [m as u32, 1, 1], 256, 0, args);
         if let Some(grads) = &mut grads {
-            back(gpu, shape, (at, m), (room.logits, h.at + hidden, w.at), grads);
+            back(gpu, shape, (at, m), (room.logits, h.at + hidden, w.matrix.at), grads);
         }
     }
 }
@@ -274,7 +281,7 @@ pub(in crate::backend::gpu) fn matched(
     (shape, row): (HeadShape, usize),
     pack: &Pack,
     (h, h_ref): (&Act, &Act),
-    (w, w_ref): (Weight<'_>, Option<Weight<'_>>),
+    (w, w_ref): (HeadWeight<Weight<'_>>, Option<HeadWeight<Weight<'_>>>),
     target: Matched,
     stats: &mut RowStats<Stat>,
     mut grads: Option<HeadGrads<'_, Act, Grad>>,
@@ -297,9 +304,11 @@ pub(in crate::backend::gpu) fn matched(
             gpu.launch(kernel, [blocks(len, 2048), 1, 1], 256, 0, args);
             first = room.difference;
         }
-        product(gpu, shape, m, first, w.at, room.logits);
+        // Of two heads that are the same the bias takes itself off.
+        let own = if shared { HeadWeight::plain(w.matrix) } else { w };
+        product(gpu, shape, m, first, own, room.logits);
         if compares {
-            product(gpu, shape, m, reference, w_ref.unwrap_or(w).at, room.teacher);
+            product(gpu, shape, m, reference, w_ref.unwrap_or(w), room.teacher);
         }
         let kernel = match target {
             Matched::Uniform => gpu.pick("head_uniform_bf16", "head_uniform_f32"),
@@ -328,7 +337,7 @@ pub(in crate::backend::gpu) fn matched(
         let args = args.u32(u32::from(grads.is_some()));
         gpu.launch(kernel, [m as u32, 1, 1], 256, 0, args);
         if let Some(grads) = &mut grads {
-            back(gpu, shape, (at, m), (room.logits, h.at + hidden, w.at), grads);
+            back(gpu, shape, (at, m), (room.logits, h.at + hidden, w.matrix.at), grads);
         }
     }
 }

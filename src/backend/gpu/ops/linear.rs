@@ -365,19 +365,24 @@ const SLAB: usize = 256;
 /// Sums columns in two passes: a block sums a slab of rows into scratch, then one thread a column adds the slabs in
 /// order.
 pub(in crate::backend::gpu) fn bias_grad(gpu: &Gpu, n: usize, o: usize, dy: &Act, db: &mut Grad) {
+    column_sums(gpu, dy.at, (n, o), o, db);
+}
+
+/// Sums the first `o` columns of `n` rows of `pitch` numbers at `dy`; see [`bias_grad`].
+pub(super) fn column_sums(gpu: &Gpu, dy: u64, (n, pitch): (usize, usize), o: usize, db: &mut Grad) {
     let slabs = blocks(n, SLAB);
-    let partial = gpu.scratch(u64::from(slabs) * o as u64 * 4);
-    let rows = packed(dy.at, o, gpu.precision().bytes());
+    let partial = gpu.scratch(u64::from(slabs) * pitch as u64 * 4);
+    let rows = packed(dy, pitch, gpu.precision().bytes());
     let args = Args::new()
-        .ptr(dy.at)
+        .ptr(dy)
         .ptr(partial)
         .u32(n as u32)
-        .u32(o as u32)
+        .u32(pitch as u32)
         .u32(SLAB as u32)
         .u32(u32::from(rows));
     let name = gpu.pick("column_slab_bf16", "column_slab_f32");
     gpu.launch(name, [blocks(o, COLUMNS), slabs, 1], 256, 0, args);
-    columns::sum(gpu, partial, (slabs as usize, o), o, db);
+    columns::sum(gpu, partial, (slabs as usize, pitch), o, db);
 }
 
 #[cfg(test)]

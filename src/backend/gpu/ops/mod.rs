@@ -1,5 +1,6 @@
 //! One file a family of kernels: geometry and launches.
 
+pub(super) mod activation;
 pub(super) mod attention;
 pub(super) mod choose;
 mod columns;
@@ -8,9 +9,11 @@ pub(super) mod fused;
 pub(super) mod generate;
 pub(super) mod head;
 mod hopper;
+pub(super) mod layernorm;
 pub(super) mod linear;
 pub(super) mod norm;
 pub(super) mod parts;
+pub(super) mod positions;
 pub(super) mod rope;
 mod skinny;
 pub(super) mod swiglu;

@@ -3,7 +3,7 @@
 use super::columns;
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Grad, Stat, Weight, blocks};
-use crate::ops::Heads;
+use crate::ops::{Heads, Rms};
 
 /// Numbers up to which a warp takes a unit: four packs of eight a lane.
 const WARP_WIDTH: usize = 1024;
@@ -11,7 +11,7 @@ const WARP_WIDTH: usize = 1024;
 const UNITS: usize = 64;
 
 /// Tells whether a block (else a warp) takes a unit of `d` numbers, and how many blocks cover `units`.
-fn plan(units: usize, d: usize) -> (bool, [u32; 3]) {
+pub(super) fn plan(units: usize, d: usize) -> (bool, [u32; 3]) {
     let wide = d > WARP_WIDTH;
     (wide, [blocks(units, if wide { 1 } else { 8 }), 1, 1])
 }
@@ -39,12 +39,14 @@ impl Units {
     }
 }
 
+#[allow(clippy::too_many_arguments)]
 fn launch_forward(
     gpu: &Gpu,
     units: Units,
-    eps: f64,
+    rms: Rms,
     x: &Act,
     gains: [Weight<'_>; 2],
+    residual: Option<&Act>,
     y: &mut Act,
     rstd: &mut Stat,
 ) {
@@ -58,6 +60,7 @@ fn launch_forward(
         .ptr(x.at)
         .ptr(gains[0].at)
         .ptr(gains[1].at)
+        .ptr(residual.map_or(0, |residual| residual.at))
         .ptr(y.at)
         .ptr(rstd.at)
         .u32(units.rows as u32)
@@ -66,13 +69,15 @@ fn launch_forward(
         .u32(units.normed as u32)
         .u32(units.queries as u32)
         .u32(units.d as u32)
-        .f32(eps as f32);
+        .f32(rms.eps as f32)
+        .f32(rms.plus as f32);
     gpu.launch(kernel, grid, 256, 0, args);
 }
 
 fn launch_backward(
     gpu: &Gpu,
     units: Units,
+    rms: Rms,
     [block, warp]: [&'static str; 2],
     (dy, x, dx): (u64, &Act, u64),
     gains: [Weight<'_>; 2],
@@ -90,7 +95,8 @@ fn launch_backward(
         .u32(units.width as u32)
         .u32(units.heads as u32)
         .u32(units.queries as u32)
-        .u32(units.d as u32);
+        .u32(units.d as u32)
+        .f32(rms.plus as f32);
     gpu.launch(if wide { block } else { warp }, grid, 256, 0, args);
 }
 
@@ -130,13 +136,14 @@ pub(in crate::backend::gpu) fn forward(
     gpu: &Gpu,
     n: usize,
     c: usize,
-    eps: f64,
+    rms: Rms,
     x: &Act,
     gain: Weight<'_>,
+    residual: Option<&Act>,
     y: &mut Act,
     rstd: &mut Stat,
 ) {
-    launch_forward(gpu, Units::rows(n, c), eps, x, [gain; 2], y, rstd);
+    launch_forward(gpu, Units::rows(n, c), rms, x, [gain; 2], residual, y, rstd);
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -144,6 +151,7 @@ pub(in crate::backend::gpu) fn backward(
     gpu: &Gpu,
     n: usize,
     c: usize,
+    rms: Rms,
     dy: &Act,
     x: &Act,
     gain: Weight<'_>,
@@ -156,7 +164,7 @@ pub(in crate::backend::gpu) fn backward(
         gpu.pick("rmsnorm_bwd_bf16_block", "rmsnorm_bwd_f32_block"),
         gpu.pick("rmsnorm_bwd_bf16_warp", "rmsnorm_bwd_f32_warp"),
     ];
-    launch_backward(gpu, units, names, (dy.at, x, dx.at), [gain; 2], rstd);
+    launch_backward(gpu, units, rms, names, (dy.at, x, dx.at), [gain; 2], rstd);
     if let Some(dgain) = dgain {
         gain_gradient(gpu, units, (0, 1), (dy.at, x), rstd, dgain);
     }
@@ -167,14 +175,14 @@ pub(in crate::backend::gpu) fn qk_forward(
     gpu: &Gpu,
     n: usize,
     heads: Heads,
-    eps: f64,
+    rms: Rms,
     gains: [Weight<'_>; 2],
     raw: &Act,
     qkv: &mut Act,
     rstd: &mut Stat,
 ) {
     let units = Units::heads(n, heads, heads.h + 2 * heads.g);
-    launch_forward(gpu, units, eps, raw, gains, qkv, rstd);
+    launch_forward(gpu, units, rms, raw, gains, None, qkv, rstd);
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -182,6 +190,7 @@ pub(in crate::backend::gpu) fn qk_backward(
     gpu: &Gpu,
     n: usize,
     heads: Heads,
+    rms: Rms,
     gains: [Weight<'_>; 2],
     raw: &Act,
     rstd: &Stat,
@@ -198,7 +207,7 @@ pub(in crate::backend::gpu) fn qk_backward(
         gpu.pick("qk_norm_bwd_bf16_block", "qk_norm_bwd_f32_block"),
         gpu.pick("qk_norm_bwd_bf16_warp", "qk_norm_bwd_f32_warp"),
     ];
-    launch_backward(gpu, units, names, (dqkv.at, raw, dqkv.at), gains, rstd);
+    launch_backward(gpu, units, rms, names, (dqkv.at, raw, dqkv.at), gains, rstd);
 }
 
 #[cfg(test)]

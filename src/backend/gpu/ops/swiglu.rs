@@ -4,7 +4,7 @@ use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, blocks};
 
 /// Returns the blocks that cover all numbers, eight a thread, none across two rows.
-fn plan(n: usize, f: usize) -> u32 {
+pub(super) fn plan(n: usize, f: usize) -> u32 {
     blocks(n * f.div_ceil(8), 256)
 }
 

@@ -1,0 +1,78 @@
+//! LayerNorm of rows: kernels/layernorm.cu, columns.cu.
+
+use super::columns;
+use super::norm::plan;
+use crate::backend::gpu::driver::Args;
+use crate::backend::gpu::{Act, Gpu, Grad, Stat, Weight, blocks};
+
+/// Rows that a partial of the gain's gradient covers: kRows of the kernel.
+const ROWS: usize = 64;
+
+#[allow(clippy::too_many_arguments)]
+pub(in crate::backend::gpu) fn forward(
+    gpu: &Gpu,
+    n: usize,
+    c: usize,
+    eps: f64,
+    x: &Act,
+    [gain, bias]: [Weight<'_>; 2],
+    y: &mut Act,
+    stats: &mut Stat,
+) {
+    let (wide, grid) = plan(n, c);
+    let kernel = if wide {
+        gpu.pick("layernorm_fwd_bf16_block", "layernorm_fwd_f32_block")
+    } else {
+        gpu.pick("layernorm_fwd_bf16_warp", "layernorm_fwd_f32_warp")
+    };
+    let args = Args::new()
+        .ptr(x.at)
+        .ptr(gain.at)
+        .ptr(bias.at)
+        .ptr(y.at)
+        .ptr(stats.at)
+        .u32(n as u32)
+        .u32(c as u32)
+        .f32(eps as f32);
+    gpu.launch(kernel, grid, 256, 0, args);
+}
+
+#[allow(clippy::too_many_arguments)]
+pub(in crate::backend::gpu) fn backward(
+    gpu: &Gpu,
+    n: usize,
+    c: usize,
+    dy: &Act,
+    x: &Act,
+    gain: Weight<'_>,
+    stats: &Stat,
+    dx: &mut Act,
+    dgain: Option<&mut Grad>,
+) {
+    let (wide, grid) = plan(n, c);
+    let kernel = if wide {
+        gpu.pick("layernorm_bwd_bf16_block", "layernorm_bwd_f32_block")
+    } else {
+        gpu.pick("layernorm_bwd_bf16_warp", "layernorm_bwd_f32_warp")
+    };
+    let args = Args::new()
+        .ptr(dy.at)
+        .ptr(x.at)
+        .ptr(gain.at)
+        .ptr(stats.at)
+        .ptr(dx.at)
+        .u32(n as u32)
+        .u32(c as u32);
+    gpu.launch(kernel, grid, 256, 0, args);
+    let Some(dgain) = dgain else { return };
+    let parts = n.div_ceil(ROWS);
+    let partials = gpu.scratch((parts * c * 4) as u64);
+    if partials == 0 {
+        return;
+    }
+    let args =
+        Args::new().ptr(dy.at).ptr(x.at).ptr(stats.at).ptr(partials).u32(n as u32).u32(c as u32);
+    let kernel = gpu.pick("layernorm_dgain_bf16", "layernorm_dgain_f32");
+    gpu.launch(kernel, [blocks(c, 256), parts as u32, 1], 256, 0, args);
+    columns::sum(gpu, partials, (parts, c), c, dgain);
+}

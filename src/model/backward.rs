@@ -1,0 +1,190 @@
+//! Backward pass of a decoder: from the gradients at the final hidden rows to those of every tensor that trains.
+
+use super::config::Learned;
+use super::decoder::{At, Attend};
+use super::layout::LayerBlocks;
+use super::norm::{RowNorm, rms};
+use super::params::Model;
+use super::workspace::{Flow, Inner, Made, Workspace};
+use crate::ops::{Direction, Mlp, Ops, Role};
+
+impl<O: Ops> Model<O> {
+    /// Sends the gradients that [`Model::head`] left at all `n` rows down through the model into [`Model::grads`].
+    pub fn backward(&mut self, ops: &O, pack: &O::Pack, n: usize, ws: &mut Workspace<O>) {
+        let Workspace { x, rstd, scratch, flow, .. } = ws;
+        let Some(Flow { dx, dh, .. }) = flow else { return };
+        let Self { config, layout, params, grads, .. } = self;
+        let c = config.width;
+        ops.zero(n * c, dx);
+        RowNorm { ops, n, config, params, blocks: layout.norm }.backward(
+            grads,
+            dh,
+            &x[config.layers],
+            rstd,
+            dx,
+            &mut scratch.gains,
+        );
+        for l in (0..self.config.layers).rev() {
+            if ws.middle.again(l) {
+                let attend = &mut Attend::Pack;
+                self.attention_half(ops, pack, n, Role::Student, ws, At::new(l, true), attend);
+            }
+            self.mlp_backward(ops, n, ws, l);
+            self.attention_backward(ops, pack, n, ws, l);
+        }
+        let Some(Flow { dx, .. }) = &ws.flow else { return };
+        if let Some(dtable) = self.grads[self.layout.embed].as_mut() {
+            ops.embed_bwd(pack, c, self.config.embed_scale, dx, dtable);
+        }
+        if let (Some(Learned { rows, offset }), Some(b)) =
+            (self.config.learned, self.layout.positions)
+            && let Some(dtable) = self.grads[b].as_mut()
+        {
+            ops.positions_bwd(pack, c, (rows, offset), dx, dtable);
+        }
+    }
+
+    /// Sends the gradient behind a layer back through its MLP.
+    ///
+    /// Where attention reads the same rows as the MLP it needs that gradient as it is: then the one at the normed input of
+    /// the MLP waits in `dh` for the end of the layer.
+    fn mlp_backward(&mut self, ops: &O, n: usize, ws: &mut Workspace<O>, l: usize) {
+        let (role, at) = (Role::Student, At::new(l, true));
+        let again = ws.inner.again(l);
+        if again {
+            self.gate_up(ops, n, role, ws, at, true);
+            if self.config.post_norms {
+                self.down(ops, n, role, ws, at);
+            }
+        }
+        let Self { config, layout, params, grads, .. } = self;
+        let blocks: &LayerBlocks = &layout.layers[l];
+        let Workspace { x, middle, inner, normed, act, scratch, flow, .. } = ws;
+        let Some(Flow { dx, dh, .. }) = flow else { return };
+        let (s, Inner { gate_up, made }) = (middle.at(at.kept), inner.at(at.kept));
+        let (c, f, width) = (config.width, config.ffn, config.mlp.width(config.ffn));
+        let dy = match (blocks.post, made) {
+            (Some([_, post]), Some(Made { rows, rstd })) => {
+                ops.zero(n * c, dh);
+                let norm = RowNorm { ops, n, config, params, blocks: post };
+                norm.backward(grads, dx, rows, rstd, dh, &mut scratch.gains);
+                &mut *dh
+            }
+            _ => &mut *dx,
+        };
+        let w = ops.view(&params[blocks.down], role, &mut scratch.matrix);
+        if config.mlp == Mlp::SWIGLU {
+            ops.linear_dgrad_swiglu(n, (c, f), dy, w, gate_up, act);
+        } else {
+            ops.linear_dgrad(n, (c, f), dy, w, act);
+            ops.activation_bwd(n, f, config.mlp, act, gate_up);
+        }
+        wgrad::<O>(ops, n, (c, f), dy, act, grads, (blocks.down, blocks.down_bias));
+        let norm = RowNorm { ops, n, config, params, blocks: blocks.norm2 };
+        let rows = if config.residual.parallel() { &x[l] } else { &s.rows };
+        if !again {
+            norm.forward(role, rows, normed, &mut s.rstd2, &mut scratch.gains);
+        }
+        let into = (blocks.gate_up, blocks.gate_up_bias);
+        wgrad::<O>(ops, n, (width, c), gate_up, normed, grads, into);
+        let w = ops.view(&params[blocks.gate_up], role, &mut scratch.matrix);
+        // dh is free from here on and carries the gradient at the normed rows.
+        ops.linear_dgrad(n, (width, c), gate_up, w, dh);
+        if !config.residual.parallel() {
+            norm.backward(grads, dh, rows, &s.rstd2, dx, &mut scratch.gains);
+        }
+    }
+
+    fn attention_backward(
+        &mut self,
+        ops: &O,
+        pack: &O::Pack,
+        n: usize,
+        ws: &mut Workspace<O>,
+        l: usize,
+    ) {
+        let (role, at) = (Role::Student, At::new(l, true));
+        // Where the whole layer was made again, its qkv rows are there.
+        let again = ws.qkv.again(l) && !ws.middle.again(l);
+        if again {
+            self.qkv(ops, pack, n, role, ws, at);
+        }
+        let rope = self.rope(l).clone();
+        let Self { config, layout, params, grads, .. } = self;
+        let blocks: &LayerBlocks = &layout.layers[l];
+        let Workspace { x, qkv: rooms, middle, normed, scratch, flow, .. } = ws;
+        let Some(Flow { dx, dh, dqkv, dattn }) = flow else { return };
+        let (rows, s) = (rooms.at(at.kept), middle.at(at.kept));
+        let heads = config.heads(l);
+        let (c, qkv, hd) = (config.width, heads.qkv_width(), heads.out_width());
+        // dh is free, unless a gradient waits in it for the end of the layer, and no model has both.
+        let dy = match (blocks.post, &s.made) {
+            (Some([post, _]), Some(Made { rows, rstd })) => {
+                ops.zero(n * c, dh);
+                let norm = RowNorm { ops, n, config, params, blocks: post };
+                norm.backward(grads, dx, rows, rstd, dh, &mut scratch.gains);
+                &mut *dh
+            }
+            _ => &mut *dx,
+        };
+        wgrad::<O>(ops, n, (c, hd), dy, &s.attn, grads, (blocks.out, blocks.out_bias));
+        let w = ops.view(&params[blocks.out], role, &mut scratch.matrix);
+        ops.linear_dgrad(n, (c, hd), dy, w, dattn);
+        ops.attention_bwd(pack, heads, &rows.rows, &s.attn, &s.lse, dattn, dqkv);
+        ops.rope(pack, heads, &rope, Direction::Backward, dqkv);
+        if let (Some(raw), Some(rstd), Some([q, k])) = (&rows.raw, &rows.rstd, blocks.qk_norm) {
+            let [sq, sk] = &mut scratch.gains;
+            let gains = [ops.view(&params[q], role, sq), ops.view(&params[k], role, sk)];
+            let (low, high) = grads.split_at_mut(k);
+            let dgains = match (low[q].as_mut(), high[0].as_mut()) {
+                (Some(dq), Some(dk)) => Some([dq, dk]),
+                _ => None,
+            };
+            ops.qk_norm_bwd(n, heads, rms(config), gains, raw, rstd, dqkv, dgains);
+        }
+        let norm = RowNorm { ops, n, config, params, blocks: blocks.norm1 };
+        if !again {
+            norm.forward(role, &x[l], normed, &mut s.rstd1, &mut scratch.gains);
+        }
+        let into = (blocks.qkv, blocks.qkv_bias);
+        wgrad::<O>(ops, n, (qkv, c), dqkv, normed, grads, into);
+        // Below the first layer only a trained embedding (or norm) asks for a gradient.
+        let below = [Some(layout.embed), layout.positions, Some(blocks.norm1.gain)];
+        let wanted = below.into_iter().flatten().any(|b| grads[b].is_some());
+        if l > 0 || wanted {
+            let w = ops.view(&params[blocks.qkv], role, &mut scratch.matrix);
+            // A gradient that waits in dh must not be overwritten; the one at attention's output is used up.
+            let to = if config.residual.parallel() { &mut *dattn } else { &mut *dh };
+            ops.linear_dgrad(n, (qkv, c), dqkv, w, to);
+            norm.backward(grads, to, &x[l], &s.rstd1, dx, &mut scratch.gains);
+        }
+        if config.residual.parallel() {
+            RowNorm { blocks: blocks.norm2, ..norm }.backward(
+                grads,
+                dh,
+                &x[l],
+                &s.rstd2,
+                dx,
+                &mut scratch.gains,
+            );
+        }
+    }
+}
+
+/// Adds the weight gradient of a linear map, and that of its bias, where they train.
+fn wgrad<O: Ops>(
+    ops: &O,
+    n: usize,
+    shape: (usize, usize),
+    dy: &O::Act,
+    x: &O::Act,
+    grads: &mut [Option<O::Grad>],
+    (matrix, bias): (usize, Option<usize>),
+) {
+    if let Some(dw) = grads[matrix].as_mut() {
+        ops.linear_wgrad(n, shape, dy, x, dw);
+    }
+    if let Some(db) = bias.and_then(|bias| grads[bias].as_mut()) {
+        ops.bias_grad(n, shape.0, dy, db);
+    }
+}

@@ -1,0 +1,266 @@
+//! What tells families of decoders apart: the keys of their config.json, and what these mean.
+
+use super::reader::Reader;
+use super::{Learned, Norm, Residual};
+use crate::error::{Error, Result, nearest};
+use crate::ops::Activation;
+
+/// The `model_type`s this version computes.
+pub const ARCHITECTURES: [&str; 9] =
+    ["llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "opt", "phi", "gemma3_text"];
+
+/// Decoders whose tensors go by the same names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// Llama, Mistral, Qwen2, Qwen3.
+    Llama,
+    /// GPT-2.
+    Gpt2,
+    /// GPT-NeoX, Pythia.
+    NeoX,
+    /// OPT.
+    Opt,
+    /// Phi-1, Phi-1.5 and Phi-2.
+    Phi,
+    /// Gemma-3, text alone.
+    Gemma,
+}
+
+/// The keys of config.json that families name differently.
+pub(super) struct Keys {
+    pub width: &'static str,
+    pub heads: &'static str,
+    pub layers: &'static str,
+    pub ffn: &'static str,
+    pub activation: &'static str,
+    pub eps: &'static str,
+    pub positions: &'static str,
+}
+
+const LLAMA: Keys = Keys {
+    width: "hidden_size",
+    heads: "num_attention_heads",
+    layers: "num_hidden_layers",
+    ffn: "intermediate_size",
+    activation: "hidden_act",
+    eps: "rms_norm_eps",
+    positions: "max_position_embeddings",
+};
+
+const GPT2: Keys = Keys {
+    width: "n_embd",
+    heads: "n_head",
+    layers: "n_layer",
+    ffn: "n_inner",
+    activation: "activation_function",
+    eps: "layer_norm_epsilon",
+    positions: "n_positions",
+};
+
+/// Which linear maps have biases.
+pub(super) struct Biases {
+    pub qkv: bool,
+    pub out: bool,
+    pub mlp: bool,
+}
+
+impl Family {
+    /// Returns the family of a `model_type`.
+    ///
+    /// Errors: [`crate::Kind::Model`] with the list of those that are known.
+    pub fn of(architecture: &str) -> Result<Self> {
+        match architecture {
+            "llama" | "mistral" | "qwen2" | "qwen3" => Ok(Self::Llama),
+            "gpt2" => Ok(Self::Gpt2),
+            "gpt_neox" => Ok(Self::NeoX),
+            "opt" => Ok(Self::Opt),
+            "phi" => Ok(Self::Phi),
+            "gemma3_text" => Ok(Self::Gemma),
+            other => {
+                let known = ARCHITECTURES.join(", ");
+                let hint = match nearest(other, ARCHITECTURES) {
+                    Some(near) => format!("known are {known}; nearest is {near}"),
+                    None => format!("known are {known}"),
+                };
+                Err(Error::model(format!(
+                    "config.json: model_type: architecture `{other}` is not supported"
+                ))
+                .hint(hint))
+            }
+        }
+    }
+
+    pub(super) fn keys(self) -> Keys {
+        match self {
+            Self::Llama => LLAMA,
+            Self::Gemma => Keys { activation: "hidden_activation", ..LLAMA },
+            Self::Gpt2 => GPT2,
+            Self::NeoX | Self::Phi => Keys { eps: "layer_norm_eps", ..LLAMA },
+            // OPT's norms have the epsilon of PyTorch; there is no key for it.
+            Self::Opt => Keys {
+                ffn: "ffn_dim",
+                activation: "activation_function",
+                eps: "layer_norm_eps",
+                ..LLAMA
+            },
+        }
+    }
+
+    /// Refuses settings that change the computation to one that is not there.
+    pub(super) fn refuse(self, json: &Reader<'_>) -> Result<()> {
+        let flags: &[(&str, bool)] = match self {
+            Self::Llama | Self::NeoX => &[],
+            Self::Gemma => &[("use_bidirectional_attention", false)],
+            Self::Gpt2 => &[
+                ("scale_attn_weights", true),
+                ("scale_attn_by_inverse_layer_idx", false),
+                ("add_cross_attention", false),
+            ],
+            Self::Opt => &[
+                ("do_layer_norm_before", true),
+                ("_remove_final_layer_norm", false),
+                ("layer_norm_elementwise_affine", true),
+            ],
+            Self::Phi => &[("qk_layernorm", false)],
+        };
+        for (key, wanted) in flags {
+            if json.flag(key, *wanted)? != *wanted {
+                return Err(Error::model(format!(
+                    "config.json: {key}: {} is not supported, wanted {wanted}",
+                    !wanted
+                )));
+            }
+        }
+        for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
+            if let Some(cap) = json.present(key) {
+                return Err(Error::model(format!(
+                    "config.json: {key}: {cap} is not supported, wanted null"
+                )));
+            }
+        }
+        let projected = json.optional_size("word_embed_proj_dim")?;
+        let width = json.optional_size("hidden_size")?;
+        if self == Self::Opt && projected.is_some() && projected != width {
+            return Err(Error::model(
+                "config.json: word_embed_proj_dim: other than hidden_size is not supported",
+            ));
+        }
+        Ok(())
+    }
+
+    pub(super) fn activation(self, json: &Reader<'_>) -> Result<Activation> {
+        let key = self.keys().activation;
+        let name = json.text(key)?;
+        let known: &[(&str, Activation)] = match self {
+            Self::Llama => &[("silu", Activation::Silu)],
+            _ => &[
+                ("gelu", Activation::Gelu),
+                ("gelu_new", Activation::GeluTanh),
+                ("gelu_fast", Activation::GeluTanh),
+                ("gelu_pytorch_tanh", Activation::GeluTanh),
+                ("relu", Activation::Relu),
+                ("silu", Activation::Silu),
+            ],
+        };
+        known.iter().find(|(known, _)| *known == name).map(|(_, found)| *found).ok_or_else(|| {
+            let known: Vec<String> = known.iter().map(|(name, _)| format!("`{name}`")).collect();
+            Error::model(format!(
+                "config.json: {key}: `{name}` is not supported, wanted {}",
+                known.join(", ")
+            ))
+        })
+    }
+
+    pub(super) fn biases(self, json: &Reader<'_>) -> Result<Biases> {
+        let all = |on| Biases { qkv: on, out: on, mlp: on };
+        Ok(match self {
+            Self::Llama | Self::Gemma => {
+                let (qwen2, bias) =
+                    (json.text("model_type")? == "qwen2", json.flag("attention_bias", false)?);
+                Biases {
+                    qkv: qwen2 || bias,
+                    out: !qwen2 && bias,
+                    mlp: json.flag("mlp_bias", false)?,
+                }
+            }
+            Self::Gpt2 | Self::Phi => all(true),
+            Self::NeoX => {
+                let bias = json.flag("attention_bias", true)?;
+                Biases { qkv: bias, out: bias, mlp: true }
+            }
+            Self::Opt => all(json.flag("enable_bias", true)?),
+        })
+    }
+
+    pub(super) fn norm(self) -> Norm {
+        match self {
+            Self::Llama => Norm::Rms,
+            Self::Gemma => Norm::RmsFromOne,
+            Self::Gpt2 | Self::NeoX | Self::Opt | Self::Phi => Norm::Layer,
+        }
+    }
+
+    /// Returns the epsilon of norms where config.json has none.
+    pub(super) fn eps(self) -> f64 {
+        match self.norm() {
+            Norm::Rms | Norm::RmsFromOne => 1e-6,
+            Norm::Layer => 1e-5,
+        }
+    }
+
+    pub(super) fn residual(self, json: &Reader<'_>) -> Result<Residual> {
+        Ok(match self {
+            Self::NeoX if json.flag("use_parallel_residual", true)? => Residual::Parallel,
+            Self::Phi => Residual::Shared,
+            _ => Residual::Sequential,
+        })
+    }
+
+    /// Tells whether the head is the embedding matrix where config.json does not say.
+    pub(super) fn tied(self) -> bool {
+        matches!(self, Self::Gpt2 | Self::Opt | Self::Gemma)
+    }
+
+    pub(super) fn learned(self, positions: usize) -> Option<Learned> {
+        match self {
+            Self::Gpt2 => Some(Learned { rows: positions, offset: 0 }),
+            // The reference keeps two rows for padding in front.
+            Self::Opt => Some(Learned { rows: positions + 2, offset: 2 }),
+            Self::Llama | Self::NeoX | Self::Phi | Self::Gemma => None,
+        }
+    }
+
+    /// Tells whether MLPs have gates.
+    pub(super) fn gated(self) -> bool {
+        matches!(self, Self::Llama | Self::Gemma)
+    }
+
+    /// Returns the base of rotary frequencies where config.json has none.
+    pub(super) fn rope_base(self) -> f64 {
+        if self == Self::Gemma { 1e6 } else { 1e4 }
+    }
+
+    /// Returns what query and key heads are multiplied by, so that scores are divided by the root of
+    /// `query_pre_attn_scalar` and not of D.
+    pub(super) fn head_scale(self, json: &Reader<'_>, head_width: usize) -> Result<f64> {
+        if self != Self::Gemma {
+            return Ok(1.0);
+        }
+        let scalar = json.number("query_pre_attn_scalar", Some(256.0))?;
+        if scalar <= 0.0 {
+            return Err(Error::model(format!(
+                "config.json: query_pre_attn_scalar: {scalar} must be positive"
+            )));
+        }
+        Ok((head_width as f64 / scalar).powf(0.25))
+    }
+
+    /// Returns the keys of base and rotated part outside of `rope_parameters`, and that part where there is none.
+    pub(super) fn rope_keys(self) -> (&'static str, &'static str, f64) {
+        match self {
+            Self::NeoX => ("rotary_emb_base", "rotary_pct", 0.25),
+            Self::Phi => ("rope_theta", "partial_rotary_factor", 0.5),
+            _ => ("rope_theta", "partial_rotary_factor", 1.0),
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! What stands between the two products of an MLP.
+
+/// A function of one number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + exp(-x))`.
+    Silu,
+    /// `x Phi(x)`, Phi being the standard normal distribution function.
+    Gelu,
+    /// `x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2`.
+    GeluTanh,
+    /// `max(x, 0)`; its derivative at 0 is 0.
+    Relu,
+}
+
+/// The inner part of an MLP of F numbers: `y = act(x)`, or gated `y = act(gate) up`.
+///
+/// Source: transformers `activations.py` (`silu`, `gelu`, `gelu_new`, `relu`); arXiv 2002.05202 for gates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mlp {
+    /// The function.
+    pub activation: Activation,
+    /// Whether a row holds F gates and then F ups, else F numbers.
+    pub gated: bool,
+}
+
+impl Mlp {
+    /// The MLP of Llama, for which backends have products of their own.
+    pub const SWIGLU: Self = Self { activation: Activation::Silu, gated: true };
+
+    /// Returns the width of a row before the activation, F numbers wide behind it.
+    pub fn width(self, f: usize) -> usize {
+        if self.gated { 2 * f } else { f }
+    }
+}
