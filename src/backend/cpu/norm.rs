@@ -64,6 +64,7 @@ pub(super) fn rmsnorm<T: Real>(
     );
 }
 
+#[allow(clippy::too_many_arguments)]
 pub(super) fn rmsnorm_bwd<T: Real>(
     (n, c): (usize, usize),
     rms: Rms,
@@ -137,6 +138,7 @@ pub(super) fn qk_norm<T: Real>(
     );
 }
 
+#[allow(clippy::too_many_arguments)]
 pub(super) fn qk_norm_bwd<T: Real>(
     n: usize,
     heads: Heads,
