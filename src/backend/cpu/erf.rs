@@ -101,7 +101,8 @@ mod tests {
     fn erf_agrees_with_its_series() {
         for i in -6000..=6000 {
             let x = f64::from(i) * 1e-3;
-            assert!((erf(x) - series(x)).abs() <= 1e-15, "{x}: {} {}", erf(x), series(x));
+            // The series adds up to 400 terms, whose roundings are most of the difference.
+            assert!((erf(x) - series(x)).abs() <= 4e-15, "{x}: {} {}", erf(x), series(x));
         }
         assert_eq!([f64::INFINITY, f64::NEG_INFINITY, -0.0].map(erf), [1.0, -1.0, -0.0]);
         assert!(erf(f64::NAN).is_nan());
