@@ -1,4 +1,4 @@
-//! Forward pass of a decoder over packed documents, and the sweep of its head; [`super::backward`] has the way back.
+//! Forward pass of a decoder over packed documents, and the sweep of its head; backward.rs has the way back.
 //!
 //! What is kept of every layer for the backward pass, and what is made again there, says [`super::saving`]; normed rows
 //! and outputs of activations always are made again, which costs no product. Linear maps go to the backend together with

@@ -195,7 +195,7 @@ impl CachePlace {
     }
 }
 
-/// A head: its matrix [V, C], and its bias [V] where it has one; logits are `h w^T (+ bias)`.
+/// A head: its matrix, V x C, and its bias, V, where it has one; logits are `h w^T (+ bias)`.
 #[derive(Debug, Clone, Copy)]
 pub struct HeadWeight<W> {
     /// The matrix.
@@ -218,7 +218,7 @@ pub struct HeadGrads<'a, A: ?Sized, G> {
     pub dh: &'a mut A,
     /// Gradient of the head matrix [V, C], accumulated; `None` where the head is frozen.
     pub dw: Option<&'a mut G>,
-    /// Gradient of its bias [V], accumulated likewise.
+    /// Gradient of its bias, V, accumulated likewise.
     pub db: Option<&'a mut G>,
 }
 
