@@ -4,6 +4,10 @@
 #   MUSE=DIR MODEL=SmolLM2-135M benches/mini_muse.sh OUT            the benchmark, from a copy of MUSE's data
 #   benches/mini_muse.sh --tiny OUT                                 the embedded model and text, on any machine
 #
+# Beside the losses, by themselves: mollm (UCE, the form's penalty and plain training on the retain documents, the mixture
+# of their gradients of least norm), pgu (gradient ascent off the subspace of the retain documents' inputs, with the form's
+# penalty), and rmu with its own penalty in place of the form's.
+#
 # (With --tiny there is no second retain set: utility is measured on documents that the penalty sees.)
 #
 # Settings, by environment: NEPENTHE (the binary; built in release where not given), CORPUS (news or books), PROFILE
@@ -135,7 +139,7 @@ PY
 
 if $tiny; then
     steps=${STEPS:-120} every=${EVERY:-10} new_tokens=${NEW_TOKENS:-96} micro=4 accum=1 retain_accum=${RETAIN_ACCUM:-6} context=512
-    adamw_rate=3e-4 adamw_weight=0.05 sgd_rate=0.02 sgd_momentum=0.9
+    adamw_rate=3e-4 adamw_weight=0.05 sgd_rate=0.02 sgd_momentum=0.9 rmu_layer=2 rmu_steering=10
     mean_teacher=(method.forget_weight=0.05 method.retain_weight=5 method.teacher_rate=0.03 method.damping=0.025)
     # The demo unpacks its models and texts; its own run is cut short.
     unpack() {
@@ -151,7 +155,7 @@ if $tiny; then
 else
     : "${MUSE:?MUSE must name a copy of the data folder of muse_bench}" "${MODEL:?MODEL must name a model folder}"
     steps=${STEPS:-400} every=${EVERY:-20} new_tokens=${NEW_TOKENS:-128} micro=4 accum=2 retain_accum=${RETAIN_ACCUM:-2} context=512
-    adamw_rate=1e-5 adamw_weight=0.05 sgd_rate=5e-4 sgd_momentum=0.95
+    adamw_rate=1e-5 adamw_weight=0.05 sgd_rate=5e-4 sgd_momentum=0.95 rmu_layer=7 rmu_steering=20
     mean_teacher=(method.forget_weight=0.1 method.retain_weight=1 method.teacher_rate=0.005 method.damping=5)
     prepare() { rm -rf "${out:?}/data"; "$nepenthe" prepare mini-muse --muse "$MUSE" --tokenizer "$MODEL" --out "$out/data"; }
     stage data "$MUSE" "$MODEL/tokenizer.json" -- prepare
@@ -176,9 +180,9 @@ half() { echo "${1%.*}.$2.${1##*.}"; }
 skipped=" nll dpo "
 losses=${LOSSES:-$("$nepenthe" --json methods | python3 -c '
 import json, sys
-print(*(loss["name"] for loss in json.load(sys.stdin)["losses"]))')}
+print(*(loss["name"] for loss in json.load(sys.stdin)["losses"]))') mollm pgu}
 
-settings="$steps $every $new_tokens $micro $accum $retain_accum $context $adamw_rate $adamw_weight $sgd_rate $sgd_momentum ${mean_teacher[*]} $device"
+settings="$steps $every $new_tokens $micro $accum $retain_accum $context $adamw_rate $adamw_weight $sgd_rate $sgd_momentum ${mean_teacher[*]} $rmu_layer $rmu_steering $device"
 
 # unlearn NAME LOSS FORM FACTOR SEED PART: one run, measured on PART (select or report).
 unlearn() {
@@ -195,6 +199,12 @@ unlearn() {
     teacher)
         sets+=(method.penalty=qkl "${mean_teacher[@]}" optim.optimizer=sgd optim.momentum=$sgd_momentum
             optim.clip=inf optim.lr="$(times $sgd_rate "$factor")") ;;
+    esac
+    # What is no loss of that name alone.
+    case $loss in
+    rmu) sets+=(method.penalty=rmu_retain method.rmu_layer=$rmu_layer method.rmu_steering=$rmu_steering) ;;
+    mollm) sets+=(method.loss=uce method.second_penalty=nll method.combine=min_norm) ;;
+    pgu) sets+=(method.loss=ll method.shield=0.9) ;;
     esac
     if [ "$part" = report ]; then sets+=(eval.retrain="$retrain"); fi
     train "$name" unlearn --model "$target" --forget "$forget" --retain "$retain" "${sets[@]/#/--set=}"

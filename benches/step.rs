@@ -139,11 +139,13 @@ fn main() {
     let method = Method {
         loss: find(&FORGET, "loss", "nlul").unwrap(),
         penalty: Some(find(&PENALTIES, "penalty", "qkl").unwrap()),
+        second: None,
         knobs: Default::default(),
     };
     let settings = Settings {
         forget_weight: 0.05,
         retain_weight: 1.0,
+        second_weight: 0.0,
         dual: None,
         clip: 1.0,
         damping: 5.0,

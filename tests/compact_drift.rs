@@ -47,6 +47,7 @@ fn recorded() -> Case {
         settings: Settings {
             forget_weight: 0.05,
             retain_weight: 1.0,
+            second_weight: 0.0,
             dual: None,
             clip: 1.0,
             damping: 5.0,
@@ -91,6 +92,7 @@ fn run(case: &Case, mode: StateMode, seed: u64) -> (Vec<f64>, [f64; 2]) {
     let method = Method {
         loss: method::find(&method::FORGET, "loss", "nlul").unwrap(),
         penalty: Some(method::find(&method::PENALTIES, "penalty", "qkl").unwrap()),
+        second: None,
         knobs: Knobs::default(),
     };
     let mut state = MeanTeacher::new(model, None, passes, method, case.settings);

@@ -90,13 +90,14 @@ fn start<O: Ops>(
     let settings = Settings {
         forget_weight: 0.5,
         retain_weight: 1.0,
+        second_weight: 0.0,
         dual: None,
         clip: 0.25,
         damping: if penalty.is_some() { 0.3 } else { 0.0 },
         teacher_rate: 0.1,
         schedule: Schedule { lr: 0.05, warmup: None },
     };
-    let method = Method { loss: FORGET[0], penalty, knobs: Knobs::default() };
+    let method = Method { loss: FORGET[0], penalty, second: None, knobs: Knobs::default() };
     Ok(MeanTeacher::new(model, None, passes, method, settings))
 }
 

@@ -38,6 +38,10 @@ fn inputs() -> TempDir {
 }
 
 fn unlearn(dir: &Path, out: &str, sets: &[String]) -> Output {
+    unlearning(dir, out, sets).output().unwrap()
+}
+
+fn unlearning(dir: &Path, out: &str, sets: &[String]) -> Command {
     let mut command = Command::new(cargo_bin("nepenthe"));
     command.env("XDG_CACHE_HOME", dir.join("cache")).args(["--json", "unlearn", "--model"]);
     command.arg(dir.join("model")).arg("--forget").arg(dir.join("forget.jsonl"));
@@ -51,11 +55,12 @@ fn unlearn(dir: &Path, out: &str, sets: &[String]) -> Output {
         "run.checkpoint_every=0",
         "optim.lr=0.05",
         "eval.documents=0",
+        "method.rmu_layer=1",
     ];
     for set in fixed.into_iter().map(str::to_owned).chain(sets.iter().cloned()) {
         command.args(["--set", &set]);
     }
-    command.output().unwrap()
+    command
 }
 
 /// The settings of a combination; `dpo` alone has alternatives.
@@ -82,6 +87,7 @@ fn every_loss_with_every_penalty_runs_two_steps() {
     }
     for (i, penalty) in penalties.iter().enumerate() {
         runs.push(("npo", *penalty, i % 2 == 1));
+        runs.push(("rmu", *penalty, i % 2 == 1));
         runs.push(("undial", *penalty, i % 2 == 0));
     }
     for (i, (loss, penalty, teacher)) in runs.into_iter().enumerate() {
@@ -167,6 +173,170 @@ fn combined_gradients_step_and_say_how() {
             }
         }
     }
+}
+
+fn log(dir: &Path, out: &str) -> Vec<Value> {
+    let log = std::fs::read_to_string(dir.join(out).join("metrics.jsonl")).unwrap();
+    log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| word.to_string()).collect()
+}
+
+/// MOLLM: the direction that descends the loss and both penalties.
+#[test]
+fn three_gradients_are_mixed_to_the_shortest() {
+    let dir = inputs();
+    let mut sets = sets(dir.path(), "uce", "kl", false);
+    sets.extend(words(&["method.second_penalty=nll", "method.combine=min_norm", "run.steps=4"]));
+    let output = unlearn(dir.path(), "mollm", &sets);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = log(dir.path(), "mollm");
+    assert_eq!(lines.len(), 4);
+    for line in &lines[1..] {
+        let factors = [&line["factors"][0], &line["factors"][1], &line["second_factor"]];
+        let factors = factors.map(|factor| factor.as_f64().unwrap());
+        assert!(factors.iter().all(|factor| *factor >= 0.0), "{line}");
+        assert!((factors.iter().sum::<f64>() - 1.0).abs() < 1e-12, "{line}");
+        assert!(line["loss_second"].as_f64().unwrap() > 0.0, "{line}");
+    }
+    let record = std::fs::read_to_string(dir.path().join("mollm/model/unlearning.json")).unwrap();
+    let record: Value = serde_json::from_str(&record).unwrap();
+    assert_eq!(record["second_penalty"], "nll");
+    // Added up they are another run.
+    let at = sets.iter().position(|set| set.starts_with("method.combine")).unwrap();
+    sets[at] = "method.combine=sum".into();
+    assert!(unlearn(dir.path(), "sum", &sets).status.success());
+    assert_ne!(log(dir.path(), "sum")[2]["grad_norm"], lines[2]["grad_norm"]);
+}
+
+/// RMU trains the matrices it says and leaves the layers behind alone.
+#[test]
+fn rmu_moves_the_layers_it_names() {
+    let dir = inputs();
+    let mut sets = sets(dir.path(), "rmu", "rmu_retain", false);
+    sets.extend(words(&["model.train=down", "model.train_layers=0-1", "run.steps=4"]));
+    let output = unlearn(dir.path(), "rmu", &sets);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = log(dir.path(), "rmu");
+    let loss = |line: &Value| line["loss_tr"].as_f64().unwrap();
+    assert!(loss(&lines[3]) < loss(&lines[0]), "{lines:?}");
+    // The starting model is where the penalty has its rows.
+    assert_eq!(lines[0]["loss_kl"], 0.0);
+    assert!(lines[3]["loss_kl"].as_f64().unwrap() > 0.0);
+    let [before, after] =
+        ["model", "rmu/model"].map(|m| Weights::open(&dir.path().join(m)).unwrap());
+    for name in before.names() {
+        let moved = before.read_f64(name).unwrap() != after.read_f64(name).unwrap();
+        let named = name.ends_with("down_proj.weight")
+            && ["layers.0.", "layers.1."].iter().any(|layer| name.contains(layer));
+        assert_eq!(moved, named, "{name}");
+    }
+    for (set, wanted) in [
+        (
+            "method.rmu_layer=40",
+            "method.rmu_layer: names layer 40, and the model's layers are 0 to",
+        ),
+        ("model.train_layers=0-40", "model.train_layers: names layer 40"),
+    ] {
+        let mut wrong = sets.clone();
+        wrong.push(set.into());
+        let output = unlearn(dir.path(), "wrong", &wrong);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(wanted), "{said}");
+        assert!(!dir.path().join("wrong/metrics.jsonl").exists());
+    }
+}
+
+fn slug(dir: &Path, out: &str, more: &[&str]) -> Output {
+    let mut command = Command::new(cargo_bin("nepenthe"));
+    command.env("XDG_CACHE_HOME", dir.join("cache")).args(["--json", "slug", "--model"]);
+    command.arg(dir.join("model")).arg("--forget").arg(dir.join("forget.jsonl"));
+    command.arg("--retain").arg(dir.join("retain.jsonl")).arg("--out").arg(dir.join(out));
+    command.args(["--set", "run.micro_batch=2", "--set", "run.pack_tokens=64"]);
+    command.args(more).output().unwrap()
+}
+
+/// SLUG: one matrix moves, within the budget, and what the summary says is what the written model does.
+#[test]
+fn slug_moves_one_matrix_along_its_gradient() {
+    let dir = inputs();
+    let dir = dir.path();
+    let output = slug(dir, "slug", &["--budget", "0.05", "--evaluations", "6"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let figure = |at: &str, name: &str| summary[at][name].as_f64().unwrap();
+    assert!(figure("after", "nll_forget") > figure("before", "nll_forget"), "{summary}");
+    assert!(figure("after", "nll_retain") <= figure("before", "nll_retain") + 0.05, "{summary}");
+    let front = summary["matrices"].as_array().unwrap().iter().filter(|m| m["front"] == true);
+    let tried = front.count().min(4);
+    assert_eq!(summary["trials"].as_array().unwrap().len(), 6 * tried);
+    // Of the tensors of the matrix, and of no other, the step times the gradient was added.
+    let matrix = summary["matrix"].as_str().unwrap();
+    let layer = matrix.split(".layers.").nth(1).unwrap().split('.').next().unwrap();
+    let [before, after] = ["model", "slug"].map(|m| Weights::open(&dir.join(m)).unwrap());
+    let mut square = 0.0;
+    for name in before.names() {
+        let (before, after) = (before.read_f64(name).unwrap(), after.read_f64(name).unwrap());
+        let moved: f64 = before.iter().zip(&after).map(|(a, b)| (a - b) * (a - b)).sum();
+        assert!(moved == 0.0 || name.contains(&format!(".layers.{layer}.")), "{name}, {matrix}");
+        square += moved;
+    }
+    let chosen = summary["matrices"].as_array().unwrap().iter().find(|m| m["name"] == *matrix);
+    let importance = chosen.unwrap()["importance"].as_f64().unwrap();
+    assert!(square > 0.0 && importance > 0.0, "{matrix}");
+    // Enough is less than as much as the budget allows.
+    let enough = figure("before", "nll_forget") + 0.01;
+    let output = slug(dir, "less", &["--budget", "0.05", "--forget-nll", &enough.to_string()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let less: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(less["after"]["nll_forget"].as_f64().unwrap() >= enough, "{less}");
+    assert!(
+        less["after"]["nll_retain"].as_f64().unwrap() <= figure("after", "nll_retain") + 1e-9,
+        "{less}"
+    );
+    for (more, code, wanted) in [
+        (["--evaluations", "0"], 2, "--evaluations: wanted at least 1, got 0"),
+        (["--budget", "NaN"], 2, "--budget: wanted 0 or more, got NaN"),
+    ] {
+        let output = slug(dir, "none", &more);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains(wanted), "{said}");
+        assert!(!dir.join("none").exists());
+    }
+}
+
+/// PGU: what a shield holds is in the summary, the run is another one, and a resumed run finds the same shield.
+#[test]
+fn a_shield_is_found_before_the_first_step_and_again_when_a_run_goes_on() {
+    let dir = inputs();
+    let mut sets = sets(dir.path(), "ll", "none", false);
+    sets.extend(words(&["run.steps=4", "run.checkpoint_every=2"]));
+    assert!(unlearn(dir.path(), "free", &sets).status.success());
+    sets.extend(words(&["method.shield=0.9", "method.shield_rank=8"]));
+    let output = unlearn(dir.path(), "shielded", &sets);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let share = summary["shielded"].as_f64().unwrap();
+    assert!(share > 0.3 && share <= 1.0, "{share}");
+    let (free, shielded) = (log(dir.path(), "free"), log(dir.path(), "shielded"));
+    assert_eq!(free[0]["loss_tr"], shielded[0]["loss_tr"]);
+    let norm = |line: &Value| line["grad_norm"].as_f64().unwrap();
+    assert!(norm(&shielded[0]) < norm(&free[0]));
+    // Half the steps, then the rest.
+    let mut half = sets.clone();
+    half.push("run.steps=2".into());
+    assert!(unlearn(dir.path(), "parts", &half).status.success());
+    let mut command = unlearning(dir.path(), "parts", &sets);
+    let output = command.arg("--resume").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let [whole, parts] = ["shielded", "parts"]
+        .map(|run| std::fs::read(dir.path().join(run).join("model/model.safetensors")).unwrap());
+    assert!(whole == parts);
 }
 
 /// Copies the model folder with every number changed by `change`.

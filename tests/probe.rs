@@ -220,11 +220,13 @@ fn settle(rate: f64, lr: f64, momentum: f64, steps: u64) -> (f64, f64) {
     let method = Method {
         loss: find(&FORGET, "", "nlul").unwrap(),
         penalty: Some(find(&PENALTIES, "", "qkl").unwrap()),
+        second: None,
         knobs: Knobs::default(),
     };
     let settings = Settings {
         forget_weight: ALPHA,
         retain_weight: BETA,
+        second_weight: 0.0,
         dual: None,
         clip: f64::INFINITY,
         damping: DAMPING,

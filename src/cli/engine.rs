@@ -131,7 +131,7 @@ impl Engine {
     /// Counts the bytes of a run on a GPU, before anything is loaded; `None` on the CPU.
     ///
     /// Errors: [`crate::Kind::Memory`] with the bytes of each category and ways out where its free memory is too small.
-    fn plan(&self, config: &ModelConfig, recipe: &Recipe) -> Result<Option<Plan>> {
+    pub(super) fn plan(&self, config: &ModelConfig, recipe: &Recipe) -> Result<Option<Plan>> {
         let Self::Gpu(driver, precision, _) = self else { return Ok(None) };
         let trained = Layout::new(config, recipe.train()).trainable();
         let target = Target::gpu(*precision);

@@ -19,6 +19,7 @@ mod prepare;
 mod probe;
 mod report;
 mod score;
+mod slug;
 mod suite;
 mod task_vector;
 mod unlearn;
@@ -50,6 +51,8 @@ enum Command {
     Unlearn(unlearn::Args),
     /// Train a model on a data set in the plain way
     Finetune(finetune::Args),
+    /// Move one matrix by one step along the gradient of a forget set (SLUG)
+    Slug(slug::Args),
     /// Take what finetuning on a forget set adds off a model
     TaskVector(task_vector::Args),
     /// Measure NLL, perplexity and verbatim memory, or a benchmark: MUSE, TOFU
@@ -102,6 +105,7 @@ fn run(command: &Command, out: &Output) -> Result<(), Error> {
         Command::Demo(args) => demo::run(args, out),
         Command::Unlearn(args) => unlearn::run(args, out),
         Command::Finetune(args) => finetune::run(args, out),
+        Command::Slug(args) => slug::run(args, out),
         Command::TaskVector(args) => task_vector::run(args, out),
         Command::Eval(args) => eval::run(args, out),
         Command::Generate(args) => generate::run(args, out),

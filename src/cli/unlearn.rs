@@ -56,7 +56,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     lay(&mut recipe.data.retain, &args.retain);
     wanted("--model", "model.path", &recipe.model.path)?;
     wanted("--forget", "data.forget", &recipe.data.forget)?;
-    if recipe.method.penalty != "none" {
+    if recipe.reads_retain() {
         wanted("--retain", "data.retain", &recipe.data.retain)?;
     }
     args.run.start(recipe, out)
@@ -95,7 +95,7 @@ impl RunArgs {
             );
         }
         check_data("data.forget", &recipe.data.forget)?;
-        if recipe.method.penalty != "none" {
+        if recipe.reads_retain() {
             check_data("data.retain", &recipe.data.retain)?;
         }
         if !recipe.data.alternate.as_os_str().is_empty() {

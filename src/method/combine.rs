@@ -1,20 +1,20 @@
-//! Gradients of loss and penalty put together: added, or with regard to each other's direction.
+//! Gradients of loss and penalties put together: added, or with regard to each other's direction.
 
 use super::named;
 use crate::error::Result;
 
-/// How the gradients of loss, f, and penalty, r, become the direction that is descended; both carry their weights.
+/// How the gradients of loss, f, and penalties, r and s, become the direction that is descended; all carry their weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Combination {
-    /// f + r, in one buffer.
+    /// f + r + s, in one buffer.
     Sum,
-    /// What is left of f where it goes against r, and r.
+    /// What is left of f where it goes against r, then against s, and both.
     ///
     /// Source: arXiv 2001.06782 (PCGrad), of which only the loss gives way; so does GRU's projection.
     Project,
-    /// The shortest of all mixtures: no other direction of its length descends the worse of both faster.
+    /// The shortest of all mixtures: no other direction of its length descends the worst of all faster.
     ///
-    /// Source: MGDA, arXiv 1810.04650, section 3.2.
+    /// Source: MGDA, arXiv 1810.04650, section 3.2; MOLLM, arXiv 2412.20412, with three.
     MinNorm,
 }
 
@@ -34,9 +34,9 @@ impl Combination {
     /// Returns the direction, as a report prints it.
     pub fn formula(self) -> &'static str {
         match self {
-            Self::Sum => "f + r",
-            Self::Project => "f - min(0, f.r)/|r|^2 r + r",
-            Self::MinNorm => "a f + (1 - a) r, a = r.(r - f)/|f - r|^2 held to 0..1",
+            Self::Sum => "f + r (+ s)",
+            Self::Project => "f - min(0, f.r)/|r|^2 r, likewise against s, + r (+ s)",
+            Self::MinNorm => "a f + b r (+ c s) of least length, a, b, c at least 0, their sum 1",
         }
     }
 
@@ -45,65 +45,156 @@ impl Combination {
         named("method.combine", name, Self::ALL.map(|c| (c.name(), c)))
     }
 
-    /// Returns the factors of f and r, given `[f.f, f.r, r.r]`.
+    /// Returns the factor of each gradient, the loss's first, given their inner products `gram[i][j]`, two or three of
+    /// them.
     ///
-    /// A product that is no number gives 1 and 1: the update then finds what is wrong with the gradients.
-    pub fn factors(self, [ff, fr, rr]: [f64; 3]) -> [f64; 2] {
-        if ![ff, fr, rr].iter().all(|x| x.is_finite()) {
-            return [1.0, 1.0];
+    /// A product that is no number gives factors of 1: the update then finds what is wrong with the gradients.
+    pub fn factors(self, gram: &[Vec<f64>]) -> Vec<f64> {
+        let ones = vec![1.0; gram.len()];
+        if !gram.iter().flatten().all(|x| x.is_finite()) {
+            return ones;
         }
         match self {
-            Self::Sum => [1.0, 1.0],
-            Self::Project if fr < 0.0 && rr > 0.0 => [1.0, 1.0 - fr / rr],
-            Self::Project => [1.0, 1.0],
-            Self::MinNorm => {
-                let apart = ff + rr - 2.0 * fr;
-                let share = if apart > 0.0 { ((rr - fr) / apart).clamp(0.0, 1.0) } else { 0.5 };
-                [share, 1.0 - share]
+            Self::Sum => ones,
+            Self::Project => {
+                let mut loss = vec![0.0; gram.len()];
+                loss[0] = 1.0;
+                for i in 1..gram.len() {
+                    let against: f64 = loss.iter().zip(gram).map(|(a, row)| a * row[i]).sum();
+                    if against < 0.0 && gram[i][i] > 0.0 {
+                        loss[i] -= against / gram[i][i];
+                    }
+                }
+                loss[1..].iter_mut().for_each(|own| *own += 1.0);
+                loss
             }
+            Self::MinNorm => min_norm(gram),
         }
     }
+}
+
+/// Returns the weights, at least 0 and of sum 1, whose mixture of gradients with inner products `gram` is shortest.
+///
+/// The shortest mixture lies inside the corner, edge or face of some of them, where it is a small linear system: each is
+/// solved, and the best that is a mixture is taken.
+fn min_norm(gram: &[Vec<f64>]) -> Vec<f64> {
+    let k = gram.len();
+    let length = |w: &[f64]| -> f64 {
+        (0..k)
+            .flat_map(|i| (0..k).map(move |j| (i, j)))
+            .map(|(i, j)| w[i] * w[j] * gram[i][j])
+            .sum()
+    };
+    let equal = vec![1.0 / k as f64; k];
+    let mut best = (length(&equal), equal);
+    for chosen in 1u32..1 << k {
+        let members: Vec<usize> = (0..k).filter(|i| chosen >> i & 1 == 1).collect();
+        let Some(inside) = flattest(gram, &members) else { continue };
+        let mut weights = vec![0.0; k];
+        members.iter().zip(inside).for_each(|(i, w)| weights[*i] = w);
+        let squared = length(&weights);
+        if squared < best.0 {
+            best = (squared, weights);
+        }
+    }
+    best.1
+}
+
+/// Returns the weights of sum 1 at which the mixture of `members` has the same product with each of them, if there are
+/// such and none is below 0.
+fn flattest(gram: &[Vec<f64>], members: &[usize]) -> Option<Vec<f64>> {
+    // (g_0 - g_i) . sum w_j g_j = 0 for every i behind the first, and sum w = 1: by elimination.
+    let k = members.len();
+    let mut rows: Vec<Vec<f64>> = Vec::with_capacity(k);
+    for i in 1..k {
+        let row = members.iter().map(|j| gram[members[0]][*j] - gram[members[i]][*j]);
+        rows.push(row.chain([0.0]).collect());
+    }
+    rows.push(vec![1.0; k + 1]);
+    for column in 0..k {
+        let pivot =
+            (column..k).max_by(|a, b| rows[*a][column].abs().total_cmp(&rows[*b][column].abs()))?;
+        rows.swap(column, pivot);
+        let own = rows[column].clone();
+        if own[column] == 0.0 {
+            return None;
+        }
+        for (_, row) in rows.iter_mut().enumerate().filter(|(i, _)| *i != column) {
+            let factor = row[column] / own[column];
+            row.iter_mut().zip(&own).for_each(|(x, own)| *x -= factor * own);
+        }
+    }
+    let weights: Vec<f64> = rows.iter().enumerate().map(|(i, row)| row[k] / row[i]).collect();
+    weights.iter().all(|w| *w >= 0.0 && w.is_finite()).then_some(weights)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn dot(a: [f64; 3], b: [f64; 3]) -> f64 {
+    fn dot(a: &[f64], b: &[f64]) -> f64 {
         a.iter().zip(b).map(|(a, b)| a * b).sum()
     }
 
+    fn gram(of: &[&[f64]]) -> Vec<Vec<f64>> {
+        of.iter().map(|a| of.iter().map(|b| dot(a, b)).collect()).collect()
+    }
+
+    fn mixed(of: &[&[f64]], weights: &[f64]) -> Vec<f64> {
+        (0..of[0].len()).map(|i| of.iter().zip(weights).map(|(g, w)| w * g[i]).sum()).collect()
+    }
+
+    const CASES: [&[&[f64]]; 7] = [
+        &[&[1.0, -2.0, 0.5], &[0.5, 1.0, 2.0]],
+        &[&[3.0, 0.0, 0.0], &[1.0, 0.0, 0.0]],
+        &[&[0.1, 0.0, 0.0], &[5.0, 1.0, 0.0]],
+        &[&[1.0, -2.0, 0.5], &[0.5, 1.0, 2.0], &[-0.3, 0.2, 0.4]],
+        &[&[1.0, 0.0, 0.0], &[0.0, 2.0, 0.0], &[0.0, 0.0, 3.0]],
+        &[&[1.0, 0.2, 0.0], &[1.0, -0.3, 0.1], &[9.0, 0.0, 4.0]],
+        // Two of them equal: a face that has no single solution.
+        &[&[1.0, 1.0, 0.0], &[1.0, 1.0, 0.0], &[-0.5, 0.1, 0.0]],
+    ];
+
     #[test]
     fn projection_leaves_nothing_against_the_penalty() {
-        let (f, r) = ([1.0, -2.0, 0.5], [0.5, 1.0, 2.0]);
-        let [a, b] = Combination::Project.factors([dot(f, f), dot(f, r), dot(r, r)]);
-        let left: [f64; 3] = std::array::from_fn(|i| a * f[i] + (b - 1.0) * r[i]);
-        assert!(dot(left, r).abs() < 1e-12 && dot(f, r) < 0.0);
+        let of: [&[f64]; 2] = [&[1.0, -2.0, 0.5], &[0.5, 1.0, 2.0]];
+        let factors = Combination::Project.factors(&gram(&of));
+        let left = mixed(&of, &[factors[0], factors[1] - 1.0]);
+        assert!(dot(&left, of[1]).abs() < 1e-12 && dot(of[0], of[1]) < 0.0);
         // Gradients that agree are added.
-        assert_eq!(Combination::Project.factors([1.0, 0.5, 1.0]), [1.0, 1.0]);
-        assert_eq!(Combination::Project.factors([1.0, 0.0, 0.0]), [1.0, 1.0]);
+        assert_eq!(Combination::Project.factors(&gram(&[&[1.0, 0.2], &[1.0, 0.0]])), [1.0, 1.0]);
+        assert_eq!(Combination::Project.factors(&gram(&[&[1.0, 0.2], &[0.0, 0.0]])), [1.0, 1.0]);
     }
 
     #[test]
-    fn min_norm_is_the_shortest_mixture_and_descends_both() {
-        for (f, r) in [
-            ([1.0, -2.0, 0.5], [0.5, 1.0, 2.0]),
-            ([3.0, 0.0, 0.0], [1.0, 0.0, 0.0]),
-            ([0.1, 0.0, 0.0], [5.0, 1.0, 0.0]),
-        ] {
-            let [a, b] = Combination::MinNorm.factors([dot(f, f), dot(f, r), dot(r, r)]);
-            assert!((a + b - 1.0).abs() < 1e-15);
-            let mixed = |a: f64| std::array::from_fn(|i| a * f[i] + (1.0 - a) * r[i]);
-            let best: [f64; 3] = mixed(a);
-            for k in 0..=100 {
-                let other: [f64; 3] = mixed(f64::from(k) / 100.0);
-                assert!(dot(best, best) <= dot(other, other) + 1e-12);
+    fn projection_gives_way_to_one_penalty_after_the_other() {
+        let of: [&[f64]; 3] = [&[-1.0, -1.0, 1.0], &[1.0, 0.0, 0.0], &[0.0, 1.0, 0.0]];
+        let factors = Combination::Project.factors(&gram(&of));
+        assert_eq!(mixed(&of, &factors), [1.0, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn min_norm_is_the_shortest_mixture_and_descends_all() {
+        for of in CASES {
+            let weights = Combination::MinNorm.factors(&gram(of));
+            assert!((weights.iter().sum::<f64>() - 1.0).abs() < 1e-12, "{weights:?}");
+            assert!(weights.iter().all(|w| *w >= 0.0), "{weights:?}");
+            let best = mixed(of, &weights);
+            let grid = || (0..=60).map(|k| f64::from(k) / 60.0);
+            for (a, b) in grid().flat_map(|a| grid().map(move |b| (a, b * (1.0 - a)))) {
+                let other = match of.len() {
+                    2 => mixed(of, &[a, 1.0 - a]),
+                    _ => mixed(of, &[a, b, 1.0 - a - b]),
+                };
+                assert!(dot(&best, &best) <= dot(&other, &other) + 1e-12);
             }
-            // The defining property of the minimum: at least its own length along both.
-            assert!(dot(best, f) >= dot(best, best) - 1e-12);
-            assert!(dot(best, r) >= dot(best, best) - 1e-12);
+            // The defining property of the minimum: at least its own length along all.
+            for g in of {
+                assert!(dot(&best, g) >= dot(&best, &best) - 1e-12, "{of:?}");
+            }
         }
-        assert_eq!(Combination::MinNorm.factors([0.0; 3]), [0.5, 0.5]);
-        assert_eq!(Combination::MinNorm.factors([f64::NAN, 0.0, 1.0]), [1.0, 1.0]);
+        assert_eq!(Combination::MinNorm.factors(&vec![vec![0.0; 2]; 2]), [0.5, 0.5]);
+        let broken = [vec![f64::NAN, 0.0], vec![0.0, 1.0]];
+        assert_eq!(Combination::MinNorm.factors(&broken), [1.0, 1.0]);
     }
 }

@@ -17,6 +17,8 @@ pub struct Method {
     pub loss: &'static dyn Objective,
     /// The penalty on retain documents.
     pub penalty: Option<&'static dyn Objective>,
+    /// A second one on the same documents; only beside a first.
+    pub second: Option<&'static dyn Objective>,
     /// Their numbers.
     pub knobs: Knobs,
 }
@@ -28,6 +30,8 @@ pub struct Settings {
     pub forget_weight: f64,
     /// beta, the weight of the penalty; where it starts if there is a dual.
     pub retain_weight: f64,
+    /// The weight of the second penalty.
+    pub second_weight: f64,
     /// How the weight of the penalty follows it, if it does.
     pub dual: Option<Dual>,
     /// The gradient norm above which everything is scaled down; infinite for never.
@@ -61,10 +65,13 @@ impl Dual {
 pub struct StepReport {
     /// The step, counted from 0.
     pub global_step: u64,
-    /// Monitored NLL of the forget documents, nats per token.
+    /// Monitored NLL of the forget documents, nats per token; of a loss without logits its value.
     pub loss_tr: f64,
     /// Penalty before its weight (qkl: the whole variance).
     pub loss_kl: f64,
+    /// The second penalty before its weight, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_second: Option<f64>,
     /// The penalty's weight in this step.
     pub retain_weight: f64,
     /// Cosine between the gradients of loss and penalty, where they are combined apart.
@@ -73,6 +80,9 @@ pub struct StepReport {
     /// What both were multiplied by.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub factors: Option<[f64; 2]>,
+    /// What the gradient of the second penalty was multiplied by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub second_factor: Option<f64>,
     /// Gradient norm before clipping and without damping.
     pub grad_norm: f64,
     /// Clip factor c.
@@ -95,7 +105,7 @@ pub struct Started<O: Ops> {
     pending: O::Pending,
     lr: f64,
     cosine: Option<f64>,
-    factors: Option<[f64; 2]>,
+    factors: Option<Vec<f64>>,
 }
 
 /// The training state of a run between steps.
@@ -114,15 +124,18 @@ pub struct MeanTeacher<O: Ops> {
     pub step: u64,
     /// The penalty's weight in the next step.
     pub retain_weight: f64,
+    /// The share of the squares of the matrices' inputs on retain documents that the loss leaves alone, where there is a
+    /// shield.
+    pub shielded: Option<f64>,
     bad: Option<(usize, u64)>,
     apart: Option<Apart<O>>,
     rule: Option<Box<dyn CustomRule>>,
 }
 
-/// The penalty's own gradients, and how they and the loss's become one.
+/// The penalties' own gradients, and how they and the loss's become one.
 struct Apart<O: Ops> {
     combination: Combination,
-    grads: Vec<Option<O::Grad>>,
+    grads: Vec<Vec<Option<O::Grad>>>,
 }
 
 impl<O: Ops> MeanTeacher<O> {
@@ -143,14 +156,16 @@ impl<O: Ops> MeanTeacher<O> {
             settings,
             step: 0,
             retain_weight,
+            shielded: None,
             bad: None,
             apart: None,
             rule: None,
         }
     }
 
-    /// Keeps the gradient of the penalty in `grads` ([`Model::more_grads`]) and combines it with that of the loss.
-    pub fn combine(&mut self, combination: Combination, grads: Vec<Option<O::Grad>>) {
+    /// Keeps the gradient of each penalty in one of `grads` ([`Model::more_grads`]) and combines them with that of the
+    /// loss.
+    pub fn combine(&mut self, combination: Combination, grads: Vec<Vec<Option<O::Grad>>>) {
         self.apart = Some(Apart { combination, grads });
     }
 
@@ -183,22 +198,30 @@ impl<O: Ops> MeanTeacher<O> {
         let Self { model, base, passes, method, settings, retain_weight, apart, .. } = self;
         let task = |objective, batches, weight| Task { objective, batches, weight: Some(weight) };
         let loss = task(method.loss, forget, settings.forget_weight);
-        let penalty = method.penalty.map(|p| task(p, retain, *retain_weight));
-        let mut apart = apart.as_mut().filter(|_| penalty.is_some());
-        let own = apart.as_mut().map(|apart| &mut apart.grads);
-        passes.start_step(ops, model, base.as_mut(), &method.knobs, loss, penalty, own)?;
+        let penalties = [(method.penalty, *retain_weight), (method.second, settings.second_weight)];
+        let penalties: Vec<Task<'_>> = penalties
+            .into_iter()
+            .filter_map(|(penalty, weight)| Some(task(penalty?, retain, weight)))
+            .collect();
+        let mut apart = apart.as_mut().filter(|_| !penalties.is_empty());
+        let own = apart.as_mut().map(|apart| &mut apart.grads[..]);
+        passes.start_step(ops, model, base.as_mut(), &method.knobs, loss, &penalties, own)?;
         let (mut cosine, mut factors) = (None, None);
         if let Some(Apart { combination, grads }) = apart {
-            let products = products::<O>(ops, &model.grads, grads);
-            let [of_loss, of_penalty] = combination.factors(products);
-            for (own, other) in model.grads.iter_mut().zip(&*grads) {
-                if let (Some(own), Some(other)) = (own, other) {
-                    ops.grad_mix(own, of_loss, other, of_penalty);
+            let gram = gram::<O>(ops, &model.grads, grads);
+            let all = combination.factors(&gram);
+            for (i, grads) in grads.iter().enumerate() {
+                // The loss's own factor once, the sum so far unchanged from then on.
+                let keep = if i == 0 { all[0] } else { 1.0 };
+                for (own, other) in model.grads.iter_mut().zip(grads) {
+                    if let (Some(own), Some(other)) = (own, other) {
+                        ops.grad_mix(own, keep, other, all[i + 1]);
+                    }
                 }
             }
-            let [ff, fr, rr] = products;
+            let (ff, fr, rr) = (gram[0][0], gram[0][1], gram[1][1]);
             cosine = (ff > 0.0 && rr > 0.0).then(|| fr / (ff * rr).sqrt());
-            factors = Some([of_loss, of_penalty]);
+            factors = Some(all);
         }
         let lr = self.settings.schedule.rate(self.step);
         let settings = StepSettings {
@@ -232,21 +255,25 @@ impl<O: Ops> MeanTeacher<O> {
             Some(_) => self.passes.sums(ops, Slot::Penalty)?,
             None => Sums::default(),
         };
+        let second = self.method.second.map(|_| self.passes.sums(ops, Slot::Second)).transpose()?;
+        let hidden = self.method.loss.rows(&self.method.knobs).hidden();
         let [time_loss, time_kl] = self.passes.seconds(ops);
         let report = StepReport {
             global_step: self.step,
-            loss_tr: tr.nll,
+            loss_tr: if hidden { tr.value } else { tr.nll },
             loss_kl: kl.value,
+            loss_second: second.map(|sums| sums.value),
             retain_weight: self.retain_weight,
             cosine,
-            factors,
+            factors: factors.as_ref().map(|all| [all[0], all[1]]),
+            second_factor: factors.as_ref().and_then(|all| all.get(2).copied()),
             grad_norm: norm,
             clip_coef: clip,
             lr,
             skipped,
             time_tr: time_loss + ops.seconds(marks::SHARED, marks::UPDATE),
             time_kl,
-            tokens: tr.tokens + kl.tokens,
+            tokens: tr.tokens + kl.tokens + second.map_or(0, |sums| sums.tokens),
         };
         self.step += 1;
         if let Some(dual) = self.settings.dual.filter(|_| !skipped) {
@@ -268,15 +295,22 @@ impl<O: Ops> MeanTeacher<O> {
     }
 }
 
-/// Returns `[f.f, f.r, r.r]` over all parameters; waits for the passes.
-fn products<O: Ops>(ops: &O, f: &[Option<O::Grad>], r: &[Option<O::Grad>]) -> [f64; 3] {
-    let mut products = [0.0; 3];
-    for (f, r) in f.iter().zip(r) {
-        if let (Some(f), Some(r)) = (f, r) {
-            products[0] += ops.grad_dot(f, f);
-            products[1] += ops.grad_dot(f, r);
-            products[2] += ops.grad_dot(r, r);
+/// Returns the inner products over all parameters of the gradients of loss and penalties; waits for the passes.
+fn gram<O: Ops>(
+    ops: &O,
+    loss: &[Option<O::Grad>],
+    penalties: &[Vec<Option<O::Grad>>],
+) -> Vec<Vec<f64>> {
+    let all: Vec<&[Option<O::Grad>]> =
+        [loss].into_iter().chain(penalties.iter().map(Vec::as_slice)).collect();
+    let mut gram = vec![vec![0.0; all.len()]; all.len()];
+    for i in 0..all.len() {
+        for j in i..all.len() {
+            let pairs = all[i].iter().flatten().zip(all[j].iter().flatten());
+            let product: f64 = pairs.map(|(a, b)| ops.grad_dot(a, b)).sum();
+            gram[i][j] = product;
+            gram[j][i] = product;
         }
     }
-    products
+    gram
 }

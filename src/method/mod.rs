@@ -14,11 +14,14 @@ mod mismatch;
 mod nll;
 mod nlul;
 mod npo;
+mod packs;
 pub mod passes;
 mod pdu;
 mod qkl;
+pub mod rmu;
 mod satimp;
 mod simnpo;
+pub mod subspace;
 mod uce;
 mod undial;
 mod wga;
@@ -44,13 +47,24 @@ pub enum Rows {
     Document(DocumentFormula),
     /// The gradient of each row reaches all logits.
     Matched(Matched),
+    /// Rows of the residual stream, from before any head.
+    Hidden(Hidden),
+}
+
+/// The rows behind a layer, and where they are pulled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hidden {
+    /// The layer, counted from 0.
+    pub layer: usize,
+    /// Whether to one vector, the same for all rows; else to the teacher's rows.
+    pub steered: bool,
 }
 
 impl Rows {
     /// Tells whether a base model that stays as it was is compared with.
     pub fn reads_base(self) -> bool {
         match self {
-            Self::Token(_) => false,
+            Self::Token(_) | Self::Hidden(_) => false,
             Self::Document(formula) => formula.against_base,
             Self::Matched(target) => target.compares() && !target.reads_teacher(),
         }
@@ -58,7 +72,16 @@ impl Rows {
 
     /// Tells whether the teacher is compared with.
     pub fn reads_teacher(self) -> bool {
-        matches!(self, Self::Matched(target) if target.reads_teacher())
+        match self {
+            Self::Token(_) | Self::Document(_) => false,
+            Self::Matched(target) => target.reads_teacher(),
+            Self::Hidden(hidden) => !hidden.steered,
+        }
+    }
+
+    /// Tells whether there are no logits.
+    pub fn hidden(self) -> bool {
+        matches!(self, Self::Hidden(_))
     }
 
     /// Tells whether documents come in pairs, a preferred one after each that is to be forgotten.
@@ -86,12 +109,14 @@ pub enum Normaliser {
     OwnTargets,
     /// B n_i.
     OwnTokens,
+    /// B n_i, with all positions: the mean over documents of means over their tokens.
+    OwnPositions,
 }
 
 impl Normaliser {
     /// Tells whether the last position of a document, which has no target, is left out.
     pub fn shifted(self) -> bool {
-        !matches!(self, Self::Positions | Self::Tokens | Self::AllDocuments)
+        !matches!(self, Self::Positions | Self::Tokens | Self::AllDocuments | Self::OwnPositions)
     }
 }
 
@@ -130,6 +155,10 @@ pub struct Knobs {
     pub satimp_beta1: f64,
     /// SatImp: the power of 1 - p.
     pub satimp_beta2: f64,
+    /// RMU: the layer behind which rows are pulled, counted from 0.
+    pub rmu_layer: usize,
+    /// RMU: the length of the vector that rows of forget documents are pulled to.
+    pub rmu_steering: f64,
 }
 
 impl Default for Knobs {
@@ -144,6 +173,8 @@ impl Default for Knobs {
             beta_wga: 1.0,
             satimp_beta1: 5.0,
             satimp_beta2: 1.0,
+            rmu_layer: 7,
+            rmu_steering: 20.0,
         }
     }
 }
@@ -154,7 +185,8 @@ pub trait Objective: Send + Sync {
     fn name(&self) -> &'static str;
     /// Returns what it descends, as a report prints it.
     fn formula(&self) -> &'static str;
-    /// Returns its derivative by the logits z of a row, before the normaliser; p = softmax(z), y the next token.
+    /// Returns its derivative by the logits z of a row (of hidden rows: by the row h), before the normaliser; p =
+    /// softmax(z), y the next token.
     fn gradient(&self) -> &'static str;
     /// Returns where it was published, or whose form it is.
     fn source(&self) -> &'static str;
@@ -177,7 +209,7 @@ pub trait Objective: Send + Sync {
 }
 
 /// The forget losses.
-pub const FORGET: [&dyn Objective; 18] = [
+pub const FORGET: [&dyn Objective; 19] = [
     &nll::Nll,
     &ll::Ll,
     &nlul::Nlul,
@@ -196,11 +228,12 @@ pub const FORGET: [&dyn Objective; 18] = [
     &pdu::Pdu::Paper,
     &pdu::Pdu::OpenUnlearning,
     &mismatch::Mismatch,
+    &rmu::Rmu::Steer,
 ];
 
 /// The penalties on retain documents.
-pub const PENALTIES: [&dyn Objective; 5] =
-    [&nll::Nll, &kl::Kl::Padded, &kl::Kl::Tokens, &kl::Kl::Muse, &qkl::Qkl];
+pub const PENALTIES: [&dyn Objective; 6] =
+    [&nll::Nll, &kl::Kl::Padded, &kl::Kl::Tokens, &kl::Kl::Muse, &qkl::Qkl, &rmu::Rmu::Keep];
 
 /// Finds an objective by name in `table` ([`FORGET`] or [`PENALTIES`]).
 pub fn find(

@@ -6,32 +6,21 @@
 
 use std::ops::Range;
 
-use super::{Knobs, Normaliser, Objective, Rows, Span};
+use super::packs::{Document, fill, packs, push};
+use super::{Hidden, Knobs, Objective, Rows};
 use crate::data::MicroBatch;
 use crate::error::{Error, Result};
 use crate::model::decoder::HeadLoss;
 use crate::model::generate::{Request, generate_in};
 use crate::model::{Level, Model, Saving, Workspace};
-use crate::ops::{Ops, PackData, Role, RowCounts, Tallied, TokenFormula, TokenWeight};
-
-/// A document on its way into a pack.
-#[derive(Debug, Clone, Copy)]
-struct Document<'a> {
-    ids: &'a [u32],
-    /// 1 over the objective's normaliser and the number of micro-batches.
-    share: f64,
-    /// 1 over the number of real targets and the number of micro-batches: what the monitored NLL counts; 0 where none is.
-    monitor: f64,
-    /// What a sum over its targets is divided by.
-    span: usize,
-}
+use crate::ops::{Compute, Ops, PackData, Role, Tallied, TokenFormula, TokenWeight};
 
 /// What a sweep over micro-batches adds up to; means over micro-batches, without the loss weight.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Sums {
     /// The objective's returned value.
     pub value: f64,
-    /// Plain NLL of the targets, nats per token; 0 for penalties that compare with a teacher.
+    /// Plain NLL of the targets, nats per token; 0 for penalties that compare with a teacher and where there are no logits.
     pub nll: f64,
     /// Share of targets that are the most probable token.
     pub accuracy: f64,
@@ -46,6 +35,8 @@ pub enum Slot {
     Loss,
     /// Those of the penalty.
     Penalty,
+    /// Those of the second penalty.
+    Second,
 }
 
 /// An objective and what it is swept over.
@@ -65,12 +56,24 @@ pub mod marks {
     pub const START: usize = 0;
     /// The packs of the loss have been worked on,
     pub const LOSS: usize = 1;
-    /// those of the penalty,
+    /// those of the penalties,
     pub const PENALTY: usize = 2;
     /// the pack that both share,
     pub const SHARED: usize = 3;
     /// and the update.
     pub const UPDATE: usize = 4;
+}
+
+/// The gradients of a model, one for each block that trains.
+type Gradients<O> = Vec<Option<<O as Compute>::Grad>>;
+
+/// How a pack stands in its step.
+#[derive(Debug, Clone, Copy, Default)]
+struct Turn {
+    /// No pack of the step comes behind it.
+    last: bool,
+    /// Its gradients are shielded.
+    shielded: bool,
 }
 
 /// The rows of one task in a pack.
@@ -79,6 +82,8 @@ struct Part {
     slot: Slot,
     loss: Rows,
     backward: bool,
+    /// Whether what the model shields is taken off its gradients.
+    shielded: bool,
     rows: Range<usize>,
 }
 
@@ -111,9 +116,11 @@ pub struct Passes<O: Ops> {
     weights: O::Stat,
     /// The base model's NLL of each row.
     base_nll: O::Stat,
-    tallies: [O::Tally; 2],
+    /// What hidden rows are pulled to; empty before [`Passes::steer`].
+    steering: O::Stat,
+    tallies: [O::Tally; 3],
     /// Tokens behind each tally.
-    tokens: [usize; 2],
+    tokens: [usize; 3],
     /// Tokens of loss and penalty in the pack that both shared in the last step.
     shared: [usize; 2],
     rows: Vec<f64>,
@@ -140,11 +147,19 @@ impl<O: Ops> Passes<O> {
             data: PackData::default(),
             weights: ops.stat(tokens)?,
             base_nll: ops.stat(tokens)?,
-            tallies: [ops.tally_room()?, ops.tally_room()?],
-            tokens: [0; 2],
+            steering: ops.stat(0)?,
+            tallies: [ops.tally_room()?, ops.tally_room()?, ops.tally_room()?],
+            tokens: [0; 3],
             shared: [0; 2],
             rows: vec![0.0; tokens],
         })
+    }
+
+    /// Sets the vector that rows of steered losses are pulled to, C numbers.
+    pub fn steer(&mut self, ops: &O, vector: &[f64]) -> Result<()> {
+        self.steering = ops.stat(vector.len())?;
+        ops.write_stat(vector, &mut self.steering);
+        Ok(())
     }
 
     /// Sweeps `objective` over `batches` and waits for the sums; with `weight` its gradient times that is added to the
@@ -166,16 +181,17 @@ impl<O: Ops> Passes<O> {
         self.clear(ops, Slot::Loss);
         for group in packs(objective, knobs, batches, self.ws.tokens())? {
             let tasks = [(Slot::Loss, task, group)];
-            self.start(ops, model, base.as_deref_mut(), knobs, &tasks, false)?;
+            self.start(ops, model, base.as_deref_mut(), knobs, &tasks, Turn::default())?;
         }
         self.sums(ops, Slot::Loss)
     }
 
     /// Starts the passes of a step and waits for nothing; [`Passes::sums`] tells what their rows came to.
     ///
-    /// What is left of loss and of penalty when their full packs are made shares one pack where it fits, unless the loss
-    /// weighs documents or compares with a base model, which would have to read the penalty's rows too, or the penalty's
-    /// gradient goes `apart`, into buffers of its own.
+    /// What is left of loss and of the first of up to two `penalties` when their full packs are made shares one pack where
+    /// it fits, unless the loss weighs documents or compares with a base model, which would have to read the penalty's
+    /// rows too, one of both has no logits, the loss alone is shielded, or the penalties' gradients go `apart`, into
+    /// buffers of their own.
     #[allow(clippy::too_many_arguments)]
     pub fn start_step(
         &mut self,
@@ -184,55 +200,69 @@ impl<O: Ops> Passes<O> {
         mut base: Option<&mut Model<O>>,
         knobs: &Knobs,
         loss: Task<'_>,
-        penalty: Option<Task<'_>>,
-        mut apart: Option<&mut Vec<Option<O::Grad>>>,
+        penalties: &[Task<'_>],
+        mut apart: Option<&mut [Gradients<O>]>,
     ) -> Result<()> {
-        self.clear(ops, Slot::Loss);
-        self.clear(ops, Slot::Penalty);
+        const SLOTS: [Slot; 2] = [Slot::Penalty, Slot::Second];
+        [Slot::Loss, Slot::Penalty, Slot::Second]
+            .into_iter()
+            .for_each(|slot| self.clear(ops, slot));
         ops.mark(marks::START);
         let limit = self.ws.tokens();
         let mut losses = packs(loss.objective, knobs, loss.batches, limit)?;
-        let mut penalties = match penalty {
-            Some(task) => packs(task.objective, knobs, task.batches, limit)?,
-            None => Vec::new(),
-        };
+        let retained = penalties.iter().map(|p| packs(p.objective, knobs, p.batches, limit));
+        let mut retained = retained.collect::<Result<Vec<_>>>()?;
         let rows = loss.objective.rows(knobs);
-        let alone = matches!(rows, Rows::Document(_)) || rows.reads_base() || apart.is_some();
-        let rest = losses.last().zip(penalties.last()).is_some_and(|(a, b)| {
-            a.iter().chain(b).map(|doc| doc.ids.len()).sum::<usize>() <= limit
+        let shielded = model.shields();
+        let hidden = penalties.first().is_some_and(|p| p.objective.rows(knobs).hidden());
+        let alone = matches!(rows, Rows::Document(_) | Rows::Hidden(_))
+            || rows.reads_base()
+            || hidden
+            || shielded
+            || apart.is_some();
+        let first = retained.first_mut();
+        let shared = first.filter(|_| !alone).and_then(|first| {
+            let rest = losses.last().into_iter().chain(first.last()).flatten();
+            let fits = rest.map(|doc| doc.ids.len()).sum::<usize>() <= limit;
+            if fits && !losses.is_empty() && !first.is_empty() {
+                losses.pop().zip(first.pop())
+            } else {
+                None
+            }
         });
-        let shared = (rest && !alone).then(|| losses.pop().zip(penalties.pop())).flatten();
-        let mut left = losses.len() + penalties.len() + usize::from(shared.is_some());
+        let packs = losses.len() + retained.iter().map(Vec::len).sum::<usize>();
+        let mut left = packs + usize::from(shared.is_some());
         let combined = apart.is_some();
-        let mut last = || {
+        let mut turn = |shielded| {
             left -= 1;
             // What is combined afterwards is not the step's gradient yet.
-            left == 0 && !combined
+            Turn { last: left == 0 && !combined, shielded }
         };
         for group in losses {
             let tasks = [(Slot::Loss, loss, group)];
-            self.start(ops, model, base.as_deref_mut(), knobs, &tasks, last())?;
+            self.start(ops, model, base.as_deref_mut(), knobs, &tasks, turn(shielded))?;
         }
         ops.mark(marks::LOSS);
-        if let Some(apart) = &mut apart {
-            std::mem::swap(&mut model.grads, apart);
-            model.clear_grads(ops);
-        }
-        for group in penalties {
-            // There are none without a penalty.
-            let Some(task) = penalty else { break };
-            self.start(ops, model, None, knobs, &[(Slot::Penalty, task, group)], last())?;
-        }
-        // Back, so that recorded work finds the buffers it was recorded with.
-        if let Some(apart) = apart {
-            std::mem::swap(&mut model.grads, apart);
+        for (i, (task, groups)) in penalties.iter().zip(retained).enumerate() {
+            let mut apart = apart.as_mut().map(|apart| &mut apart[i]);
+            if let Some(apart) = &mut apart {
+                std::mem::swap(&mut model.grads, apart);
+                model.clear_grads(ops);
+            }
+            for group in groups {
+                self.start(ops, model, None, knobs, &[(SLOTS[i], *task, group)], turn(false))?;
+            }
+            // Back, so that recorded work finds the buffers it was recorded with.
+            if let Some(apart) = apart {
+                std::mem::swap(&mut model.grads, apart);
+            }
         }
         ops.mark(marks::PENALTY);
         self.shared = [0; 2];
-        if let (Some(penalty), Some((a, b))) = (penalty, shared) {
+        if let (Some(penalty), Some((a, b))) = (penalties.first(), shared) {
             self.shared = [&a, &b].map(|docs| docs.iter().map(|doc| doc.ids.len()).sum());
-            let parts = [(Slot::Loss, loss, a), (Slot::Penalty, penalty, b)];
-            self.start(ops, model, None, knobs, &parts, last())?;
+            let parts = [(Slot::Loss, loss, a), (Slot::Penalty, *penalty, b)];
+            self.start(ops, model, None, knobs, &parts, turn(false))?;
         }
         ops.mark(marks::SHARED);
         Ok(())
@@ -255,8 +285,7 @@ impl<O: Ops> Passes<O> {
         self.tokens[slot as usize] = 0;
     }
 
-    /// Loads documents of one or two tasks into one pack and starts the work on it; `last`: no pack of the step comes
-    /// behind it.
+    /// Loads documents of one or two tasks into one pack and starts the work on it.
     fn start(
         &mut self,
         ops: &O,
@@ -264,7 +293,7 @@ impl<O: Ops> Passes<O> {
         mut base: Option<&mut Model<O>>,
         knobs: &Knobs,
         tasks: &[(Slot, Task<'_>, Vec<Document<'_>>)],
-        last: bool,
+        turn: Turn,
     ) -> Result<()> {
         let mut parts = Vec::with_capacity(tasks.len());
         self.data.clear();
@@ -282,7 +311,8 @@ impl<O: Ops> Passes<O> {
                     "this loss compares with a base model, and none is loaded",
                 ));
             }
-            parts.push(Part { slot: *slot, loss, backward: task.weight.is_some(), rows });
+            let (backward, shielded) = (task.weight.is_some(), turn.shielded);
+            parts.push(Part { slot: *slot, loss, backward, shielded, rows });
         }
         self.turn = 1 - self.turn;
         ops.load_pack(&mut self.packs[self.turn], &self.data);
@@ -296,12 +326,13 @@ impl<O: Ops> Passes<O> {
             }
             ops.load_pack(&mut self.retained, &self.data);
         }
-        let Self { ws, packs, turn, retained, weights, base_nll, tallies, .. } = self;
+        let last = turn.last;
+        let Self { ws, packs, turn, retained, weights, base_nll, steering, tallies, .. } = self;
         let pack = &packs[*turn];
         let teacher = if apart.is_some() { &*retained } else { pack };
-        let mut pass = Pass { ops, ws, pack, teacher, n, weights, base_nll };
+        let mut pass = Pass { ops, ws, pack, teacher, n, weights, base_nll, steering };
         // Everything that decides which ops with which numbers a pack is given, beside the shapes of packs.
-        let key = format!("{parts:?} {:p}", model.params.as_ptr());
+        let key = format!("{parts:?} {:p} {}", model.params.as_ptr(), model.tap_name());
         let mut work = || {
             pass.run(model, base.as_deref_mut(), &parts);
             for Part { slot, rows, .. } in &parts {
@@ -389,20 +420,6 @@ impl<O: Ops> Passes<O> {
     }
 }
 
-/// Appends documents and what their rows count: where rows are `shifted` the last one of each has no target and counts
-/// nothing, else all positions count.
-fn push(data: &mut PackData, documents: &[Document<'_>], shifted: bool, weight: f64) {
-    for doc in documents {
-        let rows = doc.ids.len() - usize::from(shifted);
-        let counts = RowCounts { coef: doc.share * weight, share: doc.share, monitor: 0.0 };
-        let last = doc.ids.len() - 1;
-        data.push_counted(doc.ids, doc.span, |t| {
-            let counts = if t < rows { counts } else { RowCounts::default() };
-            RowCounts { monitor: if t < last { doc.monitor } else { 0.0 }, ..counts }
-        });
-    }
-}
-
 /// One pack on its way through the model.
 struct Pass<'a, O: Ops> {
     ops: &'a O,
@@ -413,13 +430,18 @@ struct Pass<'a, O: Ops> {
     n: usize,
     weights: &'a mut O::Stat,
     base_nll: &'a mut O::Stat,
+    steering: &'a O::Stat,
 }
 
 impl<O: Ops> Pass<'_, O> {
     /// Starts the forward passes, the head of every part, and the way back where asked. Documents are weighed against
     /// `base`.
     fn run(&mut self, model: &mut Model<O>, base: Option<&mut Model<O>>, parts: &[Part]) {
-        let Self { ops, ws, pack, teacher, n, weights, base_nll } = self;
+        model.shield(parts.iter().all(|part| part.shielded));
+        if let [Part { loss: Rows::Hidden(hidden), backward, .. }] = parts {
+            return self.pull(model, *hidden, *backward);
+        }
+        let Self { ops, ws, pack, teacher, n, weights, base_nll, .. } = self;
         let (ops, pack, n) = (*ops, *pack, *n);
         let backward = parts.iter().any(|part| part.backward);
         let student = if backward { Role::Student } else { Role::Evaluated };
@@ -459,6 +481,8 @@ impl<O: Ops> Pass<'_, O> {
                         None => HeadLoss::Matched(target),
                     }
                 }
+                // It shares no pack and has been done.
+                Rows::Hidden(_) => continue,
             };
             model.head(ops, pack, rows, student, ws, loss, backward);
         }
@@ -466,121 +490,25 @@ impl<O: Ops> Pass<'_, O> {
             model.backward(ops, pack, n, ws);
         }
     }
+
+    /// Runs the pack up to a layer, pulls the rows behind it, and goes the way back where asked.
+    fn pull(&mut self, model: &mut Model<O>, hidden: Hidden, backward: bool) {
+        let Self { ops, ws, pack, n, steering, .. } = self;
+        let depth = hidden.layer + 1;
+        if !hidden.steered {
+            model.forward_to(*ops, pack, *n, Role::Teacher, ws, depth);
+        }
+        let student = if backward { Role::Student } else { Role::Evaluated };
+        model.forward_to(*ops, pack, *n, student, ws, depth);
+        let toward = hidden.steered.then_some(*steering);
+        model.pull(*ops, pack, *n, ws, toward, depth, backward);
+        if backward {
+            model.backward_from(*ops, pack, *n, ws, depth);
+        }
+    }
 }
 
 /// The rows of plain NLL.
 fn plain<'a, O: Ops>() -> HeadLoss<'a, O> {
     HeadLoss::OneHot(TokenWeight::Formula(TokenFormula::constant(1.0)))
-}
-
-/// Lays the documents of all micro-batches into packs of up to `limit` tokens, in order; pairs stay together.
-fn packs<'a>(
-    objective: &dyn Objective,
-    knobs: &Knobs,
-    batches: &'a [MicroBatch],
-    limit: usize,
-) -> Result<Vec<Vec<Document<'a>>>> {
-    let (rows, normaliser, span) =
-        (objective.rows(knobs), objective.normaliser(), objective.span());
-    let unit = if rows.paired() { 2 } else { 1 };
-    let count = batches.len() as f64;
-    let documents = batches.iter().flat_map(|batch| {
-        let targets = batch.target_tokens();
-        let over = |n: usize| if n == 0 { 0.0 } else { 1.0 / (n as f64 * count) };
-        (0..batch.rows()).map(move |b| {
-            let ids = batch.row(b);
-            let own = ids.len().saturating_sub(1);
-            let divisor = match normaliser {
-                Normaliser::Targets => targets,
-                Normaliser::ShiftedPositions => batch.padded_positions() - batch.rows(),
-                Normaliser::Positions => batch.padded_positions(),
-                Normaliser::Tokens => batch.tokens(),
-                Normaliser::Documents => batch.rows() / unit,
-                Normaliser::AllDocuments => batch.rows(),
-                Normaliser::OwnTargets => batch.rows() * own,
-                Normaliser::OwnTokens => batch.rows() * ids.len(),
-            };
-            let span = match span {
-                Span::Padded => batch.width().saturating_sub(1),
-                Span::Sum => 1,
-                Span::Targets => own,
-                Span::Tokens => ids.len(),
-            };
-            // Of a pair the first is what is forgotten.
-            let monitored = !rows.reads_teacher() && b % unit == 0;
-            let monitor = if monitored { over(targets) } else { 0.0 };
-            Document { ids, share: over(divisor), monitor, span }
-        })
-    });
-    let documents: Vec<Document<'_>> = documents.collect();
-    let whole = |docs: &&[Document<'_>]| docs.iter().all(|doc| !doc.ids.is_empty());
-    let documents: Vec<_> = documents.chunks(unit).filter(whole).flatten().copied().collect();
-    fill(&documents, unit, |doc| doc.ids.len(), limit)
-}
-
-/// Groups runs of `unit` of `items` into runs of at most `limit` tokens, in order.
-fn fill<T: Copy>(
-    items: &[T],
-    unit: usize,
-    len: impl Fn(&T) -> usize,
-    limit: usize,
-) -> Result<Vec<Vec<T>>> {
-    let mut groups: Vec<Vec<T>> = Vec::new();
-    let mut room = 0;
-    for items in items.chunks(unit) {
-        let tokens = items.iter().map(&len).sum::<usize>();
-        if tokens > limit {
-            let what = if unit == 1 { "a document" } else { "a pair of documents" };
-            return Err(Error::config(format!(
-                "{what} of {tokens} tokens does not fit a pack of {limit}"
-            ))
-            .hint("raise run.pack_tokens or lower the context"));
-        }
-        if tokens > room || groups.is_empty() {
-            groups.push(Vec::new());
-            room = limit;
-        }
-        room -= tokens;
-        if let Some(group) = groups.last_mut() {
-            group.extend(items);
-        }
-    }
-    Ok(groups)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::method;
-
-    #[test]
-    fn fill_keeps_order_and_limit() {
-        let groups = fill(&[3, 4, 2, 9, 1], 1, |n| *n, 9).unwrap();
-        assert_eq!(groups, [vec![3, 4, 2], vec![9], vec![1]]);
-        assert!(fill(&[10], 1, |n| *n, 9).is_err());
-        assert_eq!(fill(&[3, 4, 2, 1], 2, |n| *n, 9).unwrap(), [vec![3, 4], vec![2, 1]]);
-        assert!(fill(&[5, 5], 2, |n| *n, 9).is_err());
-    }
-
-    #[test]
-    fn packs_divide_by_padded_positions_or_targets() {
-        let batches =
-            [MicroBatch::new([&[1u32, 2, 3][..], &[4, 5]]), MicroBatch::new([&[6u32, 7][..]])];
-        let share = |name: &str| {
-            let objective = method::find(&method::FORGET, "", name)
-                .or_else(|_| method::find(&method::PENALTIES, "", name))
-                .unwrap();
-            let packs = packs(objective, &Knobs::default(), &batches, 100).unwrap();
-            packs[0].iter().map(|d| d.share).collect::<Vec<_>>()
-        };
-        assert_eq!(share("nll"), [1.0 / 6.0, 1.0 / 6.0, 0.5]);
-        assert_eq!(share("mismatch"), [0.125, 0.125, 0.5]);
-        assert_eq!(share("kl"), [1.0 / 12.0, 1.0 / 12.0, 0.25]);
-        assert_eq!(share("npo"), [0.25, 0.25, 0.5]);
-        assert_eq!(share("simnpo"), [0.125, 0.25, 0.5]);
-        assert_eq!(share("simnpo_ou"), [1.0 / 12.0, 0.125, 0.25]);
-        assert_eq!(share("pdu_ou"), [0.1, 0.1, 0.25]);
-        // A pair is one comparison; the odd one out is weighed by itself.
-        assert_eq!(share("dpo"), [0.5, 0.5, 0.0]);
-    }
 }

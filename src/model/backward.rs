@@ -5,6 +5,7 @@ use super::decoder::{At, Attend};
 use super::layout::LayerBlocks;
 use super::norm::{RowNorm, rms};
 use super::params::Model;
+use super::tap::Tap;
 use super::workspace::{Flow, Inner, Made, Workspace};
 use crate::ops::{Direction, Mlp, Ops, Role};
 
@@ -14,8 +15,7 @@ impl<O: Ops> Model<O> {
         let Workspace { x, rstd, scratch, flow, .. } = ws;
         let Some(Flow { dx, dh, .. }) = flow else { return };
         let Self { config, layout, params, grads, .. } = self;
-        let c = config.width;
-        ops.zero(n * c, dx);
+        ops.zero(n * config.width, dx);
         RowNorm { ops, n, config, params, blocks: layout.norm }.backward(
             grads,
             dh,
@@ -24,7 +24,23 @@ impl<O: Ops> Model<O> {
             dx,
             &mut scratch.gains,
         );
-        for l in (0..self.config.layers).rev() {
+        self.backward_from(ops, pack, n, ws, self.config.layers);
+    }
+
+    /// Sends the gradients that [`Model::pull`] left behind the first `depth` layers down through these.
+    ///
+    /// Layers below all that trains are left out.
+    pub fn backward_from(
+        &mut self,
+        ops: &O,
+        pack: &O::Pack,
+        n: usize,
+        ws: &mut Workspace<O>,
+        depth: usize,
+    ) {
+        let c = self.config.width;
+        let lowest = self.layout.lowest_trained();
+        for l in (lowest..depth).rev() {
             if ws.middle.again(l) {
                 let attend = &mut Attend::Pack;
                 self.attention_half(ops, pack, n, Role::Student, ws, At::new(l, true), attend);
@@ -57,7 +73,7 @@ impl<O: Ops> Model<O> {
                 self.down(ops, n, role, ws, at);
             }
         }
-        let Self { config, layout, params, grads, .. } = self;
+        let Self { config, layout, params, grads, tap, .. } = self;
         let blocks: &LayerBlocks = &layout.layers[l];
         let Workspace { x, middle, inner, normed, act, scratch, flow, .. } = ws;
         let Some(Flow { dx, dh, .. }) = flow else { return };
@@ -79,14 +95,14 @@ impl<O: Ops> Model<O> {
             ops.linear_dgrad(n, (c, f), dy, w, act);
             ops.activation_bwd(n, f, config.mlp, act, gate_up);
         }
-        wgrad::<O>(ops, n, (c, f), dy, act, grads, (blocks.down, blocks.down_bias));
+        wgrad::<O>(ops, n, (c, f), dy, act, grads, tap, (blocks.down, blocks.down_bias));
         let norm = RowNorm { ops, n, config, params, blocks: blocks.norm2 };
         let rows = if config.residual.parallel() { &x[l] } else { &s.rows };
         if !again {
             norm.forward(role, rows, normed, &mut s.rstd2, &mut scratch.gains);
         }
         let into = (blocks.gate_up, blocks.gate_up_bias);
-        wgrad::<O>(ops, n, (width, c), gate_up, normed, grads, into);
+        wgrad::<O>(ops, n, (width, c), gate_up, normed, grads, tap, into);
         let w = ops.view(&params[blocks.gate_up], role, &mut scratch.matrix);
         // dh is free from here on and carries the gradient at the normed rows.
         ops.linear_dgrad(n, (width, c), gate_up, w, dh);
@@ -110,7 +126,8 @@ impl<O: Ops> Model<O> {
             self.qkv(ops, pack, n, role, ws, at);
         }
         let rope = self.rope(l).clone();
-        let Self { config, layout, params, grads, .. } = self;
+        let lowest = self.layout.lowest_trained();
+        let Self { config, layout, params, grads, tap, .. } = self;
         let blocks: &LayerBlocks = &layout.layers[l];
         let Workspace { x, qkv: rooms, middle, normed, scratch, flow, .. } = ws;
         let Some(Flow { dx, dh, dqkv, dattn }) = flow else { return };
@@ -127,7 +144,7 @@ impl<O: Ops> Model<O> {
             }
             _ => &mut *dx,
         };
-        wgrad::<O>(ops, n, (c, hd), dy, &s.attn, grads, (blocks.out, blocks.out_bias));
+        wgrad::<O>(ops, n, (c, hd), dy, &s.attn, grads, tap, (blocks.out, blocks.out_bias));
         let w = ops.view(&params[blocks.out], role, &mut scratch.matrix);
         ops.linear_dgrad(n, (c, hd), dy, w, dattn);
         ops.attention_bwd(pack, heads, &rows.rows, &s.attn, &s.lse, dattn, dqkv);
@@ -147,11 +164,11 @@ impl<O: Ops> Model<O> {
             norm.forward(role, &x[l], normed, &mut s.rstd1, &mut scratch.gains);
         }
         let into = (blocks.qkv, blocks.qkv_bias);
-        wgrad::<O>(ops, n, (qkv, c), dqkv, normed, grads, into);
-        // Below the first layer only a trained embedding (or norm) asks for a gradient.
+        wgrad::<O>(ops, n, (qkv, c), dqkv, normed, grads, tap, into);
+        // Below the lowest layer that trains only a trained embedding (or norm) asks for a gradient.
         let below = [Some(layout.embed), layout.positions, Some(blocks.norm1.gain)];
         let wanted = below.into_iter().flatten().any(|b| grads[b].is_some());
-        if l > 0 || wanted {
+        if l > lowest || wanted {
             let w = ops.view(&params[blocks.qkv], role, &mut scratch.matrix);
             // A gradient that waits in dh must not be overwritten; the one at attention's output is used up.
             let to = if config.residual.parallel() { &mut *dattn } else { &mut *dh };
@@ -171,7 +188,8 @@ impl<O: Ops> Model<O> {
     }
 }
 
-/// Adds the weight gradient of a linear map, and that of its bias, where they train.
+/// Adds the weight gradient of a linear map, and that of its bias, where they train, as the tap says.
+#[allow(clippy::too_many_arguments)]
 fn wgrad<O: Ops>(
     ops: &O,
     n: usize,
@@ -179,8 +197,14 @@ fn wgrad<O: Ops>(
     dy: &O::Act,
     x: &O::Act,
     grads: &mut [Option<O::Grad>],
+    tap: &mut Tap<O>,
     (matrix, bias): (usize, Option<usize>),
 ) {
+    let x = match tap {
+        Tap::Closed => x,
+        Tap::Grams(grams) => return grams.add(ops, n, matrix, x),
+        Tap::Shield(shield) => shield.rows(ops, n, shape.1, matrix, x),
+    };
     if let Some(dw) = grads[matrix].as_mut() {
         ops.linear_wgrad(n, shape, dy, x, dw);
     }

@@ -13,6 +13,7 @@ use super::params::{Model, View};
 use super::workspace::Workspace;
 use crate::ops::{
     CachePlace, Direction, HeadGrads, HeadShape, HeadWeight, Matched, Mlp, Ops, Role, TokenWeight,
+    Toward,
 };
 
 /// The loss rows of one head sweep.
@@ -106,26 +107,99 @@ impl<O: Ops> Model<O> {
         ws: &mut Workspace<O>,
         mut attend: Attend<'_, O>,
     ) {
-        debug_assert!(n <= ws.tokens());
         let cfg = &self.config;
         let keep = ws.trains() && role == Role::Student;
+        self.embed_rows(ops, pack, n, role, ws);
+        for l in 0..cfg.layers {
+            self.layer(ops, pack, n, role, ws, l, &mut attend);
+        }
+        let last = if keep { cfg.layers } else { cfg.layers % 2 };
+        let out = if role == Role::Teacher { &mut ws.h_ref } else { &mut ws.h };
+        let (x, gains) = (&ws.x[last], &mut ws.scratch.gains);
+        self.norm(ops, n, self.layout.norm, role, x, out, &mut ws.rstd, gains);
+    }
+
+    /// Runs the pack through the first `depth` layers, one at least; the rows behind them stay in the residual stream where
+    /// they are kept for the backward pass, else they land in `ws.h`, or in `ws.h_ref` for the teacher.
+    pub fn forward_to(
+        &self,
+        ops: &O,
+        pack: &O::Pack,
+        n: usize,
+        role: Role,
+        ws: &mut Workspace<O>,
+        depth: usize,
+    ) {
+        let keep = ws.trains() && role == Role::Student;
+        self.embed_rows(ops, pack, n, role, ws);
+        for l in 0..depth {
+            // The rows' place and their destination change sides for as long as the last layer writes.
+            let exchange = |ws: &mut Workspace<O>| {
+                let Workspace { x, h, h_ref, .. } = ws;
+                let out = if role == Role::Teacher { h_ref } else { h };
+                std::mem::swap(&mut x[depth % 2], out);
+            };
+            let ends = l + 1 == depth && !keep;
+            if ends {
+                exchange(ws);
+            }
+            self.layer(ops, pack, n, role, ws, l, &mut Attend::Pack);
+            if ends {
+                exchange(ws);
+            }
+        }
+    }
+
+    /// Measures how far the rows that [`Model::forward_to`] left of the student are from `steering`, or from the teacher's
+    /// without it; with `grads` the gradient there is kept for [`Model::backward_from`]. Values land in `ws.stats`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn pull(
+        &self,
+        ops: &O,
+        pack: &O::Pack,
+        n: usize,
+        ws: &mut Workspace<O>,
+        steering: Option<&O::Stat>,
+        depth: usize,
+        grads: bool,
+    ) {
+        let kept = ws.trains() && grads;
+        let Workspace { x, h, h_ref, stats, flow, .. } = ws;
+        let rows = if kept { &x[depth] } else { &*h };
+        let toward = steering.map_or(Toward::Rows(&*h_ref), Toward::Vector);
+        let dx = flow.as_mut().filter(|_| grads).map(|flow| &mut flow.dx);
+        ops.pull(n, self.config.width, pack, rows, toward, &mut stats.value, dx);
+    }
+
+    /// Puts the embedded rows of a pack at the start of the residual stream.
+    fn embed_rows(&self, ops: &O, pack: &O::Pack, n: usize, role: Role, ws: &mut Workspace<O>) {
+        debug_assert!(n <= ws.tokens());
+        let cfg = &self.config;
         let table = self.show(ops, self.layout.embed, role, &mut ws.scratch.embed);
         ops.embed(pack, cfg.width, cfg.embed_scale, table, &mut ws.x[0]);
         if let (Some(Learned { rows, offset }), Some(b)) = (cfg.learned, self.layout.positions) {
             let table = self.show(ops, b, role, &mut ws.scratch.positions);
             ops.positions(pack, cfg.width, (rows, offset), table, &mut ws.x[0]);
         }
-        for l in 0..cfg.layers {
-            let at = At::new(l, keep);
-            self.attention_half(ops, pack, n, role, ws, at, &mut attend);
-            // Gate and up that are made again need not be stored now.
-            self.gate_up(ops, n, role, ws, at, keep && !ws.inner.again(l));
-            self.down(ops, n, role, ws, at);
-        }
-        let last = if keep { cfg.layers } else { cfg.layers % 2 };
-        let out = if role == Role::Teacher { &mut ws.h_ref } else { &mut ws.h };
-        let (x, gains) = (&ws.x[last], &mut ws.scratch.gains);
-        self.norm(ops, n, self.layout.norm, role, x, out, &mut ws.rstd, gains);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn layer(
+        &self,
+        ops: &O,
+        pack: &O::Pack,
+        n: usize,
+        role: Role,
+        ws: &mut Workspace<O>,
+        l: usize,
+        attend: &mut Attend<'_, O>,
+    ) {
+        let keep = ws.trains() && role == Role::Student;
+        let at = At::new(l, keep);
+        self.attention_half(ops, pack, n, role, ws, at, attend);
+        // Gate and up that are made again need not be stored now.
+        self.gate_up(ops, n, role, ws, at, keep && !ws.inner.again(l));
+        self.down(ops, n, role, ws, at);
     }
 
     /// Makes the qkv rows of a layer, and leaves its normed input in `ws.normed`.

@@ -19,6 +19,15 @@ pub enum Train {
     Body,
     /// Everything.
     All,
+    /// Of the layers `first` to `last`, counted from 0, all that `Body` trains, or their down matrices alone.
+    Layers {
+        /// The first layer.
+        first: usize,
+        /// The last one.
+        last: usize,
+        /// Whether only the matrices that end their MLPs train.
+        down: bool,
+    },
 }
 
 /// One tensor of the model folder inside a block.
@@ -121,6 +130,39 @@ pub struct LayerBlocks {
     pub down: usize,
     /// Its bias.
     pub down_bias: Option<usize>,
+}
+
+impl LayerBlocks {
+    /// Returns all of them.
+    pub fn all(&self) -> impl Iterator<Item = usize> {
+        let norms = [Some(self.norm1), Some(self.norm2)].into_iter().chain(match self.post {
+            Some(post) => post.map(Some),
+            None => [None; 2],
+        });
+        let norms = norms.flatten().flat_map(|norm| [Some(norm.gain), norm.bias]);
+        let heads = match self.qk_norm {
+            Some(gains) => gains.map(Some),
+            None => [None; 2],
+        };
+        let maps = [
+            Some(self.qkv),
+            self.qkv_bias,
+            Some(self.out),
+            self.out_bias,
+            Some(self.gate_up),
+            self.gate_up_bias,
+            Some(self.down),
+            self.down_bias,
+        ];
+        norms.chain(heads).chain(maps).flatten()
+    }
+
+    /// Returns its matrices, and of each how wide its inputs are.
+    pub fn matrices(&self, config: &ModelConfig) -> [(usize, usize); 4] {
+        let hd = config.heads * config.head_width;
+        let (c, f) = (config.width, config.ffn);
+        [(self.qkv, c), (self.out, hd), (self.gate_up, c), (self.down, f)]
+    }
 }
 
 /// All blocks of a model.
@@ -228,7 +270,7 @@ impl Layout {
         let embed = b.one(weight(names.embed), &[config.vocab, c]);
         let learned = config.learned.as_ref();
         let positions = learned.map(|learned| b.one(weight(names.positions), &[learned.rows, c]));
-        let layers = (0..config.layers)
+        let layers: Vec<LayerBlocks> = (0..config.layers)
             .map(|l| {
                 let at = |tail: &str| format!("{}.{l}.{tail}", names.layers);
                 // Products of the same rows, whose matrices stand together.
@@ -290,21 +332,38 @@ impl Layout {
         let head = if config.tied { embed } else { b.one(weight(names.head), &[config.vocab, c]) };
         let head_bias =
             config.head_bias.then(|| b.one(format!("{}.bias", names.head), &[config.vocab]));
-        Self {
-            family: config.family,
-            blocks: b.blocks,
-            embed,
-            positions,
-            layers,
-            norm,
-            head,
-            head_bias,
+        let mut blocks = b.blocks;
+        if let Train::Layers { first, last, down } = train {
+            let chosen: Vec<usize> = layers
+                .iter()
+                .skip(first)
+                .take((last + 1).saturating_sub(first))
+                .flat_map(|l| match down {
+                    true => vec![l.down],
+                    false => l.all().collect(),
+                })
+                .collect();
+            for (i, block) in blocks.iter_mut().enumerate() {
+                block.trainable &= chosen.contains(&i);
+            }
         }
+        Self { family: config.family, blocks, embed, positions, layers, norm, head, head_bias }
     }
 
     /// Returns the number of parameters that train.
     pub fn trainable(&self) -> usize {
         self.blocks.iter().filter(|b| b.trainable).map(Block::len).sum()
+    }
+
+    /// Returns the lowest layer of which something trains, or that of a trained embedding, which is all: 0; the number of
+    /// layers where none does.
+    pub fn lowest_trained(&self) -> usize {
+        let trains = |b: usize| self.blocks[b].trainable;
+        if trains(self.embed) || self.positions.is_some_and(trains) {
+            return 0;
+        }
+        let any = |blocks: &LayerBlocks| blocks.all().any(trains);
+        self.layers.iter().position(any).unwrap_or(self.layers.len())
     }
 
     /// Returns the number of parameters.

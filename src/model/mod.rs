@@ -9,6 +9,7 @@ mod norm;
 pub mod params;
 pub mod rope;
 pub mod saving;
+pub mod tap;
 pub mod workspace;
 
 pub use config::ModelConfig;

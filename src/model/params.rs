@@ -3,6 +3,7 @@
 use super::config::ModelConfig;
 use super::layout::{Block, Layout, Order, Train};
 use super::rope;
+use super::tap::Tap;
 use crate::error::Result;
 use crate::io::safetensors::Weights;
 use crate::ops::{
@@ -61,6 +62,8 @@ pub struct Model<O: Ops> {
     pub params: Vec<O::Param>,
     /// A gradient per trainable block.
     pub grads: Vec<Option<O::Grad>>,
+    /// What becomes of the inputs of linear maps on the way back.
+    pub tap: Tap<O>,
 }
 
 impl<O: Ops> Model<O> {
@@ -93,7 +96,7 @@ impl<O: Ops> Model<O> {
             let table = rope::table(rope);
             RopeTable { scale: table.scale * config.head_scale, ..table }
         });
-        Ok(Self { config, layout, ropes, params, grads })
+        Ok(Self { config, layout, ropes, params, grads, tap: Tap::Closed })
     }
 
     /// Returns the rotary frequencies of layer `l`.

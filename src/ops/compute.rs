@@ -2,7 +2,7 @@
 
 use super::choice::Sampling;
 use super::mlp::Mlp;
-use super::weight::{Matched, TokenWeight};
+use super::weight::{Matched, TokenWeight, Toward};
 use crate::error::Result;
 
 /// The heads of one attention layer.
@@ -562,6 +562,20 @@ pub trait Compute {
         target: Matched,
         stats: &mut RowStats<Self::Stat>,
         grads: Option<HeadGrads<'_, Self::Act, Self::Grad>>,
+    );
+
+    /// Rows `x[N,C]` and where they are pulled, t: value `mean over C of (x - t)^2`, and where asked for the gradient
+    /// `dx = 2 coef (x - t) / C`. Rows with coefficient 0 get value 0 and a zero gradient.
+    #[allow(clippy::too_many_arguments)]
+    fn pull(
+        &self,
+        n: usize,
+        c: usize,
+        pack: &Self::Pack,
+        x: &Self::Act,
+        toward: Toward<'_, Self::Act, Self::Stat>,
+        value: &mut Self::Stat,
+        dx: Option<&mut Self::Act>,
     );
 
     /// Stores the keys and values of every token of the pack at its document's slot and its position, in the cache that

@@ -26,7 +26,7 @@ pub use state::{
     TeacherForm, UpdateRule, UpdateScalars,
 };
 pub use sweep::{Sweep, Tallied};
-pub use weight::{DocumentFormula, Matched, TokenFormula, TokenWeight};
+pub use weight::{DocumentFormula, Matched, TokenFormula, TokenWeight, Toward};
 
 /// A backend that can do everything.
 pub trait Ops: Compute + Sweep + State {

@@ -87,6 +87,15 @@ pub enum TokenWeight<'a, S> {
     PerRow(&'a S),
 }
 
+/// Where rows of the residual stream are pulled.
+#[derive(Debug)]
+pub enum Toward<'a, A, S> {
+    /// To the rows of another model [N, C].
+    Rows(&'a A),
+    /// To one vector, C numbers.
+    Vector(&'a S),
+}
+
 /// The target of a row whose gradient reaches all logits; D = z - z_ref and q = softmax(z_ref).
 ///
 /// All gradients are exactly 0 where the row has coefficient 0.

@@ -295,8 +295,12 @@ impl Comparison {
             let formula = |key: &str| run.summary[key].as_str().map(str::to_owned);
             if let Some(loss) = formula("loss_formula") {
                 let penalty = formula("penalty_formula").unwrap_or_else(|| "none".into());
-                page =
-                    page.formula(&format!("{}\nforget loss: {loss}\npenalty: {penalty}", run.name));
+                let second = formula("second_penalty_formula")
+                    .map_or(String::new(), |second| format!("\nsecond penalty: {second}"));
+                page = page.formula(&format!(
+                    "{}\nforget loss: {loss}\npenalty: {penalty}{second}",
+                    run.name
+                ));
             }
         }
         page = page.heading("Curves");

@@ -15,7 +15,9 @@ pub mod probe;
 pub mod recipe;
 pub mod recorded;
 pub mod resume;
-pub mod signals;
+mod shield;
+mod signals;
+pub mod slug;
 pub mod suite;
 pub mod task_vector;
 pub mod train;
@@ -23,4 +25,5 @@ pub mod watch;
 
 pub use folder::Folder;
 pub use recipe::Recipe;
+pub use slug::Slug;
 pub use task_vector::TaskVector;

@@ -88,6 +88,7 @@ fn record(method: &Method, summary: &Value) -> Value {
     let mut record = summary.clone();
     record["loss_formula"] = json!(method.loss.formula());
     record["penalty_formula"] = json!(method.penalty.map(|penalty| penalty.formula()));
+    record["second_penalty_formula"] = json!(method.second.map(|penalty| penalty.formula()));
     record["peak_memory"] = json!(peak_memory());
     record
 }
@@ -145,11 +146,21 @@ pub fn write(
     page = page
         .heading("What was minimised")
         .formula(&format!("forget loss {}: {}", method.loss.name(), method.loss.formula()))
-        .formula(&format!("penalty {}: {penalty}", recipe.method.penalty))
-        .heading("Curves");
+        .formula(&format!("penalty {}: {penalty}", recipe.method.penalty));
+    if let Some(second) = method.second {
+        page = page.formula(&format!("second penalty {}: {}", second.name(), second.formula()));
+    }
+    if let Some(share) = summary["shielded"].as_f64() {
+        page = page.formula(&format!(
+            "of the loss's gradients off a subspace: {share:.3} of the inputs' squares"
+        ));
+    }
+    page = page.heading("Curves");
     page = evaluations(page, outcome);
+    let hidden = method.loss.rows(&method.knobs).hidden();
+    let unit = if hidden { "mean squared distance" } else { "NLL, nats per token" };
     let page = page
-        .chart(&chart("Forget documents of each step", "NLL, nats per token", "loss_tr"))
+        .chart(&chart("Forget documents of each step", unit, "loss_tr"))
         .chart(&chart("Penalty before its weight", "nats per position", "loss_kl"))
         .chart(&chart("Gradient norm before clipping", "L2 norm", "grad_norm").log_y())
         .chart(&chart("Clip factor", "factor", "clip_coef"))

@@ -220,6 +220,18 @@ impl Count {
     }
 }
 
+/// Returns the bytes of a shield: both forms of each matrix' subspace, the sums of one layer that they are found from, and
+/// the rows that are projected.
+fn shield_bytes(config: &ModelConfig, rank: u64, number: u64, tokens: u64) -> u64 {
+    let hd = (config.heads * config.head_width) as u64;
+    let (c, f) = (config.width as u64, config.ffn as u64);
+    let widths = [c, hd, c, f];
+    let bases: u64 = widths.iter().map(|width| 2 * number * width * rank.min(*width)).sum();
+    let sums: u64 = widths.iter().map(|width| 4 * width * width).sum();
+    let widest = widths.into_iter().max().unwrap_or(0);
+    config.layers as u64 * bases + sums + number * tokens * (rank.min(widest) + widest)
+}
+
 impl Plan {
     /// Counts the bytes of `recipe` on a model of `config` with state in `mode`, and what fits into `memory` bytes.
     pub fn new(
@@ -239,7 +251,9 @@ impl Plan {
         let loss = recipe.method().ok().map(|method| method.loss.rows(&recipe.method.knobs));
         let has_base = loss.is_some_and(Rows::reads_base);
         let teacher = if form == TeacherForm::None { 0.0 } else { kept.teacher };
-        let buffers = if recipe.method.combine == "sum" { 1 } else { 2 };
+        let penalties = [&recipe.method.penalty, &recipe.method.second_penalty];
+        let penalties = penalties.into_iter().filter(|name| *name != "none").count() as u64;
+        let buffers = 1 + if recipe.method.combine == "sum" { 0 } else { penalties };
         let mut resident = vec![
             Category { name: "weights, trainable", bytes: trained_bytes(kept.weights) },
             Category { name: "weights, frozen", bytes: number * (all - trained) },
@@ -271,6 +285,10 @@ impl Plan {
             }
         };
         resident.push(Category { name: "logits chunk", bytes: logits });
+        if recipe.method.shield > 0.0 {
+            let bytes = shield_bytes(config, recipe.method.shield_rank as u64, number, pack_tokens);
+            resident.push(Category { name: "subspaces", bytes });
+        }
         // Split weights and a teacher kept as drift are shown through a scratch, layer by layer; a device that computes
         // in bf16 shows all.
         let shown =

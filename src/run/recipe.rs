@@ -1,6 +1,7 @@
 //! The recipe of a run: TOML, presets, `--set`, and the checks before anything is read.
 
 mod method;
+mod trained;
 
 use std::path::{Path, PathBuf};
 
@@ -12,8 +13,8 @@ use super::presets;
 use super::watch::Stop;
 use crate::error::{Error, Result, nearest};
 use crate::eval::muse;
+use crate::model::Level;
 use crate::model::params::Keeping;
-use crate::model::{Level, Train};
 use crate::ops::{StateMode, TeacherForm};
 use crate::optim::OptimConfig;
 
@@ -57,8 +58,10 @@ pub struct ModelSection {
     pub path: PathBuf,
     /// The base model of losses that compare with one; the starting model where empty.
     pub base: PathBuf,
-    /// `body` (all but embeddings, head, norms) or `all`.
+    /// `body` (all but embeddings, head, norms), `all`, or `down` (the matrices that end MLPs).
     pub train: TrainKey,
+    /// The layers of which it trains, as `5` or `5-7`, counted from 0; all where empty.
+    pub train_layers: String,
     /// `auto` (compact from 3e9 trainable parameters up), `exact` (16 bytes a trained parameter), `compact` (10), `tiny` (9:
     /// SGD's momentum in 8 bits) or `approx` (8: weights in one bf16, rounded stochastically; loses most of small steps).
     pub state: StateKey,
@@ -166,7 +169,9 @@ key!(
         /// All but embeddings, head and norms.
         #[default] Body,
         /// Everything.
-        All
+        All,
+        /// The matrices that end MLPs.
+        Down
     }
 );
 key!(
@@ -342,8 +347,10 @@ impl Recipe {
 
     /// Returns how the teacher is kept under `mode`.
     pub fn teacher(&self, mode: StateMode) -> TeacherForm {
-        let penalty = self.method().ok().and_then(|method| method.penalty);
-        let read = penalty.is_some_and(|p| p.rows(&self.method.knobs).reads_teacher());
+        let method = self.method().ok();
+        let penalties =
+            method.iter().flat_map(|method| method.penalty.iter().chain(&method.second));
+        let read = penalties.into_iter().any(|p| p.rows(&self.method.knobs).reads_teacher());
         let unused = !read && self.method.damping == 0.0;
         match (unused, mode, self.model.teacher) {
             (true, ..) => TeacherForm::None,
@@ -360,14 +367,6 @@ impl Recipe {
             teacher: self.teacher(mode),
             rule: self.optim.rule(),
             seed: self.seed,
-        }
-    }
-
-    /// Returns what trains.
-    pub fn train(&self) -> Train {
-        match self.model.train {
-            TrainKey::Body => Train::Body,
-            TrainKey::All => Train::All,
         }
     }
 
@@ -400,6 +399,7 @@ impl Recipe {
 
     fn check(&self) -> Result<()> {
         self.check_method()?;
+        self.check_trained()?;
         self.check_stop()?;
         if self.optim.lr > 1.0 {
             return Err(Error::config(format!("optim.lr: {:e} is above 1", self.optim.lr))

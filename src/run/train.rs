@@ -11,6 +11,7 @@ use super::folder::Folder;
 use super::page::{self, Outcome};
 use super::recipe::{OrderKey, Recipe};
 use super::resume::{self, Log};
+use super::shield::shield;
 use super::signals::StopFlag;
 use super::watch::Watch;
 use crate::data::{Chunking, Corpus, CorpusOptions, MicroBatch, Order, Sampler, Tokenizer, draw};
@@ -18,7 +19,8 @@ use crate::error::{Error, Kind, Result};
 use crate::io::atomic::{recover_all, write_file_atomic};
 use crate::io::checkpoint::Checkpoint;
 use crate::method::passes::Passes;
-use crate::method::{Combination, MeanTeacher, Method, StepReport};
+use crate::method::rmu::steering;
+use crate::method::{Combination, MeanTeacher, Method, Rows, StepReport};
 use crate::model::params::Keeping;
 use crate::model::{Layout, Model, Saving};
 use crate::ops::{CustomRule, Ops, UpdateRule};
@@ -55,6 +57,11 @@ impl Stream {
             MicroBatch::new((0..own.rows()).flat_map(|b| [own.row(b), other.row(b)]))
         };
         Ok(of(&self.corpus)?.into_iter().zip(of(alternate)?).map(pair).collect())
+    }
+
+    /// Lends the first `count` documents of the corpus, or all.
+    pub(super) fn first(&self, count: usize) -> Result<Vec<&[u32]>> {
+        (0..self.corpus.len().min(count)).map(|i| self.corpus.checked_doc(i)).collect()
     }
 
     /// Returns the tokens of the longest documents that must lie in one pack.
@@ -149,10 +156,8 @@ impl<'a, O: Ops> Run<'a, O> {
             .hint("name a file with one preferred document for each forget document, in order"));
         }
         let forget = stream(recipe, &folder, &tokenizer, true)?;
-        let retain = match method.penalty {
-            Some(_) => Some(stream(recipe, &folder, &tokenizer, false)?),
-            None => None,
-        };
+        let retain = recipe.reads_retain();
+        let retain = retain.then(|| stream(recipe, &folder, &tokenizer, false)).transpose()?;
         let suite = Suite::open(recipe, &folder, tokenizer)?;
         let trainable = Layout::new(&folder.config, recipe.train()).trainable();
         let mut keep = recipe.keeping(recipe.state_mode(trainable));
@@ -162,7 +167,7 @@ impl<'a, O: Ops> Run<'a, O> {
         let longest = retain.iter().chain([&forget]).map(Stream::longest);
         let longest = longest.chain([suite.longest()]).max().unwrap_or(0);
         let tokens = recipe.run.pack_tokens.max(longest);
-        let mut state = load(ops, recipe, &folder, &keep, tokens, saving)?;
+        let mut state = load(ops, recipe, &folder, &keep, tokens, saving, retain.as_ref())?;
         std::fs::create_dir_all(out).map_err(|e| Error::io("make folder", out, &e))?;
         recover_all(out)?;
         let retained = retain.as_ref().map(|stream| &stream.corpus);
@@ -208,7 +213,8 @@ impl<'a, O: Ops> Run<'a, O> {
 
     /// Draws the forget and the retain documents of a step.
     fn draw(&self, step: u64) -> Result<(Vec<MicroBatch>, Vec<MicroBatch>)> {
-        let retained = self.retain.as_ref().map_or(Ok(Vec::new()), |from| from.draw(step))?;
+        let retain = self.retain.as_ref().filter(|_| self.method.penalty.is_some());
+        let retained = retain.map_or(Ok(Vec::new()), |from| from.draw(step))?;
         Ok((self.forget.draw(step)?, retained))
     }
 
@@ -342,6 +348,7 @@ impl<'a, O: Ops> Run<'a, O> {
             "steps": self.state.step,
             "clipped_steps": clipped.count(),
             "stopped_early": self.stopped,
+            "shielded": self.state.shielded,
             "best_step": self.best,
             "seconds": self.seconds,
             "last": self.last,
@@ -399,6 +406,8 @@ fn record(recipe: &Recipe, method: &Method, identity: &Value, summary: &Value) -
         "loss_formula": method.loss.formula(),
         "penalty": method.penalty.map(|p| p.name()),
         "penalty_formula": method.penalty.map(|p| p.formula()),
+        "second_penalty": method.second.map(|p| p.name()),
+        "second_penalty_formula": method.second.map(|p| p.formula()),
         "direction": recipe.combination().map_or("", Combination::formula),
         "recipe": recipe,
         "identity": identity,
@@ -414,7 +423,7 @@ fn measure_folder<O: Ops>(ops: &O, suite: &Suite, folder: &Path) -> Result<Measu
     suite.measure(ops, &mut model, &mut passes)
 }
 
-/// Loads what a recipe trains, with buffers for packs of `tokens` tokens.
+/// Loads what a recipe trains, with buffers for packs of `tokens` tokens; `retain` is what a shield is found from.
 pub(super) fn load<O: Ops>(
     ops: &O,
     recipe: &Recipe,
@@ -422,18 +431,29 @@ pub(super) fn load<O: Ops>(
     keep: &Keeping,
     tokens: usize,
     saving: Saving,
+    retain: Option<&Stream>,
 ) -> Result<MeanTeacher<O>> {
+    recipe.check_model(&folder.config)?;
     let method = recipe.method()?;
     let model = Model::load(ops, folder.config.clone(), &folder.weights, keep)?;
-    let passes = Passes::saving(ops, &model, tokens, Some(saving))?;
+    let mut passes = Passes::saving(ops, &model, tokens, Some(saving))?;
+    let knobs = &method.knobs;
+    if matches!(method.loss.rows(knobs), Rows::Hidden(hidden) if hidden.steered) {
+        let vector = steering(recipe.seed, model.config.width, knobs.rmu_steering);
+        passes.steer(ops, &vector)?;
+    }
     let reads_base = method.loss.rows(&method.knobs).reads_base();
     let base = reads_base.then(|| base_model(ops, recipe)).transpose()?;
     let combination = recipe.combination()?;
-    let more = (combination != Combination::Sum).then(|| model.more_grads(ops, keep));
-    let more = more.transpose()?;
+    let penalties = method.penalty.iter().chain(&method.second).count();
+    let apart = if combination == Combination::Sum { 0 } else { penalties };
+    let more = (0..apart).map(|_| model.more_grads(ops, keep)).collect::<Result<Vec<_>>>()?;
     let mut state = MeanTeacher::new(model, base, passes, method, recipe.settings());
-    if let Some(grads) = more {
-        state.combine(combination, grads);
+    if !more.is_empty() {
+        state.combine(combination, more);
+    }
+    if let Some(retain) = retain.filter(|_| recipe.method.shield > 0.0) {
+        state.shielded = Some(shield(ops, recipe, &mut state, retain)?);
     }
     Ok(state)
 }

@@ -5,8 +5,11 @@ use std::collections::BTreeMap;
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::data::MicroBatch;
 use nepenthe::method::passes::Passes;
-use nepenthe::method::{FORGET, Knobs, Objective, PENALTIES, Rows};
+use nepenthe::method::rmu::steering;
+use nepenthe::method::subspace::principal;
+use nepenthe::method::{FORGET, Knobs, Nll, Objective, PENALTIES, Rows};
 use nepenthe::model::params::Keeping;
+use nepenthe::model::tap::{Grams, Shield, Tap};
 use nepenthe::model::{Model, ModelConfig, Train};
 use nepenthe::ops::{State, StateMode, TeacherForm, UpdateRule};
 
@@ -85,12 +88,15 @@ impl Setup {
             MicroBatch::new([row(5), row(2)]),
         ];
         // All in one pack, which several micro-batches share.
-        let passes = Passes::new(&ops, &model, 64, true).unwrap();
+        let mut passes = Passes::new(&ops, &model, 64, true).unwrap();
+        let rmu_layer = usize::from(train == Train::Body);
+        passes.steer(&ops, &steering(1, model.config.width, 2.0)).unwrap();
         let knobs = Knobs {
             beta_npo: 0.3,
             beta_wga: 0.5,
             beta_undial: 1.5,
             delta_simnpo: 4.0,
+            rmu_layer,
             ..Knobs::default()
         };
         Self { ops, model, base, passes, batches, knobs }
@@ -99,7 +105,7 @@ impl Setup {
     /// The functional whose gradient the loss descends: detached weights have been integrated.
     fn functional(&mut self, objective: &dyn Objective) -> f64 {
         let Self { ops, model, base, passes, batches, knobs } = self;
-        if matches!(objective.rows(knobs), Rows::Matched(_)) {
+        if matches!(objective.rows(knobs), Rows::Matched(_) | Rows::Hidden(_)) {
             let base = Some(base);
             let sums = passes.sweep(ops, model, base, objective, knobs, batches, None).unwrap();
             // qkl returns the whole variance and descends half of it.
@@ -264,6 +270,121 @@ fn a_document_without_targets_adds_nothing() {
         for grad in setup.model.grads.iter().flatten() {
             let scan = setup.ops.scan_grad(grad);
             assert_eq!((scan.nonfinite, scan.max_abs), (0, 0.0), "{}", objective.name());
+        }
+    }
+}
+
+/// Returns the gradient of every block.
+fn gradients(setup: &Setup) -> Vec<Vec<f64>> {
+    let read = |grad: &Option<nepenthe::backend::cpu::Grad<f64>>| {
+        grad.as_ref().map_or(Vec::new(), |grad| {
+            let mut out = vec![0.0; grad.len()];
+            grad.read(&mut out);
+            out
+        })
+    };
+    setup.model.grads.iter().map(read).collect()
+}
+
+/// Finds the leading directions of all matrices' inputs on the setup's own documents.
+fn bases(setup: &mut Setup, share: f64, most: usize) -> Vec<Option<(Vec<f32>, usize)>> {
+    let Setup { ops, model, passes, batches, knobs, .. } = setup;
+    let mut bases = vec![None; model.layout.blocks.len()];
+    let mut grams = Grams::new(ops, model).unwrap();
+    for l in 0..model.config.layers {
+        grams.open(ops, model, l);
+        model.tap = Tap::Grams(grams);
+        passes.sweep(ops, model, None, &Nll, knobs, batches, Some(0.0)).unwrap();
+        let Tap::Grams(filled) = std::mem::replace(&mut model.tap, Tap::Closed) else {
+            unreachable!()
+        };
+        grams = filled;
+        for (block, width, gram) in grams.read(ops) {
+            let rows = principal(&gram, width, share, most).rows;
+            bases[block] = Some((rows.iter().map(|x| *x as f32).collect(), width));
+        }
+    }
+    bases
+}
+
+#[test]
+fn a_shield_takes_its_subspace_off_weight_gradients_and_off_nothing_else() {
+    for special in CONFIGS {
+        let mut setup = Setup::new(special, Train::All);
+        setup.backward(&Nll);
+        let free = gradients(&setup);
+        let bases = bases(&mut setup, 1.0, 3);
+        setup.model.tap = Tap::Shield(Shield::new(&setup.ops, 64, bases.clone()).unwrap());
+        // A sweep is no part of a step; the loss of a step is what is shielded.
+        setup.backward(&Nll);
+        assert_eq!(gradients(&setup), free, "{special}");
+        let Setup { ops, model, base, passes, batches, knobs } = &mut setup;
+        model.clear_grads(ops);
+        let task = nepenthe::method::passes::Task { objective: &Nll, batches, weight: Some(1.0) };
+        passes.start_step(ops, model, Some(base), knobs, task, &[], None).unwrap();
+        let shielded = gradients(&setup);
+        for (b, (free, shielded)) in free.iter().zip(&shielded).enumerate() {
+            let name = &setup.model.layout.blocks[b].name;
+            let largest = free.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+            let Some((rows, width)) = &bases[b] else {
+                assert_eq!(free, shielded, "{special}: {name}");
+                continue;
+            };
+            assert_eq!(rows.len(), 3 * width, "{special}: {name}");
+            for (free, got) in free.chunks_exact(*width).zip(shielded.chunks_exact(*width)) {
+                let mut want = free.to_vec();
+                for row in rows.chunks_exact(*width) {
+                    let part: f64 = free.iter().zip(row).map(|(g, u)| g * f64::from(*u)).sum();
+                    want.iter_mut().zip(row).for_each(|(w, u)| *w -= part * f64::from(*u));
+                }
+                for (got, want) in got.iter().zip(&want) {
+                    assert!((got - want).abs() <= 1e-12 * (1.0 + largest), "{special}: {name}");
+                }
+            }
+        }
+    }
+}
+
+/// What is known of a matrix is what it makes of its inputs: where a shield holds all of them, no step changes it.
+#[test]
+fn a_shield_of_all_inputs_leaves_no_gradient() {
+    let mut setup = Setup::new(CONFIGS[0], Train::Body);
+    let bases = bases(&mut setup, 1.0, 64);
+    setup.backward(&Nll);
+    let free = gradients(&setup);
+    setup.model.tap = Tap::Shield(Shield::new(&setup.ops, 64, bases).unwrap());
+    let Setup { ops, model, base, passes, batches, knobs } = &mut setup;
+    model.clear_grads(ops);
+    let task = nepenthe::method::passes::Task { objective: &Nll, batches, weight: Some(1.0) };
+    passes.start_step(ops, model, Some(base), knobs, task, &[], None).unwrap();
+    for (free, left) in free.iter().zip(gradients(&setup)) {
+        let largest = |of: &[f64]| of.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+        assert!(largest(&left) <= 1e-5 * largest(free), "{} {}", largest(&left), largest(free));
+    }
+}
+
+#[test]
+fn layers_that_do_not_train_have_no_gradient_and_the_others_theirs() {
+    let special = CONFIGS[0];
+    let mut whole = Setup::new(special, Train::Body);
+    whole.backward(&Nll);
+    let all = gradients(&whole);
+    for train in [
+        Train::Layers { first: 1, last: 1, down: false },
+        Train::Layers { first: 0, last: 1, down: true },
+    ] {
+        let mut some = Setup::new(special, train);
+        some.backward(&Nll);
+        for (b, gradient) in gradients(&some).iter().enumerate() {
+            let name = &some.model.layout.blocks[b].name;
+            let trains = match train {
+                Train::Layers { down: true, .. } => name.contains("down"),
+                _ => name.contains(".1.") && !all[b].is_empty(),
+            };
+            assert_eq!(gradient.is_empty(), !trains, "{train:?}: {name}");
+            if trains {
+                assert_eq!(gradient, &all[b], "{train:?}: {name}");
+            }
         }
     }
 }

@@ -2,12 +2,12 @@
 
 use super::gemm::{Matrix, parallel};
 use super::head::{MatchedRows, OneHot, Results, Sweep, accumulate, add_rows, each_logits, sweep};
-use super::rows::each;
+use super::rows::{self, each};
 use super::{Cpu, Grad, Real, attention, layernorm, mlp, norm};
 use crate::error::Result;
 use crate::ops::{
     CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, Matched, Mlp,
-    PackData, Rms, RopeTable, RowStats, Sampling, TokenWeight, choice,
+    PackData, Rms, RopeTable, RowStats, Sampling, TokenWeight, Toward, choice,
 };
 
 /// A loaded pack: the host's own data.
@@ -406,6 +406,19 @@ impl<T: Real> Compute for Cpu<T> {
         let job = Sweep { shape, first: from, second, subtract, w: w.matrix, h };
         let to = grads.map(|g| HeadGrads { dh: &mut g.dh[at..], dw: g.dw, db: g.db });
         sweep(&self.pool, &job, &loss, Self::results(stats, first, false), to);
+    }
+
+    fn pull(
+        &self,
+        n: usize,
+        c: usize,
+        pack: &Pack,
+        x: &Vec<T>,
+        toward: Toward<'_, Vec<T>, Vec<T>>,
+        value: &mut Vec<T>,
+        dx: Option<&mut Vec<T>>,
+    ) {
+        rows::pull((n, c), &pack.data.coefs, x, toward, value, dx);
     }
 
     fn cache_store(

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::Real;
+use crate::ops::Toward;
 
 /// Runs `work` compiled for AVX-512, AVX2 or the baseline, whichever the machine has.
 ///
@@ -68,6 +69,51 @@ pub(super) fn each2<T: Real>(
                 },
             );
         });
+}
+
+/// Measures rows against where they are pulled, see [`crate::ops::Compute::pull`].
+pub(super) fn pull<T: Real>(
+    (n, c): (usize, usize),
+    coefs: &[f64],
+    x: &[T],
+    toward: Toward<'_, Vec<T>, Vec<T>>,
+    value: &mut [T],
+    dx: Option<&mut Vec<T>>,
+) {
+    let to = |r: usize| match toward {
+        Toward::Rows(rows) => &rows[r * c..(r + 1) * c],
+        Toward::Vector(vector) => &vector[..c],
+    };
+    let row = |r: usize| &x[r * c..(r + 1) * c];
+    each(
+        n,
+        1,
+        value,
+        #[inline(always)]
+        |r, value| {
+            let squares = sum2(
+                row(r),
+                to(r),
+                #[inline(always)]
+                |x, t| (x - t) * (x - t),
+            );
+            value[0] = T::from_f64(if coefs[r] == 0.0 { 0.0 } else { squares / c as f64 });
+        },
+    );
+    let Some(dx) = dx else { return };
+    each(
+        n,
+        c,
+        dx,
+        #[inline(always)]
+        |r, dx| {
+            let scale = T::from_f64(2.0 * coefs[r] / c as f64);
+            for ((dx, x), t) in dx.iter_mut().zip(row(r)).zip(to(r)) {
+                // A product with 0 would keep what is not finite.
+                *dx = if coefs[r] == 0.0 { T::ZERO } else { scale * (*x - *t) };
+            }
+        },
+    );
 }
 
 /// Lanes of a reduction: enough for two AVX-512 registers of f32.

@@ -4,13 +4,13 @@ use std::sync::atomic::Ordering;
 
 use super::ops::{
     activation, attention, choose, embed, fused, generate, head, layernorm, linear, norm,
-    positions, rope, swiglu,
+    positions, pull, rope, swiglu,
 };
 use super::{Act, Gpu, Grad, Pack, Stat, Weight};
 use crate::error::Result;
 use crate::ops::{
     CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, Matched, Mlp,
-    PackData, Rms, RopeTable, RowStats, Sampling, TokenWeight,
+    PackData, Rms, RopeTable, RowStats, Sampling, TokenWeight, Toward,
 };
 
 impl Compute for Gpu {
@@ -325,6 +325,19 @@ impl Compute for Gpu {
         grads: Option<HeadGrads<'_, Act, Grad>>,
     ) {
         head::matched(self, (shape, first), pack, (h, h_ref), (w, w_ref), target, stats, grads);
+    }
+
+    fn pull(
+        &self,
+        n: usize,
+        c: usize,
+        pack: &Pack,
+        x: &Act,
+        toward: Toward<'_, Act, Stat>,
+        value: &mut Stat,
+        dx: Option<&mut Act>,
+    ) {
+        pull::pull(self, n, c, pack, x, toward, value, dx);
     }
 
     fn cache_store(&self, pack: &Pack, heads: Heads, qkv: &Act, room: &mut Act, cache: CachePlace) {

@@ -14,6 +14,7 @@ mod layernorm;
 mod linear;
 mod norm;
 mod positions;
+mod pull;
 mod rope;
 mod state;
 mod swiglu;
@@ -47,6 +48,7 @@ pub const FAMILIES: &[Family] = &[
     ("activation", activation::run),
     ("fused", fused::run),
     ("head", head::run),
+    ("pull", pull::run),
     ("tally", tally::run),
     ("generate", generate::run),
     ("choose", choose::run),

@@ -230,11 +230,13 @@ fn settings(args: &Value) -> Result<(OptimConfig, Method, Settings)> {
     let method = Method {
         loss: method::find(&method::FORGET, "loss", loss_name(word(args, "loss")?))?,
         penalty: Some(method::find(&method::PENALTIES, "penalty", word(args, "penalty")?)?),
+        second: None,
         knobs: knobs(args),
     };
     let settings = Settings {
         forget_weight: arg("alpha")?,
         retain_weight: arg("beta")?,
+        second_weight: 0.0,
         dual: None,
         clip: optim.clip,
         damping: arg("damp")?,

@@ -46,12 +46,14 @@ impl<O: Ops> Replay<O> {
         let folder = Folder::open(&recipe.model.path)?;
         let tokenizer = folder.tokenizer()?;
         let forget = stream(&recipe, &folder, &tokenizer, true)?;
-        let penalty = recipe.method()?.penalty;
-        let retain = penalty.map(|_| stream(&recipe, &folder, &tokenizer, false)).transpose()?;
+        let retain = recipe.reads_retain();
+        let retain = retain.then(|| stream(&recipe, &folder, &tokenizer, false)).transpose()?;
         let longest = retain.iter().chain([&forget]).map(Stream::longest).max().unwrap_or(0);
         let tokens = recipe.run.pack_tokens.max(longest);
         let keep = recipe.keeping(StateMode::Exact);
-        let state = load(ops, &recipe, &folder, &keep, tokens, Saving::same(Level::All))?;
+        let state =
+            load(ops, &recipe, &folder, &keep, tokens, Saving::same(Level::All), retain.as_ref())?;
+        let retain = retain.filter(|_| state.method.penalty.is_some());
         Ok(Self { name, recipe, forget, retain, state })
     }
 

@@ -171,13 +171,15 @@ impl Precision {
     ) -> Result<Vec<Divergence>> {
         let folder = Folder::open(&recipe.model.path)?;
         let tokenizer = folder.tokenizer()?;
-        let method = recipe.method()?;
         let forget = stream(recipe, &folder, &tokenizer, true)?;
-        let penalty = method.penalty.map(|_| stream(recipe, &folder, &tokenizer, false));
-        let retain = penalty.transpose()?;
+        let retain = recipe.reads_retain();
+        let retain = retain.then(|| stream(recipe, &folder, &tokenizer, false)).transpose()?;
         let longest = retain.iter().chain([&forget]).map(|s| s.longest()).max().unwrap_or(0);
         let tokens = recipe.run.pack_tokens.max(longest);
-        let open = |mode| load(ops, recipe, &folder, &recipe.keeping(mode), tokens, saving);
+        let open = |mode| {
+            let keep = recipe.keeping(mode);
+            load(ops, recipe, &folder, &keep, tokens, saving, retain.as_ref())
+        };
         let mut exact = open(StateMode::Exact)?;
         let mut others: Vec<MeanTeacher<O>> =
             modes.iter().map(|mode| open(*mode)).collect::<Result<_>>()?;

@@ -12,18 +12,29 @@ use crate::method::{self, Combination, Dual, Knobs, Method, Settings};
 pub struct MethodSection {
     /// The forget loss, a name of docs/methods.md.
     pub loss: String,
-    /// The penalty on retain documents: nll, kl, kl_tokens, kl_muse, qkl, none.
+    /// The penalty on retain documents: nll, kl, kl_tokens, kl_muse, qkl, rmu_retain, none.
     pub penalty: String,
+    /// A second penalty on the same documents, or none.
+    pub second_penalty: String,
     /// alpha.
     pub forget_weight: f64,
     /// beta.
     pub retain_weight: f64,
+    /// The weight of the second penalty.
+    pub second_weight: f64,
     /// delta.
     pub teacher_rate: f64,
     /// Pull of the student to the teacher.
     pub damping: f64,
-    /// How the gradients of loss and penalty become one direction: sum, project, min_norm.
+    /// How the gradients of loss and penalties become one direction: sum, project, min_norm.
     pub combine: String,
+    /// The share of what the inputs of each matrix on retain documents are made of that the loss leaves alone (PGU); 0 for
+    /// nothing.
+    pub shield: f64,
+    /// The most directions of each matrix' inputs that are left alone.
+    pub shield_rank: usize,
+    /// How many retain documents, the first ones, these are found from.
+    pub shield_documents: usize,
     /// How fast the weight of the penalty follows it above `dual_bound`; 0 keeps it.
     pub dual_rate: f64,
     /// The value that the penalty is to stay below where its weight follows it.
@@ -38,11 +49,16 @@ impl Default for MethodSection {
         Self {
             loss: "nlul".into(),
             penalty: "qkl".into(),
+            second_penalty: "none".into(),
             forget_weight: 0.05,
             retain_weight: 1.0,
+            second_weight: 1.0,
             teacher_rate: 0.005,
             damping: 5.0,
             combine: "sum".into(),
+            shield: 0.0,
+            shield_rank: 256,
+            shield_documents: 64,
             dual_rate: 0.0,
             dual_bound: 0.0,
             knobs: Knobs::default(),
@@ -54,15 +70,21 @@ impl Recipe {
     /// Resolves loss and penalty by name.
     pub fn method(&self) -> Result<Method> {
         let section = &self.method;
-        let penalty = match section.penalty.as_str() {
-            "none" => None,
-            name => Some(method::find(&method::PENALTIES, "method.penalty", name)?),
+        let penalty = |key: &str, name: &str| match name {
+            "none" => Ok(None),
+            name => method::find(&method::PENALTIES, key, name).map(Some),
         };
         Ok(Method {
             loss: method::find(&method::FORGET, "method.loss", &section.loss)?,
-            penalty,
+            penalty: penalty("method.penalty", &section.penalty)?,
+            second: penalty("method.second_penalty", &section.second_penalty)?,
             knobs: section.knobs,
         })
+    }
+
+    /// Tells whether retain documents are read: by a penalty, or for a shield.
+    pub fn reads_retain(&self) -> bool {
+        self.method.penalty != "none" || self.method.shield > 0.0
     }
 
     /// Returns how gradients are combined.
@@ -75,6 +97,7 @@ impl Recipe {
         Settings {
             forget_weight: self.method.forget_weight,
             retain_weight: self.method.retain_weight,
+            second_weight: self.method.second_weight,
             dual: (self.method.dual_rate > 0.0)
                 .then_some(Dual { rate: self.method.dual_rate, bound: self.method.dual_bound }),
             clip: self.optim.clip,
@@ -89,7 +112,8 @@ impl Recipe {
         let method = self.method()?;
         let Knobs { beta_npo, beta_simnpo, delta_simnpo, beta_undial, beta_wga, .. } =
             self.method.knobs;
-        let Knobs { satimp_beta1, satimp_beta2, .. } = self.method.knobs;
+        let Knobs { satimp_beta1, satimp_beta2, rmu_steering, .. } = self.method.knobs;
+        let section = &self.method;
         let checks = [
             ("beta_npo", beta_npo, beta_npo > 0.0, "above 0"),
             ("beta_simnpo", beta_simnpo, beta_simnpo > 0.0, "above 0"),
@@ -98,6 +122,14 @@ impl Recipe {
             ("beta_wga", beta_wga, beta_wga >= 0.0, "0 or more"),
             ("satimp_beta1", satimp_beta1, satimp_beta1 >= 0.0, "0 or more"),
             ("satimp_beta2", satimp_beta2, satimp_beta2 >= 0.0, "0 or more"),
+            (
+                "rmu_steering",
+                rmu_steering,
+                rmu_steering >= 0.0 && rmu_steering.is_finite(),
+                "0 or more",
+            ),
+            ("second_weight", section.second_weight, section.second_weight >= 0.0, "0 or more"),
+            ("shield", section.shield, (0.0..=1.0).contains(&section.shield), "0 to 1"),
             ("dual_bound", self.method.dual_bound, self.method.dual_bound.is_finite(), "a number"),
         ];
         for (key, value, good, wanted) in checks {
@@ -112,6 +144,19 @@ impl Recipe {
                 self.method.combine
             ))
             .hint("set method.penalty, or method.combine=sum"));
+        }
+        if method.second.is_some() && method.penalty.is_none() {
+            return Err(Error::config(format!(
+                "method.second_penalty: is {}, but there is no first one",
+                section.second_penalty
+            ))
+            .hint("set method.penalty, or method.second_penalty=none"));
+        }
+        if section.shield > 0.0 && (section.shield_rank == 0 || section.shield_documents == 0) {
+            return Err(Error::config(
+                "method.shield: wanted shield_rank and shield_documents above 0, got 0",
+            )
+            .hint("method.shield=0 switches it off"));
         }
         let paired = loss.rows(&knobs).paired();
         let alternate = !self.data.alternate.as_os_str().is_empty();
@@ -161,6 +206,11 @@ mod tests {
             refused(&["method.penalty=none", "method.dual_rate=0.1"]),
             "method.dual_rate: there is no penalty whose weight could follow it"
         );
+        assert_eq!(
+            refused(&["method.penalty=none", "method.second_penalty=nll"]),
+            "method.second_penalty: is nll, but there is no first one"
+        );
+        assert_eq!(refused(&["method.shield=1.5"]), "method.shield: wanted 0 to 1, got 1.5");
         assert_eq!(refused(&["method.beta_simnpo=0"]), "method.beta_simnpo: wanted above 0, got 0");
     }
 }

@@ -14,6 +14,7 @@ pub(super) mod linear;
 pub(super) mod norm;
 pub(super) mod parts;
 pub(super) mod positions;
+pub(super) mod pull;
 pub(super) mod rope;
 mod skinny;
 pub(super) mod swiglu;

@@ -1,0 +1,112 @@
+//! `slug`.
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::checks::check_data;
+use super::engine::{self, DeviceArgs, Engine, Job};
+use super::output::Output;
+use super::unlearn::{lay, wanted};
+use crate::error::Result;
+use crate::ops::Ops;
+use crate::run::plan::Plan;
+use crate::run::{Recipe, Slug, folder};
+
+/// Options of `slug`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The model folder to start from
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// The text to be forgotten: .jsonl, .json or .txt
+    #[arg(long, value_name = "FILE")]
+    forget: Option<PathBuf>,
+    /// The text to be kept: .jsonl, .json or .txt
+    #[arg(long, value_name = "FILE")]
+    retain: Option<PathBuf>,
+    /// How much the NLL of the retain documents may rise, nats per token
+    #[arg(long, value_name = "NATS", default_value_t = 0.1)]
+    budget: f64,
+    /// The NLL of the forget documents that is enough, nats per token [default: as much as the budget allows]
+    #[arg(long, value_name = "NATS")]
+    forget_nll: Option<f64>,
+    /// Steps tried for each matrix
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    evaluations: usize,
+    /// Matrices tried, of those that none beats in both importance and alignment
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    candidates: usize,
+    /// Documents of each set, the first ones, that gradients and figures are made of
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    documents: usize,
+    /// The model folder to write
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// A recipe, of which model, data and batches are read
+    #[arg(long, value_name = "FILE.toml")]
+    config: Option<PathBuf>,
+    /// One setting, laid on the recipe; can be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+struct Search<'a> {
+    slug: Slug,
+    out: &'a PathBuf,
+}
+
+impl Job for Search<'_> {
+    type Out = Value;
+
+    fn plan(&self, engine: &Engine) -> Result<Option<Plan>> {
+        let mut recipe = self.slug.plain();
+        // A second gradient is kept beside the first one, as where they are combined.
+        recipe.method.combine = "min_norm".into();
+        recipe.method.penalty = "nll".into();
+        engine.plan(&folder::config(&recipe.model.path)?, &recipe)
+    }
+
+    fn run<O: Ops>(self, ops: O, _plan: Option<&Plan>) -> Result<Value> {
+        self.slug.write(&ops, self.out)
+    }
+}
+
+pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
+    let mut recipe = Recipe::assemble(None, args.config.as_deref(), &args.set)?;
+    lay(&mut recipe.model.path, &args.model);
+    lay(&mut recipe.data.forget, &args.forget);
+    lay(&mut recipe.data.retain, &args.retain);
+    wanted("--model", "model.path", &recipe.model.path)?;
+    wanted("--forget", "data.forget", &recipe.data.forget)?;
+    wanted("--retain", "data.retain", &recipe.data.retain)?;
+    check_data("data.forget", &recipe.data.forget)?;
+    check_data("data.retain", &recipe.data.retain)?;
+    let engine = args.device.open()?;
+    let slug = Slug {
+        recipe,
+        budget: args.budget,
+        forget_nll: args.forget_nll.unwrap_or(f64::INFINITY),
+        evaluations: args.evaluations,
+        candidates: args.candidates,
+        documents: args.documents,
+    };
+    let done = engine::compute(&engine, Search { slug, out: &args.out })?;
+    out.result(&done, || {
+        let figure = |at: &str, name: &str| done[at][name].as_f64().unwrap_or(f64::NAN);
+        format!(
+            "{}: {} moved by {:.4e} times its gradient, {} steps tried\n\
+             NLL of forget documents {:.4} to {:.4}, of retain documents {:.4} to {:.4}\n",
+            args.out.display(),
+            done["matrix"].as_str().unwrap_or_default(),
+            done["step"].as_f64().unwrap_or(f64::NAN),
+            done["trials"].as_array().map_or(0, Vec::len),
+            figure("before", "nll_forget"),
+            figure("after", "nll_forget"),
+            figure("before", "nll_retain"),
+            figure("after", "nll_retain"),
+        )
+    })
+}

@@ -1,0 +1,178 @@
+//! What stands between the inputs of linear maps and the weight gradients made of them: for methods that work in the
+//! space that these inputs span.
+
+use super::params::Model;
+use crate::error::Result;
+use crate::ops::{Ops, ParamSpec, Role, StateMode, TeacherForm, UpdateRule};
+
+/// What becomes of the inputs of linear maps on the way back.
+pub enum Tap<O: Ops> {
+    /// The weight gradients, and nothing else.
+    Closed,
+    /// The sums of x^T x of the matrices of one layer; no gradients of linear maps are made.
+    Grams(Grams<O>),
+    /// The weight gradients, of inputs without their part in a subspace.
+    Shield(Shield<O>),
+}
+
+/// Sums of x^T x over rows, for four matrices at a time.
+pub struct Grams<O: Ops> {
+    /// The blocks of the matrices.
+    of: [usize; 4],
+    /// The widths of their inputs.
+    widths: [usize; 4],
+    /// Their sums, in fp32 whatever gradients are kept in.
+    sums: [O::Grad; 4],
+}
+
+impl<O: Ops> Grams<O> {
+    /// Makes room for the matrices of a layer of `model`, which all layers can share.
+    pub fn new(ops: &O, model: &Model<O>) -> Result<Self> {
+        let matrices = model.layout.layers[0].matrices(&model.config);
+        let widths = matrices.map(|(_, width)| width);
+        let room = |width: usize| ops.grad(&ParamSpec { trainable: true, ..frozen(width * width) });
+        let [a, b, c, d] = widths.map(room);
+        Ok(Self { of: matrices.map(|(block, _)| block), widths, sums: [a?, b?, c?, d?] })
+    }
+
+    /// Starts anew, for layer `l`.
+    pub fn open(&mut self, ops: &O, model: &Model<O>, l: usize) {
+        self.of = model.layout.layers[l].matrices(&model.config).map(|(block, _)| block);
+        self.sums.iter_mut().for_each(|sum| ops.clear_grad(sum));
+    }
+
+    /// Copies the sums to the host, each with its block and its width; waits for them.
+    pub fn read(&self, ops: &O) -> Vec<(usize, usize, Vec<f32>)> {
+        let each = self.of.iter().zip(&self.widths).zip(&self.sums);
+        each.map(|((block, width), sum)| {
+            let mut out = vec![0f32; width * width];
+            ops.read_grad(sum, &mut out);
+            (*block, *width, out)
+        })
+        .collect()
+    }
+
+    pub(super) fn add(&mut self, ops: &O, n: usize, matrix: usize, x: &O::Act) {
+        if let Some(i) = self.of.iter().position(|block| *block == matrix) {
+            ops.linear_wgrad(n, (self.widths[i], self.widths[i]), x, x, &mut self.sums[i]);
+        }
+    }
+}
+
+/// A subspace of the inputs of each matrix, taken off them before they make a weight gradient.
+///
+/// dW = dy^T x becomes dy^T x (1 - U^T U) with orthonormal rows U [k, I], by two products of rows with k numbers: what
+/// the step does to inputs inside the subspace is nothing.
+///
+/// Source: PGU, Hoang et al., WACV 2024, section 3.2, there on the gradient itself.
+pub struct Shield<O: Ops> {
+    /// By block.
+    bases: Vec<Option<Basis<O>>>,
+    /// Coordinates of rows in the subspace [N, k],
+    coordinates: O::Act,
+    /// and the rows without their part in it [N, I].
+    rest: O::Act,
+    /// For weights that are never shown through it.
+    scratch: O::Act,
+    on: bool,
+}
+
+struct Basis<O: Ops> {
+    k: usize,
+    /// U, [k, I].
+    rows: O::Param,
+    /// -U^T, [I, k].
+    back: O::Param,
+}
+
+impl<O: Ops> Shield<O> {
+    /// Makes room for packs of up to `tokens` tokens; of each block that `bases` has some for, `k` orthonormal rows of the
+    /// width given with them.
+    pub fn new(ops: &O, tokens: usize, bases: Vec<Option<(Vec<f32>, usize)>>) -> Result<Self> {
+        let (mut most, mut widest) = (0, 0);
+        let mut made = Vec::with_capacity(bases.len());
+        for basis in bases {
+            let Some((rows, width)) = basis.filter(|(rows, _)| !rows.is_empty()) else {
+                made.push(None);
+                continue;
+            };
+            let k = rows.len() / width;
+            most = most.max(k);
+            widest = widest.max(width);
+            let mut back = vec![0f32; rows.len()];
+            for (i, x) in rows.iter().enumerate() {
+                back[i % width * k + i / width] = -x;
+            }
+            let param = |values: &[f32]| {
+                ops.param(&frozen(values.len()), &mut |out| {
+                    out.copy_from_slice(values);
+                    Ok(())
+                })
+            };
+            made.push(Some(Basis { k, rows: param(&rows)?, back: param(&back)? }));
+        }
+        Ok(Self {
+            bases: made,
+            coordinates: ops.act(tokens * most)?,
+            rest: ops.act(tokens * widest)?,
+            scratch: ops.act(0)?,
+            on: true,
+        })
+    }
+
+    /// Lends the rows `x` [N, I] of a matrix without their part in its subspace.
+    pub(super) fn rows<'a>(
+        &'a mut self,
+        ops: &O,
+        n: usize,
+        width: usize,
+        matrix: usize,
+        x: &'a O::Act,
+    ) -> &'a O::Act {
+        let Self { bases, coordinates, rest, scratch, on } = self;
+        let Some(Basis { k, rows, back }) = bases[matrix].as_ref().filter(|_| *on) else {
+            return x;
+        };
+        let w = ops.view(rows, Role::Student, scratch);
+        ops.linear(n, (*k, width), x, w, None, None, coordinates);
+        let w = ops.view(back, Role::Student, scratch);
+        ops.linear(n, (width, *k), coordinates, w, None, Some(x), rest);
+        rest
+    }
+}
+
+/// Describes numbers that only products read.
+fn frozen(len: usize) -> ParamSpec {
+    ParamSpec {
+        name: "subspace".into(),
+        len,
+        trainable: false,
+        mode: StateMode::Exact,
+        teacher: TeacherForm::None,
+        rule: UpdateRule::Sgd { momentum: 0.0 },
+        seed: 0,
+    }
+}
+
+impl<O: Ops> Model<O> {
+    /// Tells whether a subspace is kept off gradients where [`Model::shield`] says so.
+    pub fn shields(&self) -> bool {
+        matches!(self.tap, Tap::Shield(_))
+    }
+
+    /// Says whether gradients from here on are kept off the subspace, if there is one.
+    pub fn shield(&mut self, on: bool) {
+        if let Tap::Shield(shield) = &mut self.tap {
+            shield.on = on;
+        }
+    }
+
+    /// Says what the way back does beside its own work, for the key of recorded passes.
+    pub fn tap_name(&self) -> String {
+        match &self.tap {
+            Tap::Closed => String::new(),
+            Tap::Grams(grams) => format!("grams {:?}", grams.of),
+            Tap::Shield(_) => "shield".into(),
+        }
+    }
+}
