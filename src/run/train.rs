@@ -20,7 +20,7 @@ use crate::io::checkpoint::Checkpoint;
 use crate::method::passes::Passes;
 use crate::method::{Combination, MeanTeacher, Method, StepReport};
 use crate::model::params::Keeping;
-use crate::model::{Layout, Model, Saving};
+use crate::model::{Layout, Model, ModelConfig, Saving};
 use crate::ops::{CustomRule, Ops, UpdateRule};
 use crate::report::progress::{Progress, StepLine};
 use crate::report::tensorboard::Events;
@@ -427,7 +427,7 @@ pub(super) fn load<O: Ops>(
     let model = Model::load(ops, folder.config.clone(), &folder.weights, keep)?;
     let passes = Passes::saving(ops, &model, tokens, Some(saving))?;
     let reads_base = method.loss.rows(&method.knobs).reads_base();
-    let base = reads_base.then(|| base_model(ops, recipe)).transpose()?;
+    let base = reads_base.then(|| base_model(ops, recipe, &model.config)).transpose()?;
     let combination = recipe.combination()?;
     let more = (combination != Combination::Sum).then(|| model.more_grads(ops, keep));
     let more = more.transpose()?;
@@ -438,11 +438,25 @@ pub(super) fn load<O: Ops>(
     Ok(state)
 }
 
-/// Loads the model that the loss compares with.
-pub(super) fn base_model<O: Ops>(ops: &O, recipe: &Recipe) -> Result<Model<O>> {
+/// Loads the model that the loss compares with the one of `config`.
+pub(super) fn base_model<O: Ops>(
+    ops: &O,
+    recipe: &Recipe,
+    config: &ModelConfig,
+) -> Result<Model<O>> {
     let own = recipe.model.base.as_os_str().is_empty();
     let folder: &PathBuf = if own { &recipe.model.path } else { &recipe.model.base };
     let folder = Folder::open(folder)?;
+    let (cap, wanted) = (folder.config.logit_cap, config.logit_cap);
+    if cap != wanted {
+        let show = |cap: Option<f64>| cap.map_or("no cap".into(), |cap| format!("a cap of {cap}"));
+        return Err(Error::config(format!(
+            "model.base: its logits have {}, those of model.path {}",
+            show(cap),
+            show(wanted)
+        ))
+        .hint("compare models of one architecture"));
+    }
     Model::load(ops, folder.config, &folder.weights, &Keeping::inference())
 }
 
