@@ -1,9 +1,10 @@
 // Attention over packed documents, the plain variant: every head width up to 256, both precisions, fp32 throughout.
 //
 // Forward, for each query head and each query q of a document (k runs over the keys that q sees):
-//   s_k = scale q.k,  lse = ln sum_k exp(s_k),  out = sum_k exp(s_k - lse) v_k
+//   s_k = scale q.k (capped: cap tanh(s_k / cap)),  lse = ln sum_k exp(s_k),  out = sum_k exp(s_k - lse) v_k
 // Backward, with p_k = exp(s_k - lse) and dot = out.dout:
 //   dv_k = sum_q p_k dout,  ds_k = p_k (dout.v_k - dot),  dk_k = scale sum_q ds_k q,  dq = scale sum_k ds_k k
+// where a cap makes ds_k smaller by the factor 1 - (s_k / cap)^2, of scores made again.
 // Shape: a block of 16 x 16 threads owns 16 rows and walks over tiles of 32 others in shared memory; thread (r, c)
 // makes the scores of row r against columns c and c + 16, then owns columns c, c + 16, ... of row r's sums. So every
 // sum has one owner and one order. The backward pass is two kernels, one that owns keys (and adds up the query heads
@@ -100,7 +101,7 @@ __device__ __forceinline__ Part plain_part(const uint4* blocks, uint32_t heads) 
 
 template <typename T>
 __device__ __forceinline__ void plain_fwd(const uint4* blocks, const T* qkv, T* out, float* lse,
-                                          Heads heads, float scale) {
+                                          Heads heads, Scores scores) {
     const Part part = plain_part(blocks, heads.h);
     if (part.count == 0) return;
     const uint32_t d = heads.d, kv = part.head / (heads.h / heads.g);
@@ -127,7 +128,7 @@ __device__ __forceinline__ void plain_fwd(const uint4* blocks, const T* qkv, T* 
         plain_dots(s, q_s + r * plain_pitch(d), k_s + c * plain_pitch(d), d);
 #pragma unroll
         for (uint32_t j = 0; j < 2; ++j) {
-            s[j] = heads.sees(q, k0 + c + 16 * j) ? scale * s[j] : -INFINITY;
+            s[j] = heads.sees(q, k0 + c + 16 * j) ? scores.at(s[j]) : -INFINITY;
         }
         float top_now = fmaxf(top, row_max(fmaxf(s[0], s[1])));
         // A window can leave a row without a key in its first tiles: -inf - -inf would be NaN.
@@ -162,7 +163,7 @@ struct Backward {
 };
 
 template <typename T>
-__device__ __forceinline__ void plain_bwd_dq(Backward<T> in, Heads heads, float scale) {
+__device__ __forceinline__ void plain_bwd_dq(Backward<T> in, Heads heads, Scores scores) {
     const Part part = plain_part(in.blocks, heads.h);
     if (part.count == 0) return;
     const uint32_t d = heads.d, kv = part.head / (heads.h / heads.g);
@@ -196,19 +197,21 @@ __device__ __forceinline__ void plain_bwd_dq(Backward<T> in, Heads heads, float 
         for (uint32_t j = 0; j < 2; ++j) {
             uint32_t k = c + 16 * j;
             bool seen = r < part.count && heads.sees(q, k0 + k);
-            ds_s[r * kPlainPitch + k] = seen ? expf(scale * s[j] - lse) * (dp[j] - dot) : 0.0f;
+            const float score = scores.at(s[j]);
+            ds_s[r * kPlainPitch + k] =
+                seen ? expf(score - lse) * (dp[j] - dot) * scores.slope(score) : 0.0f;
         }
         // A row of ds_s is written and read by the same half warp.
         __syncwarp();
         plain_add(sum, ds_s + r * kPlainPitch, k_s, c, d);
     }
     if (r < part.count) {
-        plain_write(in.dqkv + (first_row + r) * stride + part.head * d, sum, scale, c, d);
+        plain_write(in.dqkv + (first_row + r) * stride + part.head * d, sum, scores.scale, c, d);
     }
 }
 
 template <typename T>
-__device__ __forceinline__ void plain_bwd_dkv(Backward<T> in, Heads heads, float scale) {
+__device__ __forceinline__ void plain_bwd_dkv(Backward<T> in, Heads heads, Scores scores) {
     const Part part = plain_part(in.blocks, heads.g);
     if (part.count == 0) return;
     const uint32_t d = heads.d, group = heads.h / heads.g;
@@ -245,8 +248,9 @@ __device__ __forceinline__ void plain_bwd_dkv(Backward<T> in, Heads heads, float
                 float p = 0.0f, ds = 0.0f;
                 if (q0 + t < end && heads.sees(q0 + t, k)) {
                     uint64_t stat = (row0 + t) * heads.h + head;
-                    p = expf(scale * s[j] - in.lse[stat]);
-                    ds = p * (dp[j] - in.dot[stat]);
+                    const float score = scores.at(s[j]);
+                    p = expf(score - in.lse[stat]);
+                    ds = p * (dp[j] - in.dot[stat]) * scores.slope(score);
                 }
                 p_s[r * kPlainPitch + t] = p;
                 ds_s[r * kPlainPitch + t] = ds;
@@ -259,7 +263,7 @@ __device__ __forceinline__ void plain_bwd_dkv(Backward<T> in, Heads heads, float
     }
     if (r < part.count) {
         T* to = in.dqkv + (first_row + r) * stride + (heads.h + part.head) * d;
-        plain_write(to, dk, scale, c, d);
+        plain_write(to, dk, scores.scale, c, d);
         plain_write(to + heads.g * d, dv, 1.0f, c, d);
     }
 }
@@ -286,55 +290,55 @@ __device__ __forceinline__ void dot_rows(const T* out, const T* dout, float* dot
 
 }  // namespace attn
 
-// Grid: blocks x 4 x heads in one dimension (attention::plain_geometry), heads fastest.
+// `cap` is that of scores, or 0. Grid: blocks x 4 x heads in one dimension (attention::plain_geometry), heads fastest.
 extern "C" __global__ void __launch_bounds__(kBlock, 2)
     attention_bf16(const uint4* blocks, const uint16_t* qkv, uint16_t* out, float* lse, uint32_t h,
-                   uint32_t g, uint32_t d, uint32_t window, float scale) {
+                   uint32_t g, uint32_t d, uint32_t window, float scale, float cap) {
     ptx::grid_enter();
-    attn::plain_fwd(blocks, qkv, out, lse, attn::Heads{h, g, d, window}, scale);
+    attn::plain_fwd(blocks, qkv, out, lse, attn::Heads{h, g, d, window}, attn::Scores{scale, Cap(cap)});
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock, 2)
     attention_f32(const uint4* blocks, const float* qkv, float* out, float* lse, uint32_t h,
-                  uint32_t g, uint32_t d, uint32_t window, float scale) {
+                  uint32_t g, uint32_t d, uint32_t window, float scale, float cap) {
     ptx::grid_enter();
-    attn::plain_fwd(blocks, qkv, out, lse, attn::Heads{h, g, d, window}, scale);
+    attn::plain_fwd(blocks, qkv, out, lse, attn::Heads{h, g, d, window}, attn::Scores{scale, Cap(cap)});
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock, 2)
     attention_bwd_dq_bf16(const uint4* blocks, const uint16_t* qkv, const uint16_t* dout,
                           const float* lse, const float* dot, uint16_t* dqkv, uint32_t h,
-                          uint32_t g, uint32_t d, uint32_t window, float scale) {
+                          uint32_t g, uint32_t d, uint32_t window, float scale, float cap) {
     ptx::grid_enter();
     attn::plain_bwd_dq(attn::Backward<uint16_t>{blocks, qkv, dout, lse, dot, dqkv},
-                       attn::Heads{h, g, d, window}, scale);
+                       attn::Heads{h, g, d, window}, attn::Scores{scale, Cap(cap)});
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock, 2)
     attention_bwd_dq_f32(const uint4* blocks, const float* qkv, const float* dout, const float* lse,
                          const float* dot, float* dqkv, uint32_t h, uint32_t g, uint32_t d,
-                         uint32_t window, float scale) {
+                         uint32_t window, float scale, float cap) {
     ptx::grid_enter();
     attn::plain_bwd_dq(attn::Backward<float>{blocks, qkv, dout, lse, dot, dqkv},
-                       attn::Heads{h, g, d, window}, scale);
+                       attn::Heads{h, g, d, window}, attn::Scores{scale, Cap(cap)});
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock, 2)
     attention_bwd_dkv_bf16(const uint4* blocks, const uint16_t* qkv, const uint16_t* dout,
                            const float* lse, const float* dot, uint16_t* dqkv, uint32_t h,
-                           uint32_t g, uint32_t d, uint32_t window, float scale) {
+                           uint32_t g, uint32_t d, uint32_t window, float scale, float cap) {
     ptx::grid_enter();
     attn::plain_bwd_dkv(attn::Backward<uint16_t>{blocks, qkv, dout, lse, dot, dqkv},
-                        attn::Heads{h, g, d, window}, scale);
+                        attn::Heads{h, g, d, window}, attn::Scores{scale, Cap(cap)});
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock, 2)
     attention_bwd_dkv_f32(const uint4* blocks, const float* qkv, const float* dout, const float* lse,
                           const float* dot, float* dqkv, uint32_t h, uint32_t g, uint32_t d,
-                          uint32_t window, float scale) {
+                          uint32_t window, float scale, float cap) {
     ptx::grid_enter();
     attn::plain_bwd_dkv(attn::Backward<float>{blocks, qkv, dout, lse, dot, dqkv},
-                        attn::Heads{h, g, d, window}, scale);
+                        attn::Heads{h, g, d, window}, attn::Scores{scale, Cap(cap)});
 }
 
 // Grid: ceil(rows * heads / 32) blocks.

@@ -1,13 +1,15 @@
 // What all attention kernels share: where a block's rows lie, what a query sees, storage to fp32 and back.
 #pragma once
 
-#include "common.cuh"
+#include "cap.cuh"
 
 namespace attn {
 
 // The widest head, and the rows a block of Pack::blocks covers.
 constexpr int kMaxWidth = 256;
 constexpr int kBlockRows = 128;
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
 
 // One layer's heads. A query at q sees the key at k where 0 <= q - k < window (document coordinates).
 struct Heads {
@@ -21,6 +23,39 @@ struct Heads {
     }
     // One comparison: a key behind the query wraps to 2^31 and above, where no window reaches.
     __device__ __forceinline__ bool sees(uint32_t q, uint32_t k) const { return q - k < window; }
+};
+
+// What a softmax reads of products of heads: scaled, and capped where there is a cap.
+struct Scores {
+    float scale;
+    Cap cap;
+
+    __device__ __forceinline__ float at(float dot) const { return cap.on() ? cap.at(scale * dot) : scale * dot; }
+    // How much of a gradient at a score goes on to the scaled product.
+    __device__ __forceinline__ float slope(float score) const { return cap.on() ? cap.slope(score) : 1.0f; }
+};
+
+// The same for the kernels on tensor cores, whose softmax is in base 2: it reads `after` times what `at` makes of a product.
+template <bool CAPPED>
+struct Scores2 {
+    float after, natural;  // what makes a number of `at` a score of base 2, and of base e
+    float inner, cap2, inverse2;
+
+    __device__ __forceinline__ Scores2(float scale, float cap)
+        : after(CAPPED ? 1.0f : scale * kLog2E), natural(CAPPED ? kLn2 : scale),
+          inner(CAPPED ? 2.0f * kLog2E * scale / cap : 0.0f), cap2(cap * kLog2E),
+          inverse2(CAPPED ? 1.0f / cap2 : 0.0f) {}
+
+    // tanh y = 1 - 2 / (1 + e^2y), to a few units in the last place of 1.
+    __device__ __forceinline__ float at(float dot) const {
+        return CAPPED ? cap2 * fmaf(-2.0f, __fdividef(1.0f, 1.0f + ptx::exp2_approx(dot * inner)), 1.0f) : dot;
+    }
+
+    // How much of a gradient at a score of base 2 goes on to the scaled product; 0 to 1 whatever the score.
+    __device__ __forceinline__ float slope(float score) const {
+        const float t = fminf(fmaxf(score * inverse2, -1.0f), 1.0f);
+        return CAPPED ? fmaf(-t, t, 1.0f) : 1.0f;
+    }
 };
 
 // Rows of a document: `start` is its first row in the pack, `first` and `len` count from there.

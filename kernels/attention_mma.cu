@@ -1,7 +1,7 @@
 // Attention's forward pass on tensor cores: bf16, heads of width 64, 80, 96 and 128.
 //
 // For each query head and each query q of a document, over the keys k that q sees:
-//   s_k = scale q.k,  lse = ln sum_k exp(s_k),  out = sum_k exp(s_k - lse) v_k
+//   s_k = scale q.k (capped: cap tanh(s_k / cap), at width 128),  lse = ln sum_k exp(s_k),  out = sum_k exp(s_k - lse) v_k
 // Shape: a block of four warps owns 64 queries of one head, 16 a warp, whose operands stay in registers, and walks
 // over tiles of 64 keys and values, two of each in shared memory, the next one on its way (cp.async) while this one is
 // multiplied. The softmax is kept up online in base 2 with the scale folded in; its weights go from the score
@@ -28,9 +28,9 @@ __device__ __forceinline__ float quad_sum(float x) {
     return x + __shfl_xor_sync(0xFFFFFFFFu, x, 2);
 }
 
-template <int D>
+template <int D, bool CAPPED = false>
 __device__ __forceinline__ void mma_fwd(const uint4* blocks, const uint16_t* qkv, uint16_t* out,
-                                        float* lse, Heads heads, float scale) {
+                                        float* lse, Heads heads, float scale, float cap = 0.0f) {
     constexpr uint32_t kTile = 64;
     constexpr int kTileElements = kTile * kMmaPitch<D>;
     const uint32_t head = blockIdx.x % heads.h, kv = head / (heads.h / heads.g);
@@ -67,7 +67,8 @@ __device__ __forceinline__ void mma_fwd(const uint4* blocks, const uint16_t* qkv
     // All warps have read the queries: their place may be overwritten.
     __syncthreads();
 
-    const float scale2 = scale * kLog2E;
+    const Scores2<CAPPED> scores(scale, cap);
+    const float scale2 = scores.after;
     const uint32_t upper = rows.first + warp * 16 + lane / 4, lower = upper + 8;
     Sums<D> sums;
     float top[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
@@ -86,6 +87,13 @@ __device__ __forceinline__ void mma_fwd(const uint4* blocks, const uint16_t* qkv
             uint32_t b[8][2];
             load_b_rows<D, 8>(b, k_lanes, kk);
             ptx::mma_tile(s, q_r[kk], b);
+        }
+        if (CAPPED) {
+#pragma unroll
+            for (int n = 0; n < 8; ++n) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) s[0][n][e] = scores.at(s[0][n][e]);
+            }
         }
         const uint32_t k0 = tile * kTile;
         if (step == 0 || !heads.sees(rows.first + kMmaRows - 1, k0)) {
@@ -141,7 +149,7 @@ __device__ __forceinline__ void mma_fwd(const uint4* blocks, const uint16_t* qkv
         for (uint32_t half = 0; half < 2; ++half) {
             uint32_t r = lane / 4 + 8 * half;
             if (r < valid) {
-                lse[(row + r) * heads.h + head] = top[half] * scale + log2f(total[half]) * kLn2;
+                lse[(row + r) * heads.h + head] = top[half] * scores.natural + log2f(total[half]) * kLn2;
             }
         }
     }
@@ -178,7 +186,15 @@ extern "C" __global__ void __launch_bounds__(attn::kMmaThreads, 3)
     attn::mma_fwd<128>(blocks, qkv, out, lse, attn::Heads{h, g, 128, window}, scale);
 }
 
+extern "C" __global__ void __launch_bounds__(attn::kMmaThreads, 3)
+    attention_mma128_capped_bf16(const uint4* blocks, const uint16_t* qkv, uint16_t* out, float* lse,
+                                 uint32_t h, uint32_t g, uint32_t window, float scale, float cap) {
+    ptx::grid_enter();
+    attn::mma_fwd<128, true>(blocks, qkv, out, lse, attn::Heads{h, g, 128, window}, scale, cap);
+}
+
 KERNEL_EXPORT(attention_mma64_bf16);
 KERNEL_EXPORT(attention_mma80_bf16);
 KERNEL_EXPORT(attention_mma96_bf16);
 KERNEL_EXPORT(attention_mma128_bf16);
+KERNEL_EXPORT(attention_mma128_capped_bf16);

@@ -7,8 +7,6 @@ namespace attn {
 
 constexpr int kMmaThreads = 128;
 constexpr int kMmaRows = 64;  // rows a block owns; a warp owns 16 of them
-constexpr float kLog2E = 1.4426950408889634f;
-constexpr float kLn2 = 0.6931471805599453f;
 
 // The other rows a step of the backward pass takes: wide heads leave fewer registers for scores.
 template <int D>

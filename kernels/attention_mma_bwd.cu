@@ -2,6 +2,7 @@
 //
 // With p_k = exp(scale q.k - lse) and dot = out.dout (attention_dot_bf16 in attention.cu):
 //   dv_k = sum_q p_k dout,  ds_k = p_k (dout.v_k - dot),  dk_k = scale sum_q ds_k q,  dq = scale sum_k ds_k k
+// and with a cap (at width 128) p_k of capped scores s_k, ds_k smaller by the factor 1 - (s_k / cap)^2.
 // Shape: two kernels, so that every sum has one owner and one order, and none is added atomically; scores are made in
 // both, seven products instead of five. A block of four warps owns 64 keys of a kv head (and walks over the queries
 // that see them, the query heads of the group one after another), or 64 queries of a head (and walks over their keys).
@@ -25,8 +26,8 @@ struct MmaBackward {
     uint16_t* dqkv;
 };
 
-template <int D>
-__device__ __forceinline__ void mma_bwd_dq(MmaBackward in, Heads heads, float scale) {
+template <int D, bool CAPPED = false>
+__device__ __forceinline__ void mma_bwd_dq(MmaBackward in, Heads heads, float scale, float cap = 0.0f) {
     constexpr uint32_t kTile = kMmaTile<D>;
     constexpr int NT = kTile / 8;
     constexpr int kTileElements = kTile * kMmaPitch<D>;
@@ -77,7 +78,8 @@ __device__ __forceinline__ void mma_bwd_dq(MmaBackward in, Heads heads, float sc
             dot[half] = in.dot[at];
         }
     }
-    const float scale2 = scale * kLog2E;
+    const Scores2<CAPPED> scores(scale, cap);
+    const float scale2 = scores.after;
     const uint32_t begin = heads.first_key(rows.first) / kTile;
     const uint32_t end = (rows.first + count - 1) / kTile + 1;
     Sums<D> dq;
@@ -108,9 +110,10 @@ __device__ __forceinline__ void mma_bwd_dq(MmaBackward in, Heads heads, float sc
 #pragma unroll
             for (uint32_t e = 0; e < 4; ++e) {
                 uint32_t half = e / 2, k = k0 + n * 8 + lane % 4 * 2 + e % 2;
-                float p = ptx::exp2_approx(fmaf(s[0][n][e], scale2, -lse2[half]));
+                const float score = scores.at(s[0][n][e]);
+                float p = ptx::exp2_approx(fmaf(score, scale2, -lse2[half]));
                 if (masked && !heads.sees(upper + 8 * half, k)) p = 0.0f;
-                ds[0][n][e] = p * (ds[0][n][e] - dot[half]);
+                ds[0][n][e] = p * (ds[0][n][e] - dot[half]) * scores.slope(score);
             }
         }
         dq.add(ds, lanes_down<D>(k_s));
@@ -122,8 +125,8 @@ __device__ __forceinline__ void mma_bwd_dq(MmaBackward in, Heads heads, float sc
              stride, valid);
 }
 
-template <int D>
-__device__ __forceinline__ void mma_bwd_dkv(MmaBackward in, Heads heads, float scale) {
+template <int D, bool CAPPED = false>
+__device__ __forceinline__ void mma_bwd_dkv(MmaBackward in, Heads heads, float scale, float cap = 0.0f) {
     constexpr uint32_t kTile = kMmaTile<D>;
     constexpr int NT = kTile / 8;
     constexpr int kTileElements = kTile * kMmaPitch<D>;
@@ -169,7 +172,8 @@ __device__ __forceinline__ void mma_bwd_dkv(MmaBackward in, Heads heads, float s
     stage(0);
     ptx::cp_async_commit();
 
-    const float scale2 = scale * kLog2E;
+    const Scores2<CAPPED> scores(scale, cap);
+    const float scale2 = scores.after;
     const uint32_t upper = rows.first + warp * 16 + lane / 4;
     const uint32_t k_lanes = lanes_down<D>(k_s + warp * 16 * kMmaPitch<D>);
     const uint32_t v_lanes = lanes_down<D>(v_s + warp * 16 * kMmaPitch<D>);
@@ -204,9 +208,10 @@ __device__ __forceinline__ void mma_bwd_dkv(MmaBackward in, Heads heads, float s
             for (uint32_t e = 0; e < 4; ++e) {
                 uint32_t half = e / 2, q = n * 8 + lane % 4 * 2 + e % 2;
                 float& x = p[0][n][e];
-                x = ptx::exp2_approx(fmaf(x, scale2, -lse_s[q] * kLog2E));
+                const float score = scores.at(x);
+                x = ptx::exp2_approx(fmaf(score, scale2, -lse_s[q] * kLog2E));
                 if (masked && !heads.sees(q0 + q, upper + 8 * half)) x = 0.0f;
-                ds[0][n][e] = x * (ds[0][n][e] - lse_s[kTile + q]);
+                ds[0][n][e] = x * (ds[0][n][e] - lse_s[kTile + q]) * scores.slope(score);
             }
         }
         dv.add(p, lanes_down<D>(dout_s));
@@ -297,6 +302,27 @@ extern "C" __global__ void __launch_bounds__(attn::kMmaThreads, 2)
                            attn::Heads{h, g, 128, window}, scale);
 }
 
+// The same with a cap.
+extern "C" __global__ void __launch_bounds__(attn::kMmaThreads, 2)
+    attention_bwd_dq_mma128_capped_bf16(const uint4* blocks, const uint16_t* qkv, const uint16_t* dout,
+                                        const float* lse, const float* dot, uint16_t* dqkv, uint32_t h,
+                                        uint32_t g, uint32_t window, float scale, float cap) {
+    ptx::grid_enter();
+    attn::mma_bwd_dq<128, true>(attn::MmaBackward{blocks, qkv, dout, lse, dot, dqkv},
+                                attn::Heads{h, g, 128, window}, scale, cap);
+}
+
+extern "C" __global__ void __launch_bounds__(attn::kMmaThreads, 2)
+    attention_bwd_dkv_mma128_capped_bf16(const uint4* blocks, const uint16_t* qkv, const uint16_t* dout,
+                                         const float* lse, const float* dot, uint16_t* dqkv, uint32_t h,
+                                         uint32_t g, uint32_t window, float scale, float cap) {
+    ptx::grid_enter();
+    attn::mma_bwd_dkv<128, true>(attn::MmaBackward{blocks, qkv, dout, lse, dot, dqkv},
+                                 attn::Heads{h, g, 128, window}, scale, cap);
+}
+
+KERNEL_EXPORT(attention_bwd_dq_mma128_capped_bf16);
+KERNEL_EXPORT(attention_bwd_dkv_mma128_capped_bf16);
 KERNEL_EXPORT(attention_bwd_dq_mma64_bf16);
 KERNEL_EXPORT(attention_bwd_dq_mma80_bf16);
 KERNEL_EXPORT(attention_bwd_dq_mma96_bf16);

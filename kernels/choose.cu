@@ -3,7 +3,7 @@
 // argmax: the smallest id of those with the largest logit; NaN never wins. sample: w = exp((z - max) / temperature);
 // a row keeps its smallest set of largest w whose sum is `top_p` of all (of equals, the smaller ids); the token is the
 // first id at which the running sum of what is kept, in the order of ids, passes `u` of it. src/ops/choice.rs says the
-// same in f64.
+// same in f64. Capped logits z' = cap tanh(z / cap) are as z in order, so only a draw reads them.
 // Shape: a block a row. A sum here is an integer, of w in units of 2^-40: it has no rounding and no order, so running
 // sums taken over warps, lanes and rounds agree to the unit, and a share of the sum is always found. The set is found
 // by its smallest member: eight passes settle four bits of its w each, a thread adding to 16 counters of its own in
@@ -14,7 +14,7 @@
 // next to the product with the head, which reads 2 C bytes a logit in bf16, small.
 // Rounding: w is fp32; what weighs less than 2^-40 of the most probable token is never drawn.
 // Source: inverse transform sampling; nucleus sampling, Holtzman et al. 2020.
-#include "common.cuh"
+#include "cap.cuh"
 
 namespace choose {
 
@@ -233,11 +233,11 @@ extern "C" __global__ void __launch_bounds__(choose::kThreads)
     if (threadIdx.x == 0) ids[blockIdx.x] = best >> 32 == 0 ? 0 : ~static_cast<uint32_t>(best);
 }
 
-// The same, drawn with draws[row]; overwrites the logits. `inverse` is 1 / temperature. Grid: rows; with top_p below 1
+// The same, drawn with draws[row]; overwrites the logits. `inverse` is 1 / temperature, `cap` that of logits or 0. Grid: rows; with top_p below 1
 // the block has 16 counters of 8 bytes a thread in dynamic shared memory.
 extern "C" __global__ void __launch_bounds__(choose::kThreads)
     choose_sample_f32(float* logits, const double* draws, uint32_t* ids, uint32_t v, float inverse,
-                      double top_p) {
+                      double top_p, float cap) {
     ptx::grid_enter();
     using namespace choose;
     float* row = logits + static_cast<uint64_t>(blockIdx.x) * v;
@@ -248,7 +248,9 @@ extern "C" __global__ void __launch_bounds__(choose::kThreads)
         if (threadIdx.x == 0) ids[blockIdx.x] = 0;
         return;
     }
+    const Cap limit(cap);
     const float top = row[~static_cast<uint32_t>(best)];
+    const float limited = limit.on() ? limit.at(top) : top;
     // The largest entry is overwritten below.
     __syncthreads();
     uint64_t sum = 0;
@@ -257,7 +259,8 @@ extern "C" __global__ void __launch_bounds__(choose::kThreads)
         load_quad(row, at, v, vec, x_r);
 #pragma unroll
         for (int k = 0; k < kQuad; ++k) {
-            const float w = expf((x_r[k] - top) * inverse);
+            const float z = limit.on() ? limit.at(x_r[k]) : x_r[k];
+            const float w = expf((z - limited) * inverse);
             // The largest may be infinite. NaN weighs nothing, and no weight is a negative zero.
             x_r[k] = x_r[k] == top ? 1.0f : (w > 0.0f ? w : 0.0f);
             if (at + k < v) sum += units(x_r[k]);

@@ -1,7 +1,7 @@
 // Generation: the cache of keys and values, attention of single tokens against it, and gathered rows.
 //
 // cache_store: keys[slot, position] = k, values[slot, position] = v, both caches being [slots, capacity, G, D].
-// decode: out = sum_k softmax(scale q.k) v_k over the cached positions from the window's first to the token's own.
+// decode: out = sum_k softmax(scale q.k) v_k (scores may be capped) over the cached positions from the window's first to the token's own.
 // Shape of decode: a block takes up to four query heads of one kv head and a span of 128 positions, so keys and
 // values are read once for those heads. Scores: eight lanes a key, 16 bytes a lane and load; then a softmax a head;
 // then a thread a pack of columns and a share of the keys, the shares added in order. Spans begin at multiples of 128,
@@ -62,7 +62,7 @@ template <typename T, int E>
 __device__ __forceinline__ void decode_span(const uint32_t* slots, const uint32_t* positions,
                                             const T* qkv, const T* keys, const T* values,
                                             float* partial, float* sums, uint32_t capacity,
-                                            attn::Heads heads, uint32_t spans, float scale) {
+                                            attn::Heads heads, uint32_t spans, attn::Scores scores) {
     __shared__ float q_s[kHeads][attn::kMaxWidth];
     __shared__ float p_s[kHeads][kSpan];
     // A thread's columns for each head, before the shares are added.
@@ -120,7 +120,7 @@ __device__ __forceinline__ void decode_span(const uint32_t* slots, const uint32_
                 for (int offset = kKeyLanes / 2; offset > 0; offset /= 2) {
                     sum += __shfl_xor_sync(0xFFFFFFFFu, sum, offset);
                 }
-                if (lane == 0 && k + j * kStep < seen) p_s[r][k + j * kStep] = sum * scale;
+                if (lane == 0 && k + j * kStep < seen) p_s[r][k + j * kStep] = scores.at(sum);
             }
         }
     }
@@ -263,40 +263,40 @@ extern "C" __global__ void __launch_bounds__(generate::kThreads, 6)
     decode_wide_bf16(const uint32_t* slots, const uint32_t* positions, const uint16_t* qkv,
                      const uint16_t* keys, const uint16_t* values, float* partial, float* sums,
                      uint32_t capacity, uint32_t h, uint32_t g, uint32_t d, uint32_t window,
-                     uint32_t spans, float scale) {
+                     uint32_t spans, float scale, float cap) {
     ptx::grid_enter();
     generate::decode_span<uint16_t, 8>(slots, positions, qkv, keys, values, partial, sums, capacity,
-                                       attn::Heads{h, g, d, window}, spans, scale);
+                                       attn::Heads{h, g, d, window}, spans, attn::Scores{scale, Cap(cap)});
 }
 
 extern "C" __global__ void __launch_bounds__(generate::kThreads, 6)
     decode_any_bf16(const uint32_t* slots, const uint32_t* positions, const uint16_t* qkv,
                     const uint16_t* keys, const uint16_t* values, float* partial, float* sums,
                     uint32_t capacity, uint32_t h, uint32_t g, uint32_t d, uint32_t window,
-                    uint32_t spans, float scale) {
+                    uint32_t spans, float scale, float cap) {
     ptx::grid_enter();
     generate::decode_span<uint16_t, 1>(slots, positions, qkv, keys, values, partial, sums, capacity,
-                                       attn::Heads{h, g, d, window}, spans, scale);
+                                       attn::Heads{h, g, d, window}, spans, attn::Scores{scale, Cap(cap)});
 }
 
 extern "C" __global__ void __launch_bounds__(generate::kThreads, 6)
     decode_wide_f32(const uint32_t* slots, const uint32_t* positions, const float* qkv,
                     const float* keys, const float* values, float* partial, float* sums,
                     uint32_t capacity, uint32_t h, uint32_t g, uint32_t d, uint32_t window,
-                    uint32_t spans, float scale) {
+                    uint32_t spans, float scale, float cap) {
     ptx::grid_enter();
     generate::decode_span<float, 4>(slots, positions, qkv, keys, values, partial, sums, capacity,
-                                    attn::Heads{h, g, d, window}, spans, scale);
+                                    attn::Heads{h, g, d, window}, spans, attn::Scores{scale, Cap(cap)});
 }
 
 extern "C" __global__ void __launch_bounds__(generate::kThreads, 6)
     decode_any_f32(const uint32_t* slots, const uint32_t* positions, const float* qkv,
                    const float* keys, const float* values, float* partial, float* sums,
                    uint32_t capacity, uint32_t h, uint32_t g, uint32_t d, uint32_t window,
-                   uint32_t spans, float scale) {
+                   uint32_t spans, float scale, float cap) {
     ptx::grid_enter();
     generate::decode_span<float, 1>(slots, positions, qkv, keys, values, partial, sums, capacity,
-                                    attn::Heads{h, g, d, window}, spans, scale);
+                                    attn::Heads{h, g, d, window}, spans, attn::Scores{scale, Cap(cap)});
 }
 
 // Grid: a thread an element of the output.

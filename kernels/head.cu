@@ -7,6 +7,8 @@
 // second, out of the L2 cache, makes the gradient; KL has one more between them for its normaliser. The gradient
 // overwrites the row from its start in the precision of storage: bf16 numbers then have a pitch of 2V. A window is
 // read by all threads before any of them writes it, and what is written lies below what is still to be read.
+// The kernels for capped logits, z' = cap tanh(z / cap), cap what they read, which is more arithmetic and no byte, and send
+// the gradient on through it; D of capped logits keeps what the product of the difference has not lost.
 // fp32 sums in an order that V alone decides. Bytes a logit: 4 read, 2 or 4 written (matched: twice the reads).
 // Roof: device memory. Source: arXiv 2504.13388.
 #include "head.cuh"
@@ -53,12 +55,13 @@ __device__ __forceinline__ float join_records(const Record* records, uint32_t v,
 }
 
 // Reads a row's entries but for the target; returns the target's logit.
-__device__ __forceinline__ float scan(const float* z, uint32_t v, uint32_t y, bool vec, Online& others,
-                                      float& beaten) {
-    const float zy = z[y];
+template <class C>
+__device__ __forceinline__ float scan(const float* z, uint32_t v, uint32_t y, bool vec, C cap,
+                                      Online& others, float& beaten) {
+    const float zy = cap.at(z[y]);
     for (uint32_t at = threadIdx.x * kPack; at < v; at += kPlaces) {
         float x_r[kPack];
-        load_pack(z, at, v, vec, x_r);
+        load_logits(z, at, v, vec, cap, x_r);
 #pragma unroll
         for (int k = 0; k < kPack; ++k) {
             const uint32_t i = at + k;
@@ -70,11 +73,11 @@ __device__ __forceinline__ float scan(const float* z, uint32_t v, uint32_t y, bo
     return zy;
 }
 
-// `records` of the row where there are some; then the logits are read for a gradient alone.
-template <typename T>
+// `records` of the row where there are some, which no cap has; then the logits are read for a gradient alone.
+template <typename T, class C>
 __device__ __forceinline__ void onehot(float* logits, const Record* records, const uint32_t* targets,
                                        const float* coefs, const float* weights, float* nll, float* value,
-                                       float* hit, uint32_t v, Formula formula, uint32_t grad) {
+                                       float* hit, uint32_t v, Formula formula, uint32_t grad, C cap) {
     const uint32_t row = blockIdx.x, y = targets[row];
     float* z = logits + static_cast<uint64_t>(row) * v;
     const bool vec = v % kPack == 0;
@@ -82,7 +85,7 @@ __device__ __forceinline__ void onehot(float* logits, const Record* records, con
     float beaten = 0.0f;
     const uint64_t per_row = (v + kRecordColumns - 1) / kRecordColumns;
     const float zy = records != nullptr ? join_records(records + row * per_row, v, y, others, beaten)
-                                        : scan(z, v, y, vec, others, beaten);
+                                        : scan(z, v, y, vec, cap, others, beaten);
     // Where the target is the largest, the others are summed below it.
     if (others.top < zy) {
         others.sum *= others.top == -INFINITY ? 0.0f : expf(others.top - zy);
@@ -105,12 +108,9 @@ __device__ __forceinline__ void onehot(float* logits, const Record* records, con
     float k_row = coef * w;
     k_row = k_row > kLargest ? kLargest : (k_row < -kLargest ? -kLargest : k_row);
     const float scale = k_row / total;
-    rewrite<T>(z, v, vec, [&](uint32_t at, float(&x)[kPack]) {
-#pragma unroll
-        for (int k = 0; k < kPack; ++k) {
-            // A row that is left out is 0 even where its weight is no number.
-            x[k] = coef == 0.0f ? 0.0f : (at + k == y ? -k_row * q : scale * expf(x[k] - top));
-        }
+    rewrite_logits<T>(z, v, vec, cap, [&](uint32_t i, float x) {
+        // A row that is left out is 0 even where its weight is no number.
+        return coef == 0.0f ? 0.0f : (i == y ? -k_row * q : scale * expf(x - top));
     });
 }
 
@@ -122,18 +122,18 @@ __device__ __forceinline__ float exp_minus_linear(float x) {
     return fabsf(x) < 0.25f ? 0.5f * x * x * tail : expf(x) - 1.0f - x;
 }
 
-template <typename T>
+template <typename T, class C>
 __device__ __forceinline__ void uniform(float* logits, const float* coefs, float* value, uint32_t v,
-                                        uint32_t grad) {
+                                        uint32_t grad, C cap) {
     const uint32_t row = blockIdx.x;
     float* z = logits + static_cast<uint64_t>(row) * v;
     const bool vec = v % kPack == 0;
-    const float coef = coefs[row], first = z[0], count = static_cast<float>(v);
+    const float coef = coefs[row], first = cap.at(z[0]), count = static_cast<float>(v);
     Online online;
     float sum = 0.0f;
     for (uint32_t at = threadIdx.x * kPack; at < v; at += kPlaces) {
         float x_r[kPack];
-        load_pack(z, at, v, vec, x_r);
+        load_logits(z, at, v, vec, cap, x_r);
 #pragma unroll
         for (int k = 0; k < kPack; ++k) {
             if (at + k >= v) continue;
@@ -147,53 +147,42 @@ __device__ __forceinline__ void uniform(float* logits, const float* coefs, float
         value[row] = coef == 0.0f ? 0.0f : logf(online.sum) - mean - logf(count);
     }
     if (grad == 0) return;
-    rewrite<T>(z, v, vec, [&](uint32_t, float(&x)[kPack]) {
-#pragma unroll
-        for (int k = 0; k < kPack; ++k) {
-            x[k] = coef == 0.0f ? 0.0f
-                                : expf(x[k] - online.top) * (coef / online.sum) - coef / count;
-        }
+    rewrite_logits<T>(z, v, vec, cap, [&](uint32_t, float x) {
+        return coef == 0.0f ? 0.0f : expf(x - online.top) * (coef / online.sum) - coef / count;
     });
 }
 
 // QUADRATIC: the quadratic form, else KL(q, p). With D' = D - E_q D and E = E_q(e^D' - 1 - D'), p/q = e^D' / (1 + E)
-// and KL = log(1 + E). `subtract`: the first logits are z and not D. The teacher's logit of entry y is `lower` less than
-// it says.
-template <bool QUADRATIC, bool LOWERED, typename T>
+// and KL = log(1 + E). The teacher's logit of entry y is `lower` less than it says.
+template <bool QUADRATIC, bool LOWERED, typename T, class C>
 __device__ __forceinline__ void matched(float* logits, const float* teacher, const float* coefs,
                                         float* value, uint32_t v, uint32_t y, float lower,
-                                        uint32_t subtract, uint32_t grad) {
+                                        uint32_t subtract, uint32_t grad, C cap) {
     const uint32_t row = blockIdx.x;
-    float* z = logits + static_cast<uint64_t>(row) * v;
-    const float* r = teacher + static_cast<uint64_t>(row) * v;
-    const bool vec = v % kPack == 0;
+    const uint64_t first = static_cast<uint64_t>(row) * v;
+    const Pairs<C> pairs{logits + first, teacher + first, v, v % kPack == 0, subtract != 0, cap};
     const float coef = coefs[row];
     auto lowered = [&](uint32_t i) { return LOWERED && i == y ? lower : 0.0f; };
-    auto difference = [&](float x, float x_ref, uint32_t i) {
-        return (subtract != 0 ? x - x_ref : x) + lowered(i);
-    };
     Online online;
     for (uint32_t at = threadIdx.x * kPack; at < v; at += kPlaces) {
-        float x_r[kPack], ref_r[kPack];
-        load_pack(z, at, v, vec, x_r);
-        load_pack(r, at, v, vec, ref_r);
+        float d_r[kPack], ref_r[kPack];
+        pairs.load(at, d_r, ref_r);
 #pragma unroll
         for (int k = 0; k < kPack; ++k) {
             if (at + k >= v) continue;
-            online.add(ref_r[k] - lowered(at + k), difference(x_r[k], ref_r[k], at + k));
+            online.add(ref_r[k] - lowered(at + k), d_r[k] + lowered(at + k));
         }
     }
     join(online);
     const float inverse = 1.0f / online.sum, mean = online.with * inverse, top = online.top;
     float sum = 0.0f;
     for (uint32_t at = threadIdx.x * kPack; at < v; at += kPlaces) {
-        float x_r[kPack], ref_r[kPack];
-        load_pack(z, at, v, vec, x_r);
-        load_pack(r, at, v, vec, ref_r);
+        float d_r[kPack], ref_r[kPack];
+        pairs.load(at, d_r, ref_r);
 #pragma unroll
         for (int k = 0; k < kPack; ++k) {
             if (at + k >= v) continue;
-            float d = difference(x_r[k], ref_r[k], at + k) - mean;
+            float d = d_r[k] + lowered(at + k) - mean;
             sum += expf(ref_r[k] - lowered(at + k) - top) * inverse * (QUADRATIC ? d * d : exp_minus_linear(d));
         }
     }
@@ -203,16 +192,11 @@ __device__ __forceinline__ void matched(float* logits, const float* teacher, con
     }
     if (grad == 0) return;
     const float scale = QUADRATIC ? coef : coef / (1.0f + excess);
-    rewrite<T>(z, v, vec, [&](uint32_t at, float(&x)[kPack]) {
-        float ref_r[kPack];
-        load_pack(r, at, v, vec, ref_r);
-#pragma unroll
-        for (int k = 0; k < kPack; ++k) {
-            float q = expf(ref_r[k] - lowered(at + k) - top) * inverse;
-            float d = difference(x[k], ref_r[k], at + k) - mean;
-            float pull = QUADRATIC ? d : exp_minus_linear(d) + d - excess;
-            x[k] = coef == 0.0f ? 0.0f : scale * q * pull;
-        }
+    pairs.template rewrite<T>([&](uint32_t i, float difference, float ref) {
+        const float q = expf(ref - lowered(i) - top) * inverse;
+        const float d = difference + lowered(i) - mean;
+        const float pull = QUADRATIC ? d : exp_minus_linear(d) + d - excess;
+        return coef == 0.0f ? 0.0f : scale * q * pull;
     });
 }
 
@@ -227,23 +211,27 @@ __device__ __forceinline__ void difference(const T* a, const T* b, T* out, uint6
     }
 }
 
-// `logits` [rows, V] fp32; the gradient takes its place. `weights` may be null: then the formula. Grid: rows.
-#define ONEHOT_BODY(T, RECORDS)                                                                   \
+// `logits` [rows, V] fp32; the gradient takes its place. `weights` may be null: then the formula. `cap` is for capped
+// logits alone. Grid: rows.
+#define ONEHOT_BODY(T, RECORDS, CAP)                                                              \
     ptx::grid_enter();                                                                            \
     Formula formula = {sign, p_power, q_power, pole, threshold, divided};                         \
-    onehot<T>(logits, RECORDS, targets, coefs, weights, nll, value, hit, v, formula, grad)
+    onehot<T>(logits, RECORDS, targets, coefs, weights, nll, value, hit, v, formula, grad, CAP)
 
-#define ONEHOT(name, T)                                                                           \
+#define ONEHOT(name, T, C)                                                                        \
     extern "C" __global__ void __launch_bounds__(kBlock)                                          \
         name(float* logits, const uint32_t* targets, const float* coefs, const float* weights,    \
              float* nll, float* value, float* hit, uint32_t v, float sign, float p_power,         \
-             float q_power, float pole, float threshold, uint32_t divided, uint32_t grad) {       \
-        ONEHOT_BODY(T, nullptr);                                                                  \
+             float q_power, float pole, float threshold, uint32_t divided, uint32_t grad,         \
+             float cap) {                                                                         \
+        ONEHOT_BODY(T, nullptr, C(cap));                                                          \
     }                                                                                             \
     KERNEL_EXPORT(name)
 
-ONEHOT(head_onehot_bf16, uint16_t);
-ONEHOT(head_onehot_f32, float);
+ONEHOT(head_onehot_bf16, uint16_t, NoCap);
+ONEHOT(head_onehot_f32, float, NoCap);
+ONEHOT(head_onehot_capped_bf16, uint16_t, Cap);
+ONEHOT(head_onehot_capped_f32, float, Cap);
 
 // The same behind a product that left `records` [rows, ceil(V / 256)]; without `grad` there are no logits.
 extern "C" __global__ void __launch_bounds__(kBlock)
@@ -251,48 +239,60 @@ extern "C" __global__ void __launch_bounds__(kBlock)
                              float* nll, float* value, float* hit, uint32_t v, float sign, float p_power,
                              float q_power, float pole, float threshold, uint32_t divided, uint32_t grad,
                              const Record* records) {
-    ONEHOT_BODY(uint16_t, records);
+    ONEHOT_BODY(uint16_t, records, NoCap(0.0f));
 }
 KERNEL_EXPORT(head_onehot_records_bf16);
 
-#define UNIFORM(name, T)                                                                          \
+#define UNIFORM(name, T, C)                                                                       \
     extern "C" __global__ void __launch_bounds__(kBlock)                                          \
-        name(float* logits, const float* coefs, float* value, uint32_t v, uint32_t grad) {        \
+        name(float* logits, const float* coefs, float* value, uint32_t v, uint32_t grad,          \
+             float cap) {                                                                         \
         ptx::grid_enter();                                                                        \
-        uniform<T>(logits, coefs, value, v, grad);                                                \
+        uniform<T>(logits, coefs, value, v, grad, C(cap));                                        \
     }                                                                                             \
     KERNEL_EXPORT(name)
 
-UNIFORM(head_uniform_bf16, uint16_t);
-UNIFORM(head_uniform_f32, float);
+UNIFORM(head_uniform_bf16, uint16_t, NoCap);
+UNIFORM(head_uniform_f32, float, NoCap);
+UNIFORM(head_uniform_capped_bf16, uint16_t, Cap);
+UNIFORM(head_uniform_capped_f32, float, Cap);
 
-#define MATCHED(name, quadratic, T)                                                               \
+#define MATCHED(name, quadratic, T, C)                                                            \
     extern "C" __global__ void __launch_bounds__(kBlock)                                          \
         name(float* logits, const float* teacher, const float* coefs, float* value, uint32_t v,   \
-             uint32_t subtract, uint32_t grad) {                                                  \
+             uint32_t subtract, uint32_t grad, float cap) {                                       \
         ptx::grid_enter();                                                                        \
-        matched<quadratic, false, T>(logits, teacher, coefs, value, v, v, 0.0f, subtract, grad);  \
+        matched<quadratic, false, T>(logits, teacher, coefs, value, v, v, 0.0f, subtract, grad,   \
+                                     C(cap));                                                     \
     }                                                                                             \
     KERNEL_EXPORT(name)
 
-MATCHED(head_kl_bf16, false, uint16_t);
-MATCHED(head_kl_f32, false, float);
-MATCHED(head_qkl_bf16, true, uint16_t);
-MATCHED(head_qkl_f32, true, float);
+MATCHED(head_kl_bf16, false, uint16_t, NoCap);
+MATCHED(head_kl_f32, false, float, NoCap);
+MATCHED(head_kl_capped_bf16, false, uint16_t, Cap);
+MATCHED(head_kl_capped_f32, false, float, Cap);
+MATCHED(head_qkl_bf16, true, uint16_t, NoCap);
+MATCHED(head_qkl_f32, true, float, NoCap);
+MATCHED(head_qkl_capped_bf16, true, uint16_t, Cap);
+MATCHED(head_qkl_capped_f32, true, float, Cap);
 
 // KL against the teacher's distribution with the target's logit lowered by `strength`.
-#define UNDIAL(name, T)                                                                           \
+#define UNDIAL(name, T, C)                                                                        \
     extern "C" __global__ void __launch_bounds__(kBlock)                                          \
         name(float* logits, const float* teacher, const uint32_t* targets, const float* coefs,    \
-             float* value, uint32_t v, float strength, uint32_t subtract, uint32_t grad) {        \
+             float* value, uint32_t v, float strength, uint32_t subtract, uint32_t grad,          \
+             float cap) {                                                                         \
         ptx::grid_enter();                                                                        \
         const uint32_t y = targets[blockIdx.x];                                                   \
-        matched<false, true, T>(logits, teacher, coefs, value, v, y, strength, subtract, grad);   \
+        matched<false, true, T>(logits, teacher, coefs, value, v, y, strength, subtract, grad,    \
+                                C(cap));                                                          \
     }                                                                                             \
     KERNEL_EXPORT(name)
 
-UNDIAL(head_undial_bf16, uint16_t);
-UNDIAL(head_undial_f32, float);
+UNDIAL(head_undial_bf16, uint16_t, NoCap);
+UNDIAL(head_undial_f32, float, NoCap);
+UNDIAL(head_undial_capped_bf16, uint16_t, Cap);
+UNDIAL(head_undial_capped_f32, float, Cap);
 
 // out = a - b, rounded to storage. Grid: ceil(n / 2048) blocks.
 extern "C" __global__ void __launch_bounds__(kBlock)

@@ -1,5 +1,6 @@
 // What sweeps over rows of fp32 logits share: maximum and sum online, and the gradient written over the row.
 #pragma once
+#include "cap.cuh"
 #include "rows.cuh"
 
 constexpr uint32_t kPlaces = kBlock * kPack;  // entries a block reads between two barriers
@@ -75,3 +76,60 @@ __device__ __forceinline__ void rewrite(float* z, uint32_t v, bool vec, F f) {
         store_pack(out, at, v, vec, x_r);
     }
 }
+
+// Reads logits of a row, capped (C is Cap) or as they are (NoCap).
+template <class C>
+__device__ __forceinline__ void load_logits(const float* z, uint32_t at, uint32_t v, bool vec, C cap,
+                                            float (&out)[kPack]) {
+    load_pack(z, at, v, vec, out);
+#pragma unroll
+    for (int k = 0; k < kPack; ++k) out[k] = cap.at(out[k]);
+}
+
+// Writes the gradient over a row of logits: f(i, z), at the logit z of entry i that the loss reads, sent on through a cap.
+template <typename T, class C, typename F>
+__device__ __forceinline__ void rewrite_logits(float* z, uint32_t v, bool vec, C cap, F f) {
+    rewrite<T>(z, v, vec, [&](uint32_t at, float(&x)[kPack]) {
+#pragma unroll
+        for (int k = 0; k < kPack; ++k) {
+            const float capped = cap.at(x[k]), gradient = f(at + k, capped);
+            x[k] = cap.on() ? cap.slope(capped) * gradient : gradient;
+        }
+    });
+}
+
+// A row of logits next to the teacher's.
+template <class C>
+struct Pairs {
+    float* z;
+    const float* r;
+    uint32_t v;
+    bool vec, subtract;  // `subtract`: the first logits are z, else D = z - z_ref
+    C cap;
+
+    // Reads D and z_ref, those of capped logits where there is a cap.
+    __device__ __forceinline__ void load(uint32_t at, float (&d)[kPack], float (&ref)[kPack]) const {
+        load_pack(z, at, v, vec, d);
+        load_pack(r, at, v, vec, ref);
+#pragma unroll
+        for (int k = 0; k < kPack; ++k) {
+            if (subtract) d[k] -= ref[k];
+            cap.pair(d[k], ref[k]);
+        }
+    }
+
+    // Writes the gradient over the first logits: f(i, D, z_ref), sent on through a cap.
+    template <typename T, typename F>
+    __device__ __forceinline__ void rewrite(F f) const {
+        ::rewrite<T>(z, v, vec, [&](uint32_t at, float(&d)[kPack]) {
+            float ref[kPack];
+            load_pack(r, at, v, vec, ref);
+#pragma unroll
+            for (int k = 0; k < kPack; ++k) {
+                if (subtract) d[k] -= ref[k];
+                const float slope = cap.pair(d[k], ref[k]), gradient = f(at + k, d[k], ref[k]);
+                d[k] = cap.on() ? slope * gradient : gradient;
+            }
+        });
+    }
+};

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Makes the recorded models of architectures that the paper's code never met: Phi, Gemma-2 and Gemma-3.
 
-Run with PyTorch and transformers (the committed files: torch 2.11, transformers 5.17):
+Run with PyTorch and transformers (the committed files: torch 2.11, transformers 5.17; Gemma-2: torch 2.15,
+transformers 5.24):
 
-    python scripts/golden_architectures.py tests/golden/data
+    python scripts/golden_architectures.py tests/golden/data [name ...]
 
 Tiny models of random weights, written by `save_pretrained`, and what transformers makes of them in f64: logits without a
 mask, the NLL of the masked targets, and its gradient for every parameter. transformers forces f32 in norms, rotary tables
@@ -27,6 +28,12 @@ CONFIGS = {
         vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
         partial_rotary_factor=0.5, max_position_embeddings=64, layer_norm_eps=1e-5, pad_token_id=1,
         bos_token_id=0, eos_token_id=1, attention_dropout=0.0, resid_pdrop=0.0, embd_pdrop=0.0,
+    ),
+    # Caps that are small enough to bend most of what they are put on.
+    "gemma2": transformers.Gemma2Config(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=40, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=24, query_pre_attn_scalar=10, sliding_window=5, max_position_embeddings=64,
+        attn_logit_softcapping=2.0, final_logit_softcapping=3.0, pad_token_id=1, bos_token_id=0, eos_token_id=1,
     ),
     "gemma3": transformers.Gemma3TextConfig(
         vocab_size=VOCAB, hidden_size=32, intermediate_size=40, num_hidden_layers=4, num_attention_heads=2,
@@ -72,10 +79,12 @@ def rotary(config, module):
     return forward
 
 
-def main(root):
+def main(root, names):
     to_f32, softmax = torch.Tensor.float, functional.softmax
     manifest = json.loads((root / "manifest.json").read_text())
     for name, config in CONFIGS.items():
+        if names and name not in names:
+            continue
         folder = root / "models" / name
         folder.mkdir(parents=True, exist_ok=True)
         model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
@@ -120,4 +129,4 @@ def main(root):
     (root / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-main(Path(sys.argv[1]))
+main(Path(sys.argv[1]), sys.argv[2:])

@@ -30,6 +30,12 @@ const GPT2: &str = r#"{"model_type":"gpt2","n_embd":64,"n_head":2,"n_layer":2,"n
 const NEOX: &str = r#"{"model_type":"gpt_neox","hidden_size":64,"num_attention_heads":1,"rotary_pct":0.25,
     "hidden_act":"gelu","vocab_size":101,"num_hidden_layers":2,"intermediate_size":41}"#;
 
+/// Capped scores and logits, layers of two kinds.
+const GEMMA2: &str = r#"{"model_type":"gemma2","hidden_size":64,"num_attention_heads":4,
+    "num_key_value_heads":2,"head_dim":16,"hidden_activation":"gelu_pytorch_tanh","vocab_size":101,
+    "num_hidden_layers":3,"intermediate_size":88,"query_pre_attn_scalar":20,"sliding_window":5,
+    "attn_logit_softcapping":2.0,"final_logit_softcapping":3.0}"#;
+
 fn prompts(vocab: usize) -> Vec<Vec<u32>> {
     let mut random = Random::new("prompts");
     let mut prompt = |len: usize| (0..len).map(|_| random.below(vocab) as u32).collect();
@@ -118,7 +124,7 @@ fn compare(config: &str, choice: Choice, precision: Precision) {
 
 #[test]
 fn greedy_tokens_are_those_of_the_cpu() {
-    for config in [LLAMA, QWEN3, GPT2, NEOX] {
+    for config in [LLAMA, QWEN3, GPT2, NEOX, GEMMA2] {
         compare(config, Choice::Greedy, Precision::Fp32);
         compare(config, Choice::Greedy, Precision::Bf16);
     }
@@ -130,5 +136,6 @@ fn drawn_tokens_are_those_of_the_cpu() {
         let choice = Choice::Sample { sampling: Sampling { temperature, top_p }, seed: 3 };
         compare(LLAMA, choice, Precision::Fp32);
         compare(QWEN3, choice, Precision::Fp32);
+        compare(GEMMA2, choice, Precision::Fp32);
     }
 }

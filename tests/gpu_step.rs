@@ -49,6 +49,11 @@ const OPT: &str = r#"{"model_type":"opt","hidden_size":64,"num_attention_heads":
 /// One norm for attention and MLP, a head with a bias.
 const PHI: &str = r#"{"model_type":"phi","hidden_size":64,"num_attention_heads":2,"hidden_act":"gelu_new",
     "vocab_size":101,"num_hidden_layers":2,"intermediate_size":72}"#;
+/// Capped scores, at a head width with tensor-core attention, and capped logits.
+const GEMMA2: &str = r#"{"model_type":"gemma2","hidden_size":64,"num_attention_heads":2,
+    "num_key_value_heads":1,"head_dim":128,"hidden_activation":"gelu_pytorch_tanh","vocab_size":101,
+    "num_hidden_layers":3,"intermediate_size":88,"query_pre_attn_scalar":20,"sliding_window":9,
+    "attn_logit_softcapping":2.0,"final_logit_softcapping":3.0}"#;
 /// Gains from 1, norms behind attention and MLP, gated GELU, layers of two kinds.
 const GEMMA3: &str = r#"{"model_type":"gemma3_text","hidden_size":64,"num_attention_heads":2,
     "num_key_value_heads":1,"head_dim":32,"hidden_activation":"gelu_pytorch_tanh","vocab_size":101,
@@ -370,8 +375,10 @@ fn other_families_rules_and_precisions_step_as_on_the_cpu() {
 #[test]
 fn further_families_step_as_on_the_cpu() {
     let nlul = FORGET.iter().position(|o| o.name() == "nlul").unwrap();
-    let all = [GPT2, NEOX, OPT, PHI, GEMMA3];
-    for (name, config) in ["gpt2", "gpt_neox", "opt", "phi", "gemma3"].into_iter().zip(all) {
+    let all = [GPT2, NEOX, OPT, PHI, GEMMA2, GEMMA3];
+    for (name, config) in
+        ["gpt2", "gpt_neox", "opt", "phi", "gemma2", "gemma3"].into_iter().zip(all)
+    {
         let base = job(config, nlul, Some(1));
         compare(name, base, Precision::Bf16);
         let all = Job { train: Train::All, ..base };

@@ -361,7 +361,7 @@ fn write_file_when_names_or_sizes_are_wrong_is_an_error() {
     }
 }
 
-const CONFIGS: [&str; 8] = [
+const CONFIGS: [&str; 9] = [
     r#"{"model_type":"llama","hidden_act":"silu","hidden_size":64,"num_attention_heads":4,"num_key_value_heads":2,"num_hidden_layers":2,"vocab_size":512,"intermediate_size":96,"rms_norm_eps":1e-5,"rope_scaling":{"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0,"original_max_position_embeddings":64}}"#,
     r#"{"model_type":"qwen2","hidden_act":"silu","hidden_size":64,"num_attention_heads":4,"num_hidden_layers":3,"vocab_size":512,"intermediate_size":96,"sliding_window":32,"use_sliding_window":true,"max_window_layers":1,"tie_word_embeddings":true}"#,
     r#"{"model_type":"qwen3","hidden_act":"silu","hidden_size":64,"num_attention_heads":4,"head_dim":32,"num_hidden_layers":2,"vocab_size":512,"intermediate_size":96,"rope_parameters":{"rope_type":"linear","factor":2.0,"rope_theta":1e6,"partial_rotary_factor":0.5},"layer_types":["sliding_attention","full_attention"],"sliding_window":8}"#,
@@ -369,6 +369,7 @@ const CONFIGS: [&str; 8] = [
     r#"{"model_type":"gpt_neox","hidden_act":"gelu","hidden_size":64,"num_attention_heads":4,"num_hidden_layers":2,"vocab_size":512,"intermediate_size":96,"rotary_pct":0.25,"rotary_emb_base":10000,"use_parallel_residual":true}"#,
     r#"{"model_type":"opt","activation_function":"relu","hidden_size":64,"num_attention_heads":4,"num_hidden_layers":2,"vocab_size":512,"ffn_dim":96,"max_position_embeddings":128,"word_embed_proj_dim":64,"do_layer_norm_before":true}"#,
     r#"{"model_type":"phi","hidden_act":"gelu_new","hidden_size":64,"num_attention_heads":4,"num_hidden_layers":2,"vocab_size":512,"intermediate_size":96,"partial_rotary_factor":0.5,"qk_layernorm":false,"layer_norm_eps":1e-5}"#,
+    r#"{"model_type":"gemma2","hidden_activation":"gelu_pytorch_tanh","hidden_size":64,"num_attention_heads":4,"num_key_value_heads":1,"head_dim":32,"num_hidden_layers":2,"vocab_size":512,"intermediate_size":96,"query_pre_attn_scalar":16,"sliding_window":8,"rope_theta":1e4,"attn_logit_softcapping":50.0,"final_logit_softcapping":30.0}"#,
     r#"{"model_type":"gemma3_text","hidden_activation":"gelu_pytorch_tanh","hidden_size":64,"num_attention_heads":4,"num_key_value_heads":1,"head_dim":32,"num_hidden_layers":2,"vocab_size":512,"intermediate_size":96,"query_pre_attn_scalar":16,"sliding_window":8,"_sliding_window_pattern":2,"rope_theta":1e6,"rope_local_base_freq":1e4}"#,
 ];
 
@@ -405,7 +406,7 @@ fn model_configurations_are_read_or_refused() {
         })
         .collect();
     assert!(keys.len() > 20);
-    proptest!(cases(2000), |(damage in damage(), noise in noise(), which in 0usize..3, pick: prop::sample::Index, number in number())| {
+    proptest!(cases(2000), |(damage in damage(), noise in noise(), which in 0usize..CONFIGS.len(), pick: prop::sample::Index, number in number())| {
         config(&String::from_utf8_lossy(&damage.of(CONFIGS[which].as_bytes())));
         config(&String::from_utf8_lossy(&noise));
         let (which, start, end) = *pick.get(&keys);

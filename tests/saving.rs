@@ -36,6 +36,12 @@ const GEMMA3: &str = r#"{"model_type":"gemma3_text","hidden_size":24,"num_attent
     "num_hidden_layers":4,"intermediate_size":17,"query_pre_attn_scalar":9,"sliding_window":7,
     "_sliding_window_pattern":2}"#;
 
+/// Capped scores and logits.
+const GEMMA2: &str = r#"{"model_type":"gemma2","hidden_size":24,"num_attention_heads":4,
+    "num_key_value_heads":2,"head_dim":6,"hidden_activation":"gelu_pytorch_tanh","vocab_size":101,
+    "num_hidden_layers":4,"intermediate_size":17,"query_pre_attn_scalar":9,"sliding_window":7,
+    "attn_logit_softcapping":2.0,"final_logit_softcapping":3.0}"#;
+
 fn load(ops: &Cpu<f32>, config: &str, train: Train) -> Model<Cpu<f32>> {
     let config = ModelConfig::parse(config).unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -86,6 +92,7 @@ fn gradients_are_the_same_bits_whatever_is_kept() {
         (NEOX, Train::All),
         (GEMMA3, Train::Body),
         (GEMMA3, Train::All),
+        (GEMMA2, Train::All),
     ] {
         let want = gradients(config, train, Saving::same(Level::All));
         let layers = ModelConfig::parse(config).unwrap().layers;
@@ -103,7 +110,7 @@ fn gradients_are_the_same_bits_whatever_is_kept() {
 /// are not disturbed.
 #[test]
 fn generation_in_borrowed_rows_gives_the_same_tokens() {
-    for config in [LLAMA, WIDE, QWEN3] {
+    for config in [LLAMA, WIDE, QWEN3, GEMMA2] {
         let ops = Cpu::<f32>::new();
         let mut model = load(&ops, config, Train::Body);
         let mut random = Random::new("prompts");

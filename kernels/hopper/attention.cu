@@ -1,7 +1,7 @@
 // Attention's forward pass on compute capability 9.0: bf16, heads of width 64 and 128.
 //
 // For each query head and each query q of a document, over the keys k that q sees:
-//   s_k = scale q.k,  lse = ln sum_k exp(s_k),  out = sum_k exp(s_k - lse) v_k
+//   s_k = scale q.k (capped: cap tanh(s_k / cap), at width 128),  lse = ln sum_k exp(s_k),  out = sum_k exp(s_k - lse) v_k
 // Shape: an item is 128 queries of one head. One warpgroup loads (bulk copies through a tensor map of qkv, two stages of
 // 128 keys and two of values, queries once an item), two compute, 64 queries each: scores from shared memory, the online
 // softmax in base 2 with the scale folded in, and its weights, rounded to bf16 in registers, times the values. A tile's
@@ -54,7 +54,7 @@ struct ForwardArgs {
     float* lse;
     uint32_t items;
     Heads heads;
-    float scale;
+    float scale, cap;
 };
 
 // An item: which head, which rows, which tiles of keys its queries see.
@@ -134,6 +134,13 @@ struct Online {
     }
 };
 
+// Caps the scores of a tile where there is a cap.
+template <bool CAPPED>
+__device__ __forceinline__ void limit(float (&s)[kKeys / 2], const Scores2<CAPPED>& scores) {
+#pragma unroll
+    for (uint32_t i = 0; i < kKeys / 2; ++i) s[i] = scores.at(s[i]);
+}
+
 // Hides the keys of the tile at k0 that the thread's rows, `upper` and 8 further down, do not see.
 __device__ __forceinline__ void hide(float (&s)[kKeys / 2], const Heads& heads, uint32_t upper, uint32_t k0) {
     const uint32_t first = k0 + threadIdx.x % 4 * 2;
@@ -150,11 +157,12 @@ __device__ __forceinline__ void scale_rows(float (&d)[D / 2], const float (&fact
     for (int i = 0; i < D / 2; ++i) d[i] *= factor[i / 2 % 2];
 }
 
-template <int D>
+template <int D, bool CAPPED>
 __device__ __forceinline__ void compute_forward(const ForwardArgs& in, uint32_t base, uint32_t w) {
     using S = Forward<D>;
     const Items items{in.items};
-    const float scale2 = in.scale * kLog2E;
+    const Scores2<CAPPED> scores(in.scale, in.cap);
+    const float scale2 = scores.after;
     Turn<kStages> key, value;
     Turn<1> query;
     for (uint32_t round = 0, item; round < items.rounds(); ++round) {
@@ -192,6 +200,7 @@ __device__ __forceinline__ void compute_forward(const ForwardArgs& in, uint32_t 
         release(base + S::kKeyEmpty + 8 * key.at);
         key.advance();
         if (q.tiles == 1) release(base + S::kQueryEmpty);
+        limit(s_r, scores);
         hide(s_r, in.heads, upper, q.last * kKeys);
         online.step(s_r, keep, scale2);
         round_weights<kKeys>(s_r, p_r);
@@ -214,6 +223,7 @@ __device__ __forceinline__ void compute_forward(const ForwardArgs& in, uint32_t 
             release(base + S::kKeyEmpty + 8 * key.at);
             key.advance();
             if (step + 1 == q.tiles) release(base + S::kQueryEmpty);
+            limit(s_r, scores);
             if (!in.heads.sees(q.rows.first + kOwned - 1, k0)) hide(s_r, in.heads, upper, k0);
             online.step(s_r, keep, scale2);
             ptx::wgmma_wait<0>(o_r);
@@ -240,14 +250,14 @@ __device__ __forceinline__ void compute_forward(const ForwardArgs& in, uint32_t 
                 uint32_t r = row_of_thread() + 8 * half;
                 if (r < valid) {
                     in.lse[(row0 + r) * in.heads.h + q.head] =
-                        online.top[half] * in.scale + log2f(total[half]) * kLn2;
+                        online.top[half] * scores.natural + log2f(total[half]) * kLn2;
                 }
             }
         }
     }
 }
 
-template <int D>
+template <int D, bool CAPPED = false>
 __device__ __forceinline__ void forward_sm90(const ptx::TensorMap& qkv, const ForwardArgs& in) {
     using S = Forward<D>;
     const uint32_t base = shared_base();
@@ -276,7 +286,7 @@ __device__ __forceinline__ void forward_sm90(const ptx::TensorMap& qkv, const Fo
         __syncwarp();
     } else {
         ptx::registers_up<kConsumerRegisters>();
-        compute_forward<D>(in, base, group - 1);
+        compute_forward<D, CAPPED>(in, base, group - 1);
     }
 }
 
@@ -286,14 +296,23 @@ __device__ __forceinline__ void forward_sm90(const ptx::TensorMap& qkv, const Fo
 extern "C" __global__ void __launch_bounds__(attn::kGroupThreads, 1)
     attention_sm90_64_bf16(const __grid_constant__ ptx::TensorMap qkv, const uint4* blocks, uint16_t* out, float* lse,
                            uint32_t items, uint32_t h, uint32_t g, uint32_t window, float scale) {
-    attn::forward_sm90<64>(qkv, attn::ForwardArgs{blocks, out, lse, items, attn::Heads{h, g, 64, window}, scale});
+    attn::forward_sm90<64>(qkv, attn::ForwardArgs{blocks, out, lse, items, attn::Heads{h, g, 64, window}, scale, 0.0f});
 }
 
 extern "C" __global__ void __launch_bounds__(attn::kGroupThreads, 1)
     attention_sm90_128_bf16(const __grid_constant__ ptx::TensorMap qkv, const uint4* blocks, uint16_t* out, float* lse,
                             uint32_t items, uint32_t h, uint32_t g, uint32_t window, float scale) {
-    attn::forward_sm90<128>(qkv, attn::ForwardArgs{blocks, out, lse, items, attn::Heads{h, g, 128, window}, scale});
+    attn::forward_sm90<128>(qkv, attn::ForwardArgs{blocks, out, lse, items, attn::Heads{h, g, 128, window}, scale, 0.0f});
+}
+
+extern "C" __global__ void __launch_bounds__(attn::kGroupThreads, 1)
+    attention_sm90_128_capped_bf16(const __grid_constant__ ptx::TensorMap qkv, const uint4* blocks, uint16_t* out,
+                                   float* lse, uint32_t items, uint32_t h, uint32_t g, uint32_t window, float scale,
+                                   float cap) {
+    const attn::ForwardArgs args{blocks, out, lse, items, attn::Heads{h, g, 128, window}, scale, cap};
+    attn::forward_sm90<128, true>(qkv, args);
 }
 
 KERNEL_EXPORT(attention_sm90_64_bf16);
 KERNEL_EXPORT(attention_sm90_128_bf16);
+KERNEL_EXPORT(attention_sm90_128_capped_bf16);

@@ -25,8 +25,6 @@ constexpr uint32_t kOwned = kConsumers * kGroupRows;       // by a block: the ro
 static_assert(kOwned == kBlockRows, "an entry of the list is what a block owns");
 constexpr uint32_t kReleases = kConsumers * kWarpgroup / kWarp;  // arrivals that give a tile back: one a warp
 constexpr uint32_t kRowBytes = 128;                        // of a panel
-constexpr float kLog2E = 1.4426950408889634f;
-constexpr float kLn2 = 0.6931471805599453f;
 constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
 static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= 504, "registers of three warpgroups");
 constexpr int kSharedLimit = 232448;

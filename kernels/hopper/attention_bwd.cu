@@ -2,6 +2,7 @@
 //
 // With p_k = exp(scale q.k - lse) and dot = out.dout (attention_dot_bf16 in ../attention.cu):
 //   dv_k = sum_q p_k dout,  ds_k = p_k (dout.v_k - dot),  dk_k = scale sum_q ds_k q,  dq = scale sum_k ds_k k
+// and with a cap (at width 128) p_k of capped scores s_k, ds_k smaller by the factor 1 - (s_k / cap)^2.
 // Shape: two kernels as in ../attention_mma_bwd.cu, so that every sum has one owner and one order, and none is added
 // atomically; scores are made in both, seven products instead of five. An item of dkv is 128 keys of a kv head, which
 // walk over tiles of 64 queries and their dout (three stages), the query heads of the group one after another; an item of
@@ -9,7 +10,8 @@
 // it the statistics of the queries; two compute, 64 owned rows each. Scores have the owned rows as rows, so that p and
 // ds, rounded to bf16, go from registers straight into the next product; walked tiles serve along both of their sides.
 // Rows behind a document's end have p of 0. Only tiles at the diagonal or at a window's edge are masked.
-// Registers: dk and dv of 128 columns are 128 of a consumer's 232; with two score tiles no fp32 p can stay beside them.
+// Registers: dk and dv of 128 columns are 128 of a consumer's 232; with two score tiles no fp32 p can stay beside them,
+// nor what a cap leaves of a gradient: dq folds that into p, which it needs for nothing else, dkv finds the score in p.
 // Bytes: the owned rows and their gradients once, the walked ones once an item (mostly from L2).
 // Roof: tensor cores; aims at 300 TFLOP/s at 1024 to 8192 tokens on an H100, counted as five products.
 // Source: FlashAttention-3, arXiv 2407.08608, for the roles of warpgroups; FlashAttention-2, arXiv 2307.08691, algorithm
@@ -25,7 +27,7 @@ struct BackwardArgs {
     uint16_t* dqkv;
     uint32_t items;
     Heads heads;
-    float scale;
+    float scale, cap;
 };
 
 // Shared memory from the first multiple of 1024 on: two owned tiles, stages of two walked tiles of R rows, statistics of
@@ -119,11 +121,12 @@ __device__ __forceinline__ void move_dq(const ptx::TensorMap& qkv, const ptx::Te
     }
 }
 
-template <int D>
+template <int D, bool CAPPED>
 __device__ __forceinline__ void compute_dq(const BackwardArgs& in, uint32_t base, uint32_t w) {
     using S = QueryShape<D>;
     const Items items{in.items};
-    const float scale2 = in.scale * kLog2E;
+    const Scores2<CAPPED> scores(in.scale, in.cap);
+    const float scale2 = scores.after;
     Turn<S::kStages> at;
     Turn<1> owned;
     for (uint32_t round = 0, item; round < items.rounds(); ++round) {
@@ -164,7 +167,8 @@ __device__ __forceinline__ void compute_dq(const BackwardArgs& in, uint32_t base
 #pragma unroll
                 for (uint32_t i = 0; i < kKeys / 2; ++i) {
                     uint32_t half = i / 2 % 2, k = k0 + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
-                    s_r[i] = ptx::exp2_approx(fmaf(s_r[i], scale2, -lse2[half]));
+                    const float score = scores.at(s_r[i]);
+                    s_r[i] = ptx::exp2_approx(fmaf(score, scale2, -lse2[half])) * scores.slope(score);
                     if (masked && !in.heads.sees(upper + 8 * half, k)) s_r[i] = 0.0f;
                 }
                 ptx::wgmma_wait<0>(ds_r);
@@ -278,11 +282,12 @@ __device__ __forceinline__ void move_statistics(const BackwardArgs& in, uint32_t
     }
 }
 
-template <int D>
+template <int D, bool CAPPED>
 __device__ __forceinline__ void compute_dkv(const BackwardArgs& in, uint32_t base, const uint8_t* shared, uint32_t w) {
     using S = KeyShape<D>;
     const Items items{in.items};
-    const float scale2 = in.scale * kLog2E;
+    const Scores2<CAPPED> scores(in.scale, in.cap);
+    const float scale2 = scores.after;
     Turn<S::kStages> at;
     Turn<1> owned;
     for (uint32_t round = 0, item; round < items.rounds(); ++round) {
@@ -323,7 +328,7 @@ __device__ __forceinline__ void compute_dkv(const BackwardArgs& in, uint32_t bas
                     for (uint32_t e = 0; e < 4; ++e) {
                         float& p = p_r[4 * n + e];
                         const uint32_t q = q0 + n * 8 + threadIdx.x % 4 * 2 + e % 2;
-                        p = ptx::exp2_approx(fmaf(p, scale2, -(e % 2 == 0 ? lse2.x : lse2.y)));
+                        p = ptx::exp2_approx(fmaf(scores.at(p), scale2, -(e % 2 == 0 ? lse2.x : lse2.y)));
                         if (masked && !in.heads.sees(q, upper + e / 2 * 8)) p = 0.0f;
                     }
                 }
@@ -335,13 +340,15 @@ __device__ __forceinline__ void compute_dkv(const BackwardArgs& in, uint32_t bas
                 // p as it was rounded for dv: its fp32 numbers would need registers that wide heads do not leave.
 #pragma unroll
                 for (uint32_t n = 0; n < kQueries / 8; ++n) {
-                    const float2 dot = stats[kQueries / 2 + 4 * n];
+                    const float2 dot = stats[kQueries / 2 + 4 * n], lse2 = stats[4 * n];
 #pragma unroll
                     for (uint32_t e = 0; e < 4; ++e) {
                         const uint32_t pair = weights[n / 2][n % 2 * 2 + e / 2];
                         const float p = __uint_as_float(e % 2 == 0 ? pair << 16 : pair & 0xFFFF0000u);
                         float& ds = ds_r[4 * n + e];
                         ds = p * (ds - (e % 2 == 0 ? dot.x : dot.y));
+                        // A weight of 0 has no score; then any slope is right that is a number.
+                        if (CAPPED) ds *= scores.slope(log2f(p) + (e % 2 == 0 ? lse2.x : lse2.y));
                     }
                 }
                 uint32_t ds_weights[kQueries / 16][4];
@@ -370,7 +377,7 @@ __device__ __forceinline__ void compute_dkv(const BackwardArgs& in, uint32_t bas
     }
 }
 
-template <int D>
+template <int D, bool CAPPED>
 __device__ __forceinline__ void dq_sm90(const ptx::TensorMap& qkv, const ptx::TensorMap& dout, const BackwardArgs& in) {
     const uint32_t base = shared_base(), group = threadIdx.x / kWarpgroup;
     open_barriers<QueryShape<D>>(base, 1, qkv, dout);
@@ -383,11 +390,11 @@ __device__ __forceinline__ void dq_sm90(const ptx::TensorMap& qkv, const ptx::Te
         __syncwarp();
     } else {
         ptx::registers_up<kConsumerRegisters>();
-        compute_dq<D>(in, base, group - 1);
+        compute_dq<D, CAPPED>(in, base, group - 1);
     }
 }
 
-template <int D>
+template <int D, bool CAPPED>
 __device__ __forceinline__ void dkv_sm90(const ptx::TensorMap& qkv, const ptx::TensorMap& dout,
                                          const BackwardArgs& in) {
     const uint32_t base = shared_base(), group = threadIdx.x / kWarpgroup;
@@ -405,7 +412,7 @@ __device__ __forceinline__ void dkv_sm90(const ptx::TensorMap& qkv, const ptx::T
         __syncwarp();
     } else {
         ptx::registers_up<kConsumerRegisters>();
-        compute_dkv<D>(in, base, shared, group - 1);
+        compute_dkv<D, CAPPED>(in, base, shared, group - 1);
     }
 }
 
@@ -418,8 +425,8 @@ __device__ __forceinline__ void dkv_sm90(const ptx::TensorMap& qkv, const ptx::T
         NAME(const __grid_constant__ ptx::TensorMap qkv, const __grid_constant__ ptx::TensorMap dout,                \
              const uint4* blocks, const float* lse, const float* dot, uint16_t* dqkv, uint32_t items, uint32_t h,    \
              uint32_t g, uint32_t window, float scale) {                                                             \
-        attn::BODY<D>(qkv, dout,                                                                                     \
-                      attn::BackwardArgs{blocks, lse, dot, dqkv, items, attn::Heads{h, g, D, window}, scale});       \
+        const attn::Heads heads{h, g, D, window};                                                                    \
+        attn::BODY<D, false>(qkv, dout, attn::BackwardArgs{blocks, lse, dot, dqkv, items, heads, scale, 0.0f});      \
     }                                                                                                                \
     KERNEL_EXPORT(NAME)
 
@@ -427,3 +434,17 @@ ATTENTION_BWD_SM90(attention_bwd_dq_sm90_64_bf16, dq_sm90, 64);
 ATTENTION_BWD_SM90(attention_bwd_dq_sm90_128_bf16, dq_sm90, 128);
 ATTENTION_BWD_SM90(attention_bwd_dkv_sm90_64_bf16, dkv_sm90, 64);
 ATTENTION_BWD_SM90(attention_bwd_dkv_sm90_128_bf16, dkv_sm90, 128);
+
+// The same with a cap.
+#define ATTENTION_BWD_CAPPED(NAME, BODY, D)                                                                          \
+    extern "C" __global__ void __launch_bounds__(attn::kGroupThreads, 1)                                             \
+        NAME(const __grid_constant__ ptx::TensorMap qkv, const __grid_constant__ ptx::TensorMap dout,                \
+             const uint4* blocks, const float* lse, const float* dot, uint16_t* dqkv, uint32_t items, uint32_t h,    \
+             uint32_t g, uint32_t window, float scale, float cap) {                                                  \
+        const attn::Heads heads{h, g, D, window};                                                                    \
+        attn::BODY<D, true>(qkv, dout, attn::BackwardArgs{blocks, lse, dot, dqkv, items, heads, scale, cap});        \
+    }                                                                                                                \
+    KERNEL_EXPORT(NAME)
+
+ATTENTION_BWD_CAPPED(attention_bwd_dq_sm90_128_capped_bf16, dq_sm90, 128);
+ATTENTION_BWD_CAPPED(attention_bwd_dkv_sm90_128_capped_bf16, dkv_sm90, 128);

@@ -66,6 +66,10 @@ pub struct ModelConfig {
     pub local_rope: Option<RopeConfig>,
     /// What turned query and key heads are multiplied by; its square is a factor on scores.
     pub head_scale: f64,
+    /// The cap of attention's scores s, which become `cap tanh(s / cap)`.
+    pub score_cap: Option<f64>,
+    /// The cap of logits, likewise.
+    pub logit_cap: Option<f64>,
     /// Learned positions, where there are some.
     pub learned: Option<Learned>,
     /// Sliding window of each layer.
@@ -172,7 +176,7 @@ impl ModelConfig {
         let width = json.size(keys.width)?;
         let heads = json.size(keys.heads)?;
         let layers = json.size(keys.layers)?;
-        let head_width = match json.optional_size("head_dim")? {
+        let head_width = match json.optional_size("head_dim")?.or(family.head_width()) {
             Some(d) => d,
             None if width.is_multiple_of(heads) => width / heads,
             None => {
@@ -230,14 +234,14 @@ impl ModelConfig {
             eps: json.number(keys.eps, Some(family.eps()))?,
             mlp: Mlp { activation: family.activation(&json)?, gated: family.gated() },
             residual: family.residual(&json)?,
-            post_norms: family == Family::Gemma,
-            embed_scale: if family == Family::Gemma { (width as f64).sqrt() } else { 1.0 },
+            post_norms: family.gemma(),
+            embed_scale: if family.gemma() { (width as f64).sqrt() } else { 1.0 },
             tied: json.flag("tie_word_embeddings", family.tied())?,
             qkv_bias: biases.qkv,
             out_bias: biases.out,
             mlp_bias: biases.mlp,
             head_bias: family == Family::Phi,
-            qk_norm: architecture == "qwen3" || family == Family::Gemma,
+            qk_norm: architecture == "qwen3" || family == Family::Gemma3,
             rope: match learned {
                 // Nothing of a head turns.
                 Some(_) => RopeConfig { theta: 1e4, width: 0, scaling: RopeScaling::Default },
@@ -245,6 +249,8 @@ impl ModelConfig {
             },
             local_rope: local_rope(&json, head_width, family)?.map(finite).transpose()?,
             head_scale: family.head_scale(&json, head_width)?,
+            score_cap: family.score_cap(&json)?,
+            logit_cap: family.logit_cap(&json)?,
             learned,
             windows: windows(&json, layers, family)?,
             max_positions,
@@ -277,6 +283,7 @@ impl ModelConfig {
             g: self.kv_heads,
             d: self.head_width,
             window: self.windows.get(layer).copied().flatten(),
+            cap: self.score_cap,
         }
     }
 }
@@ -368,7 +375,7 @@ fn rope(json: &Reader<'_>, head_width: usize, family: Family) -> Result<RopeConf
 
 /// Reads the rotary settings of layers with a window, where the family has some.
 fn local_rope(json: &Reader<'_>, head_width: usize, family: Family) -> Result<Option<RopeConfig>> {
-    if family != Family::Gemma {
+    if family != Family::Gemma3 {
         return Ok(None);
     }
     let section = json.root.get("rope_parameters").and_then(|all| all.get("sliding_attention"));
@@ -384,7 +391,9 @@ fn local_rope(json: &Reader<'_>, head_width: usize, family: Family) -> Result<Op
 }
 
 fn windows(json: &Reader<'_>, layers: usize, family: Family) -> Result<Vec<Option<usize>>> {
-    let Some(window) = json.optional_size("sliding_window")? else {
+    let missing = json.root.get("sliding_window").is_none();
+    let own = family.window().filter(|_| missing);
+    let Some(window) = json.optional_size("sliding_window")?.or(own) else {
         return Ok(vec![None; layers]);
     };
     if let Some(types) = json.root.get("layer_types").and_then(Value::as_array) {
@@ -399,11 +408,11 @@ fn windows(json: &Reader<'_>, layers: usize, family: Family) -> Result<Vec<Optio
             .map(|kind| (kind.as_str() == Some("sliding_attention")).then_some(window))
             .collect());
     }
-    if let Family::Gemma = family {
+    if let Some(period) = family.period() {
         // Every so many layers one sees all.
         let period = match json.optional_size("sliding_window_pattern")? {
             Some(period) => period,
-            None => json.optional_size("_sliding_window_pattern")?.unwrap_or(6),
+            None => json.optional_size("_sliding_window_pattern")?.unwrap_or(period),
         };
         return Ok((1..=layers).map(|l| (!l.is_multiple_of(period)).then_some(window)).collect());
     }
@@ -438,8 +447,34 @@ mod tests {
             error.to_string(),
             "config.json: model_type: architecture `lama` is not supported\n\
              hint: known are llama, mistral, qwen2, qwen3, gpt2, gpt_neox, opt, phi, \
-             gemma3_text; nearest is llama"
+             gemma2, gemma3_text; nearest is llama"
         );
+    }
+
+    #[test]
+    fn parse_reads_what_gemma_2_leaves_out_and_refuses_caps_that_are_none() {
+        let text = |more: &str| {
+            format!(
+                r#"{{"model_type":"gemma2","hidden_activation":"gelu_pytorch_tanh","hidden_size":64,
+                "num_attention_heads":2,"num_hidden_layers":3,"vocab_size":512,"intermediate_size":96{more}}}"#
+            )
+        };
+        let parse = |more: &str| ModelConfig::parse(&text(more));
+        let config = parse("").unwrap();
+        assert_eq!((config.score_cap, config.logit_cap), (Some(50.0), Some(30.0)));
+        assert_eq!((config.head_width, config.head_scale), (256, 1.0));
+        assert_eq!(config.windows, [Some(4096), None, Some(4096)]);
+        assert!(config.tied && config.post_norms && !config.qk_norm && config.local_rope.is_none());
+        assert_eq!(config.rope.theta, 1e4);
+        let off = parse(r#","attn_logit_softcapping":null,"sliding_window":null"#).unwrap();
+        assert_eq!((off.score_cap, off.logit_cap), (None, Some(30.0)));
+        assert_eq!(off.windows, [None; 3]);
+        let error = parse(r#","final_logit_softcapping":0.0"#).unwrap_err();
+        let wanted = "config.json: final_logit_softcapping: wanted 0.001 to 1000, got 0";
+        assert_eq!(error.message(), wanted);
+        let other = LLAMA.replace("\"rope_theta\":5e5", "\"final_logit_softcapping\":30.0");
+        let wanted = "config.json: final_logit_softcapping: 30.0 is not supported, wanted null";
+        assert_eq!(ModelConfig::parse(&other).unwrap_err().message(), wanted);
     }
 
     #[test]

@@ -340,9 +340,10 @@ impl<O: Ops> Model<O> {
     ) {
         let shape = HeadShape { n: rows.len(), c: self.config.width, v: self.config.vocab };
         let first = rows.start;
-        let Self { layout, params, grads: sinks, .. } = self;
+        let Self { config, layout, params, grads: sinks, .. } = self;
         let trained = layout.blocks[layout.head].trainable;
-        let w = head_weight(ops, (layout, params), role, &mut ws.scratch.head);
+        let cap = config.logit_cap;
+        let w = head_weight(ops, (layout, params, cap), role, &mut ws.scratch.head);
         let grads = match &mut ws.flow {
             Some(flow) if grads => {
                 // The bias stands behind the matrix, also where that is the embedding.
@@ -360,12 +361,12 @@ impl<O: Ops> Model<O> {
             HeadLoss::Matched(target) | HeadLoss::Against(target, _) => {
                 let w_ref = match loss {
                     HeadLoss::Against(_, other) => {
-                        let other = (&other.layout, &other.params[..]);
+                        let other = (&other.layout, &other.params[..], cap);
                         Some(head_weight(ops, other, Role::Teacher, &mut ws.scratch.head_ref))
                     }
                     _ => (trained && target.compares()).then(|| {
                         let scratch = &mut ws.scratch.head_ref;
-                        head_weight(ops, (layout, params), Role::Teacher, scratch)
+                        head_weight(ops, (layout, params, cap), Role::Teacher, scratch)
                     }),
                 };
                 let (h, h_ref, stats) = (&ws.h, &ws.h_ref, &mut ws.stats);
@@ -375,15 +376,16 @@ impl<O: Ops> Model<O> {
     }
 }
 
-/// Shows the head of a model; `scratch` is for its matrix and its bias.
+/// Shows the head of a model with the cap of its logits; `scratch` is for its matrix and its bias.
 pub(super) fn head_weight<'a, O: Ops>(
     ops: &O,
-    (layout, params): (&Layout, &'a [O::Param]),
+    (layout, params, cap): (&Layout, &'a [O::Param], Option<f64>),
     role: Role,
     [matrix, bias]: &'a mut [O::Act; 2],
 ) -> HeadWeight<View<'a, O>> {
     HeadWeight {
         matrix: ops.view(&params[layout.head], role, matrix),
         bias: layout.head_bias.map(|b| ops.view(&params[b], role, bias)),
+        cap,
     }
 }

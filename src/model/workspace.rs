@@ -229,7 +229,7 @@ impl<O: Ops> Workspace<O> {
         draws: Option<(Sampling, &[f64])>,
         ids: &mut [u32],
     ) {
-        let of = (&model.layout, &model.params[..]);
+        let of = (&model.layout, &model.params[..], model.config.logit_cap);
         let w = head_weight(ops, of, Role::Evaluated, &mut self.scratch.head);
         match draws {
             Some((sampling, draws)) => {

@@ -6,7 +6,7 @@ use super::weight::{Matched, TokenWeight, Toward};
 use crate::error::Result;
 
 /// The heads of one attention layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Heads {
     /// H, query heads.
     pub h: usize,
@@ -16,6 +16,8 @@ pub struct Heads {
     pub d: usize,
     /// A token sees itself and the `window - 1` before it; `None` sees all before it.
     pub window: Option<usize>,
+    /// What scaled scores s are capped at: softmax reads `cap tanh(s / cap)`; `None` leaves them as they are (Gemma-2).
+    pub cap: Option<f64>,
 }
 
 impl Heads {
@@ -195,19 +197,21 @@ impl CachePlace {
     }
 }
 
-/// A head: its matrix, V x C, and its bias, V, where it has one; logits are `h w^T (+ bias)`.
+/// A head: its matrix, V x C, and its bias, V, where it has one; logits are `z = h w^T (+ bias)`, or `cap tanh(z / cap)`.
 #[derive(Debug, Clone, Copy)]
 pub struct HeadWeight<W> {
     /// The matrix.
     pub matrix: W,
     /// The bias.
     pub bias: Option<W>,
+    /// What logits are capped at (Gemma-2); that of two heads that are compared is the same.
+    pub cap: Option<f64>,
 }
 
 impl<W> HeadWeight<W> {
-    /// Makes a head without a bias.
+    /// Makes a head without a bias and a cap.
     pub fn plain(matrix: W) -> Self {
-        Self { matrix, bias: None }
+        Self { matrix, bias: None, cap: None }
     }
 }
 
@@ -435,7 +439,8 @@ pub trait Compute {
         qkv: &mut Self::Act,
     );
 
-    /// Causal attention inside each document: `out = softmax(q k^T / sqrt(D)) v`; saves `lse[N, H]`.
+    /// Causal attention inside each document: `out = softmax(s) v` with the scores `s = q k^T / sqrt(D)`, capped where the
+    /// heads have a cap; saves `lse[N, H]`.
     fn attention(
         &self,
         pack: &Self::Pack,

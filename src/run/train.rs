@@ -22,7 +22,7 @@ use crate::method::passes::Passes;
 use crate::method::rmu::steering;
 use crate::method::{Combination, MeanTeacher, Method, Rows, StepReport};
 use crate::model::params::Keeping;
-use crate::model::{Layout, Model, Saving};
+use crate::model::{Layout, Model, ModelConfig, Saving};
 use crate::ops::{CustomRule, Ops, UpdateRule};
 use crate::report::progress::{Progress, StepLine};
 use crate::report::tensorboard::Events;
@@ -443,7 +443,7 @@ pub(super) fn load<O: Ops>(
         passes.steer(ops, &vector)?;
     }
     let reads_base = method.loss.rows(&method.knobs).reads_base();
-    let base = reads_base.then(|| base_model(ops, recipe)).transpose()?;
+    let base = reads_base.then(|| base_model(ops, recipe, &model.config)).transpose()?;
     let combination = recipe.combination()?;
     let penalties = method.penalty.iter().chain(&method.second).count();
     let apart = if combination == Combination::Sum { 0 } else { penalties };
@@ -458,11 +458,25 @@ pub(super) fn load<O: Ops>(
     Ok(state)
 }
 
-/// Loads the model that the loss compares with.
-pub(super) fn base_model<O: Ops>(ops: &O, recipe: &Recipe) -> Result<Model<O>> {
+/// Loads the model that the loss compares with the one of `config`.
+pub(super) fn base_model<O: Ops>(
+    ops: &O,
+    recipe: &Recipe,
+    config: &ModelConfig,
+) -> Result<Model<O>> {
     let own = recipe.model.base.as_os_str().is_empty();
     let folder: &PathBuf = if own { &recipe.model.path } else { &recipe.model.base };
     let folder = Folder::open(folder)?;
+    let (cap, wanted) = (folder.config.logit_cap, config.logit_cap);
+    if cap != wanted {
+        let show = |cap: Option<f64>| cap.map_or("no cap".into(), |cap| format!("a cap of {cap}"));
+        return Err(Error::config(format!(
+            "model.base: its logits have {}, those of model.path {}",
+            show(cap),
+            show(wanted)
+        ))
+        .hint("compare models of one architecture"));
+    }
     Model::load(ops, folder.config, &folder.weights, &Keeping::inference())
 }
 

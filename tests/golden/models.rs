@@ -84,6 +84,10 @@ where
         ops.linear(ids.len(), matrix, &passes.ws.h, w, bias, None, &mut z);
         let mut logits = vec![0.0; ids.len() * v];
         ops.read_act(&z, &mut logits);
+        if let Some(cap) = model.config.logit_cap {
+            let capped = |z: f32| (cap * (f64::from(z) / cap).tanh()) as f32;
+            logits.iter_mut().for_each(|z| *z = capped(*z));
+        }
         // Logits reach the host in f32, whatever the arithmetic.
         for (got, want) in logits.iter().zip(&want[row * v..]) {
             let rounding = want.abs() * f64::from(f32::EPSILON);

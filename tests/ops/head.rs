@@ -5,7 +5,7 @@
 
 use nepenthe::backend::cpu::{Cpu, Grad};
 use nepenthe::ops::{
-    Compute, HeadGrads, HeadShape, HeadWeight, Matched, PackData, RowStats, TokenFormula,
+    Compute, HeadGrads, HeadShape, HeadWeight, Matched, PackData, RowStats, Sampling, TokenFormula,
     TokenWeight,
 };
 
@@ -33,6 +33,19 @@ enum Mask {
 }
 
 const MASKS: [Mask; 3] = [Mask::All, Mask::Some, Mask::None];
+
+type Shape = (usize, usize, usize);
+
+/// All shapes with all masks, then all again with one of them and logits capped at `cap`.
+fn kinds(cap: f64) -> impl Iterator<Item = (Shape, (&'static [Mask], Option<f64>))> {
+    let kinds = [(&MASKS[..], None), (&MASKS[1..2], Some(cap))];
+    kinds.into_iter().flat_map(|kind| SHAPES.map(|shape| (shape, kind)))
+}
+
+/// What a capped case has in its name.
+fn capped(cap: Option<f64>) -> &'static str {
+    if cap.is_some() { " capped" } else { "" }
+}
 
 fn pack_data(n: usize, v: usize, mask: Mask, random: &mut Random) -> PackData {
     let mut coef = |t: usize| match mask {
@@ -68,6 +81,11 @@ fn rows(n: usize, c: usize, random: &mut Random) -> Vec<f64> {
     random.vec(n * c).iter().map(|x| x / (c as f64).sqrt()).collect()
 }
 
+/// A head whose logits may have a cap.
+fn head(matrix: &[f64], cap: Option<f64>) -> HeadWeight<&[f64]> {
+    HeadWeight { cap, ..HeadWeight::plain(matrix) }
+}
+
 fn stats(n: usize) -> RowStats<Vec<f64>> {
     RowStats { nll: stale(n), value: stale(n), hit: stale(n) }
 }
@@ -77,23 +95,14 @@ fn onehot(
     (n, c, v): (usize, usize, usize),
     data: &PackData,
     h: &[f64],
-    w: &[f64],
+    w: HeadWeight<&[f64]>,
     weight: TokenWeight<'_, Vec<f64>>,
     grads: Option<(&mut Vec<f64>, Option<&mut Grad<f64>>)>,
 ) -> RowStats<Vec<f64>> {
     let mut out = stats(n);
     let grads = grads.map(|(dh, dw)| HeadGrads { dh, dw, db: None });
     let shape = HeadShape { n, c, v };
-    ops.head_onehot(
-        shape,
-        0,
-        &load(ops, data),
-        &h.to_vec(),
-        HeadWeight::plain(w),
-        weight,
-        &mut out,
-        grads,
-    );
+    ops.head_onehot(shape, 0, &load(ops, data), &h.to_vec(), w, weight, &mut out, grads);
     out
 }
 
@@ -129,26 +138,34 @@ fn families() -> [Family; 9] {
 fn onehot_gradient_is_that_of_the_frozen_surrogate() {
     let ops = Cpu::<f64>::new();
     let mut random = Random::new("one-hot");
-    for (n, c, v) in SHAPES {
+    for ((n, c, v), (masks, cap)) in kinds(0.7) {
         let (h, w) = (rows(n, c, &mut random), random.vec(v * c));
-        for mask in MASKS {
+        for &mask in masks {
             let data = pack_data(n, v, mask, &mut random);
             let plain = || TokenWeight::Formula(TokenFormula::constant(1.0));
-            let nll =
-                |h: &[f64], w: &[f64]| onehot(&ops, (n, c, v), &data, h, w, plain(), None).nll;
+            let nll = |h: &[f64], w: &[f64]| {
+                onehot(&ops, (n, c, v), &data, h, head(w, cap), plain(), None).nll
+            };
             let at = nll(&h, &w);
             for (family, formula, weight_at) in families() {
                 // A vocabulary of one has p = 1: without a floor its weight is a pole, tested apart.
                 if v == 1 && formula.pole == Some(0.0) {
                     continue;
                 }
-                let name = |of: &str| format!("{family} {n} {c} {v} {mask:?}: {of}");
+                let name = |of: &str| format!("{family} {n} {c} {v} {mask:?}{}: {of}", capped(cap));
                 let weights: Vec<f64> = at.iter().map(|nll| weight_at((-nll).exp())).collect();
                 let (mut dh, mut dw) = (stale(n * c), Grad::wide(v * c));
                 let shape = (n, c, v);
                 let rule = || TokenWeight::Formula(formula);
-                let got =
-                    onehot(&ops, shape, &data, &h, &w, rule(), Some((&mut dh, Some(&mut dw))));
+                let got = onehot(
+                    &ops,
+                    shape,
+                    &data,
+                    &h,
+                    head(&w, cap),
+                    rule(),
+                    Some((&mut dh, Some(&mut dw))),
+                );
                 let cotangent: Vec<f64> =
                     data.coefs.iter().zip(&weights).map(|(c, w)| c * w).collect();
                 let value: Vec<f64> = weights.iter().zip(&at).map(|(w, nll)| w * nll).collect();
@@ -160,12 +177,20 @@ fn onehot_gradient_is_that_of_the_frozen_surrogate() {
                 assert_gradient(&name("dw"), terms + n, &w, &dw, &cotangent, &mut |w| nll(&h, w));
                 // A frozen head is swept another way, and must come to the same.
                 let mut frozen = stale(n * c);
-                let got2 = onehot(&ops, shape, &data, &h, &w, rule(), Some((&mut frozen, None)));
+                let got2 = onehot(
+                    &ops,
+                    shape,
+                    &data,
+                    &h,
+                    head(&w, cap),
+                    rule(),
+                    Some((&mut frozen, None)),
+                );
                 assert_near(&name("frozen"), &frozen, &dh, tol(Dtype::F64, terms));
                 assert_near(&name("frozen"), &got2.value, &value, tol(Dtype::F64, terms));
                 let per_row = TokenWeight::PerRow(&weights);
                 let mut other = stale(n * c);
-                onehot(&ops, shape, &data, &h, &w, per_row, Some((&mut other, None)));
+                onehot(&ops, shape, &data, &h, head(&w, cap), per_row, Some((&mut other, None)));
                 assert_near(&name("per row"), &other, &dh, tol(Dtype::F64, terms));
                 for (row, coef) in data.coefs.iter().enumerate().filter(|(_, c)| **c == 0.0) {
                     let gone = dh[row * c..(row + 1) * c].iter().all(|g| *g == 0.0);
@@ -190,11 +215,11 @@ fn nlul_gradient_is_that_of_its_closed_form() {
         let rule = formula(-1.0, (1.0, 0.0), Some(0.02), 0.0);
         let mut dh = stale(n * c);
         let weight = TokenWeight::Formula(rule);
-        onehot(&ops, (n, c, v), &data, &h, &w, weight, Some((&mut dh, None)));
+        onehot(&ops, (n, c, v), &data, &h, HeadWeight::plain(&w), weight, Some((&mut dh, None)));
         let name = format!("nlul {n} {c} {v}");
         assert_gradient(&name, c + v, &h, &dh, &data.coefs, &mut |h| {
             let plain = TokenWeight::Formula(TokenFormula::constant(1.0));
-            let nll = onehot(&ops, (n, c, v), &data, h, &w, plain, None).nll;
+            let nll = onehot(&ops, (n, c, v), &data, h, HeadWeight::plain(&w), plain, None).nll;
             nll.iter().map(|nll| -(1.02 - (-nll).exp()).ln()).collect()
         });
     }
@@ -208,9 +233,9 @@ fn statistics_do_not_depend_on_the_coefficients() {
         let (h, w) = (rows(n, c, &mut random), random.vec(v * c));
         let mut data = pack_data(n, v, Mask::All, &mut random);
         let weight = || TokenWeight::Formula(TokenFormula::constant(1.0));
-        let shown = onehot(&ops, (n, c, v), &data, &h, &w, weight(), None);
+        let shown = onehot(&ops, (n, c, v), &data, &h, HeadWeight::plain(&w), weight(), None);
         data.coefs.fill(0.0);
-        let hidden = onehot(&ops, (n, c, v), &data, &h, &w, weight(), None);
+        let hidden = onehot(&ops, (n, c, v), &data, &h, HeadWeight::plain(&w), weight(), None);
         assert_eq!(shown.nll, hidden.nll);
         let mut logits = stale(n * v);
         ops.linear(n, (v, c), &h, &w, None, None, &mut logits);
@@ -237,7 +262,15 @@ fn rows_without_a_coefficient_have_no_gradient_whatever_their_weight() {
     let weights = vec![f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
     let (mut dh, mut dw) = (stale(3 * 41), Grad::wide(3 * 41));
     let rule = TokenWeight::PerRow(&weights);
-    onehot(&ops, (3, 41, 3), &data, &h, &w, rule, Some((&mut dh, Some(&mut dw))));
+    onehot(
+        &ops,
+        (3, 41, 3),
+        &data,
+        &h,
+        HeadWeight::plain(&w),
+        rule,
+        Some((&mut dh, Some(&mut dw))),
+    );
     assert!(dh.iter().chain(&read(&dw)).all(|g| *g == 0.0), "{dh:?}");
 }
 
@@ -283,6 +316,8 @@ struct Pair {
     h_ref: Vec<f64>,
     w: Vec<f64>,
     w_ref: Option<Vec<f64>>,
+    /// What the logits of both are capped at.
+    cap: Option<f64>,
 }
 
 fn matched(
@@ -296,9 +331,9 @@ fn matched(
     let mut out = stats(n);
     let grads = grads.map(|(dh, dw)| HeadGrads { dh, dw, db: None });
     let shape = HeadShape { n, c, v };
-    let w_ref = pair.w_ref.as_deref().map(HeadWeight::plain);
+    let w_ref = pair.w_ref.as_deref().map(|w| head(w, pair.cap));
     let (pack, Pair { h, h_ref, w, .. }) = (load(ops, data), pair);
-    let w = HeadWeight::plain(&w[..]);
+    let w = head(w, pair.cap);
     ops.head_matched(shape, 0, &pack, h, h_ref, w, w_ref, target, &mut out, grads);
     assert!(out.nll.iter().chain(&out.hit).all(|x| x.is_nan()), "a matched sweep wrote nll or hit");
     out.value
@@ -308,19 +343,21 @@ fn matched(
 fn matched_gradient_matches_differences() {
     let ops = Cpu::<f64>::new();
     let mut random = Random::new("matched");
-    for shape in SHAPES {
+    for (shape, (masks, cap)) in kinds(1.3) {
         let (n, c, v) = shape;
-        for (mask, own_head) in MASKS.into_iter().flat_map(|m| [(m, false), (m, true)]) {
+        for (mask, own_head) in masks.iter().flat_map(|m| [(*m, false), (*m, true)]) {
             let data = pack_data(n, v, mask, &mut random);
             let mut pair = Pair {
                 h: rows(n, c, &mut random),
                 h_ref: rows(n, c, &mut random),
                 w: random.vec(v * c),
                 w_ref: own_head.then(|| random.vec(v * c)),
+                cap,
             };
             for target in TARGETS {
-                let name =
-                    |of: &str| format!("{target:?} {n} {c} {v} {mask:?} own {own_head}: {of}");
+                let name = |of: &str| {
+                    format!("{target:?} {n} {c} {v} {mask:?} own {own_head}{}: {of}", capped(cap))
+                };
                 // The teacher's distribution is the weight of qkl and does not move with the student; what is
                 // descended is half of the variance that is returned.
                 let share = if target == Matched::Qkl { 0.5 } else { 1.0 };
@@ -373,7 +410,10 @@ fn plain_values(
     target: Matched,
 ) -> Vec<f64> {
     let log_p = |h: &[f64], w: &[f64]| -> (Vec<f64>, Vec<f64>) {
-        let logit = |row: &[f64]| row.iter().zip(h).map(|(a, b)| a * b).sum();
+        let logit = |row: &[f64]| {
+            let z = row.iter().zip(h).map(|(a, b)| a * b).sum::<f64>();
+            pair.cap.map_or(z, |cap| cap * (z / cap).tanh())
+        };
         let z: Vec<f64> = w.chunks(c).map(logit).collect();
         let log_sum = z.iter().map(|z| z.exp()).sum::<f64>().ln();
         (z.iter().map(|z| z - log_sum).collect(), z)
@@ -419,8 +459,11 @@ fn penalties_of_a_student_like_its_teacher_are_exactly_zero() {
         let (h, w) = (rows(n, c, &mut random), random.vec(v * c));
         for own_head in [false, true] {
             let w_ref = own_head.then(|| w.clone());
-            let pair = Pair { h: h.clone(), h_ref: h.clone(), w: w.clone(), w_ref };
-            for target in [Matched::Kl, Matched::Qkl] {
+            let mut pair = Pair { h: h.clone(), h_ref: h.clone(), w: w.clone(), w_ref, cap: None };
+            let caps = [None, Some(0.7)];
+            for (target, cap) in caps.map(|cap| [(Matched::Kl, cap), (Matched::Qkl, cap)]).concat()
+            {
+                pair.cap = cap;
                 let mut dh = stale(n * c);
                 let value = matched(&ops, shape, &data, &pair, target, Some((&mut dh, None)));
                 let off = dh.iter().chain(&value).filter(|x| **x != 0.0).count();
@@ -449,9 +492,11 @@ fn a_head_with_a_bias_is_one_of_wider_rows() {
         });
         let run = |wide: bool, target: Option<Matched>, own: bool| {
             let c = c + usize::from(wide);
-            let head = |i: usize| match wide {
+            let of_head = |i: usize| match wide {
                 true => HeadWeight::plain(&wide_heads[i][..]),
-                false => HeadWeight { matrix: &heads[i].0[..], bias: Some(&heads[i].1[..]) },
+                false => {
+                    HeadWeight { matrix: &heads[i].0[..], bias: Some(&heads[i].1[..]), cap: None }
+                }
             };
             let of = |h: &Vec<f64>| if wide { wide_rows(h) } else { h.clone() };
             let (mut out, mut dh) = (stats(n), stale(n * c));
@@ -463,12 +508,23 @@ fn a_head_with_a_bias_is_one_of_wider_rows() {
             let (h, h_ref) = (of(&h), of(&h_ref));
             match target {
                 Some(target) => {
-                    let (own, out) = (own.then(|| head(1)), &mut out);
-                    ops.head_matched(shape, 0, &pack, &h, &h_ref, head(0), own, target, out, grads);
+                    let (own, out) = (own.then(|| of_head(1)), &mut out);
+                    ops.head_matched(
+                        shape,
+                        0,
+                        &pack,
+                        &h,
+                        &h_ref,
+                        of_head(0),
+                        own,
+                        target,
+                        out,
+                        grads,
+                    );
                 }
                 None => {
                     let weight = TokenWeight::Formula(weight);
-                    ops.head_onehot(shape, 0, &pack, &h, head(0), weight, &mut out, grads);
+                    ops.head_onehot(shape, 0, &pack, &h, of_head(0), weight, &mut out, grads);
                 }
             }
             let (dw, db) = (read(&dw), read(&db));
@@ -481,7 +537,7 @@ fn a_head_with_a_bias_is_one_of_wider_rows() {
                 }
             };
             let mut picked = vec![0; n];
-            ops.head_argmax(shape, &h, head(0), &mut picked);
+            ops.head_argmax(shape, &h, of_head(0), &mut picked);
             let picked = picked.into_iter().map(f64::from).collect();
             [out.value, dh, dw, picked]
         };
@@ -496,4 +552,36 @@ fn a_head_with_a_bias_is_one_of_wider_rows() {
             }
         }
     }
+}
+
+#[test]
+fn capped_logits_are_what_scores_and_draws_read() {
+    let ops = Cpu::<f64>::new();
+    let mut random = Random::new("capped");
+    let (n, v, cap) = (41, 41, 1.3);
+    let data = pack_data(n, v, Mask::All, &mut random);
+    // The matrix is the identity: logits are hidden numbers.
+    let z: Vec<f64> = random.vec(n * v).iter().map(|z| 4.0 * z).collect();
+    let w: Vec<f64> = (0..v * v).map(|i| f64::from(u8::from(i / v == i % v))).collect();
+    let capped: Vec<f64> = z.iter().map(|z| cap * (z / cap).tanh()).collect();
+    let score = |z: &[f64], cap| {
+        let weight = TokenWeight::Formula(TokenFormula::constant(1.0));
+        let out = onehot(&ops, (n, v, v), &data, z, head(&w, cap), weight, None);
+        [out.nll, out.hit]
+    };
+    let ([nll, hit], [want, want_hit]) = (score(&z, Some(cap)), score(&capped, None));
+    assert_near("nll", &nll, &want, tol(Dtype::F64, v));
+    assert_eq!(hit, want_hit);
+    let draws: Vec<f64> = (0..n).map(|_| random.unit()).collect();
+    let pick = |z: &Vec<f64>, cap| {
+        let (shape, sampling) =
+            (HeadShape { n, c: v, v }, Sampling { temperature: 0.7, top_p: 0.9 });
+        let (mut largest, mut drawn) = (vec![0; n], vec![0; n]);
+        ops.head_argmax(shape, z, head(&w, cap), &mut largest);
+        ops.head_sample(shape, z, head(&w, cap), sampling, &draws, &mut drawn);
+        (largest, drawn)
+    };
+    let got = pick(&z, Some(cap));
+    assert_eq!(got, pick(&capped, None));
+    assert_ne!(got.1, pick(&z, None).1);
 }

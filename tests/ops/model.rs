@@ -22,7 +22,7 @@ const T: usize = 41;
 
 /// What the families differ in: biases, head norms, windows, a tied head, heads per kv head; norms, activations,
 /// positions, and what the MLP reads.
-const CONFIGS: [&str; 11] = [
+const CONFIGS: [&str; 12] = [
     r#""model_type":"llama","hidden_size":12,"num_attention_heads":6,"num_key_value_heads":2"#,
     r#""model_type":"llama","hidden_size":12,"num_attention_heads":2,"num_key_value_heads":1,
        "tie_word_embeddings":true,"attention_bias":true,"mlp_bias":true"#,
@@ -42,6 +42,9 @@ const CONFIGS: [&str; 11] = [
     r#""model_type":"gemma3_text","hidden_size":12,"num_attention_heads":4,"num_key_value_heads":2,
        "head_dim":6,"query_pre_attn_scalar":9,"hidden_activation":"gelu_pytorch_tanh","sliding_window":3,
        "layer_types":["sliding_attention","full_attention"],"rope_local_base_freq":100.0"#,
+    r#""model_type":"gemma2","hidden_size":12,"num_attention_heads":4,"num_key_value_heads":2,
+       "head_dim":6,"query_pre_attn_scalar":9,"hidden_activation":"gelu_pytorch_tanh","sliding_window":3,
+       "attn_logit_softcapping":1.5,"final_logit_softcapping":3.0"#,
 ];
 
 fn config(special: &str) -> ModelConfig {
@@ -228,7 +231,7 @@ fn check(special: &str, train: Train) {
                 // Squares of logits bend more than logarithms of probabilities do, and rows that are normed again
                 // behind every product more than those that are not; an embedding that is enlarged by the root of the
                 // width bends by the fourth power of that.
-                let bent = match (flattens, special.contains("gemma3")) {
+                let bent = match (flattens, special.contains("gemma")) {
                     (_, true) => 1000.0,
                     (true, false) => 100.0,
                     (false, false) => 1.0,

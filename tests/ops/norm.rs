@@ -41,7 +41,7 @@ fn qk_norm_backward_matches_differences() {
     let mut random = Random::new("qk norm");
     for (n, h, g, d) in [(1, 1, 1, 1), (3, 2, 1, 3), (41, 3, 1, 41), (3, 4, 2, 401), (41, 3, 3, 3)]
     {
-        let heads = Heads { h, g, d, window: None };
+        let heads = Heads { h, g, d, window: None, cap: None };
         let len = n * heads.qkv_width();
         let (raw, dy) = (random.vec(len), random.vec(len));
         let (q, k) = (random.vec(d), random.vec(d));

@@ -115,7 +115,7 @@ fn norms<T: Real>() -> Vec<Output> {
         all.push(output("dx", wide(&dx), c));
         all.push(output("dgain", read(&dgain), n + c));
     }
-    let (n, heads) = (401, Heads { h: 6, g: 2, d: 41, window: None });
+    let (n, heads) = (401, Heads { h: 6, g: 2, d: 41, window: None, cap: None });
     let len = n * heads.qkv_width();
     let mut draw = |len| cast::<T>(&random.vec(len));
     let (raw, q, k, mut dqkv) = (draw(len), draw(41), draw(41), draw(len));
@@ -134,7 +134,7 @@ fn attention<T: Real>() -> Vec<Output> {
     let (ops, mut random) = (Cpu::<T>::new(), Random::new("attention"));
     let mut all = Vec::new();
     for (h, g, d, window) in [(2, 2, 41, None), (6, 2, 3, Some(3)), (2, 1, 41, Some(401))] {
-        let heads = Heads { h, g, d, window };
+        let heads = Heads { h, g, d, window, cap: None };
         let data = documents(&[41, 1, 401, 3], 41, &mut random);
         let (pack, n) = (load(&ops, &data), data.tokens());
         let mut qkv = cast::<T>(&random.vec(n * heads.qkv_width()));

@@ -5,6 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Real;
+use super::cap::Cap;
 use super::gemm::Matrix;
 use super::pool::Pool;
 use super::rows::{max, simd, sum, sum2};
@@ -43,6 +44,15 @@ fn span(heads: Heads, query: usize, rows: usize) -> Range<usize> {
     seen(heads, query).start / LANES * LANES..query + rows
 }
 
+/// The cap of scores that are products of heads, where there is one, and what they are multiplied by behind it.
+fn scores<T: Real>(heads: Heads) -> (Option<Cap<T>>, T) {
+    let scale = 1.0 / (heads.d as f64).sqrt();
+    match heads.cap {
+        Some(cap) => (Some(Cap::new(cap, scale)), T::ONE),
+        None => (None, T::from_f64(scale)),
+    }
+}
+
 /// The documents of a pack with each kv head: the tasks.
 fn tasks(starts: &[u32], heads: Heads) -> Vec<(usize, usize, usize)> {
     let docs = starts.windows(2).map(|w| (w[0] as usize, w[1] as usize));
@@ -59,7 +69,7 @@ pub(super) fn forward<T: Real>(
 ) {
     let Heads { h, g, d, .. } = heads;
     let (width, ow) = (heads.qkv_width(), heads.out_width());
-    let scale = T::from_f64(1.0 / (d as f64).sqrt());
+    let (cap, scale) = scores::<T>(heads);
     let (out, lse) = (Shared::new(out), Shared::new(lse));
     tasks(starts, heads).into_par_iter().for_each(|(from, len, kv)| {
         let stride = len.next_multiple_of(LANES);
@@ -89,6 +99,9 @@ pub(super) fn forward<T: Real>(
                             row[span.start..seen.start].fill(T::ZERO);
                             row[seen.end..span.end].fill(T::ZERO);
                             let part = &mut row[seen];
+                            if let Some(cap) = cap {
+                                part.iter_mut().for_each(|s| *s = cap.at(*s).0);
+                            }
                             let top = max(part);
                             part.iter_mut().for_each(|s| *s = ((*s - top) * scale).exp());
                             let total = sum(part, |s| s);
@@ -121,6 +134,7 @@ pub(super) fn backward<T: Real>(
 ) {
     let Heads { h, g, d, .. } = heads;
     let (width, ow) = (heads.qkv_width(), heads.out_width());
+    let cap = scores::<T>(heads).0;
     let scale = T::from_f64(1.0 / (d as f64).sqrt());
     let total = starts.last().map_or(0, |n| *n as usize) * width;
     dqkv[..total].fill(T::ZERO);
@@ -172,9 +186,21 @@ pub(super) fn backward<T: Real>(
                                 let lse = lse[(from + first + r) * h + head];
                                 let (o, dy) = (&o_of(first + r)[..d], &dy_of(first + r)[..d]);
                                 let dot = T::from_f64(sum2(o, dy, |a, b| a * b));
-                                for (p, ds) in p[seen.clone()].iter_mut().zip(&mut ds[seen]) {
-                                    *p = (*p * scale - lse).exp();
-                                    *ds = *p * (*ds - dot) * scale;
+                                let pairs = p[seen.clone()].iter_mut().zip(&mut ds[seen]);
+                                match cap {
+                                    None => {
+                                        for (p, ds) in pairs {
+                                            *p = (*p * scale - lse).exp();
+                                            *ds = *p * (*ds - dot) * scale;
+                                        }
+                                    }
+                                    Some(cap) => {
+                                        for (p, ds) in pairs {
+                                            let (capped, slope) = cap.at(*p);
+                                            *p = (capped - lse).exp();
+                                            *ds = *p * (*ds - dot) * slope * scale;
+                                        }
+                                    }
                                 }
                             }
                         },
@@ -217,7 +243,7 @@ pub(super) fn decode<T: Real>(
 ) {
     let Heads { h, g, d, .. } = heads;
     let (width, ow) = (heads.qkv_width(), heads.out_width());
-    let scale = T::from_f64(1.0 / (d as f64).sqrt());
+    let (cap, scale) = scores::<T>(heads);
     let n = positions.len();
     out[..n * ow].par_chunks_mut(ow).enumerate().for_each(|(row, out)| {
         let seen = seen(heads, positions[row] as usize);
@@ -230,7 +256,11 @@ pub(super) fn decode<T: Real>(
                     let (start, step) = cached(row, head / (h / g));
                     for (s, t) in scores.iter_mut().zip(seen.clone()) {
                         let k = &keys_of[start + t * step..][..d];
-                        *s = T::from_f64(sum2(q, k, |a, b| a * b)) * scale;
+                        *s = T::from_f64(sum2(q, k, |a, b| a * b));
+                    }
+                    match cap {
+                        Some(cap) => scores.iter_mut().for_each(|s| *s = cap.at(*s).0),
+                        None => scores.iter_mut().for_each(|s| *s *= scale),
                     }
                     let top = max(&scores);
                     scores.iter_mut().for_each(|s| *s = (*s - top).exp());

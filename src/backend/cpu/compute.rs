@@ -1,7 +1,10 @@
 //! The catalogue's compute ops on the CPU.
 
+use super::cap::Cap;
 use super::gemm::{Matrix, parallel};
-use super::head::{MatchedRows, OneHot, Results, Sweep, accumulate, add_rows, each_logits, sweep};
+use super::head::{
+    Capped, MatchedRows, OneHot, Results, RowLoss, Sweep, accumulate, add_rows, each_logits, sweep,
+};
 use super::rows::{self, each};
 use super::{Cpu, Grad, Real, attention, layernorm, mlp, norm};
 use crate::error::Result;
@@ -29,6 +32,21 @@ impl<T: Real> Cpu<T> {
         let (nll, hit) =
             if onehot { (Some(&mut nll[first..]), Some(&mut hit[first..])) } else { (None, None) };
         Results { nll, value: &mut value[first..], hit }
+    }
+
+    fn sweep(
+        &self,
+        job: &Sweep<'_, T>,
+        cap: Option<f64>,
+        loss: &impl RowLoss<T>,
+        results: Results<'_, T>,
+        grads: Option<HeadGrads<'_, [T], Grad<T>>>,
+    ) {
+        let pool = &self.pool;
+        match cap.map(|cap| Cap::new(cap, 1.0)) {
+            Some(cap) => sweep(pool, job, &Capped { loss, cap, pool }, results, grads),
+            None => sweep(pool, job, loss, results, grads),
+        }
     }
 }
 
@@ -362,7 +380,7 @@ impl<T: Real> Compute for Cpu<T> {
         let h = &h[at..];
         let job = Sweep { shape, first: (h, w), second: None, subtract: false, w: w.matrix, h };
         let to = grads.map(|g| HeadGrads { dh: &mut g.dh[at..], dw: g.dw, db: g.db });
-        sweep(&self.pool, &job, &loss, Self::results(stats, first, true), to);
+        self.sweep(&job, w.cap, &loss, Self::results(stats, first, true), to);
     }
 
     fn head_matched(
@@ -405,7 +423,7 @@ impl<T: Real> Compute for Cpu<T> {
         let subtract = compares && !shared;
         let job = Sweep { shape, first: from, second, subtract, w: w.matrix, h };
         let to = grads.map(|g| HeadGrads { dh: &mut g.dh[at..], dw: g.dw, db: g.db });
-        sweep(&self.pool, &job, &loss, Self::results(stats, first, false), to);
+        self.sweep(&job, w.cap, &loss, Self::results(stats, first, false), to);
     }
 
     fn pull(
@@ -466,6 +484,8 @@ impl<T: Real> Compute for Cpu<T> {
     }
 
     fn head_argmax(&self, shape: HeadShape, h: &Vec<T>, w: HeadWeight<&[T]>, ids: &mut [u32]) {
+        // The largest logit is that also where all are capped.
+        let w = HeadWeight { cap: None, ..w };
         each_logits(&self.pool, shape, h, w, ids, |_, logits| choice::argmax(logits));
     }
 

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::cap::Cap;
 use super::gemm::{Matrix, parallel, serial};
 use super::pool::Pool;
 use super::rows::{max, simd, sum, sum2};
@@ -225,7 +226,7 @@ fn each_row<T: Real>(
     )
 }
 
-/// Fills `out[row]` with `f(row, logits of the row)`, in chunks of rows; logits are rounded to f32.
+/// Fills `out[row]` with `f(row, logits of the row)`, in chunks of rows; logits are capped and rounded to f32.
 pub(super) fn each_logits<T: Real>(
     pool: &Pool<T>,
     HeadShape { n, c, v }: HeadShape,
@@ -241,6 +242,9 @@ pub(super) fn each_logits<T: Real>(
         let h = Matrix::rows(&h[start * c..(start + m) * c], c);
         start_rows(&mut z[..m * v], v, w.bias);
         parallel((m, v, c), h, Matrix::rows(w.matrix, c).t(), &mut z, w.bias.is_some());
+        if let Some(cap) = w.cap.map(|cap| Cap::<T>::new(cap, 1.0)) {
+            z[..m * v].par_iter_mut().for_each(|z| *z = cap.at(*z).0);
+        }
         let z = &z[..m * v];
         out.par_iter_mut().enumerate().for_each(|(r, out)| {
             let narrow: Vec<f32> = z[r * v..(r + 1) * v].iter().map(|z| z.to_f32()).collect();
@@ -268,6 +272,34 @@ pub(super) fn accumulate<T: Real>(
         }
     }
     dw.empty = false;
+}
+
+/// Rows whose logits are capped before the loss reads them.
+pub(super) struct Capped<'a, T, L> {
+    pub loss: &'a L,
+    pub cap: Cap<T>,
+    pub pool: &'a Pool<T>,
+}
+
+impl<T: Real, L: RowLoss<T>> RowLoss<T> for Capped<'_, T, L> {
+    #[inline(always)]
+    fn row(&self, row: usize, z: &mut [T], extra: &mut [T], grad: bool) -> RowResult {
+        let mut slopes = self.pool.lend(z.len());
+        if extra.is_empty() {
+            for (z, slope) in z.iter_mut().zip(&mut *slopes) {
+                (*z, *slope) = self.cap.at(*z);
+            }
+        } else {
+            for ((z, r), slope) in z.iter_mut().zip(&mut *extra).zip(&mut *slopes) {
+                *slope = self.cap.pair(z, r);
+            }
+        }
+        let result = self.loss.row(row, z, extra, grad);
+        if grad {
+            z.iter_mut().zip(&*slopes).for_each(|(z, slope)| *z *= *slope);
+        }
+        result
+    }
 }
 
 /// Weighted one-hot rows.

@@ -4,6 +4,7 @@
 //! and each output has one task, so results do not depend on the number of threads.
 
 mod attention;
+mod cap;
 mod compute;
 mod erf;
 mod gemm;

@@ -57,6 +57,20 @@ pub trait Real:
     fn larger(self, other: Self) -> Self;
     /// e^x - 1 - x without cancellation around 0.
     fn exp_minus_linear(self) -> Self;
+    /// The hyperbolic tangent, written like [`Real::exp`].
+    #[inline(always)]
+    fn tanh(self) -> Self {
+        let size = if self < Self::ZERO { -self } else { self };
+        // 1 - e^(-2|x|); tanh|x| is that over 2 minus that.
+        let twice = size + size;
+        let below = if twice < Self::from_f64(SERIES) {
+            twice - (-twice).exp_minus_linear()
+        } else {
+            Self::ONE - (-twice).exp()
+        };
+        let t = below / (Self::ONE + Self::ONE - below);
+        if self < Self::ZERO { -t } else { t }
+    }
     /// Returns `len` zeros, at most 2^14.
     fn zeros(len: usize) -> &'static [Self];
 }

@@ -1,13 +1,28 @@
 //! What tells families of decoders apart: the keys of their config.json, and what these mean.
 
+use serde_json::Value;
+
 use super::reader::Reader;
 use super::{Learned, Norm, Residual};
 use crate::error::{Error, Result, nearest};
 use crate::ops::Activation;
 
+const SCORE_CAP: &str = "attn_logit_softcapping";
+const LOGIT_CAP: &str = "final_logit_softcapping";
+
 /// The `model_type`s this version computes.
-pub const ARCHITECTURES: [&str; 9] =
-    ["llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "opt", "phi", "gemma3_text"];
+pub const ARCHITECTURES: [&str; 10] = [
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gpt2",
+    "gpt_neox",
+    "opt",
+    "phi",
+    "gemma2",
+    "gemma3_text",
+];
 
 /// Decoders whose tensors go by the same names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,8 +37,10 @@ pub enum Family {
     Opt,
     /// Phi-1, Phi-1.5 and Phi-2.
     Phi,
+    /// Gemma-2.
+    Gemma2,
     /// Gemma-3, text alone.
-    Gemma,
+    Gemma3,
 }
 
 /// The keys of config.json that families name differently.
@@ -75,7 +92,8 @@ impl Family {
             "gpt_neox" => Ok(Self::NeoX),
             "opt" => Ok(Self::Opt),
             "phi" => Ok(Self::Phi),
-            "gemma3_text" => Ok(Self::Gemma),
+            "gemma2" => Ok(Self::Gemma2),
+            "gemma3_text" => Ok(Self::Gemma3),
             other => {
                 let known = ARCHITECTURES.join(", ");
                 let hint = match nearest(other, ARCHITECTURES) {
@@ -93,7 +111,7 @@ impl Family {
     pub(super) fn keys(self) -> Keys {
         match self {
             Self::Llama => LLAMA,
-            Self::Gemma => Keys { activation: "hidden_activation", ..LLAMA },
+            Self::Gemma2 | Self::Gemma3 => Keys { activation: "hidden_activation", ..LLAMA },
             Self::Gpt2 => GPT2,
             Self::NeoX | Self::Phi => Keys { eps: "layer_norm_eps", ..LLAMA },
             // OPT's norms have the epsilon of PyTorch; there is no key for it.
@@ -110,7 +128,7 @@ impl Family {
     pub(super) fn refuse(self, json: &Reader<'_>) -> Result<()> {
         let flags: &[(&str, bool)] = match self {
             Self::Llama | Self::NeoX => &[],
-            Self::Gemma => &[("use_bidirectional_attention", false)],
+            Self::Gemma2 | Self::Gemma3 => &[("use_bidirectional_attention", false)],
             Self::Gpt2 => &[
                 ("scale_attn_weights", true),
                 ("scale_attn_by_inverse_layer_idx", false),
@@ -131,8 +149,8 @@ impl Family {
                 )));
             }
         }
-        for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
-            if let Some(cap) = json.present(key) {
+        for key in [SCORE_CAP, LOGIT_CAP] {
+            if let Some(cap) = json.present(key).filter(|_| self != Self::Gemma2) {
                 return Err(Error::model(format!(
                     "config.json: {key}: {cap} is not supported, wanted null"
                 )));
@@ -174,7 +192,7 @@ impl Family {
     pub(super) fn biases(self, json: &Reader<'_>) -> Result<Biases> {
         let all = |on| Biases { qkv: on, out: on, mlp: on };
         Ok(match self {
-            Self::Llama | Self::Gemma => {
+            Self::Llama | Self::Gemma2 | Self::Gemma3 => {
                 let (qwen2, bias) =
                     (json.text("model_type")? == "qwen2", json.flag("attention_bias", false)?);
                 Biases {
@@ -195,7 +213,7 @@ impl Family {
     pub(super) fn norm(self) -> Norm {
         match self {
             Self::Llama => Norm::Rms,
-            Self::Gemma => Norm::RmsFromOne,
+            Self::Gemma2 | Self::Gemma3 => Norm::RmsFromOne,
             Self::Gpt2 | Self::NeoX | Self::Opt | Self::Phi => Norm::Layer,
         }
     }
@@ -218,7 +236,7 @@ impl Family {
 
     /// Tells whether the head is the embedding matrix where config.json does not say.
     pub(super) fn tied(self) -> bool {
-        matches!(self, Self::Gpt2 | Self::Opt | Self::Gemma)
+        matches!(self, Self::Gpt2 | Self::Opt) || self.gemma()
     }
 
     pub(super) fn learned(self, positions: usize) -> Option<Learned> {
@@ -226,24 +244,24 @@ impl Family {
             Self::Gpt2 => Some(Learned { rows: positions, offset: 0 }),
             // The reference keeps two rows for padding in front.
             Self::Opt => Some(Learned { rows: positions + 2, offset: 2 }),
-            Self::Llama | Self::NeoX | Self::Phi | Self::Gemma => None,
+            Self::Llama | Self::NeoX | Self::Phi | Self::Gemma2 | Self::Gemma3 => None,
         }
     }
 
     /// Tells whether MLPs have gates.
     pub(super) fn gated(self) -> bool {
-        matches!(self, Self::Llama | Self::Gemma)
+        self == Self::Llama || self.gemma()
     }
 
     /// Returns the base of rotary frequencies where config.json has none.
     pub(super) fn rope_base(self) -> f64 {
-        if self == Self::Gemma { 1e6 } else { 1e4 }
+        if self == Self::Gemma3 { 1e6 } else { 1e4 }
     }
 
     /// Returns what query and key heads are multiplied by, so that scores are divided by the root of
     /// `query_pre_attn_scalar` and not of D.
     pub(super) fn head_scale(self, json: &Reader<'_>, head_width: usize) -> Result<f64> {
-        if self != Self::Gemma {
+        if !self.gemma() {
             return Ok(1.0);
         }
         let scalar = json.number("query_pre_attn_scalar", Some(256.0))?;
@@ -253,6 +271,55 @@ impl Family {
             )));
         }
         Ok((head_width as f64 / scalar).powf(0.25))
+    }
+
+    /// Returns the cap of a key: what config.json says, where null means that there is none, else Gemma-2's own.
+    fn cap(self, json: &Reader<'_>, key: &str, own: f64) -> Result<Option<f64>> {
+        if self != Self::Gemma2 || json.root.get(key).is_some_and(Value::is_null) {
+            return Ok(None);
+        }
+        let cap = json.number(key, Some(own))?;
+        // Tensor cores' tangents are off by 2^-23 or two, and so is a capped number by as many parts of the cap.
+        if (1e-3..=1e3).contains(&cap) {
+            Ok(Some(cap))
+        } else {
+            Err(Error::model(format!("config.json: {key}: wanted 0.001 to 1000, got {cap}")))
+        }
+    }
+
+    /// Returns the cap of attention's scores.
+    pub(super) fn score_cap(self, json: &Reader<'_>) -> Result<Option<f64>> {
+        self.cap(json, SCORE_CAP, 50.0)
+    }
+
+    /// Returns the cap of logits.
+    pub(super) fn logit_cap(self, json: &Reader<'_>) -> Result<Option<f64>> {
+        self.cap(json, LOGIT_CAP, 30.0)
+    }
+
+    /// Returns the width of a head where config.json has none, if it is not the model's over the number of heads.
+    pub(super) fn head_width(self) -> Option<usize> {
+        self.gemma().then_some(256)
+    }
+
+    /// Returns the window where config.json has none, not even null.
+    pub(super) fn window(self) -> Option<usize> {
+        self.gemma().then_some(4096)
+    }
+
+    /// Returns of how many layers one sees all, where layers take turns.
+    pub(super) fn period(self) -> Option<usize> {
+        match self {
+            Self::Gemma2 => Some(2),
+            Self::Gemma3 => Some(6),
+            _ => None,
+        }
+    }
+
+    /// Tells whether this is Gemma: a norm behind attention and MLP, an enlarged embedding, scores that are scaled by a
+    /// number of their own.
+    pub(super) fn gemma(self) -> bool {
+        matches!(self, Self::Gemma2 | Self::Gemma3)
     }
 
     /// Returns the keys of base and rotated part outside of `rope_parameters`, and that part where there is none.

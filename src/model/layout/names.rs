@@ -114,7 +114,7 @@ impl Names {
             Family::NeoX => &NEOX,
             Family::Opt => &OPT,
             Family::Phi => &PHI,
-            Family::Gemma => &GEMMA,
+            Family::Gemma2 | Family::Gemma3 => &GEMMA,
         }
     }
 
@@ -139,7 +139,7 @@ pub(super) fn is_leftover(family: Family, name: &str) -> bool {
     let masks: &[&str] = match family {
         Family::Gpt2 => &[".attn.bias", ".attn.masked_bias"],
         Family::NeoX => &[".attention.bias", ".attention.masked_bias"],
-        Family::Llama | Family::Opt | Family::Phi | Family::Gemma => &[],
+        Family::Llama | Family::Opt | Family::Phi | Family::Gemma2 | Family::Gemma3 => &[],
     };
     name.ends_with("rotary_emb.inv_freq") || masks.iter().any(|mask| name.ends_with(mask))
 }

@@ -201,7 +201,7 @@ mod tests {
     use super::*;
     use crate::run::plan::model;
 
-    const LLAMA: Heads = Heads { h: 32, g: 8, d: 128, window: None };
+    const LLAMA: Heads = Heads { h: 32, g: 8, d: 128, window: None, cap: None };
     const SGD: UpdateRule = UpdateRule::Sgd { momentum: 0.9 };
 
     #[test]

@@ -25,7 +25,7 @@ fn shapes(bench: &Bench<'_>) -> Vec<Shape> {
     // In fp32 one kernel takes all widths, with the same tiles: narrow heads try them in less time.
     let (narrow, wide) = if bench.stored() == Dtype::Bf16 { (64, 128) } else { (10, 32) };
     let shape = |h, g, d, window, lengths: &[usize]| Shape {
-        heads: Heads { h, g, d, window },
+        heads: Heads { h, g, d, window, cap: None },
         lengths: lengths.to_vec(),
     };
     let mut shapes = Vec::new();
@@ -51,6 +51,19 @@ fn shapes(bench: &Bench<'_>) -> Vec<Shape> {
         shapes.push(shape(h, g, 5, Some(20), &[40, 7]));
     }
     shapes.push(shape(1, 1, 256, None, &[1, 35]));
+    // Caps that bend most scores, and one that bends few.
+    for (h, g, d, window, lengths) in [
+        (2, 1, 7, None, &[5, 1, 67][..]),
+        (4, 2, 64, Some(9), &[33, 2, 70]),
+        (2, 1, 128, None, &[65, 1, 130]),
+        (2, 2, 128, Some(64), &[3, 197]),
+        (1, 1, 256, Some(17), &[1, 35]),
+    ] {
+        for cap in [1.5, 20.0] {
+            let shape = shape(h, g, d, window, lengths);
+            shapes.push(Shape { heads: Heads { cap: Some(cap), ..shape.heads }, ..shape });
+        }
+    }
     shapes.push(shape(2, 1, 160, Some(17), &[34]));
     shapes.push(shape(1, 1, 80, None, &[129, 64, 1, 1, 63]));
     shapes.push(shape(2, 1, wide, None, &[65, 1, 130]));
@@ -96,8 +109,8 @@ fn inputs(bench: &Bench<'_>, shape: &Shape) -> Result<Inputs> {
 }
 
 fn name(pass: &str, Shape { heads, lengths }: &Shape) -> String {
-    let Heads { h, g, d, window } = heads;
-    format!("attention{pass} H={h} G={g} D={d} window={window:?} documents={lengths:?}")
+    let Heads { h, g, d, window, cap } = heads;
+    format!("attention{pass} H={h} G={g} D={d} window={window:?} cap={cap:?} documents={lengths:?}")
 }
 
 fn forward(bench: &Bench<'_>, shape: &Shape) -> Verdict {
@@ -147,7 +160,9 @@ fn backward(bench: &Bench<'_>, shape: &Shape) -> Verdict {
         // The tensor-core kernels round p and ds to bf16 on their way into dv, dq and dk. The terms of ds cancel, so that
         // the rounding counts against a sum smaller than they are; dv may be one term, which p's rounding moves by as
         // much again as its own.
-        let tensor = stored == Dtype::Bf16 && [64, 80, 96, 128].contains(&heads.d);
+        let tensor = stored == Dtype::Bf16
+            && [64, 80, 96, 128].contains(&heads.d)
+            && (heads.cap.is_none() || heads.d == 128);
         let scores = if tensor { (Dtype::Bf16, 0) } else { sums };
         // Where every query sees one key alone, dq and dk are what is left of two equal numbers: 0 in exact
         // arithmetic, so there the largest number of all three is the scale.

@@ -65,7 +65,8 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
     for (i, (n, c, v)) in
         [(1, 16, 41), (5, 33, 401), (3, 64, 1000), (4, 41, 4099), (2, 8, 3)].into_iter().enumerate()
     {
-        let job = Job::products(&bench, HeadShape { n, c, v });
+        let cap = (i % 2 == 1).then_some(1.5);
+        let job = Job { cap, ..Job::products(&bench, HeadShape { n, c, v }) };
         verdicts.push(job.judge(&bench, None));
         for k in [0, 1, 3] {
             verdicts.push(job.judge(&bench, Some(SAMPLINGS[(i + k) % 4])));
@@ -80,6 +81,8 @@ struct Job {
     shape: HeadShape,
     h: Vec<f64>,
     w: Vec<f64>,
+    /// What logits are capped at.
+    cap: Option<f64>,
     /// Whether products have no rounding.
     exact: bool,
 }
@@ -90,7 +93,14 @@ impl Job {
         let mut random = Random::new(&format!("choose {name} {v} {n}"));
         let h = (0..n * n).map(|i| f64::from(u8::from(i / n == i % n))).collect();
         let w = (0..v * n).map(|i| kind(v, i / n, &mut random)).collect();
-        Self { name: name.to_string(), shape: HeadShape { n, c: n, v }, h, w, exact: true }
+        Self {
+            name: name.to_string(),
+            shape: HeadShape { n, c: n, v },
+            h,
+            w,
+            cap: None,
+            exact: true,
+        }
     }
 
     /// Rows that are alike: hidden rows of one 1.
@@ -98,7 +108,7 @@ impl Job {
         let mut random = Random::new(&format!("choose {name} {v} {n}"));
         let w = (0..v).map(|id| kind(v, id, &mut random)).collect();
         let shape = HeadShape { n, c: 1, v };
-        Self { name: name.to_string(), shape, h: vec![1.0; n], w, exact: true }
+        Self { name: name.to_string(), shape, h: vec![1.0; n], w, cap: None, exact: true }
     }
 
     /// Random hidden rows and a random matrix.
@@ -106,28 +116,30 @@ impl Job {
         let mut random = Random::new(&format!("choose {shape:?}"));
         let h = bench.round(&random.vec(shape.n * shape.c));
         let w = bench.round(&random.vec(shape.v * shape.c));
-        Self { name: "products".to_string(), shape, h, w, exact: false }
+        Self { name: "products".to_string(), shape, h, w, cap: None, exact: false }
     }
 
     /// Picks tokens on both sides, the largest logits or draws.
     ///
     /// The choices must be equal, but for what rounding may change: see [`legal_argmax`] and [`legal_draw`].
     fn judge(&self, bench: &Bench<'_>, at: Option<(f64, f64)>) -> Verdict {
-        let Self { name, shape, h, w, exact } = self;
+        let Self { name, shape, h, w, cap, exact } = self;
         let HeadShape { n, c, v } = *shape;
         let how = match at {
             Some((temperature, top_p)) => format!("sample t={temperature:e} p={top_p}"),
             None => "argmax".to_string(),
         };
-        bench.judge(format!("{how} {name} {n}x{c}x{v}"), || {
+        bench.judge(format!("{how} {name} {n}x{c}x{v} cap={cap:?}"), || {
             let (gpu, cpu) = (bench.gpu, &bench.cpu);
             gpu.reserve(*shape, false)?;
             let (on_gpu, matrix) = (bench.act(h)?, bench.act(w)?);
-            let (matrix, w) = (HeadWeight::plain(matrix.as_weight()), HeadWeight::plain(&w[..]));
+            let matrix = HeadWeight { cap: *cap, ..HeadWeight::plain(matrix.as_weight()) };
+            let w = HeadWeight { cap: *cap, ..HeadWeight::plain(&w[..]) };
             let (mut got, mut want) = (vec![u32::MAX; n], vec![0; n]);
             let mut z = vec![0.0; n * v];
             cpu.linear(n, (v, c), h, w.matrix, None, None, &mut z);
-            let z: Vec<f32> = z.into_iter().map(|z| z as f32).collect();
+            let capped = |z: f64| cap.map_or(z, |cap| cap * (z / cap).tanh());
+            let z: Vec<f32> = z.into_iter().map(|z| capped(z) as f32).collect();
             let top = z.iter().fold(0.0, |a: f32, z| a.max(z.abs()));
             let error = if *exact { 0.0 } else { tol(bench.products(), c) * f64::from(top) };
             let mut random = Random::new("choose draws");

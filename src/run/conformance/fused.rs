@@ -82,7 +82,7 @@ fn rope(
     (h, g, d, half, c): (usize, usize, usize, usize, usize),
     bias: bool,
 ) -> Verdict {
-    let heads = Heads { h, g, d, window: None };
+    let heads = Heads { h, g, d, window: None, cap: None };
     let name = format!("linear rope {lengths:?} {heads:?} half {half} C {c} {bias} {tile:?}");
     let mut random = Random::new(&name);
     let data = documents(lengths, 7, &mut random);

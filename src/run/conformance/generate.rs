@@ -25,7 +25,7 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
 
 fn shapes() -> Vec<Shape> {
     let shape = |h, g, d, window, before: &[usize]| Shape {
-        heads: Heads { h, g, d, window },
+        heads: Heads { h, g, d, window, cap: None },
         before: before.to_vec(),
     };
     let mut shapes = Vec::new();
@@ -47,6 +47,11 @@ fn shapes() -> Vec<Shape> {
         shapes.push(shape(h, g, 8, None, &[20, 33]));
         shapes.push(shape(h, g, 3, None, &[270]));
     }
+    // Capped scores.
+    for (d, window) in [(3, None), (16, Some(100)), (64, None), (256, Some(7))] {
+        let shape = shape(4, 2, d, window, &[5, 140]);
+        shapes.push(Shape { heads: Heads { cap: Some(0.5), ..shape.heads }, ..shape });
+    }
     shapes
 }
 
@@ -54,8 +59,8 @@ fn shapes() -> Vec<Shape> {
 fn decode(bench: &Bench<'_>, shape: &Shape) -> Verdict {
     let Shape { heads, before } = shape;
     let heads = *heads;
-    let Heads { h, g, d, window } = heads;
-    let case = format!("decode H={h} G={g} D={d} window={window:?} before={before:?}");
+    let Heads { h, g, d, window, cap } = heads;
+    let case = format!("decode H={h} G={g} D={d} window={window:?} cap={cap:?} before={before:?}");
     bench.judge(case, || {
         let mut random = Random::new("decode");
         let mut prompt = documents(before, 7, &mut random);

@@ -65,6 +65,7 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
             }
         }
     }
+    capped(&bench, &mut verdicts);
     chunked(&bench, &mut verdicts);
     edges(&bench, &mut verdicts);
     for (n, c, v, first) in [(7, 16, 41, 3), (12, 24, 401, 11), (5, 33, 1000, 1), (9, 8, 3, 5)] {
@@ -127,6 +128,31 @@ fn parts(
         let got = sweep(&[(0, first, 0), (first, n - first, 1)])?;
         Ok(vec![Output { name: "rows", got, want, stored: Dtype::F64, sums: (Dtype::F64, 0) }])
     })
+}
+
+/// Logits with a cap that bends most of them: every loss, with gradients but for one.
+fn capped(bench: &Bench<'_>, verdicts: &mut Vec<Verdict>) {
+    let shapes = [(5, 8, 3), (9, 16, 41), (7, 33, 401), (12, 24, 1000), (2, 8, 4104)];
+    for (i, (n, c, v)) in shapes.into_iter().enumerate() {
+        let job = |mask: usize, way: usize| {
+            let job = Job::new(bench, HeadShape { n, c, v }, MASKS[mask % 3], WAYS[way % 4]);
+            Job { cap: Some(1.5), ..job }
+        };
+        for (j, formula) in formulas().into_iter().enumerate() {
+            verdicts.push(job(i + j, i + j).onehot(bench, formula));
+        }
+        for (j, target) in TARGETS.into_iter().enumerate() {
+            for own in [false, true] {
+                verdicts.push(job(i + j, i + j + 1).matched(bench, target, own));
+            }
+        }
+        // No difference to the teacher.
+        let equal = job(0, 2);
+        let equal = Job { h_ref: equal.h.clone(), w_ref: equal.w.clone(), ..equal };
+        for own in [false, true] {
+            verdicts.push(equal.matched(bench, Matched::Kl, own));
+        }
+    }
 }
 
 /// Sweeps in several chunks, the last one not full.
@@ -197,8 +223,8 @@ fn edges(bench: &Bench<'_>, verdicts: &mut Vec<Verdict>) {
 }
 
 /// Puts a head on the device together.
-fn head<'a>(matrix: &'a Act, bias: Option<&'a Act>) -> HeadWeight<Weight<'a>> {
-    HeadWeight { matrix: matrix.as_weight(), bias: bias.map(Act::as_weight) }
+fn head<'a>(matrix: &'a Act, bias: Option<&'a Act>, cap: Option<f64>) -> HeadWeight<Weight<'a>> {
+    HeadWeight { matrix: matrix.as_weight(), bias: bias.map(Act::as_weight), cap }
 }
 
 /// The inputs on the device.
@@ -221,6 +247,8 @@ struct Job {
     w_ref: Vec<f64>,
     /// The biases of both heads, where they have some.
     biases: Option<[Vec<f64>; 2]>,
+    /// What logits are capped at.
+    cap: Option<f64>,
     weights: Vec<f64>,
     way: (bool, Option<StateMode>),
     /// Into how many chunks the device cuts the rows.
@@ -245,7 +273,7 @@ impl Job {
         let weights = random.vec(n).iter().map(|x| f64::from(*x as f32)).collect();
         let h_ref = bench.round(&h_ref);
         let biases = (c % 3 == 0).then(|| [0; 2].map(|_| bench.round(&random.vec(v))));
-        Self { shape, data, h, h_ref, w, w_ref, biases, weights, way, chunks: 1 }
+        Self { shape, data, h, h_ref, w, w_ref, biases, cap: None, weights, way, chunks: 1 }
     }
 
     /// Rows of given logits, of which `z(row, whether it is the target's, ..)` makes one: multiples of 1/16 of at
@@ -264,15 +292,15 @@ impl Job {
         let h: Vec<f64> = (0..n * n).map(|i| f64::from(u8::from(i / n == i % n))).collect();
         let shape = HeadShape { n, c: n, v };
         let (h_ref, w_ref, weights) = (h.clone(), w.clone(), vec![1.0; n]);
-        Self { shape, data, h, h_ref, w, w_ref, biases: None, weights, way, chunks: 1 }
+        Self { shape, data, h, h_ref, w, w_ref, biases: None, cap: None, weights, way, chunks: 1 }
     }
 
     /// Returns the heads on the CPU.
     fn heads(&self) -> [HeadWeight<&[f64]>; 2] {
         let bias = |i: usize| self.biases.as_ref().map(|biases| &biases[i][..]);
         [
-            HeadWeight { matrix: &self.w[..], bias: bias(0) },
-            HeadWeight { matrix: &self.w_ref[..], bias: bias(1) },
+            HeadWeight { matrix: &self.w[..], bias: bias(0), cap: self.cap },
+            HeadWeight { matrix: &self.w_ref[..], bias: bias(1), cap: self.cap },
         ]
     }
 
@@ -287,7 +315,12 @@ impl Job {
         let HeadShape { n, c, v } = self.shape;
         let (backward, mode) = self.way;
         bench.judge(
-            format!("{name} {n}x{c}x{v} {:?} {:?}", self.way, self.data.coefs.first()),
+            format!(
+                "{name} {n}x{c}x{v} cap={:?} {:?} {:?}",
+                self.cap,
+                self.way,
+                self.data.coefs.first()
+            ),
             || {
                 let gpu = bench.gpu;
                 let mut pack = gpu.pack(n)?;
@@ -304,8 +337,8 @@ impl Job {
                     pack: &pack,
                     h: &h,
                     h_ref: &h_ref,
-                    w: head(&w, biased.then_some(&bias)),
-                    w_ref: head(&w_ref, biased.then_some(&bias_ref)),
+                    w: head(&w, biased.then_some(&bias), self.cap),
+                    w_ref: head(&w_ref, biased.then_some(&bias_ref), self.cap),
                     weights: &weights,
                 };
                 let mut stats = RowStats {

@@ -33,11 +33,16 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
     }
     for n in [1, 9, 70] {
         for (h, g, d) in [(1, 1, 1), (4, 2, 64), (3, 1, 41)] {
-            verdicts.push(heads(&bench, n, Heads { h, g, d, window: None }, StateMode::Exact));
+            verdicts.push(heads(
+                &bench,
+                n,
+                Heads { h, g, d, window: None, cap: None },
+                StateMode::Exact,
+            ));
         }
     }
     // A block a head.
-    let wide = Heads { h: 2, g: 1, d: 1032, window: None };
+    let wide = Heads { h: 2, g: 1, d: 1032, window: None, cap: None };
     verdicts.push(heads(&bench, 3, wide, StateMode::Compact));
     verdicts
 }

@@ -19,7 +19,7 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
             (2, 1, 16, 0),
             (4, 1, 32, 8),
         ] {
-            let heads = Heads { h, g, d, window: None };
+            let heads = Heads { h, g, d, window: None, cap: None };
             for direction in [Direction::Forward, Direction::Backward] {
                 verdicts.push(case(&bench, lengths, heads, half, direction));
             }

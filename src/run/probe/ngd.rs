@@ -295,7 +295,8 @@ impl Ngd {
             let loss = find(&FORGET, "--losses", name)?;
             let knobs = replay.state.method.knobs;
             let reads_base = loss.rows(&knobs).reads_base();
-            let base = reads_base.then(|| base_model(ops, &replay.recipe)).transpose()?;
+            let config = &replay.state.model.config;
+            let base = reads_base.then(|| base_model(ops, &replay.recipe, config)).transpose()?;
             Ok(Path { name: name.clone(), loss, knobs, base, w: start.clone(), share: None })
         };
         self.losses.iter().map(begin).collect()

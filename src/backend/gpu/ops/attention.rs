@@ -31,6 +31,8 @@ struct Plan {
     blocks: Blocks,
     /// Whether the kernels take the head width as an argument.
     any_width: bool,
+    /// Whether they take a cap of scores, which may be 0.
+    capped: bool,
 }
 
 /// Which blocks of threads a launch has.
@@ -43,9 +45,32 @@ enum Blocks {
 }
 
 /// Picks the variant: warpgroup products where the device has them (`sm90`), else tensor cores where storage is bf16 and
-/// the width is one they are compiled for.
-fn plan(sm90: bool, precision: Precision, d: usize) -> Option<Plan> {
+/// the width is one they are compiled for, which for capped scores is 128 alone (Gemma-2 of 27B parameters).
+fn plan(sm90: bool, precision: Precision, d: usize, capped: bool) -> Option<Plan> {
     match (precision, d) {
+        (Precision::Bf16, 128) if capped && sm90 => Some(Plan {
+            capped,
+            ..turns(
+                d,
+                [
+                    "attention_sm90_128_capped_bf16",
+                    "attention_bwd_dq_sm90_128_capped_bf16",
+                    "attention_bwd_dkv_sm90_128_capped_bf16",
+                ],
+            )
+        }),
+        (Precision::Bf16, 128) if capped => Some(Plan {
+            capped,
+            ..tensor(
+                d,
+                [
+                    "attention_mma128_capped_bf16",
+                    "attention_bwd_dq_mma128_capped_bf16",
+                    "attention_bwd_dkv_mma128_capped_bf16",
+                ],
+            )
+        }),
+        (_, 1..=MAX_WIDTH) if capped => Some(plain(precision, d)),
         (Precision::Bf16, 64) if sm90 => Some(turns(
             d,
             [
@@ -104,6 +129,7 @@ fn turns(d: usize, [forward, dq, dkv]: [&'static str; 3]) -> Plan {
         threads: hopper::THREADS,
         blocks: Blocks::Turns,
         any_width: false,
+        capped: false,
     }
 }
 
@@ -120,6 +146,7 @@ fn tensor(d: usize, [forward, dq, dkv]: [&'static str; 3]) -> Plan {
         threads: 128,
         blocks: Blocks::Parts(ATTENTION_ROWS / 64),
         any_width: false,
+        capped: false,
     }
 }
 
@@ -139,6 +166,7 @@ fn plain(precision: Precision, d: usize) -> Plan {
         threads: 256,
         blocks: Blocks::Parts(ATTENTION_ROWS / rows),
         any_width: true,
+        capped: true,
     }
 }
 
@@ -159,7 +187,8 @@ impl Plan {
             let args = if self.blocks == Blocks::Turns { args.u32(items as u32) } else { args };
             let args = args.u32(heads.h as u32).u32(heads.g as u32);
             let args = if self.any_width { args.u32(heads.d as u32) } else { args };
-            args.u32(window(heads)).f32((1.0 / (heads.d as f64).sqrt()) as f32)
+            let args = args.u32(window(heads)).f32((1.0 / (heads.d as f64).sqrt()) as f32);
+            if self.capped { args.f32(cap(heads)) } else { args }
         };
         let (grid, args) = match self.blocks {
             Blocks::Parts(parts) => {
@@ -186,11 +215,17 @@ impl Plan {
 /// width at `d`.
 pub(super) fn shared(kernel: &str, d: usize) -> Option<u32> {
     let tensor = [true, false].into_iter().flat_map(|sm90| {
-        [64, 80, 96, 128].into_iter().filter_map(move |d| plan(sm90, Precision::Bf16, d))
+        let kinds = [(64, false), (80, false), (96, false), (128, false), (128, true)];
+        kinds.into_iter().filter_map(move |(d, cap)| plan(sm90, Precision::Bf16, d, cap))
     });
     let any = [Precision::Bf16, Precision::Fp32].map(|precision| plain(precision, d));
     let mut kernels = tensor.chain(any).flat_map(|plan| [plan.forward, plan.dq, plan.dkv]);
     kernels.find(|known| known.name == kernel).map(|known| known.shared)
+}
+
+/// Returns the cap of scores as the kernels take it.
+pub(super) fn cap(heads: Heads) -> f32 {
+    heads.cap.map_or(0.0, |cap| cap as f32)
 }
 
 /// Returns the window as the kernels take it.
@@ -199,7 +234,7 @@ pub(super) fn window(heads: Heads) -> u32 {
 }
 
 fn planned(gpu: &Gpu, heads: Heads) -> Option<Plan> {
-    let plan = plan(hopper::serves(gpu), gpu.precision(), heads.d);
+    let plan = plan(hopper::serves(gpu), gpu.precision(), heads.d, heads.cap.is_some());
     if plan.is_none() {
         gpu.refuse(format!(
             "attention: heads of width {}, at most {MAX_WIDTH} are possible",
@@ -264,11 +299,12 @@ mod tests {
             (false, Precision::Fp32),
             (true, Precision::Fp32),
         ] {
-            assert_eq!(plan(sm90, precision, 0), None);
-            assert_eq!(plan(sm90, precision, MAX_WIDTH + 1), None);
-            for d in 1..=MAX_WIDTH {
-                let plan = plan(sm90, precision, d)
+            assert_eq!(plan(sm90, precision, 0, false), None);
+            assert_eq!(plan(sm90, precision, MAX_WIDTH + 1, false), None);
+            for (d, capped) in (1..=MAX_WIDTH).flat_map(|d| [(d, false), (d, true)]) {
+                let plan = plan(sm90, precision, d, capped)
                     .unwrap_or_else(|| unreachable!("width {d} is covered"));
+                assert!(plan.capped || !capped, "width {d}");
                 let limit = if plan.blocks == Blocks::Turns { 227 } else { 163 };
                 for kernel in [plan.forward, plan.dq, plan.dkv] {
                     assert!(kernel.shared <= limit * 1024, "{kernel:?}");
@@ -279,22 +315,28 @@ mod tests {
 
     #[test]
     fn plan_takes_what_the_device_has_for_bf16_and_the_usual_widths() {
-        let widths = |sm90, precision, wanted: fn(&Plan) -> bool| -> Vec<usize> {
-            let taken = |d: &usize| plan(sm90, precision, *d).is_some_and(|plan| wanted(&plan));
+        let of = |sm90, precision, capped, wanted: fn(&Plan) -> bool| -> Vec<usize> {
+            let taken =
+                |d: &usize| plan(sm90, precision, *d, capped).is_some_and(|plan| wanted(&plan));
             (1..=MAX_WIDTH).filter(taken).collect()
         };
+        let widths = |sm90, precision, wanted| of(sm90, precision, false, wanted);
         let turns = |plan: &Plan| plan.blocks == Blocks::Turns;
         for sm90 in [false, true] {
             assert_eq!(widths(sm90, Precision::Bf16, |plan| !plan.any_width), [64, 80, 96, 128]);
-            assert!(widths(sm90, Precision::Fp32, |plan| !plan.any_width).is_empty());
+            assert_eq!(of(sm90, Precision::Bf16, true, |plan| !plan.any_width), [128]);
+            for capped in [false, true] {
+                assert!(of(sm90, Precision::Fp32, capped, |plan| !plan.any_width).is_empty());
+            }
         }
+        assert_eq!(of(true, Precision::Bf16, true, turns), [128]);
         assert_eq!(widths(true, Precision::Bf16, turns), [64, 128]);
         assert!(widths(false, Precision::Bf16, turns).is_empty());
     }
 
     #[test]
     fn window_of_none_is_above_every_difference() {
-        let heads = |window| Heads { h: 1, g: 1, d: 1, window };
+        let heads = |window| Heads { h: 1, g: 1, d: 1, window, cap: None };
         assert_eq!(window(heads(None)), NO_WINDOW);
         assert_eq!(window(heads(Some(3))), 3);
         assert_eq!(window(heads(Some(usize::MAX))), NO_WINDOW);

@@ -1,6 +1,6 @@
 //! The token that follows each row, argmax or drawn: kernels/choose.cu.
 
-use super::head::{product, room};
+use super::head::{cap, product, room};
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Weight};
 use crate::ops::{HeadShape, HeadWeight, Sampling};
@@ -62,12 +62,14 @@ fn pick(
         let grid = [m as u32, 1, 1];
         match draws {
             None => {
+                // The largest logit is that also where all are capped.
                 let args = Args::new().ptr(room.logits).ptr(id).u32(shape.v as u32);
                 gpu.launch("choose_argmax_f32", grid, BLOCK, 0, args);
             }
             Some((Sampling { temperature, top_p }, _)) => {
                 let args = Args::new().ptr(room.logits).ptr(draw).ptr(id).u32(shape.v as u32);
                 let args = args.f32((1.0 / temperature) as f32).f64(top_p);
+                let args = args.f32(cap(w));
                 gpu.launch(SAMPLE, grid, BLOCK, shared(top_p), args);
             }
         }

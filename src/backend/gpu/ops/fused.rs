@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn rope_tile_holds_whole_heads_or_is_none() {
-        let heads = |d| Heads { h: 4, g: 2, d, window: None };
+        let heads = |d| Heads { h: 4, g: 2, d, window: None, cap: None };
         assert_eq!(rope_tile(Tile::Large, heads(128), 64), Some(Tile::Large));
         assert_eq!(rope_tile(Tile::Small, heads(64), 32), Some(Tile::Small));
         assert_eq!(rope_tile(Tile::Small, heads(128), 64), Some(Tile::Medium));

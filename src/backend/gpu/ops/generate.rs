@@ -1,6 +1,6 @@
 //! Generation: the cache of keys and values, decode attention, gathered rows: kernels/generate.cu.
 
-use super::attention::window;
+use super::attention::{cap, window};
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Pack, Precision, blocks};
 use crate::ops::{CachePlace, Heads};
@@ -128,7 +128,7 @@ pub(in crate::backend::gpu) fn attention(
     let args = Args::new().ptr(pack.slots).ptr(pack.positions).ptr(qkv.at);
     let args = args.ptr(keys).ptr(values).ptr(partial).ptr(sums);
     let args = shape(args.u32(cache.capacity as u32)).u32(plan.spans as u32);
-    let args = args.f32((1.0 / (d as f64).sqrt()) as f32);
+    let args = args.f32((1.0 / (d as f64).sqrt()) as f32).f32(cap(heads));
     gpu.launch(name, [plan.blocks, 1, 1], 128, 0, args);
     let args = Args::new().ptr(pack.positions).ptr(partial).ptr(sums).ptr(out.at).u32(n as u32);
     let args = shape(args).u32(plan.spans as u32);
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn decode_has_a_block_for_every_span_of_four_heads() {
-        let heads = Heads { h: 10, g: 2, d: 3, window: None };
+        let heads = Heads { h: 10, g: 2, d: 3, window: None, cap: None };
         let plan = decode(&[0, 128, 7], heads);
         assert_eq!(plan, Decode { spans: 2, blocks: 3 * 2 * 2 * 2, partial: 120, sums: 180 });
         assert_eq!(decode(&[127], heads).spans, 1);

@@ -141,7 +141,29 @@ fn product_with_records(
     Some(records)
 }
 
-/// Makes fp32 logits of `m` rows at `h`.
+/// Returns the cap of logits as the kernels take it.
+pub(super) fn cap(w: HeadWeight<Weight<'_>>) -> f32 {
+    w.cap.map_or(0.0, |cap| cap as f32)
+}
+
+/// Returns the variant of a kernel for the precision of storage, out of the two for logits as they are and the two for
+/// capped ones.
+fn variant(gpu: &Gpu, cap: Option<f64>, kernels: [[&'static str; 2]; 2]) -> &'static str {
+    let [bf16, fp32] = kernels[usize::from(cap.is_some())];
+    gpu.pick(bf16, fp32)
+}
+
+/// Names the kernels of a loss, both precisions of each of [`variant`].
+macro_rules! kernels {
+    ($name:literal) => {
+        [
+            [concat!($name, "_bf16"), concat!($name, "_f32")],
+            [concat!($name, "_capped_bf16"), concat!($name, "_capped_f32")],
+        ]
+    };
+}
+
+/// Makes fp32 logits of `m` rows at `h`, not capped yet.
 pub(super) fn product(
     gpu: &Gpu,
     HeadShape { c, v, .. }: HeadShape,
@@ -240,10 +262,10 @@ pub(in crate::backend::gpu) fn onehot(
         let at = row + start;
         let (words, hidden) = (4 * at as u64, (at * shape.c) as u64 * gpu.precision().bytes());
         let operands = [h.at + hidden, w.matrix.at, room.logits, pack.targets + words];
-        let records = match w.bias {
-            None => product_with_records(gpu, shape, m, operands, grads.is_some()),
+        let records = match (w.bias, w.cap) {
+            (None, None) => product_with_records(gpu, shape, m, operands, grads.is_some()),
             // The records are those of a product alone.
-            Some(_) => None,
+            _ => None,
         };
         if records.is_none() {
             product(gpu, shape, m, h.at + hidden, w, room.logits);
@@ -266,7 +288,7 @@ pub(in crate::backend::gpu) fn onehot(
             .u32(u32::from(grads.is_some()));
         let (kernel, args) = match records {
             Some(records) => ("head_onehot_records_bf16", args.ptr(records)),
-            None => (gpu.pick("head_onehot_bf16", "head_onehot_f32"), args),
+            None => (variant(gpu, w.cap, kernels!("head_onehot")), args.f32(cap(w))),
         };
         gpu.launch(kernel, [m as u32, 1, 1], 256, 0, args);
         if let Some(grads) = &mut grads {
@@ -311,14 +333,15 @@ pub(in crate::backend::gpu) fn matched(
             product(gpu, shape, m, reference, w_ref.unwrap_or(w), room.teacher);
         }
         let kernel = match target {
-            Matched::Uniform => gpu.pick("head_uniform_bf16", "head_uniform_f32"),
-            Matched::Kl => gpu.pick("head_kl_bf16", "head_kl_f32"),
-            Matched::Qkl => gpu.pick("head_qkl_bf16", "head_qkl_f32"),
-            Matched::Undial { .. } => gpu.pick("head_undial_bf16", "head_undial_f32"),
-            Matched::LogitRatio { .. } => gpu.pick("head_ratio_bf16", "head_ratio_f32"),
-            Matched::LogitKl => gpu.pick("head_logit_kl_bf16", "head_logit_kl_f32"),
-            Matched::Spread => gpu.pick("head_spread_bf16", "head_spread_f32"),
+            Matched::Uniform => kernels!("head_uniform"),
+            Matched::Kl => kernels!("head_kl"),
+            Matched::Qkl => kernels!("head_qkl"),
+            Matched::Undial { .. } => kernels!("head_undial"),
+            Matched::LogitRatio { .. } => kernels!("head_ratio"),
+            Matched::LogitKl => kernels!("head_logit_kl"),
+            Matched::Spread => kernels!("head_spread"),
         };
+        let kernel = variant(gpu, w.cap, kernel);
         let numbered = !matches!(target, Matched::Kl | Matched::Qkl) && compares;
         let mut args = Args::new().ptr(room.logits);
         if compares {
@@ -334,7 +357,7 @@ pub(in crate::backend::gpu) fn matched(
         if compares {
             args = args.u32(u32::from(!shared));
         }
-        let args = args.u32(u32::from(grads.is_some()));
+        let args = args.u32(u32::from(grads.is_some())).f32(cap(w));
         gpu.launch(kernel, [m as u32, 1, 1], 256, 0, args);
         if let Some(grads) = &mut grads {
             back(gpu, shape, (at, m), (room.logits, h.at + hidden, w.matrix.at), grads);
