@@ -313,43 +313,99 @@ mod simulated {
         serde_json::from_str(&stdout).unwrap()
     }
 
-    /// Returns the number at `key` on both devices.
-    fn both(pair: &[Value; 2], key: &str) -> [f64; 2] {
-        [0, 1].map(|i| pair[i].pointer(key).and_then(Value::as_f64).unwrap())
-    }
-
-    /// Fails unless the numbers at `key` are within `allowed` of the one on the CPU.
-    fn near(what: &str, pair: &[Value; 2], key: &str, allowed: f64) {
-        let [there, here] = both(pair, key);
+    /// Fails unless what a command printed has at `key` the number that it has on the CPU, within `allowed` of it.
+    fn near([there, here]: &[Value; 2], key: &str, allowed: f64) {
+        let [there, here] = [there, here].map(|v| v.pointer(key).and_then(Value::as_f64).unwrap());
         assert!(
             (there - here).abs() <= allowed * here.abs(),
-            "{what}: {key}: {there:e} there, {here:e} here, allowed {allowed:e}"
+            "{key}: {there:e} there, {here:e} here, allowed {allowed:.3}"
         );
     }
 
     #[test]
     fn probes_say_there_what_they_say_on_the_cpu_and_leave_the_run_alone() {
         let dir = tempfile::tempdir().unwrap();
+        // A loss that moves a model of random weights: a drift far above the rounding of TF32.
         let sets = "run.steps=2 run.forget_accum_steps=1 run.kl_accum_steps=1 method.loss=ll \
-                    method.forget_weight=1.0 method.damping=1.0 method.teacher_rate=0.1";
+                    method.forget_weight=1.0 method.damping=1.0 method.teacher_rate=0.1 optim.clip=0.5";
         let sets: Vec<&str> = sets.split_whitespace().flat_map(|set| ["--set", set]).collect();
         let run = recorded_of(dir.path(), &[&SIM[..], &sets].concat(), shrink);
-        let before = files(&run);
-        let ngd = ["ngd", "--at", "1,2", "--draws", "1", "--iterations", "1", "--tolerance", "0"];
-        let gradients = ["gradients", "--every", "2", "--draws", "1"];
-        let precision = ["precision", "--states", "compact"];
-        let said = |what: &[&str]| {
-            [("there", &SIM[..]), ("here", &CPU)].map(|(name, device)| {
-                let t = std::time::Instant::now();
-                let v = probe(what, &run, &dir.path().join(name), device);
-                eprintln!("{} {name} {:?}", what[0], t.elapsed());
-                v
-            })
+        let (before, logged) = (files(&run), lines(&run.join("metrics.jsonl")));
+        let out = |device: &str| dir.path().join(device);
+        let said = |what: &str| {
+            let what: Vec<&str> = what.split_whitespace().collect();
+            [("there", &SIM[..]), ("here", &CPU)]
+                .map(|(name, device)| probe(&what, &run, &out(name), device))
         };
-        let logged = lines(&run.join("metrics.jsonl"));
-        let [compared, weighed, replayed] = [&ngd[..], &gradients, &precision].map(said);
+        let pairs = |name: &str| {
+            let [there, here] = ["there", "here"].map(|device| lines(&out(device).join(name)));
+            assert_eq!(there.len(), here.len(), "{name}");
+            there.into_iter().zip(here).map(|(there, here)| [there, here]).collect::<Vec<_>>()
+        };
+        // Sums of one layer's width, in the products of 11 bits.
+        let figure = tol(Dtype::Tf32, 16);
+
+        let replayed = said("ngd --at 1,2 --draws 1 --iterations 3 --losses ll,npo --steps 1");
+        let compared = pairs("ngd.jsonl");
+        assert_eq!(compared.len(), 2);
+        for pair in &compared {
+            // A product is a difference over a displacement, with the error that it states itself.
+            let error = |line: &Value| line["product_error"].as_f64().unwrap();
+            let product = error(&pair[0]) + error(&pair[1]);
+            assert!(product < 0.1, "a product says little: {}", pair[0]);
+            near(pair, "/drift", figure);
+            for key in ["/step", "/cosine", "/distance", "/curvature", "/curvature_gradient"] {
+                near(pair, key, figure + product);
+            }
+        }
+        let places = pairs("ngd-path.jsonl");
+        assert_eq!(places.len(), 2 * 3);
+        // In the first step the run's gradient is that of its loss, and so is the clip factor; another loss has another.
+        for device in 0..2 {
+            let clip = |loss: &str| {
+                let mut after = places.iter().map(|pair| &pair[device]).filter(|p| p["steps"] == 1);
+                after.find(|place| place["loss"] == loss).unwrap()["clip"].as_f64().unwrap()
+            };
+            assert!((clip("ll") - clip("run")).abs() < 1e-5 && clip("run") < 1.0, "{places:?}");
+            assert!(clip("npo") < 0.5 * clip("run"), "{places:?}");
+        }
+        for pair in &places {
+            near(pair, "/forget_nll", figure);
+            near(pair, "/retain_nll", figure);
+            near(pair, "/clip", figure);
+            near(pair, "/moved", figure);
+        }
+        said("gradients --every 2 --draws 1");
+        let healths = pairs("gradients.jsonl");
+        assert!(healths.iter().any(|[there, _]| there["loss"] == "nlul"));
+        for pair in &healths {
+            near(pair, "/row", figure);
+            near(pair, "/weight", figure);
+            assert_eq!((&pair[0]["loss"], &pair[0]["flag"]), (&pair[1]["loss"], &pair[1]["flag"]));
+        }
+        said("precision --states compact");
+        let precision = pairs("precision.jsonl");
+        for pair in &precision {
+            for key in ["/motion", "/drift", "/loss_tr_exact", "/grad_norm_exact", "/loss_tr"] {
+                near(pair, key, figure);
+            }
+            for key in ["/motion_error", "/drift_error"] {
+                near(pair, key, 0.1);
+            }
+        }
+        let curved = said("curvature --draws 1");
+        for key in ["length", "curvature", "kl", "forget_nll", "retain_nll"] {
+            near(&curved, &format!("/updates/0/{key}"), 0.05);
+        }
+
+        // Replayed there with probes between its steps, and beside other states, it is the recorded run to the bit.
         assert_eq!(files(&run), before);
-        eprintln!("{:#?}", [compared, weighed, replayed]);
-        eprintln!("{logged:#?}");
+        assert_eq!(precision.len(), logged.len());
+        for key in ["loss_tr", "loss_kl", "grad_norm"] {
+            assert_eq!(replayed[0]["replayed"][key], logged[1][key], "{key}");
+            for ([there, _], logged) in precision.iter().zip(&logged) {
+                assert_eq!(there[format!("{key}_exact")], logged[key], "{key}");
+            }
+        }
     }
 }
