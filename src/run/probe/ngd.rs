@@ -201,12 +201,17 @@ impl Ngd {
         let (mut bar, mut replayed) = (Progress::new(last), None);
         for done in 0..=last {
             let point = Point::take(ops, &replay.state.model)?;
+            let followed = done <= following && !paths.is_empty();
             if self.at.contains(&done) {
                 lines.push(self.compare(ops, &mut replay, &point, done)?);
             }
-            if done <= following && !paths.is_empty() {
+            if followed {
                 let clip = replayed.as_ref().map_or(1.0, |report: &StepReport| report.clip_coef);
                 self.places(ops, &mut replay, &point, &start, &paths, (done, clip), &mut places)?;
+            }
+            // Solves take long: a probe that is broken off leaves what it has found.
+            if followed || self.at.contains(&done) || done == last {
+                self.write(&replay.name, &lines, &places)?;
             }
             let report = if done < last { Some(replay.step(ops)?) } else { None };
             if done < following {
@@ -217,7 +222,6 @@ impl Ngd {
             replayed = report.or(replayed);
         }
         bar.finish();
-        self.write(&replay.name, &lines, &places)?;
         let out = self.out.display().to_string();
         Ok(
             json!({"run": replay.name, "out": out, "ngd": lines, "path": places.last(), "replayed": replayed}),
