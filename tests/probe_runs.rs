@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[cfg(feature = "sim")]
+mod support;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,8 +21,13 @@ fn nepenthe(args: &[&str]) -> (i32, String, String) {
     (out.status.code().unwrap(), text(out.stdout), text(out.stderr))
 }
 
-/// Makes a short run of a recorded model and returns its folder.
-fn recorded(dir: &Path) -> PathBuf {
+/// Makes a short run of a recorded model, with these options besides, and returns its folder.
+fn recorded(dir: &Path, more: &[&str]) -> PathBuf {
+    recorded_of(dir, more, |_| ())
+}
+
+/// The same of a model whose folder `change` has changed.
+fn recorded_of(dir: &Path, more: &[&str], change: impl Fn(&Path)) -> PathBuf {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data");
     let model = dir.join("model");
     std::fs::create_dir(&model).unwrap();
@@ -31,6 +39,7 @@ fn recorded(dir: &Path) -> PathBuf {
     ] {
         std::fs::copy(golden.join(from).join(name), model.join(name)).unwrap();
     }
+    change(&model);
     for (name, step) in [("forget", 7), ("retain", 11)] {
         let rows: Vec<String> = (0..6)
             .map(|d| {
@@ -43,7 +52,7 @@ fn recorded(dir: &Path) -> PathBuf {
     let path = |name: &str| dir.join(name).display().to_string();
     let steps = format!("run.steps={STEPS}");
     let cache = format!("data.cache={}", path("cache"));
-    let (code, _, stderr) = nepenthe(&[
+    let options = [
         "unlearn",
         "--model",
         &path("model"),
@@ -63,7 +72,8 @@ fn recorded(dir: &Path) -> PathBuf {
         "optim.lr=0.05",
         "--set",
         "eval.documents=0",
-    ]);
+    ];
+    let (code, _, stderr) = nepenthe(&[&options[..], more].concat());
     assert_eq!(code, 0, "{stderr}");
     dir.join("run")
 }
@@ -92,7 +102,7 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 #[test]
 fn ngd_and_gradients_read_the_run_and_leave_it_alone() {
     let dir = tempfile::tempdir().unwrap();
-    let run = recorded(dir.path());
+    let run = recorded(dir.path(), &[]);
     let before = files(&run);
     let shown = run.display().to_string();
     let ngd = [
@@ -168,10 +178,68 @@ fn ngd_and_gradients_read_the_run_and_leave_it_alone() {
     assert!(stderr.contains("nearest is nlul"), "{stderr}");
 }
 
+/// Copies a folder with all that is below it.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name())).unwrap();
+        if path.is_dir() {
+            copy(&path, &to.join(name));
+        } else {
+            std::fs::copy(&path, to.join(name)).unwrap();
+        }
+    }
+}
+
+/// Copies a run to `to` with the model that it started from inside, as `demo` keeps it.
+fn with_its_model(run: &Path, to: &Path) {
+    let model = run.with_file_name("model");
+    copy(run, to);
+    copy(&model, &to.join("input/target"));
+    let recipe = to.join("config.resolved.toml");
+    let text = std::fs::read_to_string(&recipe).unwrap();
+    let path = |at: &Path| format!("path = \"{}\"", at.display());
+    let moved = text.replace(&path(&model), &path(&to.join("input/target")));
+    assert_ne!(moved, text);
+    std::fs::write(recipe, moved).unwrap();
+}
+
+#[test]
+fn curvature_reads_runs_that_hold_the_model_they_started_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = recorded(dir.path(), &["--set", "run.steps=1"]);
+    let [first, second] = ["first", "second"].map(|name| dir.path().join(name));
+    with_its_model(&run, &first);
+    with_its_model(&run, &second);
+    let out = dir.path().join("out");
+    let probe = || {
+        let paths = [&first, &second, &run, &out].map(|path| path.display().to_string());
+        let [first, second, run, out] = [0, 1, 2, 3].map(|i| paths[i].as_str());
+        nepenthe(&["probe", "curvature", first, second, run, "--draws", "1", "--out", out])
+    };
+    let (code, _, stderr) = probe();
+    assert_eq!(code, 0, "{stderr}");
+    let updates = lines(&out.join("curvature.jsonl"));
+    assert_eq!(updates.len(), 3);
+    assert!(updates[0]["curvature"].as_f64() > Some(0.0), "{}", updates[0]);
+    for update in &updates[1..] {
+        assert_eq!(update["shares"], updates[0]["shares"]);
+        assert_eq!(update["curvature"], updates[0]["curvature"]);
+    }
+    // One bit of one weight makes it another model.
+    let weights = second.join("input/target/model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&weights, bytes).unwrap();
+    let (code, _, stderr) = probe();
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("second: it started from ") && stderr.contains("first/input/target"));
+}
+
 #[test]
 fn precision_replays_the_run_and_leaves_it_alone() {
     let dir = tempfile::tempdir().unwrap();
-    let run = recorded(dir.path());
+    let run = recorded(dir.path(), &[]);
     let before = files(&run);
     let shown = run.display().to_string();
     let states = "compact,tiny,approx";
@@ -212,4 +280,132 @@ fn precision_replays_the_run_and_leaves_it_alone() {
     let (code, _, stderr) = nepenthe(&["probe", "precision", &shown, "--states", "huge"]);
     assert_eq!(code, 2);
     assert!(stderr.contains("states: huge is no state mode"), "{stderr}");
+}
+
+/// What the simulator says, whose products are those of a device: TF32 in fp32 storage.
+#[cfg(feature = "sim")]
+mod simulated {
+    use super::*;
+    use nepenthe::model::ModelConfig;
+    use nepenthe::run::conformance::{Dtype, tol};
+    use support::model::weights;
+
+    const SIM: [&str; 4] = ["--device", "sim", "--precision", "fp32"];
+    const CPU: [&str; 2] = ["--device", "cpu"];
+    /// One layer, which has the fewest launches; the vocabulary is the tokenizer's.
+    const TINY: &str = r#"{"model_type":"llama","hidden_size":16,"num_attention_heads":1,"num_key_value_heads":1,
+        "head_dim":16,"hidden_act":"silu","vocab_size":512,"num_hidden_layers":1,"intermediate_size":16,
+        "rms_norm_eps":1e-5}"#;
+
+    /// Puts a small model in the place of the recorded one.
+    fn shrink(model: &Path) {
+        std::fs::write(model.join("config.json"), TINY).unwrap();
+        weights(&ModelConfig::parse(TINY).unwrap(), "model.safetensors", model);
+    }
+
+    /// Probes `run` on a device, and returns what the command printed.
+    fn probe(what: &[&str], run: &Path, out: &Path, device: &[&str]) -> Value {
+        let (run, out) = (run.display().to_string(), out.display().to_string());
+        let (command, options) = what.split_at(1);
+        let all = [&["probe"], command, &[&run], options, &["--out", &out, "--json"], device];
+        let (code, stdout, stderr) = nepenthe(&all.concat());
+        assert_eq!(code, 0, "{stderr}");
+        serde_json::from_str(&stdout).unwrap()
+    }
+
+    /// Fails unless what a command printed has at `key` the number that it has on the CPU, within `allowed` of it.
+    fn near([there, here]: &[Value; 2], key: &str, allowed: f64) {
+        let [there, here] = [there, here].map(|v| v.pointer(key).and_then(Value::as_f64).unwrap());
+        assert!(
+            (there - here).abs() <= allowed * here.abs(),
+            "{key}: {there:e} there, {here:e} here, allowed {allowed:.3}"
+        );
+    }
+
+    #[test]
+    fn probes_say_there_what_they_say_on_the_cpu_and_leave_the_run_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        // A loss that moves a model of random weights: a drift far above the rounding of TF32.
+        let sets = "run.steps=2 run.forget_accum_steps=1 run.kl_accum_steps=1 method.loss=ll \
+                    method.forget_weight=1.0 method.damping=1.0 method.teacher_rate=0.1 optim.clip=0.5";
+        let sets: Vec<&str> = sets.split_whitespace().flat_map(|set| ["--set", set]).collect();
+        let run = recorded_of(dir.path(), &[&SIM[..], &sets].concat(), shrink);
+        let (before, logged) = (files(&run), lines(&run.join("metrics.jsonl")));
+        let out = |device: &str| dir.path().join(device);
+        let said = |what: &str| {
+            let what: Vec<&str> = what.split_whitespace().collect();
+            [("there", &SIM[..]), ("here", &CPU)]
+                .map(|(name, device)| probe(&what, &run, &out(name), device))
+        };
+        let pairs = |name: &str| {
+            let [there, here] = ["there", "here"].map(|device| lines(&out(device).join(name)));
+            assert_eq!(there.len(), here.len(), "{name}");
+            there.into_iter().zip(here).map(|(there, here)| [there, here]).collect::<Vec<_>>()
+        };
+        // Sums of one layer's width, in the products of 11 bits.
+        let figure = tol(Dtype::Tf32, 16);
+
+        let replayed = said("ngd --at 1,2 --draws 1 --iterations 3 --losses ll,npo --steps 1");
+        let compared = pairs("ngd.jsonl");
+        assert_eq!(compared.len(), 2);
+        for pair in &compared {
+            // A product is a difference over a displacement, with the error that it states itself.
+            let error = |line: &Value| line["product_error"].as_f64().unwrap();
+            let product = error(&pair[0]) + error(&pair[1]);
+            assert!(product < 0.1, "a product says little: {}", pair[0]);
+            near(pair, "/drift", figure);
+            for key in ["/step", "/cosine", "/distance", "/curvature", "/curvature_gradient"] {
+                near(pair, key, figure + product);
+            }
+        }
+        let places = pairs("ngd-path.jsonl");
+        assert_eq!(places.len(), 2 * 3);
+        // In the first step the run's gradient is that of its loss, and so is the clip factor; another loss has another.
+        for device in 0..2 {
+            let clip = |loss: &str| {
+                let mut after = places.iter().map(|pair| &pair[device]).filter(|p| p["steps"] == 1);
+                after.find(|place| place["loss"] == loss).unwrap()["clip"].as_f64().unwrap()
+            };
+            assert!((clip("ll") - clip("run")).abs() < 1e-5 && clip("run") < 1.0, "{places:?}");
+            assert!(clip("npo") < 0.5 * clip("run"), "{places:?}");
+        }
+        for pair in &places {
+            near(pair, "/forget_nll", figure);
+            near(pair, "/retain_nll", figure);
+            near(pair, "/clip", figure);
+            near(pair, "/moved", figure);
+        }
+        said("gradients --every 2 --draws 1");
+        let healths = pairs("gradients.jsonl");
+        assert!(healths.iter().any(|[there, _]| there["loss"] == "nlul"));
+        for pair in &healths {
+            near(pair, "/row", figure);
+            near(pair, "/weight", figure);
+            assert_eq!((&pair[0]["loss"], &pair[0]["flag"]), (&pair[1]["loss"], &pair[1]["flag"]));
+        }
+        said("precision --states compact");
+        let precision = pairs("precision.jsonl");
+        for pair in &precision {
+            for key in ["/motion", "/drift", "/loss_tr_exact", "/grad_norm_exact", "/loss_tr"] {
+                near(pair, key, figure);
+            }
+            for key in ["/motion_error", "/drift_error"] {
+                near(pair, key, 0.1);
+            }
+        }
+        let curved = said("curvature --draws 1");
+        for key in ["length", "curvature", "kl", "forget_nll", "retain_nll"] {
+            near(&curved, &format!("/updates/0/{key}"), 0.05);
+        }
+
+        // Replayed there with probes between its steps, and beside other states, it is the recorded run to the bit.
+        assert_eq!(files(&run), before);
+        assert_eq!(precision.len(), logged.len());
+        for key in ["loss_tr", "loss_kl", "grad_norm"] {
+            assert_eq!(replayed[0]["replayed"][key], logged[1][key], "{key}");
+            for ([there, _], logged) in precision.iter().zip(&logged) {
+                assert_eq!(there[format!("{key}_exact")], logged[key], "{key}");
+            }
+        }
+    }
 }

@@ -19,7 +19,7 @@ use crate::run::probe::solve::Limits;
 /// What is looked at.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Probe {
-    /// Replay a run in exact and in compact state side by side, and plot how far they come apart
+    /// Replay a run in exact state and in smaller ones side by side, and plot how far they come apart
     Precision(PrecisionArgs),
     /// Compare a run's drift with the damped natural-gradient step, and follow slow natural-gradient descent
     Ngd(NgdArgs),

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::Replay;
 use super::fisher::{Fisher, Point, dot, norm};
+use super::{Replay, recipe_of};
 use crate::error::{Error, Result};
 use crate::io::atomic::write_file_atomic;
 use crate::method::{Kl, Nll};
@@ -17,6 +17,7 @@ use crate::ops::Ops;
 use crate::report::svg::Chart;
 use crate::run::Folder;
 use crate::run::recorded::Recorded;
+use crate::run::suite::record::model_hash;
 
 /// What is asked of several runs that started from the same model.
 #[derive(Debug, Clone)]
@@ -74,15 +75,17 @@ impl Curvature {
         let start = point.teacher();
         let layout = replay.state.model.layout.clone();
         let mut updates = Vec::new();
+        let first = Folder::open(&replay.recipe.model.path)?;
         for (run, recorded) in self.runs.iter().zip(Recorded::read_all(&self.runs)?) {
-            let own = recorded.settings.get("model.path").map(String::as_str);
-            let wanted = replay.recipe.model.path.display().to_string();
-            if own != Some(&wanted) {
+            let own = recipe_of(run)?.model.path;
+            if own != first.dir && model_hash(&Folder::open(&own)?)? != model_hash(&first)? {
                 return Err(Error::config(format!(
-                    "{}: model.path is {}, that of the first run {wanted}",
+                    "{}: it started from {}, which is not the model {} of the first run",
                     run.display(),
-                    own.unwrap_or("not set")
-                )));
+                    own.display(),
+                    first.dir.display()
+                ))
+                .hint("compare runs that started from the same files"));
             }
             let end = trained(&layout, &point, &run.join("model"))?;
             updates.push((recorded.name, end));

@@ -3,6 +3,57 @@
 //! With D = z - z_ref and q = softmax(z_ref), half of Var_q(D) has the gradient J^T q (D - E_q D). At ref + e v it is
 //! e F v + O(e^2), where F = mean over positions of J^T (diag q - q q^T) J at ref: the Fisher matrix, which for softmax
 //! is the Gauss-Newton matrix too. The central difference of both signs of e leaves O(e^2) of F v.
+//!
+//! A damped natural-gradient step of a model on texts, as `nepenthe probe ngd` makes it:
+//!
+//! ```
+//! use nepenthe::Result;
+//! use nepenthe::backend::cpu::Cpu;
+//! use nepenthe::data::MicroBatch;
+//! use nepenthe::method::passes::Passes;
+//! use nepenthe::method::{Knobs, Nll};
+//! use nepenthe::model::params::Keeping;
+//! use nepenthe::model::{Model, Train};
+//! use nepenthe::ops::{StateMode, TeacherForm, UpdateRule};
+//! use nepenthe::run::Folder;
+//! use nepenthe::run::probe::fisher::{Fisher, Point, dot};
+//! use nepenthe::run::probe::solve::{Limits, conjugate_gradients};
+//!
+//! let ops = Cpu::<f32>::new();
+//! let folder = Folder::open("tests/golden/data/models/llama-gqa".as_ref())?;
+//! let keep = Keeping {
+//!     train: Some(Train::Body),
+//!     mode: StateMode::Exact,
+//!     teacher: TeacherForm::Drift,
+//!     rule: UpdateRule::Sgd { momentum: 0.0 },
+//!     seed: 1,
+//! };
+//! let mut model = Model::load(&ops, folder.config, &folder.weights, &keep)?;
+//! let mut passes = Passes::new(&ops, &model, 64, true)?;
+//! let texts = [MicroBatch::new([vec![3, 14, 15, 92, 65, 35]])];
+//!
+//! let point = Point::take(&ops, &model)?;
+//! let mut fisher = Fisher::new(&ops, &mut model, &mut passes, &point, point.teacher(), &texts);
+//! let gradient = fisher.gradient(&Nll, &Knobs::default(), &vec![0.0; point.len()], None)?;
+//! let error = fisher.calibrate(&gradient)?;
+//! assert!(error < 1e-2, "products are good to {error}");
+//!
+//! // (F + damping) x = -g.
+//! let damping = 0.1;
+//! let mut damped = |v: &[f64]| -> Result<Vec<f64>> {
+//!     Ok(fisher.product(v)?.iter().zip(v).map(|(fv, v)| fv + damping * v).collect())
+//! };
+//! let downhill: Vec<f64> = gradient.iter().map(|g| -g).collect();
+//! let limits = Limits { tolerance: 1e-2, iterations: 10 };
+//! let found = conjugate_gradients(&mut damped, &downhill, None, None, limits)?;
+//! assert!(dot(&found.x, &gradient) < 0.0);
+//! // The step avoids what the texts' distribution is curved along.
+//! let mut curvature = |v: &[f64]| Ok::<_, nepenthe::Error>(dot(v, &fisher.product(v)?) / dot(v, v));
+//! assert!(curvature(&found.x)? < curvature(&gradient)?);
+//!
+//! point.restore(&ops, &mut model)?;
+//! # Ok::<(), nepenthe::Error>(())
+//! ```
 
 use std::collections::BTreeMap;
 

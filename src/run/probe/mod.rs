@@ -2,6 +2,84 @@
 //!
 //! Everything reads a run folder, replays it from its recipe, and writes JSON lines and charts into a folder of its own;
 //! the run folder's files stay as they are.
+//!
+//! The parts serve update rules of the caller's own ([`crate::ops::CustomRule`]) as well. How curved is a step of signSGD,
+//! beside the gradient that it is made of?
+//!
+//! ```
+//! use nepenthe::backend::cpu::Cpu;
+//! use nepenthe::data::MicroBatch;
+//! use nepenthe::method::passes::Passes;
+//! use nepenthe::method::{FORGET, Knobs, MeanTeacher, Method, PENALTIES, Settings, find};
+//! use nepenthe::model::params::Keeping;
+//! use nepenthe::model::{Model, Train};
+//! use nepenthe::ops::{CustomRule, StateMode, TeacherForm, TensorView, UpdateRule, UpdateScalars};
+//! use nepenthe::optim::Schedule;
+//! use nepenthe::run::Folder;
+//! use nepenthe::run::probe::fisher::{Fisher, Point, dot};
+//!
+//! struct SignSgd;
+//!
+//! impl CustomRule for SignSgd {
+//!     fn name(&self) -> &str {
+//!         "sign_sgd"
+//!     }
+//!     fn update(&mut self, tensor: &mut TensorView<'_>, numbers: &UpdateScalars) -> nepenthe::Result<()> {
+//!         let lr = numbers.lr as f32;
+//!         tensor.each(|gradient, _, _| if gradient == 0.0 { 0.0 } else { -lr * gradient.signum() });
+//!         Ok(())
+//!     }
+//! }
+//!
+//! let ops = Cpu::<f32>::new();
+//! let folder = Folder::open("tests/golden/data/models/llama-gqa".as_ref())?;
+//! let keep = Keeping {
+//!     train: Some(Train::Body),
+//!     mode: StateMode::Exact,
+//!     teacher: TeacherForm::Drift,
+//!     rule: UpdateRule::custom(&SignSgd)?,
+//!     seed: 1,
+//! };
+//! let model = Model::load(&ops, folder.config, &folder.weights, &keep)?;
+//! let passes = Passes::new(&ops, &model, 64, true)?;
+//! let method = Method {
+//!     loss: find(&FORGET, "loss", "nlul")?,
+//!     penalty: Some(find(&PENALTIES, "penalty", "qkl")?),
+//!     second: None,
+//!     knobs: Knobs::default(),
+//! };
+//! let settings = Settings {
+//!     forget_weight: 1.0,
+//!     retain_weight: 1.0,
+//!     second_weight: 0.0,
+//!     dual: None,
+//!     clip: f64::INFINITY,
+//!     damping: 0.1,
+//!     teacher_rate: 0.01,
+//!     schedule: Schedule { lr: 1e-3, warmup: None },
+//! };
+//! let mut run = MeanTeacher::new(model, None, passes, method, settings);
+//! run.follow(Box::new(SignSgd));
+//! let forget = [MicroBatch::new([vec![3, 14, 15, 92, 65, 35]])];
+//! let retain = [MicroBatch::new([vec![27, 18, 28, 18, 28, 45]])];
+//!
+//! let start = Point::take(&ops, &run.model)?;
+//! run.step(&ops, &forget, &retain)?;
+//! let end = Point::take(&ops, &run.model)?;
+//! let step: Vec<f64> = end.student().iter().zip(start.student()).map(|(b, a)| b - a).collect();
+//!
+//! let MeanTeacher { model, passes, .. } = &mut run;
+//! let mut fisher = Fisher::new(&ops, model, passes, &end, start.student(), &retain);
+//! let zeros = vec![0.0; end.len()];
+//! let gradient = fisher.gradient(method.loss, &method.knobs, &zeros, Some(&forget))?;
+//! fisher.calibrate(&step)?;
+//! let mut curvature = |v: &[f64]| Ok::<_, nepenthe::Error>(dot(v, &fisher.product(v)?) / dot(v, v));
+//! let (of_step, of_gradient) = (curvature(&step)?, curvature(&gradient)?);
+//! assert!(0.0 < of_step && of_step < of_gradient, "{of_step} and {of_gradient}");
+//! // The next step goes on from where the rule left the run.
+//! end.restore(&ops, model)?;
+//! # Ok::<(), nepenthe::Error>(())
+//! ```
 
 pub mod curvature;
 pub mod fisher;
@@ -42,7 +120,7 @@ impl<O: Ops> Replay<O> {
     /// Errors: [`crate::Kind::Config`] where the folder holds no run; those of reading model and data.
     pub(super) fn open(ops: &O, run: &Path) -> Result<Self> {
         let name = Recorded::read(run)?.name;
-        let recipe = Recipe::assemble(None, Some(&run.join("config.resolved.toml")), &[])?;
+        let recipe = recipe_of(run)?;
         let folder = Folder::open(&recipe.model.path)?;
         let tokenizer = folder.tokenizer()?;
         let forget = stream(&recipe, &folder, &tokenizer, true)?;
@@ -69,6 +147,14 @@ impl<O: Ops> Replay<O> {
         }
         Ok(report)
     }
+}
+
+/// Reads the recipe of a run folder with its paths as they are: [`Recorded`] shortens those inside the folder, so that
+/// copies of a run compare equal.
+///
+/// Errors: [`crate::Kind::Config`] for a file that is no recipe.
+fn recipe_of(run: &Path) -> Result<Recipe> {
+    Recipe::assemble(None, Some(&run.join("config.resolved.toml")), &[])
 }
 
 /// Returns what progress shows of a step.

@@ -17,9 +17,10 @@ use super::{Replay, line_of};
 use crate::data::MicroBatch;
 use crate::error::{Error, Result};
 use crate::io::atomic::write_file_atomic;
-use crate::method::{FORGET, Kl, Knobs, Nll, Objective, find};
+use crate::method::{FORGET, Kl, Knobs, Nll, Objective, StepReport, find};
 use crate::model::Model;
 use crate::ops::Ops;
+use crate::ops::state::clip_factor;
 use crate::report::progress::Progress;
 use crate::report::svg::Chart;
 use crate::rng::Stream as Random;
@@ -100,6 +101,8 @@ pub struct Place {
     pub steps: u64,
     /// The forget loss that is descended; `run` for the run's own teacher.
     pub loss: String,
+    /// The clip factor of the step that led here; 1 at the start.
+    pub clip: f64,
     /// |w - w_0|.
     pub moved: f64,
     /// |w - teacher|, over the way that the teacher has gone.
@@ -198,24 +201,27 @@ impl Ngd {
         let (mut bar, mut replayed) = (Progress::new(last), None);
         for done in 0..=last {
             let point = Point::take(ops, &replay.state.model)?;
+            let followed = done <= following && !paths.is_empty();
             if self.at.contains(&done) {
                 lines.push(self.compare(ops, &mut replay, &point, done)?);
             }
-            if done <= following && !paths.is_empty() {
-                self.places(ops, &mut replay, &point, &start, &paths, done, &mut places)?;
+            if followed {
+                let clip = replayed.as_ref().map_or(1.0, |report: &StepReport| report.clip_coef);
+                self.places(ops, &mut replay, &point, &start, &paths, (done, clip), &mut places)?;
             }
-            let moves = done < following;
+            // Solves take long: a probe that is broken off leaves what it has found.
+            if followed || self.at.contains(&done) || done == last {
+                self.write(&replay.name, &lines, &places)?;
+            }
             let report = if done < last { Some(replay.step(ops)?) } else { None };
-            if let (true, Some(report)) = (moves, &report) {
+            if done < following {
                 let after = Point::take(ops, &replay.state.model)?;
-                let rate = settings.teacher_rate * report.clip_coef;
-                self.follow(ops, &mut replay, &after, &mut paths, done, rate)?;
+                self.follow(ops, &mut replay, &after, &mut paths, done)?;
             }
             report.iter().for_each(|report| bar.step(line_of(report)));
             replayed = report.or(replayed);
         }
         bar.finish();
-        self.write(&replay.name, &lines, &places)?;
         let out = self.out.display().to_string();
         Ok(
             json!({"run": replay.name, "out": out, "ngd": lines, "path": places.last(), "replayed": replayed}),
@@ -297,12 +303,16 @@ impl Ngd {
             let reads_base = loss.rows(&knobs).reads_base();
             let config = &replay.state.model.config;
             let base = reads_base.then(|| base_model(ops, &replay.recipe, config)).transpose()?;
-            Ok(Path { name: name.clone(), loss, knobs, base, w: start.clone(), share: None })
+            let (name, w) = (name.clone(), start.clone());
+            Ok(Path { name, loss, knobs, base, w, clip: 1.0, share: None })
         };
         self.losses.iter().map(begin).collect()
     }
 
     /// Moves every path by one step at the teacher's rate.
+    ///
+    /// As in a step of the mean teacher the rate is scaled by a clip factor: that of alpha times the path's own gradient,
+    /// which is all of the gradient there, as the penalty's vanishes where the student is the teacher.
     fn follow<O: Ops>(
         &self,
         ops: &O,
@@ -310,18 +320,18 @@ impl Ngd {
         point: &Point,
         paths: &mut [Path<O>],
         done: u64,
-        rate: f64,
     ) -> Result<()> {
         let texts = Texts::draw(replay, done, self)?;
+        let settings = replay.state.settings;
         let system = System {
-            alpha: replay.state.settings.forget_weight,
+            alpha: settings.forget_weight,
             beta: replay.state.retain_weight,
-            damping: replay.state.settings.damping,
+            damping: settings.damping,
         };
         let state = &mut replay.state;
         let zeros = vec![0.0; point.len()];
         for path in paths {
-            let Path { loss, knobs, base, w, share, .. } = path;
+            let Path { loss, knobs, base, w, clip, share, .. } = path;
             let mut fisher = Fisher::new(
                 ops,
                 &mut state.model,
@@ -340,6 +350,8 @@ impl Ngd {
             }
             // From nothing: iterates are then never longer than the solution, whatever the last texts were.
             let (x, _) = system.solve(&mut fisher, &gradient, None, None, self.limits)?;
+            *clip = clip_factor(system.alpha * norm(&gradient), settings.clip);
+            let rate = settings.teacher_rate * *clip;
             w.iter_mut().zip(&x).for_each(|(w, x)| *w += rate * x);
         }
         point.restore(ops, &mut state.model)
@@ -354,7 +366,7 @@ impl Ngd {
         point: &Point,
         start: &[f64],
         paths: &[Path<O>],
-        done: u64,
+        (done, clip): (u64, f64),
         places: &mut Vec<Place>,
     ) -> Result<()> {
         let texts = Texts::draw(replay, 0, self)?;
@@ -370,9 +382,9 @@ impl Ngd {
             teacher.clone(),
             &texts.retain,
         );
-        let own = ("run", &teacher);
-        let all = std::iter::once(own).chain(paths.iter().map(|path| (&*path.name, &path.w)));
-        for (loss, w) in all {
+        let own = ("run", &teacher, clip);
+        let others = paths.iter().map(|path| (&*path.name, &path.w, path.clip));
+        for (loss, w, clip) in std::iter::once(own).chain(others) {
             let drift: Vec<f64> = w.iter().zip(&teacher).map(|(w, t)| w - t).collect();
             fisher.move_to(teacher.clone());
             let kl = fisher.sums(&Kl::Tokens, &drift, &texts.retain)?.value;
@@ -382,6 +394,7 @@ impl Ngd {
             places.push(Place {
                 steps: done,
                 loss: loss.to_owned(),
+                clip,
                 moved: distance(w, start),
                 apart: if way > 0.0 { norm(&drift) / way } else { 0.0 },
                 kl,
@@ -443,6 +456,8 @@ struct Path<O: Ops> {
     knobs: Knobs,
     base: Option<Model<O>>,
     w: Vec<f64>,
+    /// The clip factor of the last step.
+    clip: f64,
     /// The displacements of products, as a share of the norm of w; chosen at the first step.
     share: Option<f64>,
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::line_of;
+use super::{line_of, recipe_of};
 use crate::error::{Error, Result};
 use crate::io::atomic::write_file_atomic;
 use crate::method::MeanTeacher;
@@ -146,7 +146,7 @@ impl Precision {
     pub fn replay<O: Ops>(&self, ops: &O, saving: Saving) -> Result<Value> {
         let modes: Vec<StateMode> = self.states.iter().map(|s| mode(s)).collect::<Result<_>>()?;
         let name = Recorded::read(&self.run)?.name;
-        let recipe = Recipe::assemble(None, Some(&self.run.join("config.resolved.toml")), &[])?;
+        let recipe = recipe_of(&self.run)?;
         let lines = self.lines(ops, &recipe, &modes, saving)?;
         std::fs::create_dir_all(&self.out).map_err(|e| Error::io("make folder", &self.out, &e))?;
         let text: String = lines.iter().map(|line| format!("{}\n", json!(line))).collect();
