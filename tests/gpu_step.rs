@@ -84,8 +84,11 @@ struct Job {
 /// What a step left behind: its report, and per tensor the gradient, the student and the teacher.
 struct Outcome {
     report: StepReport,
-    tensors: Vec<(String, [Vec<f32>; 3])>,
+    tensors: Tensors,
 }
+
+/// Per tensor its name, the gradient, the student and the teacher.
+type Tensors = Vec<(String, [Vec<f32>; 3])>;
 
 /// The documents of a step: its forget and its retain micro-batches.
 type Batches = ([MicroBatch; 2], [MicroBatch; 2]);
@@ -152,8 +155,8 @@ fn step<O: Ops>(ops: &O, job: Job) -> Outcome {
 }
 
 /// Reads gradient, student and teacher of every tensor.
-fn tensors<O: Ops>(ops: &O, run: &MeanTeacher<O>) -> Vec<(String, [Vec<f32>; 3])> {
-    let mut tensors: Vec<(String, [Vec<f32>; 3])> = Vec::new();
+fn tensors<O: Ops>(ops: &O, run: &MeanTeacher<O>) -> Tensors {
+    let mut tensors = Tensors::new();
     let mut add = |name: &str, values: &[f32]| {
         tensors.push((name.to_string(), [values.to_vec(), Vec::new(), Vec::new()]));
         Ok(())
@@ -322,7 +325,7 @@ fn compare_reports(got: &[StepReport], want: &[StepReport]) {
 /// A shield over the loss, found from activations on each side alike, beside a penalty that is free.
 #[test]
 fn a_shielded_loss_steps_as_on_the_cpu() {
-    fn steps<O: Ops>(ops: &O) -> (Vec<StepReport>, Vec<(String, [Vec<f32>; 3])>) {
+    fn steps<O: Ops>(ops: &O) -> (Vec<StepReport>, Tensors) {
         let job = Job {
             mode: StateMode::Exact,
             ..job(LLAMA, at(&FORGET, "nlul"), Some(at(&PENALTIES, "kl")))

@@ -178,6 +178,44 @@ fn ngd_and_gradients_read_the_run_and_leave_it_alone() {
     assert!(stderr.contains("nearest is nlul"), "{stderr}");
 }
 
+#[test]
+fn a_solve_goes_on_where_it_was_left_and_held_out_texts_are_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let holdout = dir.path().join("holdout.jsonl");
+    let row = |d: u64| format!("{{\"input_ids\": [{}, 9, 7, 5, 3]}}", 2 + d);
+    std::fs::write(&holdout, (0..3).map(row).collect::<Vec<_>>().join("\n")).unwrap();
+    let set = format!("eval.holdout={}", holdout.display());
+    let run = recorded(dir.path(), &["--set", &set]);
+    let (shown, out) = (run.display().to_string(), dir.path().join("kept"));
+    let place = out.display().to_string();
+    let solve = |more: &[&str]| {
+        let options = ["probe", "ngd", &shown, "--at", "2", "--draws", "1", "--iterations", "3"];
+        let (code, _, stderr) = nepenthe(&[&options[..], &["--out", &place], more].concat());
+        assert_eq!(code, 0, "{stderr}");
+        let residuals = &lines(&out.join("ngd.jsonl"))[0]["residuals"];
+        let residuals = residuals.as_array().unwrap().iter().map(|r| r.as_f64().unwrap());
+        residuals.collect::<Vec<f64>>()
+    };
+    let first = solve(&["--resume"]);
+    assert_eq!((first.len(), first[0]), (4, 1.0));
+    let second = solve(&["--resume"]);
+    // The residual is made anew there, from other displacements of the products.
+    assert!((second[0] / first[3] - 1.0).abs() < 0.05, "{first:?} {second:?}");
+    assert!(second[3] < first[3], "{first:?} {second:?}");
+    // Without the option it starts from nothing.
+    assert_eq!(solve(&["--losses", "ll", "--steps", "1"])[0], 1.0);
+    for place in lines(&out.join("ngd-path.jsonl")) {
+        let kl = place["kl_holdout"].as_f64().unwrap();
+        assert!(if place["steps"] == 0 { kl == 0.0 } else { kl >= 0.0 }, "{place}");
+        assert!(place["loss"] != "ll" || place["steps"] == 0 || kl > 0.0, "{place}");
+    }
+    std::fs::write(out.join("ngd-2.f64"), [0; 16]).unwrap();
+    let (code, _, stderr) =
+        nepenthe(&["probe", "ngd", &shown, "--at", "2", "--out", &place, "--resume"]);
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("ngd-2.f64: holds 16 bytes, wanted"), "{stderr}");
+}
+
 /// Copies a folder with all that is below it.
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();

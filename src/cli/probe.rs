@@ -78,6 +78,9 @@ pub(super) struct NgdArgs {
     /// Follow them for so many steps
     #[arg(long, value_name = "N", default_value_t = 20)]
     steps: u64,
+    /// Keep the solution of each comparison in --out (8 bytes a parameter), and go on from one that is there
+    #[arg(long)]
+    resume: bool,
     /// The folder to write to [default: RUN/probe]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -183,6 +186,7 @@ fn ngd(args: &NgdArgs, out: &Output) -> Result<()> {
         lanczos: args.lanczos,
         losses: args.losses.clone(),
         steps: args.steps,
+        resume: args.resume,
         out: folder.clone(),
     };
     let done = compute(&engine, job)?;

@@ -14,7 +14,7 @@ use super::fisher::{Fisher, Point, cosine, distance, dot, norm};
 use super::lanczos::{Nodes, nodes};
 use super::solve::{Limits, conjugate_gradients, diagonal};
 use super::{Replay, line_of};
-use crate::data::MicroBatch;
+use crate::data::{Chunking, CorpusOptions, MicroBatch};
 use crate::error::{Error, Result};
 use crate::io::atomic::write_file_atomic;
 use crate::method::{FORGET, Kl, Knobs, Nll, Objective, StepReport, find};
@@ -24,6 +24,7 @@ use crate::ops::state::clip_factor;
 use crate::report::progress::Progress;
 use crate::report::svg::Chart;
 use crate::rng::Stream as Random;
+use crate::run::Folder;
 use crate::run::train::base_model;
 
 /// What is asked of a run.
@@ -48,6 +49,8 @@ pub struct Ngd {
     pub losses: Vec<String>,
     /// How many steps they are followed for.
     pub steps: u64,
+    /// Whether the solution of each comparison is kept in the folder, and one that is there is gone on from.
+    pub resume: bool,
     /// The folder that ngd.jsonl, ngd-path.jsonl and the charts are written to.
     pub out: PathBuf,
 }
@@ -109,6 +112,9 @@ pub struct Place {
     pub apart: f64,
     /// KL from the teacher of the run to w on retain texts, nats per position.
     pub kl: f64,
+    /// The same on texts that nobody was trained on, where the recipe's `eval.holdout` names some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_holdout: Option<f64>,
     /// NLL of forget texts, nats per token.
     pub forget_nll: f64,
     /// NLL of retain texts, nats per token.
@@ -193,6 +199,7 @@ impl Ngd {
             ))
             .hint("the drift of a run is a damped step where optim.damping is above 0"));
         }
+        let holdout = if self.losses.is_empty() { Vec::new() } else { self.held_out(&replay)? };
         let (mut paths, mut places) = (self.paths(ops, &replay)?, Vec::new());
         let mut lines = Vec::new();
         let start = Point::take(ops, &replay.state.model)?.teacher();
@@ -207,7 +214,8 @@ impl Ngd {
             }
             if followed {
                 let clip = replayed.as_ref().map_or(1.0, |report: &StepReport| report.clip_coef);
-                self.places(ops, &mut replay, &point, &start, &paths, (done, clip), &mut places)?;
+                let now = (done, clip);
+                self.places(ops, &mut replay, &point, &start, &paths, &holdout, now, &mut places)?;
             }
             // Solves take long: a probe that is broken off leaves what it has found.
             if followed || self.at.contains(&done) || done == last {
@@ -257,8 +265,10 @@ impl Ngd {
         let gradient = fisher.gradient(method.loss, &method.knobs, &zeros, Some(&texts.forget))?;
         let product_error = fisher.calibrate(&gradient)?;
         let scale = system.diagonal(&mut fisher, point.len(), self.diagonal)?;
+        let kept = self.kept(done, point.len())?;
         let (x, residuals) =
-            system.solve(&mut fisher, &gradient, None, scale.as_deref(), self.limits)?;
+            system.solve(&mut fisher, &gradient, kept.as_deref(), scale.as_deref(), self.limits)?;
+        self.keep(done, &x)?;
         let mut curvature = |d: &[f64]| -> Result<f64> {
             let length = dot(d, d);
             Ok(if length > 0.0 { dot(d, &fisher.product(d)?) / length } else { 0.0 })
@@ -292,6 +302,60 @@ impl Ngd {
             spectrum,
             parts: parts.collect(),
         })
+    }
+
+    fn place_of(&self, done: u64) -> PathBuf {
+        self.out.join(format!("ngd-{done}.f64"))
+    }
+
+    /// Reads the solution that an earlier probe kept, where this one is to go on from it.
+    ///
+    /// A start is a guess: that of other texts or numbers costs iterations and changes nothing else.
+    fn kept(&self, done: u64, len: usize) -> Result<Option<Vec<f64>>> {
+        let path = self.place_of(done);
+        if !self.resume || !path.exists() {
+            return Ok(None);
+        }
+        let bytes = std::fs::read(&path).map_err(|e| Error::io("read", &path, &e))?;
+        if bytes.len() != 8 * len {
+            return Err(Error::config(format!(
+                "{}: holds {} bytes, wanted {len} numbers of 8",
+                path.display(),
+                bytes.len()
+            ))
+            .hint("it is of another model: remove it, or name another --out"));
+        }
+        let number = |chunk: &[u8]| f64::from_le_bytes(chunk.try_into().unwrap_or_default());
+        Ok(Some(bytes.chunks_exact(8).map(number).collect()))
+    }
+
+    fn keep(&self, done: u64, x: &[f64]) -> Result<()> {
+        if !self.resume {
+            return Ok(());
+        }
+        std::fs::create_dir_all(&self.out).map_err(|e| Error::io("make folder", &self.out, &e))?;
+        let bytes: Vec<u8> = x.iter().flat_map(|x| x.to_le_bytes()).collect();
+        write_file_atomic(&self.place_of(done), &bytes)
+    }
+
+    /// Reads the first held-out documents of the run's recipe, as many as of a step's retain texts; none where it names none.
+    fn held_out<O: Ops>(&self, replay: &Replay<O>) -> Result<Vec<MicroBatch>> {
+        let recipe = &replay.recipe;
+        if recipe.eval.holdout.as_os_str().is_empty() {
+            return Ok(Vec::new());
+        }
+        let folder = Folder::open(&recipe.model.path)?;
+        let options = CorpusOptions {
+            context: recipe.eval.context.min(replay.state.passes.ws.tokens()),
+            chunking: Chunking::Truncate,
+            cache_dir: recipe.data.cache_dir(),
+        };
+        let corpus = folder.corpus(&recipe.eval.holdout, &folder.tokenizer()?, &options)?;
+        let size = recipe.run.micro_batch;
+        let wanted = self.retain_batches.min(recipe.run.kl_accum_steps).saturating_mul(size);
+        let documents = (0..corpus.len().min(wanted)).map(|i| corpus.checked_doc(i));
+        let documents = documents.collect::<Result<Vec<_>>>()?;
+        Ok(documents.chunks(size).map(|docs| MicroBatch::new(docs.iter().copied())).collect())
     }
 
     /// Begins a path for each loss at the run's start.
@@ -366,6 +430,7 @@ impl Ngd {
         point: &Point,
         start: &[f64],
         paths: &[Path<O>],
+        holdout: &[MicroBatch],
         (done, clip): (u64, f64),
         places: &mut Vec<Place>,
     ) -> Result<()> {
@@ -388,6 +453,10 @@ impl Ngd {
             let drift: Vec<f64> = w.iter().zip(&teacher).map(|(w, t)| w - t).collect();
             fisher.move_to(teacher.clone());
             let kl = fisher.sums(&Kl::Tokens, &drift, &texts.retain)?.value;
+            let kl_holdout = match holdout {
+                [] => None,
+                texts => Some(fisher.sums(&Kl::Tokens, &drift, texts)?.value),
+            };
             fisher.move_to(w.clone());
             let forget_nll = fisher.sums(&Nll, &zeros, &texts.forget)?.nll;
             let retain_nll = fisher.sums(&Nll, &zeros, &texts.retain)?.nll;
@@ -398,6 +467,7 @@ impl Ngd {
                 moved: distance(w, start),
                 apart: if way > 0.0 { norm(&drift) / way } else { 0.0 },
                 kl,
+                kl_holdout,
                 forget_nll,
                 retain_nll,
             });
