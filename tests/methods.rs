@@ -194,6 +194,9 @@ fn three_gradients_are_mixed_to_the_shortest() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let lines = log(dir.path(), "mollm");
     assert_eq!(lines.len(), 4);
+    // The divergence from the starting model has no gradient yet; the others are mixed without it.
+    assert_eq!(lines[0]["factors"][1], 0.0);
+    assert!(lines[1]["loss_kl"].as_f64().unwrap() > 0.0, "{lines:?}");
     for line in &lines[1..] {
         let factors = [&line["factors"][0], &line["factors"][1], &line["second_factor"]];
         let factors = factors.map(|factor| factor.as_f64().unwrap());

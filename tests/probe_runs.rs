@@ -176,6 +176,10 @@ fn ngd_and_gradients_read_the_run_and_leave_it_alone() {
     let (code, _, stderr) = nepenthe(&["probe", "ngd", &shown, "--losses", "nlull"]);
     assert_eq!(code, 2);
     assert!(stderr.contains("nearest is nlul"), "{stderr}");
+    // What the run has no layer, and no vector, for is refused before anything is computed with it.
+    let (code, _, stderr) = nepenthe(&["probe", "ngd", &shown, "--losses", "rmu", "--steps", "1"]);
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("method.rmu_layer: names layer 7"), "{stderr}");
 }
 
 #[test]

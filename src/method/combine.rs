@@ -76,7 +76,8 @@ impl Combination {
 /// Returns the weights, at least 0 and of sum 1, whose mixture of gradients with inner products `gram` is shortest.
 ///
 /// The shortest mixture lies inside the corner, edge or face of some of them, where it is a small linear system: each is
-/// solved, and the best that is a mixture is taken.
+/// solved, and the best that is a mixture is taken. What has no gradient, as a divergence from the model that a run starts
+/// from has none at its first step, is at its best and left out: no mixture with it would ever move.
 fn min_norm(gram: &[Vec<f64>]) -> Vec<f64> {
     let k = gram.len();
     let length = |w: &[f64]| -> f64 {
@@ -85,10 +86,12 @@ fn min_norm(gram: &[Vec<f64>]) -> Vec<f64> {
             .map(|(i, j)| w[i] * w[j] * gram[i][j])
             .sum()
     };
-    let equal = vec![1.0 / k as f64; k];
-    let mut best = (length(&equal), equal);
+    let mut best = (f64::INFINITY, vec![1.0 / k as f64; k]);
     for chosen in 1u32..1 << k {
         let members: Vec<usize> = (0..k).filter(|i| chosen >> i & 1 == 1).collect();
+        if members.iter().any(|i| gram[*i][*i] == 0.0) {
+            continue;
+        }
         let Some(inside) = flattest(gram, &members) else { continue };
         let mut weights = vec![0.0; k];
         members.iter().zip(inside).for_each(|(i, w)| weights[*i] = w);
@@ -194,6 +197,10 @@ mod tests {
             }
         }
         assert_eq!(Combination::MinNorm.factors(&vec![vec![0.0; 2]; 2]), [0.5, 0.5]);
+        // At its best already: the others are mixed without it.
+        let two = Combination::MinNorm.factors(&gram(&[CASES[0][0], &[0.0; 3], CASES[0][1]]));
+        let alone = Combination::MinNorm.factors(&gram(CASES[0]));
+        assert_eq!(two, [alone[0], 0.0, alone[1]]);
         let broken = [vec![f64::NAN, 0.0], vec![0.0, 1.0]];
         assert_eq!(Combination::MinNorm.factors(&broken), [1.0, 1.0]);
     }

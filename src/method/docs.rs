@@ -78,7 +78,8 @@ factors. They need a penalty.
 | `project` | f less its part against r, then less what is left against s, + r (+ s) | arXiv 2001.06782 (PCGrad), of which only the loss gives way |
 | `min_norm` | a f + b r (+ c s) of least length, a, b, c at least 0 and of sum 1 | arXiv 1810.04650 (MGDA); arXiv 2412.20412 (MOLLM) |
 
-The least length is found exactly, from the Gram matrix in f64: the best of all corners, edges and the face.
+The least length is found exactly, from the Gram matrix in f64: the best of all corners, edges and the face. What has no
+gradient (a divergence from the starting model at the first step) is left out of the mixture, which else would never move.
 ";
 
 const SHIELD: &str = "

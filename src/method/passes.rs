@@ -116,8 +116,8 @@ pub struct Passes<O: Ops> {
     weights: O::Stat,
     /// The base model's NLL of each row.
     base_nll: O::Stat,
-    /// What hidden rows are pulled to; empty before [`Passes::steer`].
-    steering: O::Stat,
+    /// What hidden rows are pulled to; none before [`Passes::steer`].
+    steering: Option<O::Stat>,
     tallies: [O::Tally; 3],
     /// Tokens behind each tally.
     tokens: [usize; 3],
@@ -147,7 +147,7 @@ impl<O: Ops> Passes<O> {
             data: PackData::default(),
             weights: ops.stat(tokens)?,
             base_nll: ops.stat(tokens)?,
-            steering: ops.stat(0)?,
+            steering: None,
             tallies: [ops.tally_room()?, ops.tally_room()?, ops.tally_room()?],
             tokens: [0; 3],
             shared: [0; 2],
@@ -157,8 +157,9 @@ impl<O: Ops> Passes<O> {
 
     /// Sets the vector that rows of steered losses are pulled to, C numbers.
     pub fn steer(&mut self, ops: &O, vector: &[f64]) -> Result<()> {
-        self.steering = ops.stat(vector.len())?;
-        ops.write_stat(vector, &mut self.steering);
+        let mut steering = ops.stat(vector.len())?;
+        ops.write_stat(vector, &mut steering);
+        self.steering = Some(steering);
         Ok(())
     }
 
@@ -311,6 +312,9 @@ impl<O: Ops> Passes<O> {
                     "this loss compares with a base model, and none is loaded",
                 ));
             }
+            if let Rows::Hidden(hidden) = loss {
+                check_hidden(hidden, model.config.layers, self.steering.is_some())?;
+            }
             let (backward, shielded) = (task.weight.is_some(), turn.shielded);
             parts.push(Part { slot: *slot, loss, backward, shielded, rows });
         }
@@ -330,6 +334,7 @@ impl<O: Ops> Passes<O> {
         let Self { ws, packs, turn, retained, weights, base_nll, steering, tallies, .. } = self;
         let pack = &packs[*turn];
         let teacher = if apart.is_some() { &*retained } else { pack };
+        let steering = steering.as_ref();
         let mut pass = Pass { ops, ws, pack, teacher, n, weights, base_nll, steering };
         // Everything that decides which ops with which numbers a pack is given, beside the shapes of packs.
         let key = format!("{parts:?} {:p} {}", model.params.as_ptr(), model.tap_name());
@@ -430,7 +435,7 @@ struct Pass<'a, O: Ops> {
     n: usize,
     weights: &'a mut O::Stat,
     base_nll: &'a mut O::Stat,
-    steering: &'a O::Stat,
+    steering: Option<&'a O::Stat>,
 }
 
 impl<O: Ops> Pass<'_, O> {
@@ -500,12 +505,28 @@ impl<O: Ops> Pass<'_, O> {
         }
         let student = if backward { Role::Student } else { Role::Evaluated };
         model.forward_to(*ops, pack, *n, student, ws, depth);
-        let toward = hidden.steered.then_some(*steering);
+        let toward = steering.filter(|_| hidden.steered);
         model.pull(*ops, pack, *n, ws, toward, depth, backward);
         if backward {
             model.backward_from(*ops, pack, *n, ws, depth);
         }
     }
+}
+
+/// Checks that a model has the layer behind which rows are pulled, and that there is a vector where they go to one.
+fn check_hidden(hidden: Hidden, layers: usize, steering: bool) -> Result<()> {
+    if hidden.layer >= layers {
+        return Err(Error::config(format!(
+            "method.rmu_layer: names layer {}, and the model's layers are 0 to {}",
+            hidden.layer,
+            layers - 1
+        )));
+    }
+    if hidden.steered && !steering {
+        return Err(Error::config("this loss pulls rows to a vector, and none is set")
+            .hint("a run whose method.loss is rmu has one"));
+    }
+    Ok(())
 }
 
 /// The rows of plain NLL.
