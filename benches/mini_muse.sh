@@ -203,7 +203,9 @@ unlearn() {
     # What is no loss of that name alone.
     case $loss in
     rmu) sets+=(method.penalty=rmu_retain method.rmu_layer=$rmu_layer method.rmu_steering=$rmu_steering) ;;
-    mollm) sets+=(method.loss=uce method.second_penalty=nll method.combine=min_norm) ;;
+    # All of one weight, as published: the shortest mixture of gradients is mostly the one that a weight made short.
+    mollm) sets+=(method.loss=uce method.second_penalty=nll method.combine=min_norm method.forget_weight=1
+        method.retain_weight=1) ;;
     pgu) sets+=(method.loss=ll method.shield=0.9) ;;
     esac
     if [ "$part" = report ]; then sets+=(eval.retrain="$retrain"); fi
