@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::checks::check_data;
 use super::engine::{self, DeviceArgs, Engine, Job};
 use super::output::Output;
-use super::unlearn::{lay, wanted};
+use super::unlearn::Sources;
 use crate::error::Result;
 use crate::ops::Ops;
 use crate::run::plan::Plan;
@@ -16,15 +16,8 @@ use crate::run::{Recipe, Slug, folder};
 /// Options of `slug`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The model folder to start from
-    #[arg(long, value_name = "DIR")]
-    model: Option<PathBuf>,
-    /// The text to be forgotten: .jsonl, .json or .txt
-    #[arg(long, value_name = "FILE")]
-    forget: Option<PathBuf>,
-    /// The text to be kept: .jsonl, .json or .txt
-    #[arg(long, value_name = "FILE")]
-    retain: Option<PathBuf>,
+    #[command(flatten)]
+    sources: Sources,
     /// How much the NLL of the retain documents may rise, nats per token
     #[arg(long, value_name = "NATS", default_value_t = 0.1)]
     budget: f64,
@@ -76,12 +69,7 @@ impl Job for Search<'_> {
 
 pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     let mut recipe = Recipe::assemble(None, args.config.as_deref(), &args.set)?;
-    lay(&mut recipe.model.path, &args.model);
-    lay(&mut recipe.data.forget, &args.forget);
-    lay(&mut recipe.data.retain, &args.retain);
-    wanted("--model", "model.path", &recipe.model.path)?;
-    wanted("--forget", "data.forget", &recipe.data.forget)?;
-    wanted("--retain", "data.retain", &recipe.data.retain)?;
+    args.sources.lay(&mut recipe, true)?;
     check_data("data.forget", &recipe.data.forget)?;
     check_data("data.retain", &recipe.data.retain)?;
     let engine = args.device.open()?;

@@ -14,6 +14,18 @@ use crate::run::{Recipe, page};
 /// Options of `unlearn`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    #[command(flatten)]
+    sources: Sources,
+    #[command(flatten)]
+    run: RunArgs,
+    /// Settings to start from: muse-news, muse-books, muse-news-kl, npo-kl, finetune, demo
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
+}
+
+/// What is unlearned from what.
+#[derive(Debug, clap::Args)]
+pub(super) struct Sources {
     /// The model folder to start from
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
@@ -23,11 +35,23 @@ pub(super) struct Args {
     /// The text to be kept: .jsonl, .json or .txt
     #[arg(long, value_name = "FILE")]
     retain: Option<PathBuf>,
-    #[command(flatten)]
-    run: RunArgs,
-    /// Settings to start from: muse-news, muse-books, muse-news-kl, npo-kl, finetune, demo
-    #[arg(long, value_name = "NAME")]
-    preset: Option<String>,
+}
+
+impl Sources {
+    /// Puts the paths over those of `recipe`.
+    ///
+    /// Errors: [`crate::Kind::Config`] where one is missing; retain documents only where `retains`.
+    pub(super) fn lay(&self, recipe: &mut Recipe, retains: bool) -> Result<()> {
+        lay(&mut recipe.model.path, &self.model);
+        lay(&mut recipe.data.forget, &self.forget);
+        lay(&mut recipe.data.retain, &self.retain);
+        wanted("--model", "model.path", &recipe.model.path)?;
+        wanted("--forget", "data.forget", &recipe.data.forget)?;
+        if retains {
+            wanted("--retain", "data.retain", &recipe.data.retain)?;
+        }
+        Ok(())
+    }
 }
 
 /// Options of every training run.
@@ -51,14 +75,8 @@ pub(super) struct RunArgs {
 
 pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     let mut recipe = args.run.recipe(args.preset.as_deref())?;
-    lay(&mut recipe.model.path, &args.model);
-    lay(&mut recipe.data.forget, &args.forget);
-    lay(&mut recipe.data.retain, &args.retain);
-    wanted("--model", "model.path", &recipe.model.path)?;
-    wanted("--forget", "data.forget", &recipe.data.forget)?;
-    if recipe.reads_retain() {
-        wanted("--retain", "data.retain", &recipe.data.retain)?;
-    }
+    let retains = recipe.reads_retain();
+    args.sources.lay(&mut recipe, retains)?;
     args.run.start(recipe, out)
 }
 

@@ -151,6 +151,15 @@ pub fn draw(
         .collect()
 }
 
+/// Returns the first `count` documents of `corpus`, or all, in micro-batches of `micro_batch`.
+///
+/// Errors: `Kind::Data` where a document of a damaged cache has an id that was never written.
+pub fn first(corpus: &Corpus, count: usize, micro_batch: usize) -> Result<Vec<MicroBatch>> {
+    let docs = (0..corpus.len().min(count)).map(|i| corpus.checked_doc(i));
+    let docs: Vec<&[u32]> = docs.collect::<Result<_>>()?;
+    Ok(docs.chunks(micro_batch.max(1)).map(MicroBatch::new).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,7 +17,7 @@ pub mod source;
 pub mod table;
 pub mod tokenizer;
 
-pub use batch::{MicroBatch, draw};
+pub use batch::{MicroBatch, draw, first};
 pub use chunk::Chunking;
 pub use corpus::{Corpus, CorpusOptions};
 pub use sampler::{Order, Sampler};

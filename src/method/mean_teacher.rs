@@ -23,6 +23,13 @@ pub struct Method {
     pub knobs: Knobs,
 }
 
+impl Method {
+    /// Returns the penalties, the first one first.
+    pub fn penalties(&self) -> impl Iterator<Item = &'static dyn Objective> + use<> {
+        self.penalty.into_iter().chain(self.second)
+    }
+}
+
 /// The numbers of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Settings {

@@ -20,8 +20,9 @@ mod pdu;
 mod qkl;
 pub mod rmu;
 mod satimp;
+pub mod shield;
 mod simnpo;
-pub mod subspace;
+mod subspace;
 mod uce;
 mod undial;
 mod wga;
@@ -87,6 +88,22 @@ impl Rows {
     /// Tells whether documents come in pairs, a preferred one after each that is to be forgotten.
     pub fn paired(self) -> bool {
         matches!(self, Self::Document(formula) if formula.paired)
+    }
+}
+
+impl Hidden {
+    /// Checks that a model of so many layers has this one.
+    ///
+    /// Errors: [`crate::Kind::Config`].
+    pub fn check(self, layers: usize) -> Result<()> {
+        if self.layer < layers {
+            return Ok(());
+        }
+        Err(Error::config(format!(
+            "method.rmu_layer: names layer {}, and the model's layers are 0 to {}",
+            self.layer,
+            layers - 1
+        )))
     }
 }
 

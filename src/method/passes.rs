@@ -69,7 +69,7 @@ type Gradients<O> = Vec<Option<<O as Compute>::Grad>>;
 
 /// How a pack stands in its step.
 #[derive(Debug, Clone, Copy, Default)]
-struct Turn {
+struct Stage {
     /// No pack of the step comes behind it.
     last: bool,
     /// Its gradients are shielded.
@@ -182,7 +182,7 @@ impl<O: Ops> Passes<O> {
         self.clear(ops, Slot::Loss);
         for group in packs(objective, knobs, batches, self.ws.tokens())? {
             let tasks = [(Slot::Loss, task, group)];
-            self.start(ops, model, base.as_deref_mut(), knobs, &tasks, Turn::default())?;
+            self.start(ops, model, base.as_deref_mut(), knobs, &tasks, Stage::default())?;
         }
         self.sums(ops, Slot::Loss)
     }
@@ -234,14 +234,14 @@ impl<O: Ops> Passes<O> {
         let packs = losses.len() + retained.iter().map(Vec::len).sum::<usize>();
         let mut left = packs + usize::from(shared.is_some());
         let combined = apart.is_some();
-        let mut turn = |shielded| {
+        let mut stage = |shielded| {
             left -= 1;
             // What is combined afterwards is not the step's gradient yet.
-            Turn { last: left == 0 && !combined, shielded }
+            Stage { last: left == 0 && !combined, shielded }
         };
         for group in losses {
             let tasks = [(Slot::Loss, loss, group)];
-            self.start(ops, model, base.as_deref_mut(), knobs, &tasks, turn(shielded))?;
+            self.start(ops, model, base.as_deref_mut(), knobs, &tasks, stage(shielded))?;
         }
         ops.mark(marks::LOSS);
         for (i, (task, groups)) in penalties.iter().zip(retained).enumerate() {
@@ -251,7 +251,7 @@ impl<O: Ops> Passes<O> {
                 model.clear_grads(ops);
             }
             for group in groups {
-                self.start(ops, model, None, knobs, &[(SLOTS[i], *task, group)], turn(false))?;
+                self.start(ops, model, None, knobs, &[(SLOTS[i], *task, group)], stage(false))?;
             }
             // Back, so that recorded work finds the buffers it was recorded with.
             if let Some(apart) = apart {
@@ -263,7 +263,7 @@ impl<O: Ops> Passes<O> {
         if let (Some(penalty), Some((a, b))) = (penalties.first(), shared) {
             self.shared = [&a, &b].map(|docs| docs.iter().map(|doc| doc.ids.len()).sum());
             let parts = [(Slot::Loss, loss, a), (Slot::Penalty, *penalty, b)];
-            self.start(ops, model, None, knobs, &parts, turn(false))?;
+            self.start(ops, model, None, knobs, &parts, stage(false))?;
         }
         ops.mark(marks::SHARED);
         Ok(())
@@ -294,7 +294,7 @@ impl<O: Ops> Passes<O> {
         mut base: Option<&mut Model<O>>,
         knobs: &Knobs,
         tasks: &[(Slot, Task<'_>, Vec<Document<'_>>)],
-        turn: Turn,
+        stage: Stage,
     ) -> Result<()> {
         let mut parts = Vec::with_capacity(tasks.len());
         self.data.clear();
@@ -313,9 +313,13 @@ impl<O: Ops> Passes<O> {
                 ));
             }
             if let Rows::Hidden(hidden) = loss {
-                check_hidden(hidden, model.config.layers, self.steering.is_some())?;
+                hidden.check(model.config.layers)?;
+                if hidden.steered && self.steering.is_none() {
+                    return Err(Error::config("this loss pulls rows to a vector, and none is set")
+                        .hint("a run whose method.loss is rmu has one"));
+                }
             }
-            let (backward, shielded) = (task.weight.is_some(), turn.shielded);
+            let (backward, shielded) = (task.weight.is_some(), stage.shielded);
             parts.push(Part { slot: *slot, loss, backward, shielded, rows });
         }
         self.turn = 1 - self.turn;
@@ -330,7 +334,6 @@ impl<O: Ops> Passes<O> {
             }
             ops.load_pack(&mut self.retained, &self.data);
         }
-        let last = turn.last;
         let Self { ws, packs, turn, retained, weights, base_nll, steering, tallies, .. } = self;
         let pack = &packs[*turn];
         let teacher = if apart.is_some() { &*retained } else { pack };
@@ -344,7 +347,7 @@ impl<O: Ops> Passes<O> {
                 ops.tally(pack, rows.clone(), &pass.ws.stats, &mut tallies[*slot as usize]);
             }
         };
-        ops.last_writes(last);
+        ops.last_writes(stage.last);
         if parts.iter().all(|part| part.backward) {
             ops.replay(&[pack, teacher], &key, &mut work);
         } else {
@@ -511,22 +514,6 @@ impl<O: Ops> Pass<'_, O> {
             model.backward_from(*ops, pack, *n, ws, depth);
         }
     }
-}
-
-/// Checks that a model has the layer behind which rows are pulled, and that there is a vector where they go to one.
-fn check_hidden(hidden: Hidden, layers: usize, steering: bool) -> Result<()> {
-    if hidden.layer >= layers {
-        return Err(Error::config(format!(
-            "method.rmu_layer: names layer {}, and the model's layers are 0 to {}",
-            hidden.layer,
-            layers - 1
-        )));
-    }
-    if hidden.steered && !steering {
-        return Err(Error::config("this loss pulls rows to a vector, and none is set")
-            .hint("a run whose method.loss is rmu has one"));
-    }
-    Ok(())
 }
 
 /// The rows of plain NLL.

@@ -46,7 +46,7 @@ impl<O: Ops> Model<O> {
                 self.attention_half(ops, pack, n, Role::Student, ws, At::new(l, true), attend);
             }
             self.mlp_backward(ops, n, ws, l);
-            self.attention_backward(ops, pack, n, ws, l);
+            self.attention_backward(ops, pack, n, ws, l, lowest);
         }
         let Some(Flow { dx, .. }) = &ws.flow else { return };
         if let Some(dtable) = self.grads[self.layout.embed].as_mut() {
@@ -118,6 +118,7 @@ impl<O: Ops> Model<O> {
         n: usize,
         ws: &mut Workspace<O>,
         l: usize,
+        lowest: usize,
     ) {
         let (role, at) = (Role::Student, At::new(l, true));
         // Where the whole layer was made again, its qkv rows are there.
@@ -126,7 +127,6 @@ impl<O: Ops> Model<O> {
             self.qkv(ops, pack, n, role, ws, at);
         }
         let rope = self.rope(l).clone();
-        let lowest = self.layout.lowest_trained();
         let Self { config, layout, params, grads, tap, .. } = self;
         let blocks: &LayerBlocks = &layout.layers[l];
         let Workspace { x, qkv: rooms, middle, normed, scratch, flow, .. } = ws;

@@ -15,7 +15,6 @@ pub mod probe;
 pub mod recipe;
 pub mod recorded;
 pub mod resume;
-mod shield;
 mod signals;
 pub mod slug;
 pub mod suite;

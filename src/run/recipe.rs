@@ -13,6 +13,7 @@ use super::presets;
 use super::watch::Stop;
 use crate::error::{Error, Result, nearest};
 use crate::eval::muse;
+use crate::method::Method;
 use crate::model::Level;
 use crate::model::params::Keeping;
 use crate::ops::{StateMode, TeacherForm};
@@ -348,9 +349,8 @@ impl Recipe {
     /// Returns how the teacher is kept under `mode`.
     pub fn teacher(&self, mode: StateMode) -> TeacherForm {
         let method = self.method().ok();
-        let penalties =
-            method.iter().flat_map(|method| method.penalty.iter().chain(&method.second));
-        let read = penalties.into_iter().any(|p| p.rows(&self.method.knobs).reads_teacher());
+        let mut penalties = method.iter().flat_map(Method::penalties);
+        let read = penalties.any(|p| p.rows(&self.method.knobs).reads_teacher());
         let unused = !read && self.method.damping == 0.0;
         match (unused, mode, self.model.teacher) {
             (true, ..) => TeacherForm::None,

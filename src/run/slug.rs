@@ -99,7 +99,8 @@ impl Slug {
         let tokens = recipe.run.pack_tokens.max(longest);
         let saving = Saving::same(recipe.run.save.level().unwrap_or(Level::All));
         let mut state = load(ops, &recipe, &folder, &keep, tokens, saving, None)?;
-        let [forget, retain] = [self.batches(&corpora[0])?, self.batches(&corpora[1])?];
+        let [forget, retain] =
+            [corpora[0].first(self.documents)?, corpora[1].first(self.documents)?];
         let mut bench = Bench { ops, state: &mut state, forget, retain };
         let other = bench.state.model.more_grads(ops, &keep)?;
         let (matrices, own) = bench.matrices(other)?;
@@ -177,8 +178,6 @@ impl Slug {
         recipe.method.loss = "nll".into();
         recipe.method.penalty = "none".into();
         (recipe.method.damping, recipe.method.teacher_rate) = (0.0, 0.0);
-        // Its own gradients and those of the retain documents are there at once.
-        recipe.method.combine = "sum".into();
         recipe.optim = Default::default();
         recipe.optim.momentum = 0.0;
         recipe
@@ -186,12 +185,6 @@ impl Slug {
 
     fn mode(&self, config: &crate::model::ModelConfig) -> StateMode {
         self.recipe.state_mode(Layout::new(config, self.recipe.train()).trainable())
-    }
-
-    fn batches(&self, stream: &Stream) -> Result<Vec<MicroBatch>> {
-        let documents = stream.first(self.documents)?;
-        let size = self.recipe.run.micro_batch;
-        Ok(documents.chunks(size).map(|docs| MicroBatch::new(docs.iter().copied())).collect())
     }
 
     /// Tries steps of one matrix.

@@ -9,19 +9,22 @@ use super::evaluate::{Measured, Suite};
 use super::export::{check_target, write_model};
 use super::folder::Folder;
 use super::page::{self, Outcome};
-use super::recipe::{OrderKey, Recipe};
+use super::recipe::{MethodSection, OrderKey, Recipe};
 use super::resume::{self, Log};
-use super::shield::shield;
 use super::signals::StopFlag;
 use super::watch::Watch;
-use crate::data::{Chunking, Corpus, CorpusOptions, MicroBatch, Order, Sampler, Tokenizer, draw};
+use crate::data::{
+    Chunking, Corpus, CorpusOptions, MicroBatch, Order, Sampler, Tokenizer, draw, first,
+};
 use crate::error::{Error, Kind, Result};
 use crate::io::atomic::{recover_all, write_file_atomic};
 use crate::io::checkpoint::Checkpoint;
 use crate::method::passes::Passes;
 use crate::method::rmu::steering;
+use crate::method::shield::directions;
 use crate::method::{Combination, MeanTeacher, Method, Rows, StepReport};
 use crate::model::params::Keeping;
+use crate::model::tap::{Shield, Tap};
 use crate::model::{Layout, Model, ModelConfig, Saving};
 use crate::ops::{CustomRule, Ops, UpdateRule};
 use crate::report::progress::{Progress, StepLine};
@@ -59,9 +62,9 @@ impl Stream {
         Ok(of(&self.corpus)?.into_iter().zip(of(alternate)?).map(pair).collect())
     }
 
-    /// Lends the first `count` documents of the corpus, or all.
-    pub(super) fn first(&self, count: usize) -> Result<Vec<&[u32]>> {
-        (0..self.corpus.len().min(count)).map(|i| self.corpus.checked_doc(i)).collect()
+    /// Returns the first `count` documents of the corpus, or all, in micro-batches.
+    pub(super) fn first(&self, count: usize) -> Result<Vec<MicroBatch>> {
+        first(&self.corpus, count, self.micro_batch)
     }
 
     /// Returns the tokens of the longest documents that must lie in one pack.
@@ -445,15 +448,20 @@ pub(super) fn load<O: Ops>(
     let reads_base = method.loss.rows(&method.knobs).reads_base();
     let base = reads_base.then(|| base_model(ops, recipe, &model.config)).transpose()?;
     let combination = recipe.combination()?;
-    let penalties = method.penalty.iter().chain(&method.second).count();
-    let apart = if combination == Combination::Sum { 0 } else { penalties };
+    let apart = if combination == Combination::Sum { 0 } else { method.penalties().count() };
     let more = (0..apart).map(|_| model.more_grads(ops, keep)).collect::<Result<Vec<_>>>()?;
     let mut state = MeanTeacher::new(model, base, passes, method, recipe.settings());
     if !more.is_empty() {
         state.combine(combination, more);
     }
     if let Some(retain) = retain.filter(|_| recipe.method.shield > 0.0) {
-        state.shielded = Some(shield(ops, recipe, &mut state, retain)?);
+        let MethodSection { shield: share, shield_rank, shield_documents, knobs, .. } =
+            &recipe.method;
+        let texts = retain.first(*shield_documents)?;
+        let MeanTeacher { model, passes, .. } = &mut state;
+        let found = directions(ops, model, passes, knobs, &texts, *share, *shield_rank)?;
+        model.tap = Tap::Shield(Shield::new(ops, tokens, found.bases)?);
+        state.shielded = Some(found.share);
     }
     Ok(state)
 }

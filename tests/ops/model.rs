@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::data::MicroBatch;
-use nepenthe::method::passes::Passes;
+use nepenthe::method::passes::{Passes, Task};
 use nepenthe::method::rmu::steering;
-use nepenthe::method::subspace::principal;
+use nepenthe::method::shield::directions;
 use nepenthe::method::{FORGET, Knobs, Nll, Objective, PENALTIES, Rows};
 use nepenthe::model::params::Keeping;
-use nepenthe::model::tap::{Grams, Shield, Tap};
+use nepenthe::model::tap::{Shield, Tap};
 use nepenthe::model::{Model, ModelConfig, Train};
 use nepenthe::ops::{State, StateMode, TeacherForm, UpdateRule};
 
@@ -292,22 +292,15 @@ fn gradients(setup: &Setup) -> Vec<Vec<f64>> {
 /// Finds the leading directions of all matrices' inputs on the setup's own documents.
 fn bases(setup: &mut Setup, share: f64, most: usize) -> Vec<Option<(Vec<f32>, usize)>> {
     let Setup { ops, model, passes, batches, knobs, .. } = setup;
-    let mut bases = vec![None; model.layout.blocks.len()];
-    let mut grams = Grams::new(ops, model).unwrap();
-    for l in 0..model.config.layers {
-        grams.open(ops, model, l);
-        model.tap = Tap::Grams(grams);
-        passes.sweep(ops, model, None, &Nll, knobs, batches, Some(0.0)).unwrap();
-        let Tap::Grams(filled) = std::mem::replace(&mut model.tap, Tap::Closed) else {
-            unreachable!()
-        };
-        grams = filled;
-        for (block, width, gram) in grams.read(ops) {
-            let rows = principal(&gram, width, share, most).rows;
-            bases[block] = Some((rows.iter().map(|x| *x as f32).collect(), width));
-        }
-    }
-    bases
+    directions(ops, model, passes, knobs, batches, share, most).unwrap().bases
+}
+
+/// Makes the gradient of a step's loss anew, which is what a shield is for.
+fn step_backward(setup: &mut Setup) {
+    let Setup { ops, model, base, passes, batches, knobs } = setup;
+    model.clear_grads(ops);
+    let task = Task { objective: &Nll, batches, weight: Some(1.0) };
+    passes.start_step(ops, model, Some(base), knobs, task, &[], None).unwrap();
 }
 
 #[test]
@@ -321,10 +314,7 @@ fn a_shield_takes_its_subspace_off_weight_gradients_and_off_nothing_else() {
         // A sweep is no part of a step; the loss of a step is what is shielded.
         setup.backward(&Nll);
         assert_eq!(gradients(&setup), free, "{special}");
-        let Setup { ops, model, base, passes, batches, knobs } = &mut setup;
-        model.clear_grads(ops);
-        let task = nepenthe::method::passes::Task { objective: &Nll, batches, weight: Some(1.0) };
-        passes.start_step(ops, model, Some(base), knobs, task, &[], None).unwrap();
+        step_backward(&mut setup);
         let shielded = gradients(&setup);
         for (b, (free, shielded)) in free.iter().zip(&shielded).enumerate() {
             let name = &setup.model.layout.blocks[b].name;
@@ -356,10 +346,7 @@ fn a_shield_of_all_inputs_leaves_no_gradient() {
     setup.backward(&Nll);
     let free = gradients(&setup);
     setup.model.tap = Tap::Shield(Shield::new(&setup.ops, 64, bases).unwrap());
-    let Setup { ops, model, base, passes, batches, knobs } = &mut setup;
-    model.clear_grads(ops);
-    let task = nepenthe::method::passes::Task { objective: &Nll, batches, weight: Some(1.0) };
-    passes.start_step(ops, model, Some(base), knobs, task, &[], None).unwrap();
+    step_backward(&mut setup);
     for (free, left) in free.iter().zip(gradients(&setup)) {
         let largest = |of: &[f64]| of.iter().fold(0.0f64, |most, x| most.max(x.abs()));
         assert!(largest(&left) <= 1e-5 * largest(free), "{} {}", largest(&left), largest(free));

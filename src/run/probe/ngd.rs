@@ -14,7 +14,7 @@ use super::fisher::{Fisher, Point, cosine, distance, dot, norm};
 use super::lanczos::{Nodes, nodes};
 use super::solve::{Limits, conjugate_gradients, diagonal};
 use super::{Replay, line_of};
-use crate::data::{Chunking, CorpusOptions, MicroBatch};
+use crate::data::{Chunking, CorpusOptions, MicroBatch, first};
 use crate::error::{Error, Result};
 use crate::io::atomic::write_file_atomic;
 use crate::method::{FORGET, Kl, Knobs, Nll, Objective, StepReport, find};
@@ -353,9 +353,7 @@ impl Ngd {
         let corpus = folder.corpus(&recipe.eval.holdout, &folder.tokenizer()?, &options)?;
         let size = recipe.run.micro_batch;
         let wanted = self.retain_batches.min(recipe.run.kl_accum_steps).saturating_mul(size);
-        let documents = (0..corpus.len().min(wanted)).map(|i| corpus.checked_doc(i));
-        let documents = documents.collect::<Result<Vec<_>>>()?;
-        Ok(documents.chunks(size).map(|docs| MicroBatch::new(docs.iter().copied())).collect())
+        first(&corpus, wanted, size)
     }
 
     /// Begins a path for each loss at the run's start.

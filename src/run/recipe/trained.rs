@@ -51,24 +51,18 @@ impl Recipe {
     ///
     /// Errors: [`crate::Kind::Config`].
     pub fn check_model(&self, config: &ModelConfig) -> Result<()> {
-        let has = |key: &str, layer: usize| {
-            if layer < config.layers {
-                return Ok(());
-            }
-            Err(Error::config(format!(
-                "{key}: names layer {layer}, and the model's layers are 0 to {}",
+        let layers = self.layers()?;
+        if let Some((_, last)) = layers.filter(|(_, last)| *last >= config.layers) {
+            return Err(Error::config(format!(
+                "model.train_layers: names layer {last}, and the model's layers are 0 to {}",
                 config.layers - 1
-            )))
-        };
-        if let Some((_, last)) = self.layers()? {
-            has("model.train_layers", last)?;
+            )));
         }
         let method = self.method()?;
-        let objectives = [Some(method.loss), method.penalty, method.second];
-        for objective in objectives.into_iter().flatten() {
+        for objective in std::iter::once(method.loss).chain(method.penalties()) {
             let Rows::Hidden(hidden) = objective.rows(&method.knobs) else { continue };
-            has("method.rmu_layer", hidden.layer)?;
-            if let Some((first, _)) = self.layers()?.filter(|(first, _)| *first > hidden.layer) {
+            hidden.check(config.layers)?;
+            if let Some((first, _)) = layers.filter(|(first, _)| *first > hidden.layer) {
                 return Err(Error::config(format!(
                     "model.train_layers: start at {first}, behind layer {} whose rows {} pulls",
                     hidden.layer,

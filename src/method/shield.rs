@@ -1,0 +1,65 @@
+//! Finds what a loss is to leave alone: the subspaces that the inputs of a model's matrices mostly lie in on texts.
+
+use super::passes::Passes;
+use super::subspace::principal;
+use super::{Knobs, Nll};
+use crate::data::MicroBatch;
+use crate::error::{Error, Kind, Result};
+use crate::model::Model;
+use crate::model::tap::{Grams, Tap};
+use crate::ops::Ops;
+
+/// The leading directions of every matrix' inputs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Directions {
+    /// Of each block, where it is such a matrix, orthonormal rows and their width: what
+    /// [`Shield::new`](crate::model::tap::Shield::new) takes.
+    pub bases: Vec<Option<(Vec<f32>, usize)>>,
+    /// The share of the inputs' squares that they hold, the mean over matrices.
+    pub share: f64,
+}
+
+/// Finds the fewest directions that hold `share` of the squares of each matrix' inputs on `texts`, `rank` at most, with the
+/// weights that `model` has now.
+///
+/// A layer at a time: a pass over the texts with room for the sums of one layer, whose leading eigenvectors the host then
+/// finds. All gradients are empty afterwards.
+///
+/// Errors: [`Kind::Numeric`] where inputs are not finite; those of the passes.
+pub fn directions<O: Ops>(
+    ops: &O,
+    model: &mut Model<O>,
+    passes: &mut Passes<O>,
+    knobs: &Knobs,
+    texts: &[MicroBatch],
+    share: f64,
+    rank: usize,
+) -> Result<Directions> {
+    let mut bases = vec![None; model.layout.blocks.len()];
+    let mut grams = Grams::new(ops, model)?;
+    let (mut held, mut count) = (0.0, 0);
+    for l in 0..model.config.layers {
+        grams.open(ops, model, l);
+        model.tap = Tap::Grams(grams);
+        // With weight 0 the way back carries zeros; only the inputs of matrices are asked for.
+        passes.sweep(ops, model, None, &Nll, knobs, texts, Some(0.0))?;
+        let Tap::Grams(filled) = std::mem::replace(&mut model.tap, Tap::Closed) else { break };
+        grams = filled;
+        for (block, width, gram) in grams.read(ops) {
+            ops.sync()?;
+            if !gram.iter().all(|x| x.is_finite()) {
+                return Err(Error::new(
+                    Kind::Numeric,
+                    format!("{}: its inputs are not finite", model.layout.blocks[block].name),
+                )
+                .hint("the model is broken before the first step"));
+            }
+            let found = principal(&gram, width, share, rank);
+            held += found.share;
+            count += 1;
+            bases[block] = Some((found.rows.iter().map(|x| *x as f32).collect(), width));
+        }
+    }
+    model.clear_grads(ops);
+    Ok(Directions { bases, share: held / f64::from(count.max(1)) })
+}
