@@ -1,4 +1,4 @@
-// SGD with momentum as a rule of the caller's own would bring it: tests/custom_rule.rs.
+// SGD with momentum as a rule of the caller's own would bring it: tests/engine/custom_rule.rs.
 //
 // Shape: elementwise, one number a thread. Bytes a number: 8 read, 8 written. Roof: device memory.
 #include "common.cuh"

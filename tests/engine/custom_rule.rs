@@ -1,12 +1,11 @@
 //! Update rules of the caller's own: one that says what a rule built in does is equal to it bit for bit, on the CPU, on
 //! a device by way of the host, and on a device by a kernel.
 
-#![allow(clippy::unwrap_used)]
-
-#[path = "../examples/custom_rule.rs"]
+#[path = "../../examples/custom_rule.rs"]
 mod lion;
-mod support;
 
+use crate::support::Random;
+use crate::support::model::weights;
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::data::MicroBatch;
 use nepenthe::method::passes::Passes;
@@ -19,8 +18,6 @@ use nepenthe::ops::{
 };
 use nepenthe::optim::Schedule;
 use nepenthe::{Kind, Result};
-use support::Random;
-use support::model::weights;
 
 const LLAMA: &str = r#"{"model_type":"llama","hidden_size":24,"num_attention_heads":4,"num_key_value_heads":2,
     "hidden_act":"silu","vocab_size":101,"num_hidden_layers":2,"intermediate_size":41,"rms_norm_eps":1e-5,
@@ -158,7 +155,7 @@ fn sgd_of_ones_own_is_the_one_built_in_bit_for_bit() {
 fn a_device_gives_the_same_bits_by_a_kernel_and_by_way_of_the_host() {
     use nepenthe::backend::gpu::{Precision, driver::sim::Timing};
     for teacher in FORMS {
-        let open = || support::simulated(Timing::ALL[0], Precision::Fp32);
+        let open = || crate::support::simulated(Timing::ALL[0], Precision::Fp32);
         let (Some(one), Some(two), Some(three)) = (open(), open(), open()) else { return };
         let want = bits(&one, teacher, None);
         assert_same(&bits(&two, teacher, Some(Sgd { kernel: true })), &want, "kernel");
@@ -170,7 +167,7 @@ fn a_device_gives_the_same_bits_by_a_kernel_and_by_way_of_the_host() {
 #[test]
 fn the_simulator_refuses_ptx_and_says_what_to_do() {
     use nepenthe::backend::gpu::{Precision, driver::sim::Timing};
-    let Some(gpu) = support::simulated(Timing::ALL[0], Precision::Fp32) else { return };
+    let Some(gpu) = crate::support::simulated(Timing::ALL[0], Precision::Fp32) else { return };
     let error = gpu.load_ptx(".version 8.0").unwrap_err();
     assert_eq!(error.kind(), Kind::Device);
     assert!(error.hint_text().unwrap().contains("NEPENTHE_EXTRA_KERNELS"), "{error}");

@@ -1,7 +1,5 @@
 //! Recorded runs of the reference on a device, all their steps: in the simulator, and on a GPU where there is one.
 
-#![allow(clippy::unwrap_used)]
-
 use nepenthe::backend::gpu::{Gpu, Precision};
 use nepenthe::run::conformance::trajectory::{Recorded, Response, judge, run};
 

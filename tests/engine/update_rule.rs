@@ -1,9 +1,5 @@
 //! The fused update against a re-derivation in f64 that carries its own rounding bound along.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::collections::BTreeMap;
 
 use nepenthe::backend::cpu::{Cpu, Grad, Real};
@@ -13,7 +9,7 @@ use nepenthe::ops::{
 };
 use proptest::prelude::*;
 
-use support::{Dtype, Random, assert_near, tol};
+use crate::support::{Dtype, Random, assert_near, tol};
 
 /// A number with a bound on how far a computation in `unit` roundings may be from it.
 #[derive(Debug, Clone, Copy)]
@@ -116,7 +112,7 @@ impl Weight {
                 let decayed = self.theta.by(1.0 - s.lr * weight_decay);
                 self.theta = decayed.sub(first.div(floor).by(s.lr));
             }
-            UpdateRule::Custom { .. } => unreachable!("tests/custom_rule.rs has those"),
+            UpdateRule::Custom { .. } => unreachable!("tests/engine/custom_rule.rs has those"),
         }
         if has_teacher {
             let rate = s.teacher_rate * s.clip;
@@ -292,7 +288,7 @@ fn compact_follows(run: &Run) {
                 UpdateRule::AdamW { eps, .. } => {
                     2.0 * scalars.lr / (force.value.abs() - force.error).max(eps)
                 }
-                UpdateRule::Custom { .. } => unreachable!("tests/custom_rule.rs has those"),
+                UpdateRule::Custom { .. } => unreachable!("tests/engine/custom_rule.rs has those"),
             };
             w.theta.error += gain * force.error;
             w.first.error += force.error;
@@ -561,7 +557,7 @@ fn stochastic_rounding_of_moments_is_unbiased() {
                     }
                     (UpdateRule::AdamW { betas, .. }, _) => betas.1 * m + (1.0 - betas.1) * g * g,
                     (UpdateRule::Custom { .. }, _) => {
-                        unreachable!("tests/custom_rule.rs has those")
+                        unreachable!("tests/engine/custom_rule.rs has those")
                     }
                 };
                 let (mut sum, mut largest) = (0.0, 0.0f64);

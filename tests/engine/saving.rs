@@ -1,9 +1,8 @@
 //! Gradients are the same bytes whatever is kept of the layers, on the CPU; and generation between steps borrows what
 //! waits for the next one.
-#![allow(missing_docs, clippy::unwrap_used)]
 
-mod support;
-
+use crate::support::Random;
+use crate::support::model::weights;
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::data::MicroBatch;
 use nepenthe::method::passes::Passes;
@@ -12,8 +11,6 @@ use nepenthe::model::generate::{Choice, Request, generate};
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Level, Model, ModelConfig, Saving, Train};
 use nepenthe::ops::{StateMode, TeacherForm, UpdateRule};
-use support::Random;
-use support::model::weights;
 
 const LLAMA: &str = r#"{"model_type":"llama","hidden_size":24,"num_attention_heads":4,"num_key_value_heads":2,
     "hidden_act":"silu","vocab_size":101,"num_hidden_layers":5,"intermediate_size":41,"rms_norm_eps":1e-5,

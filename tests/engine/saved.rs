@@ -1,7 +1,5 @@
 //! A saved model has the figures it was saved with, to the bit.
 
-#![allow(missing_docs, clippy::unwrap_used)]
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -1,9 +1,8 @@
 //! The Fisher operator against the Fisher matrix of a model small enough to form it, damped natural-gradient steps by
 //! conjugate gradients against the exact ones, the mean teacher's drift against both; probes leave a run as it is.
-#![allow(missing_docs, clippy::unwrap_used)]
 
-mod support;
-
+use crate::support::Random;
+use crate::support::model::weights;
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::data::MicroBatch;
 use nepenthe::method::passes::Passes;
@@ -17,8 +16,6 @@ use nepenthe::optim::Schedule;
 use nepenthe::report::svg::Chart;
 use nepenthe::run::probe::fisher::{Fisher, Point, cosine, distance, dot, norm};
 use nepenthe::run::probe::solve::{Limits, conjugate_gradients, diagonal};
-use support::Random;
-use support::model::weights;
 
 const V: usize = 11;
 const TOY: &str = r#"{"model_type":"llama","hidden_size":8,"num_attention_heads":2,"num_key_value_heads":1,

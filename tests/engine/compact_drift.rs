@@ -1,7 +1,5 @@
 //! What the compact state loses against the exact one over forty steps of a recorded trajectory.
 
-#![allow(clippy::unwrap_used)]
-
 use std::path::{Path, PathBuf};
 
 use nepenthe::backend::cpu::Cpu;

@@ -1,9 +1,5 @@
 //! Every kernel against the CPU backend: in the simulator, and on a GPU where there is one.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use nepenthe::backend::gpu::{Gpu, Precision};
 use nepenthe::run::conformance::FAMILIES;
 
@@ -37,8 +33,8 @@ fn run_all(what: &str, wanted: impl Fn(&str) -> bool, gpu: impl Fn() -> Gpu) {
 #[cfg(feature = "sim")]
 mod simulated {
     use super::*;
+    use crate::support::{simulated, simulated_as};
     use nepenthe::backend::gpu::driver::sim::Timing;
-    use support::{simulated, simulated_as};
 
     /// Families whose ops have kernels of their own on compute capability 9.0.
     const HOPPER: [&str; 4] = ["linear", "fused", "head", "attention"];

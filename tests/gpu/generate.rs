@@ -1,9 +1,7 @@
 //! Generation with a small model, in the simulator and on the CPU: the same tokens, greedy and drawn.
-#![cfg(feature = "sim")]
-#![allow(clippy::unwrap_used)]
 
-mod support;
-
+use crate::support::model::weights;
+use crate::support::{Random, simulated};
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::backend::gpu::Precision;
 use nepenthe::backend::gpu::driver::sim::Timing;
@@ -12,8 +10,6 @@ use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Workspace};
 use nepenthe::ops::{Compute, Ops, PackData, Role, Sampling, State};
 use nepenthe::run::conformance::{Dtype, tol};
-use support::model::weights;
-use support::{Random, simulated};
 
 /// Grouped heads, a head that is no matrix of whole tiles, an ffn that fills no tile.
 const LLAMA: &str = r#"{"model_type":"llama","hidden_size":64,"num_attention_heads":2,"num_key_value_heads":1,

@@ -1,10 +1,8 @@
 //! One whole mean-teacher step of small models in compact state, in the simulator and on the CPU: every loss and
 //! every penalty, gradients, update and teacher.
-#![cfg(feature = "sim")]
-#![allow(clippy::unwrap_used)]
 
-mod support;
-
+use crate::support::model::weights;
+use crate::support::{Random, simulated, simulated_as};
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::backend::gpu::driver::sim::{Simulator, Timing};
 use nepenthe::backend::gpu::{Gpu, Precision};
@@ -23,8 +21,6 @@ use nepenthe::optim::Schedule;
 use nepenthe::run::Recipe;
 use nepenthe::run::conformance::{Dtype, tol};
 use nepenthe::run::plan::{Plan, Target};
-use support::model::weights;
-use support::{Random, simulated, simulated_as};
 
 const V: usize = 101;
 const C: usize = 64;
