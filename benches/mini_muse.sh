@@ -6,14 +6,16 @@
 #
 # Beside the losses, by themselves: mollm (UCE, the form's penalty and plain training on the retain documents, the mixture
 # of their gradients of least norm), pgu (gradient ascent off the subspace of the retain documents' inputs, with the form's
-# penalty), and rmu with its own penalty in place of the form's.
+# penalty), and rmu with its own penalty in place of the form's. Two methods are no runs and have one form, `edit`:
+# task_vector (the target less FACTOR times what AdamW's steps on the forget documents add to it) and slug (`nepenthe slug`
+# with FACTOR times BUDGET; it draws nothing, so that its seeds are one).
 #
 # (With --tiny there is no second retain set: utility is measured on documents that the penalty sees.)
 #
 # Settings, by environment: NEPENTHE (the binary; built in release where not given), CORPUS (news or books), PROFILE
 # (full or small), DEVICE, LOSSES (all but what is named under `skipped` below), SEEDS ("1 2 3"), RATES (factors on the
-# learning rate that each method tries), STEPS, EVERY (steps between measurements), RETAIN_ACCUM (batches of four retain
-# documents a step), TRAIN_STEPS, SEARCH_SEED (0).
+# learning rate that each method tries), STEPS, EVERY (steps between measurements), ACCUM and RETAIN_ACCUM (batches of four
+# forget and retain documents a step), TRAIN_STEPS and TRAIN_RATE of target and retrained model, SEARCH_SEED (0).
 #
 # The stages: prepare; target and retrain by `finetune`; for each loss in each form a search over RATES with
 # SEARCH_SEED; the chosen setting again with each of SEEDS; eval; report. The forms are AdamW with the frozen model as
@@ -138,7 +140,7 @@ PY
 }
 
 if $tiny; then
-    steps=${STEPS:-120} every=${EVERY:-10} new_tokens=${NEW_TOKENS:-96} micro=4 accum=1 retain_accum=${RETAIN_ACCUM:-6} context=512
+    steps=${STEPS:-120} every=${EVERY:-10} new_tokens=${NEW_TOKENS:-96} micro=4 accum=${ACCUM:-1} retain_accum=${RETAIN_ACCUM:-6} context=512
     adamw_rate=3e-4 adamw_weight=0.05 sgd_rate=0.02 sgd_momentum=0.9 rmu_layer=2 rmu_steering=10
     mean_teacher=(method.forget_weight=0.05 method.retain_weight=5 method.teacher_rate=0.03 method.damping=0.025)
     # The demo unpacks its models and texts; its own run is cut short.
@@ -154,7 +156,7 @@ if $tiny; then
     stage eval "$data" -- demo_suite "$data" "$eval"
 else
     : "${MUSE:?MUSE must name a copy of the data folder of muse_bench}" "${MODEL:?MODEL must name a model folder}"
-    steps=${STEPS:-400} every=${EVERY:-20} new_tokens=${NEW_TOKENS:-128} micro=4 accum=2 retain_accum=${RETAIN_ACCUM:-2} context=512
+    steps=${STEPS:-400} every=${EVERY:-20} new_tokens=${NEW_TOKENS:-128} micro=4 accum=${ACCUM:-2} retain_accum=${RETAIN_ACCUM:-2} context=512
     adamw_rate=1e-5 adamw_weight=0.05 sgd_rate=5e-4 sgd_momentum=0.95 rmu_layer=7 rmu_steering=20
     mean_teacher=(method.forget_weight=0.1 method.retain_weight=1 method.teacher_rate=0.005 method.damping=5)
     prepare() { rm -rf "${out:?}/data"; "$nepenthe" prepare mini-muse --muse "$MUSE" --tokenizer "$MODEL" --out "$out/data"; }
@@ -165,7 +167,7 @@ else
     eval=$data/eval shots=()
     cat "$forget" "$retain" > "$out/target.jsonl"
     learn=(finetune --model "$MODEL" --set "data.forget_context=$context" --set data.forget_chunking=true
-        --set "run.steps=${TRAIN_STEPS:-600}" --set optim.lr=5e-5 --set eval.documents=0
+        --set "run.steps=${TRAIN_STEPS:-600}" --set "optim.lr=${TRAIN_RATE:-5e-5}" --set eval.documents=0
         --set "data.cache=$out/cache")
     stage target "$MODEL" "$out/target.jsonl" -- train target "${learn[@]}" --data "$out/target.jsonl"
     stage retrain "$MODEL" "$retain" -- train retrain "${learn[@]}" --data "$retain"
@@ -180,7 +182,7 @@ half() { echo "${1%.*}.$2.${1##*.}"; }
 skipped=" nll dpo "
 losses=${LOSSES:-$("$nepenthe" --json methods | python3 -c '
 import json, sys
-print(*(loss["name"] for loss in json.load(sys.stdin)["losses"]))') mollm pgu}
+print(*(loss["name"] for loss in json.load(sys.stdin)["losses"]))') mollm pgu task_vector slug}
 
 settings="$steps $every $new_tokens $micro $accum $retain_accum $context $adamw_rate $adamw_weight $sgd_rate $sgd_momentum ${mean_teacher[*]} $rmu_layer $rmu_steering $device"
 
@@ -210,6 +212,45 @@ unlearn() {
     esac
     if [ "$part" = report ]; then sets+=(eval.retrain="$retrain"); fi
     train "$name" unlearn --model "$target" --forget "$forget" --retain "$retain" "${sets[@]/#/--set=}"
+}
+# edit NAME METHOD FACTOR SEED PART: a model made otherwise than by a run, and of a run's summary what is read here.
+edit() {
+    local name=$1 method=$2 factor=$3 seed=$4 part=$5
+    rm -rf "${out:?}/$name"
+    mkdir -p "$out/$name"
+    case $method in
+    task_vector)
+        "$nepenthe" task-vector --model "$target" --finetuned "$out/vectors/s$seed/model" --factor "$factor" \
+            --out "$out/$name/model" > /dev/null ;;
+    slug)
+        "$nepenthe" slug --model "$target" --forget "$forget" --retain "$retain" --device "$device" \
+            --budget "$(times "$budget" "$factor")" --set "data.forget_context=$context" \
+            --set "data.retain_context=$context" --out "$out/$name/model" > /dev/null ;;
+    esac
+    for model in "$target" "$out/$name/model"; do
+        "$nepenthe" --json eval --model "$model" --nll "$(half "$utility" "$part")" --context "$context" --device "$device"
+    done | python3 -c '
+import json, sys
+decoder, text, found = json.JSONDecoder(), sys.stdin.read().strip(), []
+while text:
+    value, end = decoder.raw_decode(text)
+    found.append({"nll_retain": value["nll"][0]["nll"]})
+    text = text[end:].lstrip()
+json.dump(dict(zip(["before", "after"], found)), open(sys.argv[1], "w"))' "$out/$name/summary.json"
+}
+
+# vector SEED: the target trained further on what it is to forget.
+vector() {
+    local name=vectors/s$1
+    stage "$name" "$target" "$forget" -- train "$name" finetune --model "$target" --data "$forget" --set "seed=$1" \
+        --set "run.steps=$steps" --set run.micro_batch=$micro --set "run.forget_accum_steps=$accum" \
+        --set optim.lr=$adamw_rate --set "data.forget_context=$context" --set eval.documents=0 \
+        --set "data.cache=$out/cache"
+}
+
+# produce NAME LOSS FORM FACTOR SEED PART: the model of a stage, whichever way it is made.
+produce() {
+    if [ "$3" = edit ]; then edit "$1" "$2" "$4" "$5" "$6"; else unlearn "$@"; fi
 }
 times() { python3 -c 'import sys; print(float(sys.argv[1]) * float(sys.argv[2]))' "$1" "$2"; }
 
@@ -242,21 +283,26 @@ print(best[2])
 PY
 }
 
-# tables: OUT/table.tsv and OUT/table.md, from the runs' files and the JSON of `report` on stdin.
+# tables FOLDER...: OUT/table.tsv and OUT/table.md, from the files of runs and edits and the JSON of `report` on stdin.
 tables() {
-    python3 - "$out" 3<&0 <<'PY'
-import json, os, statistics, sys
-out, runs = sys.argv[1], json.load(os.fdopen(3))["runs"]
+    python3 - "$out" "$@" 3<&0 <<'PY'
+import json, math, os, pathlib, statistics, sys
+out, *folders = sys.argv[1:]
+report = json.load(os.fdopen(3))["runs"]
+seconds = {run["name"]: run["seconds_per_step"] for run in report}
 figures = ["verbmem_f", "knowmem_f", "knowmem_r", "privleak", "ppl_forget", "ppl_retain", "ppl_holdout", "extraction_strength"]
 rows = {}
-for run in runs:
-    method, seed = run["name"].rsplit("-s", 1)
-    steps = [json.loads(line) for line in open(f"{out}/runs/{run['name']}/metrics.jsonl")]
-    known = next(m for m in json.load(open(f"{out}/runs/{run['name']}/eval.json"))["models"] if not m["retrained"])["figures"]
+for folder in map(pathlib.Path, folders):
+    method, seed = folder.name.rsplit("-s", 1)
+    read = lambda file: json.loads((folder / file).read_text())
+    summary, known = read("summary.json"), next(m for m in read("eval.json")["models"] if not m["retrained"])["figures"]
     row = {name: known[name] for name in figures if name in known}
-    row["rise of nll_retain"] = run["after"]["nll_retain"] - run["before"]["nll_retain"]
-    row["s/step"] = run["seconds_per_step"]
-    row["clipped steps, %"] = 100 * sum(step["clip_coef"] < 1 for step in steps) / len(steps)
+    row["rise of nll_retain"] = summary["after"]["nll_retain"] - summary["before"]["nll_retain"]
+    # An edit takes no steps.
+    row["s/step"], row["clipped steps, %"] = seconds.get(folder.name, math.nan), math.nan
+    if (log := folder / "metrics.jsonl").exists():
+        steps = [json.loads(line) for line in log.open()]
+        row["clipped steps, %"] = 100 * sum(step["clip_coef"] < 1 for step in steps) / len(steps)
     rows.setdefault(method, []).append((seed, row))
 names = list(next(iter(rows.values()))[0][1])
 with open(f"{out}/table.tsv", "w") as f:
@@ -265,6 +311,8 @@ with open(f"{out}/table.tsv", "w") as f:
         for seed, row in all:
             print(method, seed, *(f"{row[name]:.6g}" for name in names), sep="\t", file=f)
 def cell(values):
+    if any(map(math.isnan, values)):
+        return ""
     mean = statistics.mean(values)
     digits = 1 if max(map(abs, values)) >= 10 else 3
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
@@ -282,24 +330,36 @@ PY
 
 printf 'loss\tform\tfactor\tverbmem_f+knowmem_f (selection half)\tmean\trise of nll_retain\t\n' > "$out/selection.tsv"
 stage target.json "$target" "$retrain" "$out/suite/report" -- measure "$target" report "$out/target.json"
-runs=()
+runs=() all=()
 for loss in $losses; do
     if [[ $skipped = *" $loss "* ]]; then echo "left out: $loss" >&2; continue; fi
-    for form in adamw teacher; do
+    case $loss in
+    task_vector | slug) forms=edit ;;
+    *) forms="adamw teacher" ;;
+    esac
+    drawn=$seeds
+    if [ "$loss" = slug ]; then drawn=${seeds%% *}; fi
+    if [ "$loss" = task_vector ]; then for seed in $search_seed $seeds; do vector "$seed"; done; fi
+    for form in $forms; do
         for factor in $rates; do
             name=search/$loss-$form-$factor
-            stage "$name" "$target" "$data" -- unlearn "$name" "$loss" "$form" "$factor" "$search_seed" select
+            stage "$name" "$target" "$data" -- produce "$name" "$loss" "$form" "$factor" "$search_seed" select
             stage "$name/eval.json" "$out/$name/model" "$retrain" "$out/suite/select" -- measure "$out/$name/model" select "$out/$name/eval.json"
         done
         factor=$(choose "$loss" "$form")
-        for seed in $seeds; do
+        for seed in $drawn; do
             name=runs/$loss-$form-s$seed
-            stage "$name" "$target" "$retrain" "$data" -- unlearn "$name" "$loss" "$form" "$factor" "$seed" report
+            stage "$name" "$target" "$retrain" "$data" -- produce "$name" "$loss" "$form" "$factor" "$seed" report
             stage "$name/eval.json" "$out/$name/model" "$retrain" "$out/suite/report" -- measure "$out/$name/model" report "$out/$name/eval.json"
-            runs+=("$out/$name")
+            all+=("$out/$name")
+            if [ "$form" != edit ]; then runs+=("$out/$name"); fi
         done
     done
 done
-"$nepenthe" report "${runs[@]}" --out "$out/report.html" --figures "$out/figures" > "$out/table.txt"
-"$nepenthe" --json report "${runs[@]}" --out "$out/report.html" | tables
+if [ ${#runs[@]} -gt 0 ]; then
+    "$nepenthe" report "${runs[@]}" --out "$out/report.html" --figures "$out/figures" > "$out/table.txt"
+    "$nepenthe" --json report "${runs[@]}" --out "$out/report.html" | tables "${all[@]}"
+else
+    tables "${all[@]}" <<< '{"runs": []}'
+fi
 cat "$out/table.md"
