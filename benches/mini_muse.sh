@@ -6,7 +6,8 @@
 #
 # Beside the losses, by themselves: mollm (UCE, the form's penalty and plain training on the retain documents, the mixture
 # of their gradients of least norm), pgu (gradient ascent off the subspace of the retain documents' inputs, with the form's
-# penalty), and rmu with its own penalty in place of the form's. Two methods are no runs and have one form, `edit`:
+# penalty), rmu with its own penalty in place of the form's, and pdu with plain training on the retain documents, whose
+# weight is the dual variable of a bound on their NLL. Two methods are no runs and have one form, `edit`:
 # task_vector (the target less FACTOR times what AdamW's steps on the forget documents add to it) and slug (`nepenthe slug`
 # with FACTOR times BUDGET; it draws nothing, so that its seeds are one).
 #
@@ -141,7 +142,7 @@ PY
 
 if $tiny; then
     steps=${STEPS:-120} every=${EVERY:-10} new_tokens=${NEW_TOKENS:-96} micro=4 accum=${ACCUM:-1} retain_accum=${RETAIN_ACCUM:-6} context=512
-    adamw_rate=3e-4 adamw_weight=0.05 sgd_rate=0.02 sgd_momentum=0.9 rmu_layer=2 rmu_steering=10
+    adamw_rate=3e-4 adamw_weight=0.05 sgd_rate=0.02 sgd_momentum=0.9 rmu_layer=2 rmu_steering=10 dual_bound=0.3
     mean_teacher=(method.forget_weight=0.05 method.retain_weight=5 method.teacher_rate=0.03 method.damping=0.025)
     # The demo unpacks its models and texts; its own run is cut short.
     unpack() {
@@ -157,7 +158,7 @@ if $tiny; then
 else
     : "${MUSE:?MUSE must name a copy of the data folder of muse_bench}" "${MODEL:?MODEL must name a model folder}"
     steps=${STEPS:-400} every=${EVERY:-20} new_tokens=${NEW_TOKENS:-128} micro=4 accum=${ACCUM:-2} retain_accum=${RETAIN_ACCUM:-2} context=512
-    adamw_rate=1e-5 adamw_weight=0.05 sgd_rate=5e-4 sgd_momentum=0.95 rmu_layer=7 rmu_steering=20
+    adamw_rate=1e-5 adamw_weight=0.05 sgd_rate=5e-4 sgd_momentum=0.95 rmu_layer=7 rmu_steering=20 dual_bound=0.2
     mean_teacher=(method.forget_weight=0.1 method.retain_weight=1 method.teacher_rate=0.005 method.damping=5)
     prepare() { rm -rf "${out:?}/data"; "$nepenthe" prepare mini-muse --muse "$MUSE" --tokenizer "$MODEL" --out "$out/data"; }
     stage data "$MUSE" "$MODEL/tokenizer.json" -- prepare
@@ -184,7 +185,7 @@ losses=${LOSSES:-$("$nepenthe" --json methods | python3 -c '
 import json, sys
 print(*(loss["name"] for loss in json.load(sys.stdin)["losses"]))') mollm pgu task_vector slug}
 
-settings="$steps $every $new_tokens $micro $accum $retain_accum $context $adamw_rate $adamw_weight $sgd_rate $sgd_momentum ${mean_teacher[*]} $rmu_layer $rmu_steering $device"
+settings="$steps $every $new_tokens $micro $accum $retain_accum $context $adamw_rate $adamw_weight $sgd_rate $sgd_momentum ${mean_teacher[*]} $rmu_layer $rmu_steering $dual_bound $device"
 
 # unlearn NAME LOSS FORM FACTOR SEED PART: one run, measured on PART (select or report).
 unlearn() {
@@ -208,6 +209,7 @@ unlearn() {
     # All of one weight, as published: the shortest mixture of gradients is mostly the one that a weight made short.
     mollm) sets+=(method.loss=uce method.second_penalty=nll method.combine=min_norm method.forget_weight=1
         method.retain_weight=1) ;;
+    pdu | pdu_ou) sets+=(method.penalty=nll method.retain_weight=1 method.dual_rate=1 method.dual_bound=$dual_bound) ;;
     pgu) sets+=(method.loss=ll method.shield=0.9) ;;
     esac
     if [ "$part" = report ]; then sets+=(eval.retrain="$retrain"); fi
