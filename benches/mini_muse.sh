@@ -215,6 +215,13 @@ unlearn() {
     if [ "$part" = report ]; then sets+=(eval.retrain="$retrain"); fi
     train "$name" unlearn --model "$target" --forget "$forget" --retain "$retain" "${sets[@]/#/--set=}"
 }
+
+# nll MODEL PART FILE: the NLL of PART of the utility documents, nats per token, as a number in FILE.
+nll() {
+    "$nepenthe" --json eval --model "$1" --nll "$(half "$utility" "$2")" --context "$context" --device "$device" |
+        python3 -c 'import json, sys; print(json.load(sys.stdin)["nll"][0]["nll"])' > "$3"
+}
+
 # edit NAME METHOD FACTOR SEED PART: a model made otherwise than by a run, and of a run's summary what is read here.
 edit() {
     local name=$1 method=$2 factor=$3 seed=$4 part=$5
@@ -229,16 +236,9 @@ edit() {
             --budget "$(times "$budget" "$factor")" --set "data.forget_context=$context" \
             --set "data.retain_context=$context" --out "$out/$name/model" > /dev/null ;;
     esac
-    for model in "$target" "$out/$name/model"; do
-        "$nepenthe" --json eval --model "$model" --nll "$(half "$utility" "$part")" --context "$context" --device "$device"
-    done | python3 -c '
-import json, sys
-decoder, text, found = json.JSONDecoder(), sys.stdin.read().strip(), []
-while text:
-    value, end = decoder.raw_decode(text)
-    found.append({"nll_retain": value["nll"][0]["nll"]})
-    text = text[end:].lstrip()
-json.dump(dict(zip(["before", "after"], found)), open(sys.argv[1], "w"))' "$out/$name/summary.json"
+    nll "$out/$name/model" "$part" "$out/$name/nll"
+    printf '{"before": {"nll_retain": %s}, "after": {"nll_retain": %s}}\n' "$(cat "$out/nll.$part")" \
+        "$(cat "$out/$name/nll")" > "$out/$name/summary.json"
 }
 
 # vector SEED: the target trained further on what it is to forget.
@@ -335,13 +335,16 @@ stage target.json "$target" "$retrain" "$out/suite/report" -- measure "$target" 
 runs=() all=()
 for loss in $losses; do
     if [[ $skipped = *" $loss "* ]]; then echo "left out: $loss" >&2; continue; fi
+    forms="adamw teacher" drawn=$seeds
     case $loss in
-    task_vector | slug) forms=edit ;;
-    *) forms="adamw teacher" ;;
+    task_vector) forms=edit; for seed in $search_seed $seeds; do vector "$seed"; done ;;
+    slug) forms=edit drawn=${seeds%% *} ;;
     esac
-    drawn=$seeds
-    if [ "$loss" = slug ]; then drawn=${seeds%% *}; fi
-    if [ "$loss" = task_vector ]; then for seed in $search_seed $seeds; do vector "$seed"; done; fi
+    if [ "$forms" = edit ]; then
+        for part in select report; do
+            stage "nll.$part" "$target" "$(half "$utility" "$part")" -- nll "$target" "$part" "$out/nll.$part"
+        done
+    fi
     for form in $forms; do
         for factor in $rates; do
             name=search/$loss-$form-$factor
