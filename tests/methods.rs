@@ -1,14 +1,16 @@
 //! Every loss with every penalty, mean teacher on and off, through the command line: two steps on a recorded model.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+mod support;
+
 use std::path::Path;
 use std::process::{Command, Output};
 
 use assert_cmd::cargo::cargo_bin;
-use nepenthe::io::safetensors::{Entry, Weights, write_f32_as, write_file};
+use nepenthe::io::safetensors::Weights;
 use nepenthe::method::{FORGET, PENALTIES};
 use serde_json::Value;
+use support::folder::rewrite;
 use tempfile::TempDir;
 
 /// A recorded model with a tokenizer, and corpora of token ids.
@@ -349,20 +351,7 @@ fn changed(dir: &Path, name: &str, change: impl Fn(usize, f32) -> f32) {
     for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
         std::fs::copy(from.join(file), to.join(file)).unwrap();
     }
-    let weights = Weights::open(&from).unwrap();
-    let entry = |name: &str| {
-        let info = weights.info(name).unwrap();
-        Entry { name: name.to_owned(), dtype: info.dtype, shape: info.shape.clone() }
-    };
-    let entries: Vec<Entry> = weights.names().map(entry).collect();
-    write_file(&to.join("model.safetensors"), &entries, &BTreeMap::new(), &mut |entry, out| {
-        let values = weights.read_f64(&entry.name)?;
-        let values = values.iter().enumerate().map(|(i, x)| change(i, *x as f32));
-        let values: Vec<f32> = values.collect();
-        write_f32_as(entry.dtype, &values, out).unwrap();
-        Ok(())
-    })
-    .unwrap();
+    rewrite(&from, &to.join("model.safetensors"), None, change);
 }
 
 fn task_vector(dir: &Path, finetuned: &str, out: &str, more: &[&str]) -> Output {

@@ -5,19 +5,22 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod support;
+
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::data::Tokenizer;
-use nepenthe::io::safetensors::{Dtype, Entry, Weights, write_f32_as, write_file};
+use nepenthe::io::safetensors::Dtype;
 use nepenthe::method::passes::Passes;
+use nepenthe::model::Model;
 use nepenthe::model::params::Keeping;
-use nepenthe::model::{Model, ModelConfig, Train};
-use nepenthe::ops::{StateMode, TeacherForm, UpdateRule};
+use nepenthe::ops::StateMode;
 use nepenthe::run::export::write_model;
 use nepenthe::run::suite::{Outcome, Subject, Suite, muse, tofu};
 use serde_json::{Value, json};
+use support::folder::{load, rewrite, trained};
 use tempfile::TempDir;
 
 fn root() -> &'static Path {
@@ -327,30 +330,10 @@ fn requests_that_cannot_be_met_are_refused_with_what_to_do() {
 fn between(dir: &Path, to: &str, dtype: Dtype) -> PathBuf {
     let folder = dir.join(to);
     std::fs::rename(demo_model(dir, "target"), &folder).unwrap();
-    let weights = Weights::open(&folder).unwrap();
-    let (_, names, metadata) = weights.shards().next().unwrap();
-    let entry = |name: &String| {
-        let shape = weights.info(name).unwrap().shape.clone();
-        Entry { name: name.clone(), dtype, shape }
-    };
-    let entries: Vec<Entry> = names.iter().map(entry).collect();
     let path = folder.join("new");
-    write_file(&path, &entries, metadata, &mut |entry, out| {
-        let mut values = vec![0.0; weights.info(&entry.name).unwrap().len()];
-        weights.read_f32(&entry.name, &mut values)?;
-        values.iter_mut().for_each(|x| *x *= 1.001);
-        write_f32_as(dtype, &values, out).unwrap();
-        Ok(())
-    })
-    .unwrap();
+    rewrite(&folder, &path, Some(dtype), |_, x| x * 1.001);
     std::fs::rename(path, folder.join("model.safetensors")).unwrap();
     folder
-}
-
-fn load(ops: &Cpu<f32>, folder: &Path, keep: &Keeping) -> Model<Cpu<f32>> {
-    let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
-    let config = ModelConfig::parse(&config).unwrap();
-    Model::load(ops, config, &Weights::open(folder).unwrap(), keep).unwrap()
 }
 
 fn measure(
@@ -384,13 +367,7 @@ fn figures_before_saving_and_after_loading_are_equal_bits_at_any_batch_size() {
         (exact.clone(), StateMode::Exact),
         (between(dir.path(), "bf16", Dtype::Bf16), StateMode::Compact),
     ] {
-        let keep = Keeping {
-            train: Some(Train::All),
-            mode,
-            teacher: TeacherForm::Drift,
-            rule: UpdateRule::Sgd { momentum: 0.9 },
-            seed: 5,
-        };
+        let keep = trained(mode);
         let mut student = load(&ops, &exact, &keep);
         let out = dir.path().join(format!("{mode:?}"));
         write_model(&ops, &student, &source, &out, &json!({})).unwrap();

@@ -91,22 +91,6 @@ impl Rows {
     }
 }
 
-impl Hidden {
-    /// Checks that a model of so many layers has this one.
-    ///
-    /// Errors: [`crate::Kind::Config`].
-    pub fn check(self, layers: usize) -> Result<()> {
-        if self.layer < layers {
-            return Ok(());
-        }
-        Err(Error::config(format!(
-            "method.rmu_layer: names layer {}, and the model's layers are 0 to {}",
-            self.layer,
-            layers - 1
-        )))
-    }
-}
-
 /// What a row is divided by, per micro-batch of B documents padded to T, document i having n_i tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Normaliser {

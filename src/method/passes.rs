@@ -313,7 +313,7 @@ impl<O: Ops> Passes<O> {
                 ));
             }
             if let Rows::Hidden(hidden) = loss {
-                hidden.check(model.config.layers)?;
+                model.config.check_layer("method.rmu_layer", hidden.layer)?;
                 if hidden.steered && self.steering.is_none() {
                     return Err(Error::config("this loss pulls rows to a vector, and none is set")
                         .hint("a run whose method.loss is rmu has one"));

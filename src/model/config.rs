@@ -276,6 +276,19 @@ impl ModelConfig {
         }
     }
 
+    /// Refuses a layer that the model does not have, named by the setting `key`.
+    ///
+    /// Errors: [`crate::Kind::Config`].
+    pub fn check_layer(&self, key: &str, layer: usize) -> Result<()> {
+        if layer < self.layers {
+            return Ok(());
+        }
+        Err(Error::config(format!(
+            "{key}: names layer {layer}, and the model's layers are 0 to {}",
+            self.layers - 1
+        )))
+    }
+
     /// Returns the heads of layer `layer`.
     pub fn heads(&self, layer: usize) -> Heads {
         Heads {

@@ -115,25 +115,35 @@ fn distance(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt()
 }
 
-/// The difference is noise, not bias: over seeds it averages out with the square root of their number.
-#[test]
-fn compact_state_follows_exact_and_its_error_averages_out_over_seeds() {
-    const SEEDS: u64 = 16;
-    let case = recorded();
-    let (exact, exact_last) = run(&case, StateMode::Exact, 1);
-    let size = distance(&exact, &vec![0.0; exact.len()]);
+const SEEDS: u64 = 16;
+
+/// Returns how far runs of `mode` end from the motion of the exact one, relative to its size: a single run by the root mean
+/// square over seeds, and the mean of all seeds.
+fn deviations(case: &Case, exact: &[f64], mode: StateMode) -> (f64, f64) {
+    let size = distance(exact, &vec![0.0; exact.len()]);
     let mut mean = vec![0.0; exact.len()];
     let mut single = 0.0;
     for seed in 1..=SEEDS {
-        let (compact, last) = run(&case, StateMode::Compact, seed);
-        single += (distance(&exact, &compact) / size).powi(2) / SEEDS as f64;
-        mean.iter_mut().zip(&compact).for_each(|(m, x)| *m += x / SEEDS as f64);
-        println!("seed {seed}: forget NLL and penalty at the end {last:?}, exact {exact_last:?}");
+        let (change, last) = run(case, mode, seed);
+        single += (distance(exact, &change) / size).powi(2) / SEEDS as f64;
+        mean.iter_mut().zip(&change).for_each(|(m, x)| *m += x / SEEDS as f64);
+        println!("{mode:?}, seed {seed}: forget NLL and penalty at the end {last:?}");
     }
-    let (single, mean) = (single.sqrt(), distance(&exact, &mean) / size);
+    let (single, mean) = (single.sqrt(), distance(exact, &mean) / size);
     println!(
-        "motion after 40 steps: compact off by {single:.4} of it, the mean of {SEEDS} seeds by {mean:.4}"
+        "motion after 40 steps: {mode:?} off by {single:.4} of it, the mean of {SEEDS} seeds by {mean:.4}"
     );
+    (single, mean)
+}
+
+/// The difference is noise, not bias: over seeds it averages out with the square root of their number.
+#[test]
+fn compact_state_follows_exact_and_its_error_averages_out_over_seeds() {
+    let case = recorded();
+    let (exact, exact_last) = run(&case, StateMode::Exact, 1);
+    println!("exact: forget NLL and penalty at the end {exact_last:?}");
+    let size = distance(&exact, &vec![0.0; exact.len()]);
+    let (single, mean) = deviations(&case, &exact, StateMode::Compact);
     // Independent errors would leave single / 4; a tenth of the single error would be a bias that no averaging removes.
     assert!(mean < single * (1.0 / (SEEDS as f64).sqrt() + 0.1), "{mean} of {single}");
     // Twice what was measured (docs/numerics.md): to notice a format that breaks.
@@ -144,23 +154,11 @@ fn compact_state_follows_exact_and_its_error_averages_out_over_seeds() {
 /// the motion.
 #[test]
 fn tiny_state_stays_near_compact_and_approx_state_is_mostly_noise() {
-    const SEEDS: u64 = 16;
     let case = recorded();
     let (exact, _) = run(&case, StateMode::Exact, 1);
-    let size = distance(&exact, &vec![0.0; exact.len()]);
     let [compact, tiny, approx] =
         [StateMode::Compact, StateMode::Tiny, StateMode::Approx].map(|mode| {
-            let mut mean = vec![0.0; exact.len()];
-            let mut single = 0.0;
-            for seed in 1..=SEEDS {
-                let (change, _) = run(&case, mode, seed);
-                single += (distance(&exact, &change) / size).powi(2) / SEEDS as f64;
-                mean.iter_mut().zip(&change).for_each(|(m, x)| *m += x / SEEDS as f64);
-            }
-            let (single, mean) = (single.sqrt(), distance(&exact, &mean) / size);
-            println!(
-                "{mode:?}: off by {single:.4} of the motion, the mean of {SEEDS} seeds by {mean:.4}"
-            );
+            let (single, mean) = deviations(&case, &exact, mode);
             // Independent errors would leave a quarter; noise of the size of the motion bends the run besides.
             let left = if mode == StateMode::Approx { 0.6 } else { 0.35 };
             assert!(mean < left * single, "{mode:?}: {mean} of {single}");

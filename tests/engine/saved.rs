@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::support::folder::{load, rewrite, trained};
 use nepenthe::backend::cpu::Cpu;
-use nepenthe::io::safetensors::{Dtype, Entry, Weights, write_f32_as, write_file};
+use nepenthe::io::safetensors::{Dtype, Entry, Weights, write_file};
 use nepenthe::method::passes::Passes;
 use nepenthe::model::generate::{Choice, Request};
 use nepenthe::model::params::Keeping;
-use nepenthe::model::{Model, ModelConfig, Train};
+use nepenthe::model::{Model, Train};
 use nepenthe::ops::{StateMode, TeacherForm, UpdateRule};
 use nepenthe::run::export::write_model;
 use serde_json::json;
@@ -18,23 +19,7 @@ use tempfile::TempDir;
 fn convert(from: &Path, to: &Path, dtype: Dtype) {
     std::fs::create_dir(to).unwrap();
     std::fs::copy(from.join("config.json"), to.join("config.json")).unwrap();
-    let weights = Weights::open(from).unwrap();
-    let (_, names, metadata) = weights.shards().next().unwrap();
-    let entries: Vec<Entry> = names
-        .iter()
-        .map(|name| Entry {
-            name: name.clone(),
-            dtype,
-            shape: weights.info(name).unwrap().shape.clone(),
-        })
-        .collect();
-    write_file(&to.join("model.safetensors"), &entries, metadata, &mut |entry, out| {
-        let mut values = vec![0.0; weights.info(&entry.name).unwrap().len()];
-        weights.read_f32(&entry.name, &mut values)?;
-        write_f32_as(dtype, &values, out).unwrap();
-        Ok(())
-    })
-    .unwrap();
+    rewrite(from, &to.join("model.safetensors"), Some(dtype), |_, x| x);
 }
 
 fn figures(ops: &Cpu<f32>, model: &mut Model<Cpu<f32>>) -> Vec<u64> {
@@ -44,12 +29,6 @@ fn figures(ops: &Cpu<f32>, model: &mut Model<Cpu<f32>>) -> Vec<u64> {
     let mut passes = Passes::new(ops, model, 512, false).unwrap();
     let scores = passes.score(ops, model, &documents).unwrap();
     scores.concat().into_iter().map(f64::to_bits).collect()
-}
-
-fn load(ops: &Cpu<f32>, folder: &Path, keep: &Keeping) -> Model<Cpu<f32>> {
-    let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
-    let config = ModelConfig::parse(&config).unwrap();
-    Model::load(ops, config, &Weights::open(folder).unwrap(), keep).unwrap()
 }
 
 fn golden(model: &str) -> PathBuf {
@@ -69,13 +48,7 @@ fn check(golden: &Path) {
         let source = dir.path().join(name);
         convert(golden, &source, dtype);
         for mode in StateMode::ALL {
-            let keep = Keeping {
-                train: Some(Train::All),
-                mode,
-                teacher: TeacherForm::Drift,
-                rule: UpdateRule::Sgd { momentum: 0.9 },
-                seed: 5,
-            };
+            let keep = trained(mode);
             // The student is the recorded fp32 model, so that it lies between the numbers of a bf16 file, as after
             // training.
             let mut student = load(&ops, golden, &keep);

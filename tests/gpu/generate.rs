@@ -1,5 +1,6 @@
 //! Generation with a small model, in the simulator and on the CPU: the same tokens, greedy and drawn.
 
+use crate::configs::{LLAMA, NEOX};
 use crate::support::model::weights;
 use crate::support::{Random, simulated};
 use nepenthe::backend::cpu::Cpu;
@@ -11,10 +12,6 @@ use nepenthe::model::{Model, ModelConfig, Workspace};
 use nepenthe::ops::{Compute, Ops, PackData, Role, Sampling, State};
 use nepenthe::run::conformance::{Dtype, tol};
 
-/// Grouped heads, a head that is no matrix of whole tiles, an ffn that fills no tile.
-const LLAMA: &str = r#"{"model_type":"llama","hidden_size":64,"num_attention_heads":2,"num_key_value_heads":1,
-    "head_dim":64,"hidden_act":"silu","vocab_size":101,"num_hidden_layers":2,"intermediate_size":88,
-    "rms_norm_eps":1e-5}"#;
 /// Biases, head norms, a head width without tensor-core attention, a tied head.
 const QWEN3: &str = r#"{"model_type":"qwen3","hidden_size":64,"num_attention_heads":4,"num_key_value_heads":2,
     "head_dim":12,"hidden_act":"silu","vocab_size":404,"num_hidden_layers":2,"intermediate_size":41,
@@ -22,9 +19,6 @@ const QWEN3: &str = r#"{"model_type":"qwen3","hidden_size":64,"num_attention_hea
 /// LayerNorm, learned positions, transposed matrices, the tanh form of GELU, biases everywhere.
 const GPT2: &str = r#"{"model_type":"gpt2","n_embd":64,"n_head":2,"n_layer":2,"n_inner":88,"n_positions":26,
     "activation_function":"gelu_new","vocab_size":404}"#;
-/// Attention and MLP beside each other, part of a head turned, GELU, an untied head.
-const NEOX: &str = r#"{"model_type":"gpt_neox","hidden_size":64,"num_attention_heads":1,"rotary_pct":0.25,
-    "hidden_act":"gelu","vocab_size":101,"num_hidden_layers":2,"intermediate_size":41}"#;
 
 /// Capped scores and logits, layers of two kinds.
 const GEMMA2: &str = r#"{"model_type":"gemma2","hidden_size":64,"num_attention_heads":4,

@@ -1,5 +1,6 @@
 //! Every kernel against the CPU backend: in the simulator, and on a GPU where there is one.
 
+use crate::support::on_a_gpu;
 use nepenthe::backend::gpu::{Gpu, Precision};
 use nepenthe::run::conformance::FAMILIES;
 
@@ -102,13 +103,5 @@ mod simulated {
 
 #[test]
 fn every_kernel_agrees_on_a_gpu_where_there_is_one() {
-    match nepenthe::backend::gpu::open() {
-        Ok(driver) => {
-            for precision in [Precision::Bf16, Precision::Fp32] {
-                let device = || Gpu::new(driver.clone(), precision, 0).unwrap();
-                run_all(&format!("{precision:?}"), |_| true, device);
-            }
-        }
-        Err(error) => eprintln!("skipped: {error}"),
-    }
+    on_a_gpu(|precision, device| run_all(&format!("{precision:?}"), |_| true, device));
 }

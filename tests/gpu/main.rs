@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 #[cfg(feature = "sim")]
+mod configs;
+#[cfg(feature = "sim")]
 mod generate;
 mod kernels;
 #[cfg(feature = "sim")]

@@ -1,5 +1,6 @@
 //! Recorded runs of the reference on a device, all their steps: in the simulator, and on a GPU where there is one.
 
+use crate::support::on_a_gpu;
 use nepenthe::backend::gpu::{Gpu, Precision};
 use nepenthe::run::conformance::trajectory::{Recorded, Response, judge, run};
 
@@ -30,15 +31,14 @@ fn repeat(what: &str, precision: Precision, gpu: impl Fn() -> Gpu) {
 #[cfg(feature = "sim")]
 mod simulated {
     use super::*;
-    use nepenthe::backend::gpu::driver::sim::{Simulator, Timing};
+    use crate::support::simulated;
+    use nepenthe::backend::gpu::driver::sim::Timing;
 
     fn simulate(timing: usize, precision: Precision) {
         let timing = Timing::ALL[timing];
-        match Simulator::open(timing) {
-            Ok(driver) => repeat(&format!("{precision:?} {timing:?}"), precision, || {
-                Gpu::guarded(driver.clone(), precision).unwrap()
-            }),
-            Err(error) => eprintln!("skipped: {error}"),
+        if simulated(timing, precision).is_some() {
+            let what = format!("{precision:?} {timing:?}");
+            repeat(&what, precision, || simulated(timing, precision).unwrap());
         }
     }
 
@@ -55,13 +55,5 @@ mod simulated {
 
 #[test]
 fn recorded_runs_agree_on_a_gpu_where_there_is_one() {
-    match nepenthe::backend::gpu::open() {
-        Ok(driver) => {
-            for precision in [Precision::Fp32, Precision::Bf16] {
-                let device = || Gpu::new(driver.clone(), precision, 0).unwrap();
-                repeat(&format!("{precision:?}"), precision, device);
-            }
-        }
-        Err(error) => eprintln!("skipped: {error}"),
-    }
+    on_a_gpu(|precision, device| repeat(&format!("{precision:?}"), precision, device));
 }

@@ -1,6 +1,7 @@
 //! What the tests of ops and of the update share: the one tolerance, random numbers, comparisons.
 #![allow(dead_code)]
 
+pub mod folder;
 pub mod model;
 
 use nepenthe::run::conformance;
@@ -52,6 +53,21 @@ pub fn simulated_as(
             eprintln!("skipped: {error}");
             None
         }
+    }
+}
+
+/// Does `work` in either precision with what opens the machine's GPU; without one says why not.
+pub fn on_a_gpu(
+    work: impl Fn(nepenthe::backend::gpu::Precision, &dyn Fn() -> nepenthe::backend::gpu::Gpu),
+) {
+    use nepenthe::backend::gpu::{Gpu, Precision, open};
+    match open() {
+        Ok(driver) => {
+            for precision in [Precision::Bf16, Precision::Fp32] {
+                work(precision, &|| Gpu::new(driver.clone(), precision, 0).unwrap());
+            }
+        }
+        Err(error) => eprintln!("skipped: {error}"),
     }
 }
 

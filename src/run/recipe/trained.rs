@@ -52,16 +52,13 @@ impl Recipe {
     /// Errors: [`crate::Kind::Config`].
     pub fn check_model(&self, config: &ModelConfig) -> Result<()> {
         let layers = self.layers()?;
-        if let Some((_, last)) = layers.filter(|(_, last)| *last >= config.layers) {
-            return Err(Error::config(format!(
-                "model.train_layers: names layer {last}, and the model's layers are 0 to {}",
-                config.layers - 1
-            )));
+        if let Some((_, last)) = layers {
+            config.check_layer("model.train_layers", last)?;
         }
         let method = self.method()?;
         for objective in std::iter::once(method.loss).chain(method.penalties()) {
             let Rows::Hidden(hidden) = objective.rows(&method.knobs) else { continue };
-            hidden.check(config.layers)?;
+            config.check_layer("method.rmu_layer", hidden.layer)?;
             if let Some((first, _)) = layers.filter(|(first, _)| *first > hidden.layer) {
                 return Err(Error::config(format!(
                     "model.train_layers: start at {first}, behind layer {} whose rows {} pulls",

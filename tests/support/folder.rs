@@ -1,0 +1,48 @@
+//! Model folders: their weights written anew with changes, and loaded.
+
+use std::path::Path;
+
+use nepenthe::backend::cpu::Cpu;
+use nepenthe::io::safetensors::{Dtype, Entry, Weights, write_f32_as, write_file};
+use nepenthe::model::params::Keeping;
+use nepenthe::model::{Model, ModelConfig, Train};
+use nepenthe::ops::{StateMode, TeacherForm, UpdateRule};
+
+/// Writes the weights of the folder `from`, of one shard, as the file `to`: in `dtype` or their own, each number of a
+/// tensor made anew from its index and value.
+pub fn rewrite(from: &Path, to: &Path, dtype: Option<Dtype>, change: impl Fn(usize, f32) -> f32) {
+    let weights = Weights::open(from).unwrap();
+    let (_, names, metadata) = weights.shards().next().unwrap();
+    let entry = |name: &String| {
+        let info = weights.info(name).unwrap();
+        let dtype = dtype.unwrap_or(info.dtype);
+        Entry { name: name.clone(), dtype, shape: info.shape.clone() }
+    };
+    let entries: Vec<Entry> = names.iter().map(entry).collect();
+    write_file(to, &entries, metadata, &mut |entry, out| {
+        let mut values = vec![0.0; weights.info(&entry.name).unwrap().len()];
+        weights.read_f32(&entry.name, &mut values)?;
+        values.iter_mut().enumerate().for_each(|(i, x)| *x = change(i, *x));
+        write_f32_as(entry.dtype, &values, out).unwrap();
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// Loads the model of a folder.
+pub fn load(ops: &Cpu<f32>, folder: &Path, keep: &Keeping) -> Model<Cpu<f32>> {
+    let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
+    let config = ModelConfig::parse(&config).unwrap();
+    Model::load(ops, config, &Weights::open(folder).unwrap(), keep).unwrap()
+}
+
+/// What a model that is trained whole keeps in `mode`.
+pub fn trained(mode: StateMode) -> Keeping {
+    Keeping {
+        train: Some(Train::All),
+        mode,
+        teacher: TeacherForm::Drift,
+        rule: UpdateRule::Sgd { momentum: 0.9 },
+        seed: 5,
+    }
+}
