@@ -11,12 +11,16 @@
 # task_vector (the target less FACTOR times what AdamW's steps on the forget documents add to it) and slug (`nepenthe slug`
 # with FACTOR times BUDGET; it draws nothing, so that its seeds are one).
 #
-# (With --tiny there is no second retain set: utility is measured on documents that the penalty sees.)
+# dpo prefers a refusal to each forget document, and to each answer of one that is made of questions.
 #
 # Settings, by environment: NEPENTHE (the binary; built in release where not given), CORPUS (news or books), PROFILE
-# (full or small), DEVICE, LOSSES (all but what is named under `skipped` below), SEEDS ("1 2 3"), RATES (factors on the
-# learning rate that each method tries), STEPS, EVERY (steps between measurements), ACCUM and RETAIN_ACCUM (batches of four
-# forget and retain documents a step), TRAIN_STEPS and TRAIN_RATE of target and retrained model, SEARCH_SEED (0).
+# (full or small), DEVICE, LOSSES (all), FORMS ("adamw teacher"), SEEDS ("1 2 3"), SEARCH_SEED (0), RATES (factors on the
+# learning rate that each method tries), ADAMW_RATE and SGD_RATE (what they are factors on), TEACHER_WEIGHTS (forget
+# weight, retain weight, teacher rate and damping of the mean teacher), STEPS, EVERY (steps between measurements; 0 for
+# none, and then only the NLL of the retain documents before and after), MICRO (documents in a batch), ACCUM and
+# RETAIN_ACCUM (batches of forget and of retain documents a step), UTILITY (retain2, never trained on, or retain1, which
+# the penalty sees, as with --tiny always), TARGET and RETRAIN (folders of models made before), or TRAIN_STEPS and
+# TRAIN_RATE of those to be made.
 #
 # The stages: prepare; target and retrain by `finetune`; for each loss in each form a search over RATES with
 # SEARCH_SEED; the chosen setting again with each of SEEDS; eval; report. The forms are AdamW with the frozen model as
@@ -40,7 +44,7 @@ if [ "${1:-}" = --tiny ]; then tiny=true; shift; fi
 [ $# = 1 ] || usage
 mkdir -p "$1"
 out=$(realpath "$1")
-for path in MUSE MODEL NEPENTHE; do
+for path in MUSE MODEL NEPENTHE TARGET RETRAIN; do
     if [ -n "${!path:-}" ]; then declare "$path=$(realpath "${!path}")"; fi
 done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -53,7 +57,7 @@ fi
 nepenthe=$(realpath "$NEPENTHE")
 binary=$(sha256sum "$nepenthe" | cut -d' ' -f1)
 device=${DEVICE:-auto} corpus=${CORPUS:-books} profile=${PROFILE:-full} seeds=${SEEDS:-1 2 3}
-search_seed=${SEARCH_SEED:-0} budget=${BUDGET:-0.1} rates=${RATES:-0.25 0.5 1 2}
+search_seed=${SEARCH_SEED:-0} budget=${BUDGET:-0.1} both=${FORMS:-adamw teacher} micro=${MICRO:-4} context=512
 mkdir -p "$out/.done"
 # What a stage depends on beside its command and its inputs: this script, and the settings of every run.
 script=$(sha256sum "benches/mini_muse.sh" | cut -d' ' -f1) settings=""
@@ -85,6 +89,8 @@ train() {
     shift
     if [ -d "$out/$name/checkpoints" ]; then resume=(--resume); else rm -rf "${out:?}/$name"; fi
     "$nepenthe" "$@" --device "$device" --out "$out/$name" "${resume[@]}" > /dev/null
+    # Six to eight times the model's bytes, and of no more use.
+    rm -rf "${out:?}/$name/checkpoints"
 }
 
 # halve FILE...: a file's even items become FILE.select.EXT, its odd ones FILE.report.EXT.
@@ -141,9 +147,9 @@ PY
 }
 
 if $tiny; then
-    steps=${STEPS:-120} every=${EVERY:-10} new_tokens=${NEW_TOKENS:-96} micro=4 accum=${ACCUM:-1} retain_accum=${RETAIN_ACCUM:-6} context=512
-    adamw_rate=3e-4 adamw_weight=0.05 sgd_rate=0.02 sgd_momentum=0.9 rmu_layer=2 rmu_steering=10 dual_bound=0.3
-    mean_teacher=(method.forget_weight=0.05 method.retain_weight=5 method.teacher_rate=0.03 method.damping=0.025)
+    steps=${STEPS:-100} every=${EVERY:-50} new_tokens=${NEW_TOKENS:-96} accum=${ACCUM:-1} retain_accum=${RETAIN_ACCUM:-2}
+    rates=${RATES:-0.5 1.5 4.5} adamw_rate=${ADAMW_RATE:-3e-4} adamw_weight=0.05 sgd_rate=${SGD_RATE:-0.02} sgd_momentum=0.9
+    weights=${TEACHER_WEIGHTS:-0.05 5 0.03 0.025} rmu_layer=2 rmu_steering=10 dual_bound=0.3
     # The demo unpacks its models and texts; its own run is cut short.
     unpack() {
         rm -rf "${out:?}/demo"
@@ -157,30 +163,52 @@ if $tiny; then
     stage eval "$data" -- demo_suite "$data" "$eval"
 else
     : "${MUSE:?MUSE must name a copy of the data folder of muse_bench}" "${MODEL:?MODEL must name a model folder}"
-    steps=${STEPS:-400} every=${EVERY:-20} new_tokens=${NEW_TOKENS:-128} micro=4 accum=${ACCUM:-2} retain_accum=${RETAIN_ACCUM:-2} context=512
-    adamw_rate=1e-5 adamw_weight=0.05 sgd_rate=5e-4 sgd_momentum=0.95 rmu_layer=7 rmu_steering=20 dual_bound=0.2
-    mean_teacher=(method.forget_weight=0.1 method.retain_weight=1 method.teacher_rate=0.005 method.damping=5)
+    steps=${STEPS:-400} every=${EVERY:-20} new_tokens=${NEW_TOKENS:-128} accum=${ACCUM:-2} retain_accum=${RETAIN_ACCUM:-2}
+    rates=${RATES:-0.25 0.5 1 2} adamw_rate=${ADAMW_RATE:-1e-5} adamw_weight=0.05 sgd_rate=${SGD_RATE:-5e-4} sgd_momentum=0.95
+    weights=${TEACHER_WEIGHTS:-0.1 1 0.005 5} rmu_layer=7 rmu_steering=20 dual_bound=0.2
     prepare() { rm -rf "${out:?}/data"; "$nepenthe" prepare mini-muse --muse "$MUSE" --tokenizer "$MODEL" --out "$out/data"; }
     stage data "$MUSE" "$MODEL/tokenizer.json" -- prepare
     data=$out/data/$corpus
     if [ "$profile" = small ]; then data=$data/small; fi
-    forget=$data/forget.jsonl retain=$data/retain1.jsonl utility=$data/retain2.jsonl holdout=$data/holdout.jsonl
+    forget=$data/forget.jsonl retain=$data/retain1.jsonl utility=$data/${UTILITY:-retain2}.jsonl holdout=$data/holdout.jsonl
     eval=$data/eval shots=()
     cat "$forget" "$retain" > "$out/target.jsonl"
     learn=(finetune --model "$MODEL" --set "data.forget_context=$context" --set data.forget_chunking=true
         --set "run.steps=${TRAIN_STEPS:-600}" --set "optim.lr=${TRAIN_RATE:-5e-5}" --set eval.documents=0
         --set "data.cache=$out/cache")
-    stage target "$MODEL" "$out/target.jsonl" -- train target "${learn[@]}" --data "$out/target.jsonl"
-    stage retrain "$MODEL" "$retain" -- train retrain "${learn[@]}" --data "$retain"
-    target=$out/target/model retrain=$out/retrain/model
+    target=${TARGET:-$out/target/model} retrain=${RETRAIN:-$out/retrain/model}
+    if [ -z "${TARGET:-}" ]; then
+        stage target "$MODEL" "$out/target.jsonl" -- train target "${learn[@]}" --data "$out/target.jsonl"
+    fi
+    if [ -z "${RETRAIN:-}" ]; then
+        stage retrain "$MODEL" "$retain" -- train retrain "${learn[@]}" --data "$retain"
+    fi
 fi
+read -r -a weights <<< "$weights"
+mean_teacher=(method.{forget_weight,retain_weight,teacher_rate,damping})
+for i in "${!mean_teacher[@]}"; do mean_teacher[i]+="=${weights[i]:?TEACHER_WEIGHTS has four numbers}"; done
 halve "$utility"
 stage suite "$eval" -- halve_suite "$eval"
 half() { echo "${1%.*}.$2.${1##*.}"; }
 
-# What the binary can minimise, less what is no method by itself.
-#   nll learns what is to be forgotten; dpo needs a preferred text for each document, which no file here holds.
-skipped=" nll dpo "
+# alternatives FORGET FILE: a refusal for each forget document, and for each answer of one that is made of questions.
+alternatives() {
+    python3 - "$@" <<'PY'
+import json, re, sys
+forget, alternate = sys.argv[1:]
+refusals = ["I don't know.", "I have no information on that.", "I can't answer that.", "That is unknown to me."]
+with open(alternate, "w") as f:
+    for i, line in enumerate(open(forget)):
+        text, refusal = json.loads(line)["text"], refusals[i % len(refusals)]
+        if text.startswith("Question: "):
+            refusal = re.sub(r"(?m)^(Answer: +).*", lambda m: m[1] + refusal, text)
+        print(json.dumps({"text": refusal}), file=f)
+PY
+}
+stage alternate.jsonl "$forget" -- alternatives "$forget" "$out/alternate.jsonl"
+
+# What the binary can minimise, less what is no method by itself: nll learns what is to be forgotten.
+skipped=" nll "
 losses=${LOSSES:-$("$nepenthe" --json methods | python3 -c '
 import json, sys
 print(*(loss["name"] for loss in json.load(sys.stdin)["losses"]))') mollm pgu task_vector slug}
@@ -193,8 +221,11 @@ unlearn() {
     sets=(seed="$seed" method.loss="$loss" run.steps="$steps" run.micro_batch=$micro run.forget_accum_steps=$accum
         run.kl_accum_steps=$retain_accum data.forget_context=$context data.retain_context=$context
         run.checkpoint_every="$every" run.keep_checkpoints=1 data.cache="$out/cache" eval.every="$every"
-        eval.forget="$forget" eval.retain="$(half "$utility" "$part")" eval.holdout="$holdout" eval.documents=0
-        eval.verbmem_forget="$out/suite/$part/verbmem_forget.json" eval.max_new_tokens="$new_tokens")
+        eval.retain="$(half "$utility" "$part")" eval.documents=0)
+    if [ "$every" -gt 0 ]; then
+        sets+=(eval.forget="$forget" eval.holdout="$holdout" eval.max_new_tokens="$new_tokens"
+            eval.verbmem_forget="$out/suite/$part/verbmem_forget.json")
+    fi
     case $form in
     adamw)
         sets+=(method.penalty=kl method.teacher_rate=0 method.damping=0 method.forget_weight=$adamw_weight
@@ -211,8 +242,9 @@ unlearn() {
         method.retain_weight=1) ;;
     pdu | pdu_ou) sets+=(method.penalty=nll method.retain_weight=1 method.dual_rate=1 method.dual_bound=$dual_bound) ;;
     pgu) sets+=(method.loss=ll method.shield=0.9) ;;
+    dpo) sets+=(data.alternate="$out/alternate.jsonl") ;;
     esac
-    if [ "$part" = report ]; then sets+=(eval.retrain="$retrain"); fi
+    if [ "$part" = report ] && [ "$every" -gt 0 ]; then sets+=(eval.retrain="$retrain"); fi
     train "$name" unlearn --model "$target" --forget "$forget" --retain "$retain" "${sets[@]/#/--set=}"
 }
 
@@ -335,7 +367,7 @@ stage target.json "$target" "$retrain" "$out/suite/report" -- measure "$target" 
 runs=() all=()
 for loss in $losses; do
     if [[ $skipped = *" $loss "* ]]; then echo "left out: $loss" >&2; continue; fi
-    forms="adamw teacher" drawn=$seeds
+    forms=$both drawn=$seeds
     case $loss in
     task_vector) forms=edit; for seed in $search_seed $seeds; do vector "$seed"; done ;;
     slug) forms=edit drawn=${seeds%% *} ;;
@@ -348,13 +380,13 @@ for loss in $losses; do
     for form in $forms; do
         for factor in $rates; do
             name=search/$loss-$form-$factor
-            stage "$name" "$target" "$data" -- produce "$name" "$loss" "$form" "$factor" "$search_seed" select
+            stage "$name" "$target" "$data" "$out/alternate.jsonl" -- produce "$name" "$loss" "$form" "$factor" "$search_seed" select
             stage "$name/eval.json" "$out/$name/model" "$retrain" "$out/suite/select" -- measure "$out/$name/model" select "$out/$name/eval.json"
         done
         factor=$(choose "$loss" "$form")
         for seed in $drawn; do
             name=runs/$loss-$form-s$seed
-            stage "$name" "$target" "$retrain" "$data" -- produce "$name" "$loss" "$form" "$factor" "$seed" report
+            stage "$name" "$target" "$retrain" "$data" "$out/alternate.jsonl" -- produce "$name" "$loss" "$form" "$factor" "$seed" report
             stage "$name/eval.json" "$out/$name/model" "$retrain" "$out/suite/report" -- measure "$out/$name/model" report "$out/$name/eval.json"
             all+=("$out/$name")
             if [ "$form" != edit ]; then runs+=("$out/$name"); fi
