@@ -10,31 +10,17 @@ use assert_cmd::cargo::cargo_bin;
 use nepenthe::io::safetensors::Weights;
 use nepenthe::method::{FORGET, PENALTIES};
 use serde_json::Value;
-use support::folder::rewrite;
+use support::folder::{self, rewrite};
 use tempfile::TempDir;
 
 /// A recorded model with a tokenizer, and corpora of token ids.
 fn inputs() -> TempDir {
     let dir = TempDir::new().unwrap();
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data");
-    std::fs::create_dir(dir.path().join("model")).unwrap();
-    for (from, name) in [
-        ("models/llama-gqa", "config.json"),
-        ("models/llama-gqa", "model.safetensors"),
-        ("tokenizer/bytelevel", "tokenizer.json"),
-        ("tokenizer/bytelevel", "tokenizer_config.json"),
-    ] {
-        std::fs::copy(golden.join(from).join(name), dir.path().join("model").join(name)).unwrap();
-    }
-    for (name, count, step) in
+    folder::recorded(dir.path());
+    for (name, documents, step) in
         [("forget", 6, 7), ("retain", 6, 11), ("alternate", 6, 5), ("short", 3, 5)]
     {
-        let row = |d: usize| {
-            let ids = (0..9 + d).map(|t| ((t * step + d * 13) % 500 + 2).to_string());
-            format!("{{\"input_ids\": [{}]}}\n", ids.collect::<Vec<_>>().join(","))
-        };
-        let text: String = (0..count).map(row).collect();
-        std::fs::write(dir.path().join(format!("{name}.jsonl")), text).unwrap();
+        folder::corpus(dir.path(), name, documents, 9, step);
     }
     dir
 }

@@ -3,7 +3,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[cfg(feature = "sim")]
 mod support;
 
 use std::collections::BTreeMap;
@@ -12,6 +11,7 @@ use std::process::Command;
 
 use assert_cmd::cargo::cargo_bin;
 use serde_json::{Value, json};
+use support::folder;
 
 const STEPS: usize = 3;
 
@@ -28,26 +28,9 @@ fn recorded(dir: &Path, more: &[&str]) -> PathBuf {
 
 /// The same of a model whose folder `change` has changed.
 fn recorded_of(dir: &Path, more: &[&str], change: impl Fn(&Path)) -> PathBuf {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data");
-    let model = dir.join("model");
-    std::fs::create_dir(&model).unwrap();
-    for (from, name) in [
-        ("models/llama-gqa", "config.json"),
-        ("models/llama-gqa", "model.safetensors"),
-        ("tokenizer/bytelevel", "tokenizer.json"),
-        ("tokenizer/bytelevel", "tokenizer_config.json"),
-    ] {
-        std::fs::copy(golden.join(from).join(name), model.join(name)).unwrap();
-    }
-    change(&model);
+    change(&folder::recorded(dir));
     for (name, step) in [("forget", 7), ("retain", 11)] {
-        let rows: Vec<String> = (0..6)
-            .map(|d| {
-                let ids = (0..20 + d).map(|t| ((t * step + d * 13) % 500 + 2).to_string());
-                format!("{{\"input_ids\": [{}]}}", ids.collect::<Vec<_>>().join(","))
-            })
-            .collect();
-        std::fs::write(dir.join(format!("{name}.jsonl")), rows.join("\n")).unwrap();
+        folder::corpus(dir, name, 6, 20, step);
     }
     let path = |name: &str| dir.join(name).display().to_string();
     let steps = format!("run.steps={STEPS}");

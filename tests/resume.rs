@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,29 +11,14 @@ use std::time::{Duration, Instant};
 
 use assert_cmd::cargo::cargo_bin;
 use nepenthe::io::checkpoint::{Checkpoint, list};
+use support::folder;
 use tempfile::TempDir;
 
 /// A recorded model with a tokenizer, and two corpora of token ids.
 fn inputs(dir: &Path) -> PathBuf {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data");
-    let model = dir.join("model");
-    std::fs::create_dir(&model).unwrap();
-    for (from, name) in [
-        ("models/llama-gqa", "config.json"),
-        ("models/llama-gqa", "model.safetensors"),
-        ("tokenizer/bytelevel", "tokenizer.json"),
-        ("tokenizer/bytelevel", "tokenizer_config.json"),
-    ] {
-        std::fs::copy(golden.join(from).join(name), model.join(name)).unwrap();
-    }
+    let model = folder::recorded(dir);
     for (name, step) in [("forget", 7), ("retain", 11)] {
-        let rows: Vec<String> = (0..12)
-            .map(|d| {
-                let ids = (0..20 + d).map(|t| ((t * step + d * 13) % 500 + 2).to_string());
-                format!("{{\"input_ids\": [{}]}}", ids.collect::<Vec<_>>().join(","))
-            })
-            .collect();
-        std::fs::write(dir.join(format!("{name}.jsonl")), rows.join("\n")).unwrap();
+        folder::corpus(dir, name, 12, 20, step);
     }
     model
 }

@@ -1,7 +1,7 @@
 //! Every kernel against the CPU backend: in the simulator, and on a GPU where there is one.
 
 use crate::support::on_a_gpu;
-use nepenthe::backend::gpu::{Gpu, Precision};
+use nepenthe::backend::gpu::Gpu;
 use nepenthe::run::conformance::FAMILIES;
 
 /// Runs the families that are `wanted` (or the one of them named by `NEPENTHE_FAMILY`) and fails with every case that
@@ -35,6 +35,7 @@ fn run_all(what: &str, wanted: impl Fn(&str) -> bool, gpu: impl Fn() -> Gpu) {
 mod simulated {
     use super::*;
     use crate::support::{simulated, simulated_as};
+    use nepenthe::backend::gpu::Precision;
     use nepenthe::backend::gpu::driver::sim::Timing;
 
     /// Families whose ops have kernels of their own on compute capability 9.0.

@@ -1,12 +1,39 @@
-//! Model folders: their weights written anew with changes, and loaded.
+//! Model folders: a recorded one with corpora beside it, weights written anew with changes, and loaded.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::io::safetensors::{Dtype, Entry, Weights, write_f32_as, write_file};
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Train};
 use nepenthe::ops::{StateMode, TeacherForm, UpdateRule};
+
+/// Copies a recorded model with a tokenizer to `dir`/model, and returns that folder.
+pub fn recorded(dir: &Path) -> PathBuf {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data");
+    let model = dir.join("model");
+    std::fs::create_dir(&model).unwrap();
+    for (from, name) in [
+        ("models/llama-gqa", "config.json"),
+        ("models/llama-gqa", "model.safetensors"),
+        ("tokenizer/bytelevel", "tokenizer.json"),
+        ("tokenizer/bytelevel", "tokenizer_config.json"),
+    ] {
+        std::fs::copy(golden.join(from).join(name), model.join(name)).unwrap();
+    }
+    model
+}
+
+/// Writes `dir`/`name`.jsonl: `documents` rows of token ids of that model, of `shortest` tokens and one more each, which
+/// `step` makes others than those of another step.
+pub fn corpus(dir: &Path, name: &str, documents: usize, shortest: usize, step: usize) {
+    let row = |d: usize| {
+        let ids = (0..shortest + d).map(|t| ((t * step + d * 13) % 500 + 2).to_string());
+        format!("{{\"input_ids\": [{}]}}\n", ids.collect::<Vec<_>>().join(","))
+    };
+    let text: String = (0..documents).map(row).collect();
+    std::fs::write(dir.join(format!("{name}.jsonl")), text).unwrap();
+}
 
 /// Writes the weights of the folder `from`, of one shard, as the file `to`: in `dtype` or their own, each number of a
 /// tensor made anew from its index and value.
