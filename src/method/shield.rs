@@ -1,5 +1,7 @@
 //! Finds what a loss is to leave alone: the subspaces that the inputs of a model's matrices mostly lie in on texts.
 
+use rayon::prelude::*;
+
 use super::passes::Passes;
 use super::subspace::principal;
 use super::{Knobs, Nll};
@@ -22,8 +24,10 @@ pub struct Directions {
 /// Finds the fewest directions that hold `share` of the squares of each matrix' inputs on `texts`, `rank` at most, with the
 /// weights that `model` has now.
 ///
-/// A layer at a time: a pass over the texts with room for the sums of one layer, whose leading eigenvectors the host then
-/// finds. All gradients are empty afterwards.
+/// Some layers at a time: a pass over the texts with room for the sums of [`layers_at_once`], whose leading eigenvectors
+/// the host then finds. All gradients are empty afterwards.
+///
+/// [`layers_at_once`]: crate::model::tap::layers_at_once
 ///
 /// Errors: [`Kind::Numeric`] where inputs are not finite; those of the passes.
 pub fn directions<O: Ops>(
@@ -38,23 +42,29 @@ pub fn directions<O: Ops>(
     let mut bases = vec![None; model.layout.blocks.len()];
     let mut grams = Grams::new(ops, model)?;
     let (mut held, mut count) = (0.0, 0);
-    for l in 0..model.config.layers {
-        grams.open(ops, model, l);
+    let mut next = 0;
+    while next < model.config.layers {
+        next = grams.open(ops, model, next);
         model.tap = Tap::Grams(grams);
         // With weight 0 the way back carries zeros; only the inputs of matrices are asked for.
         passes.sweep(ops, model, None, &Nll, knobs, texts, Some(0.0))?;
         let Tap::Grams(filled) = std::mem::replace(&mut model.tap, Tap::Closed) else { break };
         grams = filled;
-        for (block, width, gram) in grams.read(ops) {
-            ops.sync()?;
+        let sums = grams.read(ops);
+        ops.sync()?;
+        let blocks = &model.layout.blocks;
+        let own = |(block, width, gram): (usize, usize, Vec<f32>)| {
             if !gram.iter().all(|x| x.is_finite()) {
+                let name = &blocks[block].name;
                 return Err(Error::new(
                     Kind::Numeric,
-                    format!("{}: its inputs are not finite", model.layout.blocks[block].name),
+                    format!("{name}: its inputs are not finite"),
                 )
                 .hint("the model is broken before the first step"));
             }
-            let found = principal(&gram, width, share, rank);
+            Ok((block, width, principal(&gram, width, share, rank)))
+        };
+        for (block, width, found) in sums.into_par_iter().map(own).collect::<Result<Vec<_>>>()? {
             held += found.share;
             count += 1;
             bases[block] = Some((found.rows.iter().map(|x| *x as f32).collect(), width));

@@ -9,36 +9,52 @@ use crate::ops::{Ops, ParamSpec, Role, StateMode, TeacherForm, UpdateRule};
 pub enum Tap<O: Ops> {
     /// The weight gradients, and nothing else.
     Closed,
-    /// The sums of x^T x of the matrices of one layer; no gradients of linear maps are made.
+    /// The sums of x^T x of the matrices of some layers; no gradients of linear maps are made.
     Grams(Grams<O>),
     /// The weight gradients, of inputs without their part in a subspace.
     Shield(Shield<O>),
 }
 
-/// Sums of x^T x over rows, for four matrices at a time.
+/// Bytes of sums that layers are taken together up to: a pass over the texts costs more than they do.
+const GRAMS: usize = 256 << 20;
+
+/// Returns of how many of `layers` layers with matrices of these input widths the sums of x^T x are made in one pass.
+pub fn layers_at_once(widths: [usize; 4], layers: usize) -> usize {
+    let bytes: usize = widths.iter().map(|width| 4 * width * width).sum();
+    (GRAMS / bytes.max(1)).clamp(1, layers.max(1))
+}
+
+/// Sums of x^T x over rows, for the four matrices of some layers at a time.
 pub struct Grams<O: Ops> {
-    /// The blocks of the matrices.
-    of: [usize; 4],
-    /// The widths of their inputs.
-    widths: [usize; 4],
-    /// Their sums, in fp32 whatever gradients are kept in.
-    sums: [O::Grad; 4],
+    /// The blocks of the matrices,
+    of: Vec<usize>,
+    /// the widths of their inputs,
+    widths: Vec<usize>,
+    /// and their sums, in fp32 whatever gradients are kept in.
+    sums: Vec<O::Grad>,
+    /// How many layers there is room for.
+    layers: usize,
 }
 
 impl<O: Ops> Grams<O> {
-    /// Makes room for the matrices of a layer of `model`, which all layers can share.
+    /// Makes room for the matrices of [`layers_at_once`] layers of `model`, which all can share.
     pub fn new(ops: &O, model: &Model<O>) -> Result<Self> {
-        let matrices = model.layout.layers[0].matrices(&model.config);
-        let widths = matrices.map(|(_, width)| width);
-        let room = |width: usize| ops.grad(&ParamSpec { trainable: true, ..frozen(width * width) });
-        let [a, b, c, d] = widths.map(room);
-        Ok(Self { of: matrices.map(|(block, _)| block), widths, sums: [a?, b?, c?, d?] })
+        let widths = model.layout.layers[0].matrices(&model.config).map(|(_, width)| width);
+        let layers = layers_at_once(widths, model.layout.layers.len());
+        let widths = widths.repeat(layers);
+        let room =
+            |width: &usize| ops.grad(&ParamSpec { trainable: true, ..frozen(width * width) });
+        let sums = widths.iter().map(room).collect::<Result<_>>()?;
+        Ok(Self { of: Vec::new(), widths, sums, layers })
     }
 
-    /// Starts anew, for layer `l`.
-    pub fn open(&mut self, ops: &O, model: &Model<O>, l: usize) {
-        self.of = model.layout.layers[l].matrices(&model.config).map(|(block, _)| block);
+    /// Starts anew, for the layers from `first` on that there is room for, and returns the one behind them.
+    pub fn open(&mut self, ops: &O, model: &Model<O>, first: usize) -> usize {
+        let end = model.layout.layers.len().min(first + self.layers);
+        let matrices = |l: usize| model.layout.layers[l].matrices(&model.config);
+        self.of = (first..end).flat_map(matrices).map(|(block, _)| block).collect();
         self.sums.iter_mut().for_each(|sum| ops.clear_grad(sum));
+        end
     }
 
     /// Copies the sums to the host, each with its block and its width; waits for them.

@@ -10,6 +10,7 @@ use super::Recipe;
 use crate::backend::gpu::{PARTS_BYTES, Precision, chunk_rows, scan_bytes};
 use crate::error::{Error, Kind, Result};
 use crate::method::Rows;
+use crate::model::tap::layers_at_once;
 use crate::model::workspace::gains;
 use crate::model::{Layout, Level, ModelConfig, Saving, generate};
 use crate::ops::{StateMode, TeacherForm};
@@ -220,14 +221,15 @@ impl Count {
     }
 }
 
-/// Returns the bytes of a shield: both forms of each matrix' subspace, the sums of one layer that they are found from, and
+/// Returns the bytes of a shield: both forms of each matrix' subspace, the sums of layers that they are found from, and
 /// the rows that are projected.
 fn shield_bytes(config: &ModelConfig, rank: u64, number: u64, tokens: u64) -> u64 {
     let hd = (config.heads * config.head_width) as u64;
     let (c, f) = (config.width as u64, config.ffn as u64);
     let widths = [c, hd, c, f];
     let bases: u64 = widths.iter().map(|width| 2 * number * width * rank.min(*width)).sum();
-    let sums: u64 = widths.iter().map(|width| 4 * width * width).sum();
+    let layers = layers_at_once(widths.map(|width| width as usize), config.layers) as u64;
+    let sums: u64 = layers * widths.iter().map(|width| 4 * width * width).sum::<u64>();
     let widest = widths.into_iter().max().unwrap_or(0);
     config.layers as u64 * bases + sums + number * tokens * (rank.min(widest) + widest)
 }
