@@ -19,8 +19,8 @@
 # weight, retain weight, teacher rate and damping of the mean teacher), STEPS, EVERY (steps between measurements; 0 for
 # none, and then only the NLL of the retain documents before and after), MICRO (documents in a batch), ACCUM and
 # RETAIN_ACCUM (batches of forget and of retain documents a step), UTILITY (retain2, never trained on, or retain1, which
-# the penalty sees, as with --tiny always), TARGET and RETRAIN (folders of models made before), or TRAIN_STEPS and
-# TRAIN_RATE of those to be made.
+# the penalty sees, as with --tiny always), SLUG_DOCUMENTS (of each set, 64), TARGET and RETRAIN (folders of models made
+# before), or TRAIN_STEPS and TRAIN_RATE of those to be made.
 #
 # The stages: prepare; target and retrain by `finetune`; for each loss in each form a search over RATES with
 # SEARCH_SEED; the chosen setting again with each of SEEDS; eval; report. The forms are AdamW with the frozen model as
@@ -58,6 +58,7 @@ nepenthe=$(realpath "$NEPENTHE")
 binary=$(sha256sum "$nepenthe" | cut -d' ' -f1)
 device=${DEVICE:-auto} corpus=${CORPUS:-books} profile=${PROFILE:-full} seeds=${SEEDS:-1 2 3}
 search_seed=${SEARCH_SEED:-0} budget=${BUDGET:-0.1} both=${FORMS:-adamw teacher} micro=${MICRO:-4} context=512
+slug_documents=${SLUG_DOCUMENTS:-64}
 mkdir -p "$out/.done"
 # What a stage depends on beside its command and its inputs: this script, and the settings of every run.
 script=$(sha256sum "benches/mini_muse.sh" | cut -d' ' -f1) settings=""
@@ -213,7 +214,7 @@ losses=${LOSSES:-$("$nepenthe" --json methods | python3 -c '
 import json, sys
 print(*(loss["name"] for loss in json.load(sys.stdin)["losses"]))') mollm pgu task_vector slug}
 
-settings="$steps $every $new_tokens $micro $accum $retain_accum $context $adamw_rate $adamw_weight $sgd_rate $sgd_momentum ${mean_teacher[*]} $rmu_layer $rmu_steering $dual_bound $device"
+settings="$steps $every $new_tokens $micro $accum $retain_accum $context $adamw_rate $adamw_weight $sgd_rate $sgd_momentum ${mean_teacher[*]} $rmu_layer $rmu_steering $dual_bound $slug_documents $device"
 
 # unlearn NAME LOSS FORM FACTOR SEED PART: one run, measured on PART (select or report).
 unlearn() {
@@ -265,7 +266,7 @@ edit() {
             --out "$out/$name/model" > /dev/null ;;
     slug)
         "$nepenthe" slug --model "$target" --forget "$forget" --retain "$retain" --device "$device" \
-            --budget "$(times "$budget" "$factor")" --set "data.forget_context=$context" \
+            --budget "$(times "$budget" "$factor")" --documents "$slug_documents" --set "data.forget_context=$context" \
             --set "data.retain_context=$context" --out "$out/$name/model" > /dev/null ;;
     esac
     nll "$out/$name/model" "$part" "$out/$name/nll"
