@@ -8,7 +8,7 @@ use super::{Knobs, Nll};
 use crate::data::MicroBatch;
 use crate::error::{Error, Kind, Result};
 use crate::model::Model;
-use crate::model::tap::{Grams, Tap};
+use crate::model::tap::{Grams, Tap, layers_at_once};
 use crate::ops::Ops;
 
 /// The leading directions of every matrix' inputs.
@@ -27,8 +27,6 @@ pub struct Directions {
 /// Some layers at a time: a pass over the texts with room for the sums of [`layers_at_once`], whose leading eigenvectors
 /// the host then finds. All gradients are empty afterwards.
 ///
-/// [`layers_at_once`]: crate::model::tap::layers_at_once
-///
 /// Errors: [`Kind::Numeric`] where inputs are not finite; those of the passes.
 pub fn directions<O: Ops>(
     ops: &O,
@@ -40,11 +38,13 @@ pub fn directions<O: Ops>(
     rank: usize,
 ) -> Result<Directions> {
     let mut bases = vec![None; model.layout.blocks.len()];
-    let mut grams = Grams::new(ops, model)?;
+    let layers = model.config.layers;
+    let widths = model.layout.layers[0].matrices(&model.config).map(|(_, width)| width);
+    let at_once = layers_at_once(widths, layers);
+    let mut grams = Grams::new(ops, model, at_once)?;
     let (mut held, mut count) = (0.0, 0);
-    let mut next = 0;
-    while next < model.config.layers {
-        next = grams.open(ops, model, next);
+    for first in (0..layers).step_by(at_once) {
+        grams.open(ops, model, first..layers.min(first + at_once));
         model.tap = Tap::Grams(grams);
         // With weight 0 the way back carries zeros; only the inputs of matrices are asked for.
         passes.sweep(ops, model, None, &Nll, knobs, texts, Some(0.0))?;

@@ -1,6 +1,8 @@
 //! What stands between the inputs of linear maps and the weight gradients made of them: for methods that work in the
 //! space that these inputs span.
 
+use std::ops::Range;
+
 use super::params::Model;
 use crate::error::Result;
 use crate::ops::{Ops, ParamSpec, Role, StateMode, TeacherForm, UpdateRule};
@@ -32,29 +34,24 @@ pub struct Grams<O: Ops> {
     widths: Vec<usize>,
     /// and their sums, in fp32 whatever gradients are kept in.
     sums: Vec<O::Grad>,
-    /// How many layers there is room for.
-    layers: usize,
 }
 
 impl<O: Ops> Grams<O> {
-    /// Makes room for the matrices of [`layers_at_once`] layers of `model`, which all can share.
-    pub fn new(ops: &O, model: &Model<O>) -> Result<Self> {
-        let widths = model.layout.layers[0].matrices(&model.config).map(|(_, width)| width);
-        let layers = layers_at_once(widths, model.layout.layers.len());
-        let widths = widths.repeat(layers);
+    /// Makes room for the matrices of `layers` layers of `model` at a time, which all of them can share.
+    pub fn new(ops: &O, model: &Model<O>, layers: usize) -> Result<Self> {
+        let matrices = model.layout.layers[0].matrices(&model.config);
+        let widths = matrices.map(|(_, width)| width).repeat(layers);
         let room =
             |width: &usize| ops.grad(&ParamSpec { trainable: true, ..frozen(width * width) });
         let sums = widths.iter().map(room).collect::<Result<_>>()?;
-        Ok(Self { of: Vec::new(), widths, sums, layers })
+        Ok(Self { of: Vec::new(), widths, sums })
     }
 
-    /// Starts anew, for the layers from `first` on that there is room for, and returns the one behind them.
-    pub fn open(&mut self, ops: &O, model: &Model<O>, first: usize) -> usize {
-        let end = model.layout.layers.len().min(first + self.layers);
+    /// Starts anew, for these layers, as many as there is room for or fewer.
+    pub fn open(&mut self, ops: &O, model: &Model<O>, layers: Range<usize>) {
         let matrices = |l: usize| model.layout.layers[l].matrices(&model.config);
-        self.of = (first..end).flat_map(matrices).map(|(block, _)| block).collect();
+        self.of = layers.flat_map(matrices).map(|(block, _)| block).collect();
         self.sums.iter_mut().for_each(|sum| ops.clear_grad(sum));
-        end
     }
 
     /// Copies the sums to the host, each with its block and its width; waits for them.

@@ -9,7 +9,7 @@ use nepenthe::method::rmu::steering;
 use nepenthe::method::shield::directions;
 use nepenthe::method::{FORGET, Knobs, Nll, Objective, PENALTIES, Rows};
 use nepenthe::model::params::Keeping;
-use nepenthe::model::tap::{Shield, Tap};
+use nepenthe::model::tap::{Grams, Shield, Tap, layers_at_once};
 use nepenthe::model::{Model, ModelConfig, Train};
 use nepenthe::ops::{State, StateMode, TeacherForm, UpdateRule};
 
@@ -293,6 +293,46 @@ fn gradients(setup: &Setup) -> Vec<Vec<f64>> {
 fn bases(setup: &mut Setup, share: f64, most: usize) -> Vec<Option<(Vec<f32>, usize)>> {
     let Setup { ops, model, passes, batches, knobs, .. } = setup;
     directions(ops, model, passes, knobs, batches, share, most).unwrap().bases
+}
+
+/// A block, the width of its matrix' inputs, and the sums of their x^T x.
+type Gram = (usize, usize, Vec<f32>);
+
+/// Makes the sums of all matrices, those of so many layers in a pass.
+fn grams(setup: &mut Setup, at_once: usize) -> Vec<Gram> {
+    let Setup { ops, model, passes, batches, knobs, .. } = setup;
+    let mut made = Vec::new();
+    let mut grams = Grams::new(ops, model, at_once).unwrap();
+    for first in (0..model.config.layers).step_by(at_once) {
+        grams.open(ops, model, first..model.config.layers.min(first + at_once));
+        model.tap = Tap::Grams(grams);
+        passes.sweep(ops, model, None, &Nll, knobs, batches, Some(0.0)).unwrap();
+        let Tap::Grams(filled) = std::mem::replace(&mut model.tap, Tap::Closed) else { panic!() };
+        made.extend(filled.read(ops));
+        grams = filled;
+    }
+    made
+}
+
+#[test]
+fn sums_of_layers_taken_together_are_those_of_each_alone() {
+    let mut setup = Setup::new(CONFIGS[0], Train::Body);
+    let layers = setup.model.config.layers;
+    assert!(layers > 1);
+    let (each, all) = (grams(&mut setup, 1), grams(&mut setup, layers));
+    assert_eq!(each.len(), 4 * layers);
+    assert!(each.iter().all(|(.., sums)| sums.iter().any(|x| *x != 0.0)));
+    assert_eq!(each, all);
+    // Room for more than the last pass wants.
+    assert_eq!(each, grams(&mut setup, layers + 1));
+}
+
+#[test]
+fn as_many_layers_go_together_as_their_sums_have_room_for() {
+    // SmolLM2-135M, Llama-2-7B, and a model that is small.
+    assert_eq!(layers_at_once([576, 576, 576, 1536], 30), 20);
+    assert_eq!(layers_at_once([4096, 4096, 4096, 11008], 32), 1);
+    assert_eq!(layers_at_once([12, 12, 12, 17], 2), 2);
 }
 
 /// Makes the gradient of a step's loss anew, which is what a shield is for.
