@@ -4,10 +4,11 @@
 #   MUSE=DIR MODEL=SmolLM2-135M benches/mini_muse.sh OUT            the benchmark, from a copy of MUSE's data
 #   benches/mini_muse.sh --tiny OUT                                 the embedded model and text, on any machine
 #
-# Beside the losses, by themselves: mollm (UCE, the form's penalty and plain training on the retain documents, the mixture
-# of their gradients of least norm), pgu (gradient ascent off the subspace of the retain documents' inputs, with the form's
-# penalty), rmu with its own penalty in place of the form's, and pdu with plain training on the retain documents, whose
-# weight is the dual variable of a bound on their NLL. Two methods are no runs and have one form, `edit`:
+# Beside the losses, by themselves: ascent (gradient ascent without penalty; the loss ll has the form's), graddiff (with
+# plain training on the retain documents as penalty), mollm (UCE, the form's penalty and plain training on the retain
+# documents, the mixture of their gradients of least norm), pgu (gradient ascent off the subspace of the retain documents'
+# inputs, with the form's penalty), rmu with its own penalty in place of the form's, and pdu with plain training on the
+# retain documents, whose weight is the dual variable of a bound on their NLL. Two methods are no runs and have one form, `edit`:
 # task_vector (the target less FACTOR times what AdamW's steps on the forget documents add to it) and slug (`nepenthe slug`
 # with FACTOR times BUDGET; it draws nothing, so that its seeds are one).
 #
@@ -17,8 +18,9 @@
 # (full or small), DEVICE, LOSSES (all), FORMS ("adamw teacher"), SEEDS ("1 2 3"), SEARCH_SEED (0), RATES (factors on the
 # learning rate that each method tries), ADAMW_RATE and SGD_RATE (what they are factors on), TEACHER_WEIGHTS (forget
 # weight, retain weight, teacher rate and damping of the mean teacher), STEPS, EVERY (steps between measurements; 0 for
-# none, and then only the NLL of the retain documents before and after), MICRO (documents in a batch), ACCUM and
-# RETAIN_ACCUM (batches of forget and of retain documents a step), UTILITY (retain2, never trained on, or retain1, which
+# none, and then only the NLL of the retain documents before and after), SAVE_DTYPE (f32, since what is compared are methods
+# and not what a 16-bit folder keeps of their steps, or source, the model's own dtypes), MICRO (documents in a batch), ACCUM
+# and RETAIN_ACCUM (batches of forget and of retain documents a step), UTILITY (retain2, never trained on, or retain1, which
 # the penalty sees, as with --tiny always), SLUG_DOCUMENTS (of each set, 64), TARGET and RETRAIN (folders of models made
 # before), or TRAIN_STEPS and TRAIN_RATE of those to be made.
 #
@@ -58,7 +60,7 @@ nepenthe=$(realpath "$NEPENTHE")
 binary=$(sha256sum "$nepenthe" | cut -d' ' -f1)
 device=${DEVICE:-auto} corpus=${CORPUS:-books} profile=${PROFILE:-full} seeds=${SEEDS:-1 2 3}
 search_seed=${SEARCH_SEED:-0} budget=${BUDGET:-0.1} both=${FORMS:-adamw teacher} micro=${MICRO:-4} context=512
-slug_documents=${SLUG_DOCUMENTS:-64}
+slug_documents=${SLUG_DOCUMENTS:-64} save_dtype=${SAVE_DTYPE:-f32}
 mkdir -p "$out/.done"
 # What a stage depends on beside its command and its inputs: this script, and the settings of every run.
 script=$(sha256sum "benches/mini_muse.sh" | cut -d' ' -f1) settings=""
@@ -212,9 +214,10 @@ stage alternate.jsonl "$forget" -- alternatives "$forget" "$out/alternate.jsonl"
 skipped=" nll "
 losses=${LOSSES:-$("$nepenthe" --json methods | python3 -c '
 import json, sys
-print(*(loss["name"] for loss in json.load(sys.stdin)["losses"]))') mollm pgu task_vector slug}
+print(*(loss["name"] for loss in json.load(sys.stdin)["losses"]))') ascent graddiff mollm pgu task_vector slug}
 
-settings="$steps $every $new_tokens $micro $accum $retain_accum $context $adamw_rate $adamw_weight $sgd_rate $sgd_momentum ${mean_teacher[*]} $rmu_layer $rmu_steering $dual_bound $slug_documents $device"
+settings="$steps $every $new_tokens $micro $accum $retain_accum $context $adamw_rate $adamw_weight $sgd_rate $sgd_momentum ${mean_teacher[*]} $rmu_layer $rmu_steering $dual_bound $slug_documents $save_dtype
+$device"
 
 # unlearn NAME LOSS FORM FACTOR SEED PART: one run, measured on PART (select or report).
 unlearn() {
@@ -222,7 +225,7 @@ unlearn() {
     sets=(seed="$seed" method.loss="$loss" run.steps="$steps" run.micro_batch=$micro run.forget_accum_steps=$accum
         run.kl_accum_steps=$retain_accum data.forget_context=$context data.retain_context=$context
         run.checkpoint_every="$every" run.keep_checkpoints=1 data.cache="$out/cache" eval.every="$every"
-        eval.retain="$(half "$utility" "$part")" eval.documents=0)
+        eval.retain="$(half "$utility" "$part")" eval.documents=0 model.save_dtype="$save_dtype")
     if [ "$every" -gt 0 ]; then
         sets+=(eval.forget="$forget" eval.holdout="$holdout" eval.max_new_tokens="$new_tokens"
             eval.verbmem_forget="$out/suite/$part/verbmem_forget.json")
@@ -242,6 +245,8 @@ unlearn() {
     mollm) sets+=(method.loss=uce method.second_penalty=nll method.combine=min_norm method.forget_weight=1
         method.retain_weight=1) ;;
     pdu | pdu_ou) sets+=(method.penalty=nll method.retain_weight=1 method.dual_rate=1 method.dual_bound=$dual_bound) ;;
+    ascent) sets+=(method.loss=ll method.penalty=none) ;;
+    graddiff) sets+=(method.loss=ll method.penalty=nll) ;;
     pgu) sets+=(method.loss=ll method.shield=0.9) ;;
     dpo) sets+=(data.alternate="$out/alternate.jsonl") ;;
     esac
@@ -257,17 +262,19 @@ nll() {
 
 # edit NAME METHOD FACTOR SEED PART: a model made otherwise than by a run, and of a run's summary what is read here.
 edit() {
-    local name=$1 method=$2 factor=$3 seed=$4 part=$5
+    local name=$1 method=$2 factor=$3 seed=$4 part=$5 wide=()
+    if [ "$save_dtype" = f32 ]; then wide=(--f32); fi
     rm -rf "${out:?}/$name"
     mkdir -p "$out/$name"
     case $method in
     task_vector)
         "$nepenthe" task-vector --model "$target" --finetuned "$out/vectors/s$seed/model" --factor "$factor" \
-            --out "$out/$name/model" > /dev/null ;;
+            "${wide[@]}" --out "$out/$name/model" > /dev/null ;;
     slug)
         "$nepenthe" slug --model "$target" --forget "$forget" --retain "$retain" --device "$device" \
             --budget "$(times "$budget" "$factor")" --documents "$slug_documents" --set "data.forget_context=$context" \
-            --set "data.retain_context=$context" --out "$out/$name/model" > /dev/null ;;
+            --set "data.retain_context=$context" --set "model.save_dtype=$save_dtype" \
+            --out "$out/$name/model" > /dev/null ;;
     esac
     nll "$out/$name/model" "$part" "$out/$name/nll"
     printf '{"before": {"nll_retain": %s}, "after": {"nll_retain": %s}}\n' "$(cat "$out/nll.$part")" \
@@ -280,7 +287,7 @@ vector() {
     stage "$name" "$target" "$forget" -- train "$name" finetune --model "$target" --data "$forget" --set "seed=$1" \
         --set "run.steps=$steps" --set run.micro_batch=$micro --set "run.forget_accum_steps=$accum" \
         --set optim.lr=$adamw_rate --set "data.forget_context=$context" --set eval.documents=0 \
-        --set "data.cache=$out/cache"
+        --set "model.save_dtype=$save_dtype" --set "data.cache=$out/cache"
 }
 
 # produce NAME LOSS FORM FACTOR SEED PART: the model of a stage, whichever way it is made.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use assert_cmd::cargo::cargo_bin;
-use nepenthe::io::safetensors::Weights;
+use nepenthe::io::safetensors::{Dtype, Weights};
 use nepenthe::method::{FORGET, PENALTIES};
 use serde_json::Value;
 use support::folder::{self, rewrite};
@@ -381,6 +381,70 @@ fn task_vector_is_taken_off_number_by_number() {
         for ((w, tuned), more) in own.iter().zip(&tuned).zip(&more) {
             assert_eq!(*more as f32, (w - (w - tuned)) as f32, "{name}");
         }
+    }
+}
+
+/// A model in bf16, moved by less than its numbers can say: rounding is told of, and `--f32` leaves it out.
+#[test]
+fn what_rounding_loses_of_a_change_is_said() {
+    let dir = inputs();
+    let dir = dir.path();
+    changed(dir, "tuned", |_, x| x);
+    let [golden, file] = [dir.join("tuned"), dir.join("model/model.safetensors")];
+    rewrite(&golden, &file, Some(Dtype::Bf16), |_, x| x);
+    // Away from zero by a thousandth, a quarter of the distance between two numbers of bf16 or less.
+    let finetuned = dir.join("tuned/model.safetensors");
+    std::fs::remove_file(&finetuned).unwrap();
+    rewrite(&dir.join("model"), &finetuned, Some(Dtype::F32), |_, x| x * 1.001);
+    for (out, more, kept) in [("lost", [].as_slice(), 0.0), ("whole", &["--f32"], 1.0)] {
+        let output = task_vector(dir, "tuned", out, more);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(summary["change_saved"], kept, "{out}");
+        let warning = "warning: the written model holds 0 % of the change";
+        assert_eq!(said.contains(warning), kept == 0.0, "{said}");
+    }
+    let whole = Weights::open(&dir.join("whole")).unwrap();
+    let own = Weights::open(&dir.join("model")).unwrap();
+    for name in own.names() {
+        assert_eq!(whole.info(name).unwrap().dtype, Dtype::F32);
+        let [own, whole] = [&own, &whole].map(|w| w.read_f64(name).unwrap());
+        let apart = |(w, less): (&f64, &f64)| (w - less) - 0.001 * w;
+        assert!(
+            own.iter().zip(&whole).all(|pair| apart(pair).abs() <= 2e-7 * pair.0.abs()),
+            "{name}"
+        );
+    }
+}
+
+/// In fp32 a run's last figures are those of the folder it writes, to the bit; in 16 bits small steps are lost.
+#[test]
+fn a_run_in_the_exact_state_is_saved_whole_where_it_is_asked_for() {
+    let dir = inputs();
+    let dir = dir.path();
+    changed(dir, "wide", |_, x| x);
+    let file = dir.join("model/model.safetensors");
+    rewrite(&dir.join("wide"), &file, Some(Dtype::Bf16), |_, x| x);
+    for form in ["source", "f32"] {
+        let mut sets = sets(dir, "nlul", "kl", false);
+        let more = ["optim.lr=1e-3", "eval.every=2", "eval.documents=6", "eval.max_new_tokens=2"];
+        sets.extend(more.map(str::to_owned));
+        sets.push(format!("model.save_dtype={form}"));
+        let output = unlearn(dir, form, &sets);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let record = std::fs::read(dir.join(form).join("model/unlearning.json")).unwrap();
+        let record: Value = serde_json::from_slice(&record).unwrap();
+        let kept = summary["change_saved"].as_f64().unwrap();
+        assert_eq!(record["change_saved"], kept);
+        let measured = std::fs::read_to_string(dir.join(form).join("evaluations.jsonl")).unwrap();
+        let last: Value = serde_json::from_str(measured.lines().last().unwrap()).unwrap();
+        assert_eq!(last["global_step"], 2);
+        let whole = last["nll_forget"] == summary["after"]["nll_forget"];
+        assert_eq!(said.contains("--set model.save_dtype=f32"), form == "source", "{said}");
+        assert_eq!((whole, kept == 1.0), (form == "f32", form == "f32"), "{kept}");
     }
 }
 

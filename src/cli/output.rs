@@ -58,6 +58,18 @@ pub(super) fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
+/// Warns where the folder that `done` tells of holds clearly less than the whole change; `remedy` writes all of it.
+pub(super) fn warn_rounded(done: &Value, remedy: &str) {
+    let kept = done["change_saved"].as_f64().unwrap_or(1.0);
+    if kept < 0.9 {
+        note(&format!(
+            "warning: the written model holds {:.0} % of the change: the rest is smaller than the steps of its 16-bit \
+             numbers. {remedy} writes it in fp32",
+            100.0 * kept
+        ));
+    }
+}
+
 /// Lays `rows` out in columns: the first left, the others right aligned.
 pub(super) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::checks::check_data;
 use super::engine::{self, DeviceArgs, Engine, Job};
-use super::output::Output;
+use super::output::{Output, warn_rounded};
 use super::unlearn::Sources;
 use crate::error::Result;
 use crate::ops::Ops;
@@ -82,6 +82,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
         documents: args.documents,
     };
     let done = engine::compute(&engine, Search { slug, out: &args.out })?;
+    warn_rounded(&done, "--set model.save_dtype=f32");
     out.result(&done, || {
         let figure = |at: &str, name: &str| done[at][name].as_f64().unwrap_or(f64::NAN);
         format!(

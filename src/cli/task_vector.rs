@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::output::Output;
+use super::output::{Output, warn_rounded};
 use crate::error::Result;
 use crate::run::TaskVector;
+use crate::run::export::SaveDtype;
 
 /// Options of `task-vector`.
 #[derive(Debug, clap::Args)]
@@ -21,6 +22,9 @@ pub(super) struct Args {
     /// How many times the difference is taken off
     #[arg(long, value_name = "NUMBER", default_value_t = 1.0, allow_negative_numbers = true)]
     factor: f64,
+    /// Write fp32 throughout, not the dtypes of --model
+    #[arg(long)]
+    f32: bool,
     /// The model folder to write
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -32,8 +36,10 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
         finetuned: &args.finetuned,
         pretrained: args.pretrained.as_ref().unwrap_or(&args.model),
         factor: args.factor,
+        save_dtype: if args.f32 { SaveDtype::F32 } else { SaveDtype::Source },
     };
     let done = vector.write(&args.out)?;
+    warn_rounded(&done, "--f32");
     out.result(&done, || {
         format!(
             "{}: {} in {} tensors, factor {}; the vector's norm is {:.6} beside the model's {:.6}\n",

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::checks::{check_data, check_out};
 use super::engine::{self, DeviceArgs, Training};
-use super::output::{Output, note, table};
+use super::output::{Output, note, table, warn_rounded};
 use crate::error::{Error, Result};
 use crate::run::recipe::StateKey;
 use crate::run::{Recipe, page};
@@ -121,6 +121,7 @@ impl RunArgs {
         }
         let job = Training { recipe, out: self.out.clone(), resume: self.resume };
         let summary = engine::compute(&engine, job)?;
+        warn_rounded(&summary, "--set model.save_dtype=f32");
         out.result(&summary, || lines(&summary))
     }
 }

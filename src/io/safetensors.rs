@@ -50,6 +50,15 @@ impl Dtype {
         matches!(self, Self::F32 | Self::F16 | Self::Bf16)
     }
 
+    /// Returns `x` as it is stored in this type (floats only), rounded to nearest even.
+    pub fn round(self, x: f32) -> f32 {
+        match self {
+            Self::F16 => half::f16::from_f32(x).to_f32(),
+            Self::Bf16 => half::bf16::from_f32(x).to_f32(),
+            _ => x,
+        }
+    }
+
     fn from_file(dtype: safetensors::Dtype) -> Option<Self> {
         Some(match dtype {
             safetensors::Dtype::F32 => Self::F32,

@@ -60,8 +60,8 @@ const TASK_VECTOR: &str = "
 
 `nepenthe task-vector --model W --finetuned W_FT --factor A --out DIR` writes `W - A (W_ft - W_0)`, W_0 being what was
 finetuned: `--pretrained`, or the model itself. No training; `nepenthe finetune` makes W_ft of the forget set. Each number
-is made in f64 and rounded once. Source: arXiv 2212.04089; muse_bench `task_vector.py`, which takes the differences in
-bf16 and whose scripts use A = 5.
+is made in f64 and rounded once, to W's dtype or, with `--f32`, to fp32. Source: arXiv 2212.04089; muse_bench
+`task_vector.py`, which takes the differences in bf16 and whose scripts use A = 5.
 ";
 
 const COMBINE: &str = "

@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::io::atomic;
-use crate::io::safetensors::{Entry, INDEX, Weights, write_f32_as, write_file};
+use crate::io::safetensors::{Dtype, Entry, INDEX, Weights, write_f32_as, write_file};
 use crate::model::Model;
 use crate::model::layout::Part;
 use crate::ops::{Ops, Role};
@@ -15,9 +17,12 @@ use crate::ops::{Ops, Role};
 /// The file that says how a model was unlearned; it marks the folders that were written here.
 pub const RECORD: &str = "unlearning.json";
 
-/// Files of a model folder that are copied byte for byte where they exist, beside licences.
+/// The file that describes a model.
+const CONFIG: &str = "config.json";
+
+/// Files of a model folder that are copied where they exist, beside licences.
 const COMPANIONS: [&str; 11] = [
-    "config.json",
+    CONFIG,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -29,6 +34,71 @@ const COMPANIONS: [&str; 11] = [
     "chat_template.jinja",
     "chat_template.json",
 ];
+
+/// Keys of config.json that say which dtype a model is loaded in, the older one first.
+const DTYPE_KEYS: [&str; 2] = ["torch_dtype", "dtype"];
+
+/// The dtype that a model is written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SaveDtype {
+    /// Each tensor's in the folder that the run started from.
+    #[default]
+    Source,
+    /// fp32 throughout; nothing is rounded, at twice the bytes of a 16-bit model.
+    F32,
+}
+
+impl SaveDtype {
+    /// Returns the dtype that a tensor of `stored` is written in; what is no float stays what it is.
+    fn of(self, stored: Dtype) -> Dtype {
+        if self == Self::F32 && stored.is_float() { Dtype::F32 } else { stored }
+    }
+}
+
+/// What rounding to 16 bits left of the change from the source of a written folder.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rounding {
+    /// Squared length of the change before it was rounded, over the tensors that are written in 16 bits.
+    change: f64,
+    /// Inner product of the change as written with the one before it was rounded.
+    along: f64,
+}
+
+impl Rounding {
+    /// Returns the part of the change that the folder holds: 1 where nothing is lost, or nothing had changed.
+    ///
+    /// It is the written change's component along the one that was to be written, over the latter's length. Below 1,
+    /// numbers that moved by less than half the distance to the next one of their dtype went back to where they were.
+    pub fn kept(&self) -> f64 {
+        if self.change == 0.0 { 1.0 } else { self.along / self.change }
+    }
+
+    /// Takes in a tensor that was `before` and is to be `after`, written as `dtype`.
+    fn add(&mut self, dtype: Dtype, before: &[f32], after: &[f32]) {
+        // Sums of pieces and not one sum of all, so that threads share the work and the digits do not depend on them.
+        let pieces: Vec<[f64; 2]> = before
+            .par_chunks(PIECE)
+            .zip(after.par_chunks(PIECE))
+            .map(|(before, after)| {
+                let mut sums = [0.0; 2];
+                for (&b, &a) in before.iter().zip(after) {
+                    let change = f64::from(a) - f64::from(b);
+                    sums[0] += change * change;
+                    sums[1] += change * (f64::from(dtype.round(a)) - f64::from(b));
+                }
+                sums
+            })
+            .collect();
+        for [change, along] in pieces {
+            self.change += change;
+            self.along += along;
+        }
+    }
+}
+
+/// Numbers that are summed up before sums are added.
+const PIECE: usize = 1 << 16;
 
 /// Refuses a folder `out` that a model must not replace: a file, a folder of something else, the source itself.
 ///
@@ -86,10 +156,25 @@ fn index(source: &Path, total: usize) -> Result<Value> {
     Ok(index)
 }
 
-/// Writes the student as the model folder `out`, with the names, layouts, dtypes and shard map of `source`.
+/// Returns the config.json `text` of a model that is written as fp32 throughout.
+fn fp32_config(path: &Path, text: &[u8]) -> Result<Vec<u8>> {
+    let mut config: Value = serde_json::from_slice(text)
+        .map_err(|e| Error::model(format!("{}: not valid JSON: {e}", path.display())))?;
+    // A config that says nothing leaves it to the files.
+    for key in DTYPE_KEYS {
+        if let Some(dtype) = config.get_mut(key) {
+            *dtype = "float32".into();
+        }
+    }
+    Ok(pretty(&config).into_bytes())
+}
+
+/// Writes the student as the model folder `out`, with the names, layouts and shard map of `source`.
 ///
-/// Frozen tensors, and those the model has no use for, are copied from the source byte for byte; `record` goes into
-/// `unlearning.json`. The folder appears whole or not at all, in the place of an older one that was written here.
+/// Numbers have the dtypes of `source`, or are fp32 throughout, as `save_dtype` has it. Frozen tensors, and those the
+/// model has no use for, are copied from the source; `record` goes into `unlearning.json`, with `change_saved`, what
+/// rounding left of the change. The folder appears whole or not at all, in the place of an older one that was written
+/// here.
 ///
 /// Errors: those of [`check_target`] and of reading `source`; [`crate::Kind::Io`] if the file system refuses, and then
 /// the older folder stays.
@@ -98,8 +183,9 @@ pub fn write_model<O: Ops>(
     model: &Model<O>,
     source: &Path,
     out: &Path,
+    save_dtype: SaveDtype,
     record: &Value,
-) -> Result<()> {
+) -> Result<Rounding> {
     let stored = Weights::open(source)?;
     let mut places: HashMap<&str, (usize, usize, &Part)> = HashMap::new();
     for (b, block) in model.layout.blocks.iter().enumerate().filter(|(_, block)| block.trainable) {
@@ -122,7 +208,7 @@ pub fn write_model<O: Ops>(
         part.order.write(&part.shape, &values[start..start + part.len()], out);
         Ok(true)
     };
-    write_changed(source, out, &mut change, &mut || record.clone())
+    write_changed(source, out, save_dtype, &mut change, &mut || record.clone())
 }
 
 /// Puts the new numbers of a tensor into an empty vector; false leaves the tensor as it is.
@@ -133,14 +219,16 @@ pub(super) type Change<'a> = dyn FnMut(&Weights, &Entry, &mut Vec<f32>) -> Resul
 pub(super) fn write_changed(
     source: &Path,
     out: &Path,
+    save_dtype: SaveDtype,
     change: &mut Change<'_>,
     record: &mut dyn FnMut() -> Value,
-) -> Result<()> {
+) -> Result<Rounding> {
     check_target(source, out)?;
     let weights = Weights::open(source)?;
     let companions = companions(source)?;
+    let mut rounding = Rounding::default();
     atomic::replace_dir(out, |dir| {
-        let mut values: Vec<f32> = Vec::new();
+        let (mut values, mut before): (Vec<f32>, Vec<f32>) = (Vec::new(), Vec::new());
         let mut total = 0;
         for (file, names, metadata) in weights.shards() {
             let entries = names
@@ -148,8 +236,8 @@ pub(super) fn write_changed(
                 .map(|name| {
                     let info = weights.info(name);
                     let info = info.ok_or_else(|| Error::model(format!("{name}: missing")))?;
-                    let (dtype, shape) = (info.dtype, info.shape.clone());
-                    Ok(Entry { name: name.clone(), dtype, shape })
+                    let dtype = save_dtype.of(info.dtype);
+                    Ok(Entry { name: name.clone(), dtype, shape: info.shape.clone() })
                 })
                 .collect::<Result<Vec<_>>>()?;
             total += entries.iter().map(Entry::bytes).sum::<usize>();
@@ -160,8 +248,20 @@ pub(super) fn write_changed(
             write_file(&path, &entries, &metadata, &mut |entry, to| {
                 let io = |e: std::io::Error| Error::io("write", &path, &e);
                 values.clear();
-                if !change(&weights, entry, &mut values)? {
+                let changed = change(&weights, entry, &mut values)?;
+                let stored = weights.info(&entry.name).map(|info| info.dtype);
+                if !changed && stored == Some(entry.dtype) {
                     return to.write_all(weights.bytes(&entry.name)?).map_err(io);
+                }
+                if !changed || entry.dtype != Dtype::F32 {
+                    before.resize(entry.shape.iter().product(), 0.0);
+                    weights.read_f32(&entry.name, &mut before)?;
+                }
+                if !changed {
+                    return write_f32_as(entry.dtype, &before, to).map_err(io);
+                }
+                if entry.dtype != Dtype::F32 {
+                    rounding.add(entry.dtype, &before, &values);
                 }
                 write_f32_as(entry.dtype, &values, to).map_err(io)
             })?;
@@ -172,11 +272,17 @@ pub(super) fn write_changed(
         for name in &companions {
             let from = source.join(name);
             // Through bytes and not fs::copy, which would carry over a read-only mode.
-            let bytes = std::fs::read(&from).map_err(|e| Error::io("read", &from, &e))?;
+            let mut bytes = std::fs::read(&from).map_err(|e| Error::io("read", &from, &e))?;
+            if name == CONFIG && save_dtype == SaveDtype::F32 {
+                bytes = fp32_config(&from, &bytes)?;
+            }
             write(&dir.join(name), &bytes)?;
         }
-        write(&dir.join(RECORD), pretty(&record()).as_bytes())
-    })
+        let mut record = record();
+        record["change_saved"] = rounding.kept().into();
+        write(&dir.join(RECORD), pretty(&record).as_bytes())
+    })?;
+    Ok(rounding)
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {

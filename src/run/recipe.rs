@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::evaluate::FIGURES;
+use super::export::SaveDtype;
 use super::presets;
 use super::watch::Stop;
 use crate::error::{Error, Result, nearest};
@@ -68,6 +69,9 @@ pub struct ModelSection {
     pub state: StateKey,
     /// `full` or `drift`; all states but exact keep the drift.
     pub teacher: TeacherKey,
+    /// `source` (the dtypes of the folder to start from) or `f32`: what the model is written in. In the exact state a
+    /// 16-bit folder holds of small steps only a part.
+    pub save_dtype: SaveDtype,
 }
 
 /// `[data]`.

@@ -146,7 +146,9 @@ impl Slug {
             "matrices": matrices,
             "trials": trials,
         });
-        write_model(ops, &state.model, &folder.dir, out, &summary)?;
+        let dtype = recipe.model.save_dtype;
+        let rounding = write_model(ops, &state.model, &folder.dir, out, dtype, &summary)?;
+        summary["change_saved"] = json!(rounding.kept());
         summary["model"] = json!(out.display().to_string());
         Ok(summary)
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::export::write_changed;
+use super::export::{SaveDtype, write_changed};
 use super::folder::Folder;
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Entry, Weights};
@@ -20,21 +20,23 @@ pub struct TaskVector<'a> {
     pub pretrained: &'a Path,
     /// a.
     pub factor: f64,
+    /// What the result is written in.
+    pub save_dtype: SaveDtype,
 }
 
 impl TaskVector<'_> {
     /// The formula, as reports print it.
     pub const FORMULA: &'static str = "W - factor (W_ft - W_0)";
 
-    /// Writes `W - a (W_ft - W_0)` as the model folder `out`, each number in f64 and rounded once to the model's dtype.
+    /// Writes `W - a (W_ft - W_0)` as the model folder `out`, each number in f64 and rounded once.
     ///
     /// Source: arXiv 2212.04089; muse_bench `task_vector.py`, which takes the differences in bf16. Returns what was done:
-    /// tensors, and the L2 norms of vector and model.
+    /// tensors, the L2 norms of vector and model, and what rounding left of the change.
     ///
     /// Errors: [`crate::Kind::Config`] for a factor that is no number, a target that is not to be replaced, or equal
     /// models; [`crate::Kind::Model`] where the three do not have the same tensors.
     pub fn write(&self, out: &Path) -> Result<Value> {
-        let Self { model, finetuned, pretrained, factor } = *self;
+        let Self { model, finetuned, pretrained, factor, save_dtype } = *self;
         if !factor.is_finite() {
             return Err(Error::config(format!("--factor: wanted a number, got {factor}")));
         }
@@ -68,7 +70,7 @@ impl TaskVector<'_> {
             tensors += 1;
             Ok(true)
         };
-        write_changed(model, out, &mut change, &mut || {
+        let rounding = write_changed(model, out, save_dtype, &mut change, &mut || {
             json!({
                 "program": "nepenthe",
                 "version": env!("CARGO_PKG_VERSION"),
@@ -86,6 +88,7 @@ impl TaskVector<'_> {
             "tensors": tensors,
             "vector_norm": f64::sqrt(vector),
             "model_norm": f64::sqrt(whole),
+            "change_saved": rounding.kept(),
             "model": out.display().to_string(),
         }))
     }

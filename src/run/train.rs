@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::evaluate::{Measured, Suite};
-use super::export::{check_target, write_model};
+use super::export::{RECORD, Rounding, check_target, write_model};
 use super::folder::Folder;
 use super::page::{self, Outcome};
 use super::recipe::{MethodSection, OrderKey, Recipe};
@@ -334,7 +334,7 @@ impl<'a, O: Ops> Run<'a, O> {
         if verdict.best {
             let summary = json!({"steps": step, "after": self.watch.entries.last().map(|e| e.measured.json())});
             let record = self.record(&summary);
-            write_model(ops, &self.state.model, &self.folder.dir, &self.out.join(BEST), &record)?;
+            self.write(ops, &self.out.join(BEST), &record)?;
             self.best = Some(step);
         }
         self.stopped = verdict.stop;
@@ -360,7 +360,7 @@ impl<'a, O: Ops> Run<'a, O> {
             "student_from_teacher": distances.student_teacher,
         });
         let target = self.out.join(MODEL);
-        write_model(&ops, &self.state.model, &self.folder.dir, &target, &self.record(&summary))?;
+        summary["change_saved"] = json!(self.write(&ops, &target, &self.record(&summary))?.kept());
         let Self { recipe, out, method, suite, watch, state, identity, .. } = self;
         // The trained state goes before the written folder comes: two models never need to fit.
         drop(state);
@@ -379,12 +379,18 @@ impl<'a, O: Ops> Run<'a, O> {
         }
         if outcome.after.is_some() {
             let record = record(recipe, &method, &identity, &summary);
-            write_file_atomic(&target.join("unlearning.json"), format!("{record:#}\n").as_bytes())?;
+            write_file_atomic(&target.join(RECORD), format!("{record:#}\n").as_bytes())?;
         }
         summary["samples"] = outcome.samples();
         page::write(out, recipe, &method, &summary, &outcome)?;
         summary["model"] = json!(target.display().to_string());
         Ok(summary)
+    }
+
+    /// Writes the student as the model folder `out`.
+    fn write(&self, ops: &O, out: &Path, record: &Value) -> Result<Rounding> {
+        let dtype = self.recipe.model.save_dtype;
+        write_model(ops, &self.state.model, &self.folder.dir, out, dtype, record)
     }
 
     fn record(&self, summary: &Value) -> Value {
@@ -415,6 +421,7 @@ fn record(recipe: &Recipe, method: &Method, identity: &Value, summary: &Value) -
         "recipe": recipe,
         "identity": identity,
         "metrics": summary,
+        "change_saved": summary["change_saved"],
     })
 }
 

@@ -11,15 +11,21 @@ use nepenthe::model::generate::{Choice, Request};
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, Train};
 use nepenthe::ops::{StateMode, TeacherForm, UpdateRule};
-use nepenthe::run::export::write_model;
-use serde_json::json;
+use nepenthe::run::export::{SaveDtype, write_model};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Writes the recorded model `from` as the folder `to` with all tensors in `dtype`.
 fn convert(from: &Path, to: &Path, dtype: Dtype) {
     std::fs::create_dir(to).unwrap();
-    std::fs::copy(from.join("config.json"), to.join("config.json")).unwrap();
+    let mut config = json_of(&from.join("config.json"));
+    config["dtype"] = if dtype == Dtype::F32 { "float32" } else { "bfloat16" }.into();
+    std::fs::write(to.join("config.json"), config.to_string()).unwrap();
     rewrite(from, &to.join("model.safetensors"), Some(dtype), |_, x| x);
+}
+
+fn json_of(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
 fn figures(ops: &Cpu<f32>, model: &mut Model<Cpu<f32>>) -> Vec<u64> {
@@ -47,31 +53,43 @@ fn check(golden: &Path) {
     for (name, dtype) in [("f32", Dtype::F32), ("bf16", Dtype::Bf16)] {
         let source = dir.path().join(name);
         convert(golden, &source, dtype);
-        for mode in StateMode::ALL {
+        let forms =
+            [SaveDtype::Source, SaveDtype::F32].map(|form| StateMode::ALL.map(|m| (m, form)));
+        for (mode, form) in forms.concat() {
+            let case = format!("{name}-{mode:?}-{form:?}");
             let keep = trained(mode);
             // The student is the recorded fp32 model, so that it lies between the numbers of a bf16 file, as after
             // training.
             let mut student = load(&ops, golden, &keep);
             let before = figures(&ops, &mut student);
-            let out = dir.path().join(format!("{name}-{mode:?}"));
-            write_model(&ops, &student, &source, &out, &json!({})).unwrap();
+            let out = dir.path().join(&case);
+            let rounding = write_model(&ops, &student, &source, &out, form, &json!({})).unwrap();
+            if form == SaveDtype::F32 {
+                assert_eq!(json_of(&out.join("config.json"))["dtype"], "float32");
+                let weights = Weights::open(&out).unwrap();
+                let mut dtypes = weights.names().map(|name| weights.info(name).unwrap().dtype);
+                assert!(dtypes.all(|dtype| dtype == Dtype::F32), "{case}");
+            }
             let mut saved = load(&ops, &out, &Keeping::inference());
             let after = figures(&ops, &mut saved);
-            if (mode, dtype) == (StateMode::Exact, Dtype::Bf16) {
+            if (mode, dtype, form) == (StateMode::Exact, Dtype::Bf16, SaveDtype::Source) {
                 // An fp32 student has no bf16 figures before it is rounded: those of the file are the ones to report.
                 let apart = |(a, b): (&u64, &u64)| (f64::from_bits(*a) - f64::from_bits(*b)).abs();
                 let apart = before.iter().zip(&after).map(apart).fold(0.0, f64::max);
                 assert!(apart > 0.0 && apart < 0.1, "{apart}");
+                // The student lies nearest to the very numbers of the source, so that nothing of its change is left.
+                assert_eq!(rounding.kept(), 0.0, "{case}");
             } else {
-                assert!(before == after, "{name} {mode:?}");
+                assert!(before == after, "{case}");
+                assert_eq!(rounding.kept(), 1.0, "{case}");
             }
             // Saving what was loaded changes nothing any more.
-            let again = dir.path().join(format!("{name}-{mode:?}-again"));
+            let again = dir.path().join(format!("{case}-again"));
             let mut loaded = load(&ops, &out, &keep);
-            assert!(figures(&ops, &mut loaded) == after, "{name} {mode:?} loaded to train");
-            write_model(&ops, &loaded, &out, &again, &json!({})).unwrap();
+            assert!(figures(&ops, &mut loaded) == after, "{case} loaded to train");
+            write_model(&ops, &loaded, &out, &again, form, &json!({})).unwrap();
             let bytes = |folder: &Path| std::fs::read(folder.join("model.safetensors")).unwrap();
-            assert!(bytes(&again) == bytes(&out), "{name} {mode:?}");
+            assert!(bytes(&again) == bytes(&out), "{case}");
         }
     }
 }
@@ -118,7 +136,7 @@ fn files_without_the_name_of_the_model_are_read_and_written() {
     let mut model = load(&ops, &bare, &keep);
     let want = figures(&ops, &mut load(&ops, &golden, &Keeping::inference()));
     assert!(figures(&ops, &mut model) == want);
-    write_model(&ops, &model, &bare, &out, &json!({})).unwrap();
+    write_model(&ops, &model, &bare, &out, SaveDtype::Source, &json!({})).unwrap();
     assert!(std::fs::read(out.join("model.safetensors")).unwrap() == std::fs::read(to).unwrap());
 }
 
