@@ -142,8 +142,8 @@ __device__ __forceinline__ uint32_t dither_remix(uint32_t noise) {
     return ((x ^ (x >> 12)) * 0x297A2D39u) >> 16;
 }
 
-// Rounding bits that make a split round to the nearest bf16, ties away from zero.
-constexpr uint32_t kNearest = 0x8000u;
+// The step whose noise evaluation and export round by (src/ops/format.rs, EVALUATION).
+constexpr uint32_t kEvaluation = 0xFFFFFFFFu;
 
 __device__ __forceinline__ float theta_join(uint16_t hi, uint16_t lo, uint32_t dither) {
     return __uint_as_float((static_cast<uint32_t>(hi) << 16 | lo) - dither);

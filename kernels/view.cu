@@ -2,7 +2,8 @@
 //
 // dithered student:  (bits(theta) + r) >> 16         (compact: the hi plane itself, no kernel)
 // dithered teacher:  (bits(theta - d) + r) >> 16, with the r that split the student's planes
-// evaluated:         (bits(theta) + 0x8000) >> 16    nearest, ties away from zero
+// evaluated:         (bits(theta) + e) >> 16, with the e of a step that training never comes to: to the nearest, figures
+//                    would not see what moved by less than half the distance of two bf16 numbers
 // joined:            theta, and theta - d, in fp32
 // One r for student and teacher: a parameter without drift gives the same bf16 on both sides, so the penalty of an
 // unmoved model is exactly 0, and where d is not 0 the expected difference of the two bf16 values is d itself.
@@ -57,7 +58,7 @@ __device__ __forceinline__ void view_compact(const Tensor* tensor, uint32_t show
         float x = low ? theta_join(hi1, lo1, r) : bf16_to_float(hi1);
         if (drifts) x = __fsub_rn(x, __fmul_rn(fp16_to_float(d1), unscale));
         if (show == kDitheredTeacher) return dithered(x, r);
-        return show == kEvaluated ? dithered(x, kNearest) : x;
+        return show == kEvaluated ? dithered(x, dither_hash(seed, kEvaluation, i) & 0xFFFFu) : x;
     };
     uint64_t at = (static_cast<uint64_t>(blockIdx.x) * kBlock + threadIdx.x) * kPack;
     if (at + kPack <= n) {
@@ -90,16 +91,15 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     view_compact(tensor, show, hi, lo, d, out, n, index, seed);
 }
 
-// Weights kept in fp32: x, or x - d where `d` is not null; dithered by noise, or to nearest for kEvaluated.
+// Weights kept in fp32: x, or x - d where `d` is not null; dithered by the noise of the step, or of kEvaluation.
 template <typename T, bool NARROW>
 __device__ __forceinline__ void view_exact(const Tensor* tensor, uint32_t show, const float* x,
                                            const float* d, T* out, uint64_t n, uint64_t seed) {
-    const uint32_t count = static_cast<uint32_t>(tensor->counter);
+    const uint32_t count = show == kEvaluated ? kEvaluation : static_cast<uint32_t>(tensor->counter);
     auto one = [&](uint64_t i, float x1, float d1) -> float {
         if (d != nullptr) x1 = __fsub_rn(x1, d1);
         if (!NARROW) return x1;
-        uint32_t r = show == kEvaluated ? kNearest : dither_hash(seed, count, i) & 0xFFFFu;
-        return dithered(x1, r);
+        return dithered(x1, dither_hash(seed, count, i) & 0xFFFFu);
     };
     uint64_t at = (static_cast<uint64_t>(blockIdx.x) * kBlock + threadIdx.x) * kPack;
     if (at + kPack <= n) {

@@ -17,7 +17,7 @@ use nepenthe::method::passes::Passes;
 use nepenthe::model::Model;
 use nepenthe::model::params::Keeping;
 use nepenthe::ops::StateMode;
-use nepenthe::run::export::{SaveDtype, write_model};
+use nepenthe::run::export::{Save, write_model};
 use nepenthe::run::suite::{Outcome, Subject, Suite, muse, tofu};
 use serde_json::{Value, json};
 use support::folder::{load, rewrite, trained};
@@ -370,7 +370,7 @@ fn figures_before_saving_and_after_loading_are_equal_bits_at_any_batch_size() {
         let keep = trained(mode);
         let mut student = load(&ops, &exact, &keep);
         let out = dir.path().join(format!("{mode:?}"));
-        write_model(&ops, &student, &source, &out, SaveDtype::Source, &json!({})).unwrap();
+        write_model(&ops, &student, &source, &out, Save::default(), &json!({})).unwrap();
         let mut saved = load(&ops, &out, &Keeping::inference());
         for suite in &all {
             let before = measure(&ops, &mut student, suite, true, 5);

@@ -58,13 +58,13 @@ pub(super) fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// Warns where the folder that `done` tells of holds clearly less than the whole change; `remedy` writes all of it.
-pub(super) fn warn_rounded(done: &Value, remedy: &str) {
+/// Warns where the folder that `done` tells of holds clearly less than the whole change.
+pub(super) fn warn_rounded(done: &Value) {
     let kept = done["change_saved"].as_f64().unwrap_or(1.0);
     if kept < 0.9 {
         note(&format!(
-            "warning: the written model holds {:.0} % of the change: the rest is smaller than the steps of its 16-bit \
-             numbers. {remedy} writes it in fp32",
+            "warning: the written model holds {:.0} % of the change: its 16-bit numbers are too coarse for the rest. --set \
+             model.save_dtype=f32 writes all of it",
             100.0 * kept
         ));
     }

@@ -82,7 +82,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
         documents: args.documents,
     };
     let done = engine::compute(&engine, Search { slug, out: &args.out })?;
-    warn_rounded(&done, "--set model.save_dtype=f32");
+    warn_rounded(&done);
     out.result(&done, || {
         let figure = |at: &str, name: &str| done[at][name].as_f64().unwrap_or(f64::NAN);
         format!(

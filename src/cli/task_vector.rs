@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::output::{Output, warn_rounded};
+use super::output::Output;
 use crate::error::Result;
 use crate::run::TaskVector;
-use crate::run::export::SaveDtype;
+use crate::run::export::{Save, SaveDtype};
 
 /// Options of `task-vector`.
 #[derive(Debug, clap::Args)]
@@ -36,10 +36,12 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
         finetuned: &args.finetuned,
         pretrained: args.pretrained.as_ref().unwrap_or(&args.model),
         factor: args.factor,
-        save_dtype: if args.f32 { SaveDtype::F32 } else { SaveDtype::Source },
+        save: Save {
+            dtype: if args.f32 { SaveDtype::F32 } else { SaveDtype::Source },
+            ..Save::default()
+        },
     };
     let done = vector.write(&args.out)?;
-    warn_rounded(&done, "--f32");
     out.result(&done, || {
         format!(
             "{}: {} in {} tensors, factor {}; the vector's norm is {:.6} beside the model's {:.6}\n",

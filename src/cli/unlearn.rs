@@ -121,7 +121,7 @@ impl RunArgs {
         }
         let job = Training { recipe, out: self.out.clone(), resume: self.resume };
         let summary = engine::compute(&engine, job)?;
-        warn_rounded(&summary, "--set model.save_dtype=f32");
+        warn_rounded(&summary);
         out.result(&summary, || lines(&summary))
     }
 }

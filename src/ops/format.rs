@@ -21,8 +21,12 @@ pub fn noise(seed: u64, step: u64, index: u64) -> u32 {
     x ^ (x >> 15)
 }
 
-/// Rounding bits that make a split round to the nearest bf16 (ties away from zero in magnitude).
-pub const NEAREST: u32 = 0x8000;
+/// The step whose [`noise`] evaluation and export round by: one that training never comes to.
+///
+/// Rounding to the nearest would hide all motion below half the distance of two bf16 numbers from figures and saved
+/// model alike where training starts at bf16 numbers; by noise, figures are those of the weights in the mean, and as the
+/// noise is always the same, those of unmoved weights never change.
+pub const EVALUATION: u64 = u32::MAX as u64;
 
 /// Splits fp32 bits into (hi, lo) under `r` < 2^16.
 #[inline(always)]

@@ -83,7 +83,8 @@ pub enum Role {
     Student,
     /// The teacher, dithered with the student's own random bits.
     Teacher,
-    /// The student as evaluation and export see it: in 16-bit planes rounded to the nearest bf16.
+    /// The student as evaluation and export see it: from 16-bit planes rounded to bf16 by the noise of
+    /// [`super::format::EVALUATION`].
     Evaluated,
 }
 

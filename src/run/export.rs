@@ -1,10 +1,10 @@
 //! Writing a trained model the way its source was written.
 
+mod rounding;
+
 use std::collections::HashMap;
 use std::path::Path;
 
-use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -13,6 +13,8 @@ use crate::io::safetensors::{Dtype, Entry, INDEX, Weights, write_f32_as, write_f
 use crate::model::Model;
 use crate::model::layout::Part;
 use crate::ops::{Ops, Role};
+
+pub use rounding::{Kept, Save, SaveDtype, SaveRounding};
 
 /// The file that says how a model was unlearned; it marks the folders that were written here.
 pub const RECORD: &str = "unlearning.json";
@@ -37,68 +39,6 @@ const COMPANIONS: [&str; 11] = [
 
 /// Keys of config.json that say which dtype a model is loaded in, the older one first.
 const DTYPE_KEYS: [&str; 2] = ["torch_dtype", "dtype"];
-
-/// The dtype that a model is written in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SaveDtype {
-    /// Each tensor's in the folder that the run started from.
-    #[default]
-    Source,
-    /// fp32 throughout; nothing is rounded, at twice the bytes of a 16-bit model.
-    F32,
-}
-
-impl SaveDtype {
-    /// Returns the dtype that a tensor of `stored` is written in; what is no float stays what it is.
-    fn of(self, stored: Dtype) -> Dtype {
-        if self == Self::F32 && stored.is_float() { Dtype::F32 } else { stored }
-    }
-}
-
-/// What rounding to 16 bits left of the change from the source of a written folder.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Rounding {
-    /// Squared length of the change before it was rounded, over the tensors that are written in 16 bits.
-    change: f64,
-    /// Inner product of the change as written with the one before it was rounded.
-    along: f64,
-}
-
-impl Rounding {
-    /// Returns the part of the change that the folder holds: 1 where nothing is lost, or nothing had changed.
-    ///
-    /// It is the written change's component along the one that was to be written, over the latter's length. Below 1,
-    /// numbers that moved by less than half the distance to the next one of their dtype went back to where they were.
-    pub fn kept(&self) -> f64 {
-        if self.change == 0.0 { 1.0 } else { self.along / self.change }
-    }
-
-    /// Takes in a tensor that was `before` and is to be `after`, written as `dtype`.
-    fn add(&mut self, dtype: Dtype, before: &[f32], after: &[f32]) {
-        // Sums of pieces and not one sum of all, so that threads share the work and the digits do not depend on them.
-        let pieces: Vec<[f64; 2]> = before
-            .par_chunks(PIECE)
-            .zip(after.par_chunks(PIECE))
-            .map(|(before, after)| {
-                let mut sums = [0.0; 2];
-                for (&b, &a) in before.iter().zip(after) {
-                    let change = f64::from(a) - f64::from(b);
-                    sums[0] += change * change;
-                    sums[1] += change * (f64::from(dtype.round(a)) - f64::from(b));
-                }
-                sums
-            })
-            .collect();
-        for [change, along] in pieces {
-            self.change += change;
-            self.along += along;
-        }
-    }
-}
-
-/// Numbers that are summed up before sums are added.
-const PIECE: usize = 1 << 16;
 
 /// Refuses a folder `out` that a model must not replace: a file, a folder of something else, the source itself.
 ///
@@ -171,7 +111,7 @@ fn fp32_config(path: &Path, text: &[u8]) -> Result<Vec<u8>> {
 
 /// Writes the student as the model folder `out`, with the names, layouts and shard map of `source`.
 ///
-/// Numbers have the dtypes of `source`, or are fp32 throughout, as `save_dtype` has it. Frozen tensors, and those the
+/// Numbers are stored as `save` has it. Frozen tensors, and those the
 /// model has no use for, are copied from the source; `record` goes into `unlearning.json`, with `change_saved`, what
 /// rounding left of the change. The folder appears whole or not at all, in the place of an older one that was written
 /// here.
@@ -183,9 +123,9 @@ pub fn write_model<O: Ops>(
     model: &Model<O>,
     source: &Path,
     out: &Path,
-    save_dtype: SaveDtype,
+    save: Save,
     record: &Value,
-) -> Result<Rounding> {
+) -> Result<Kept> {
     let stored = Weights::open(source)?;
     let mut places: HashMap<&str, (usize, usize, &Part)> = HashMap::new();
     for (b, block) in model.layout.blocks.iter().enumerate().filter(|(_, block)| block.trainable) {
@@ -208,7 +148,7 @@ pub fn write_model<O: Ops>(
         part.order.write(&part.shape, &values[start..start + part.len()], out);
         Ok(true)
     };
-    write_changed(source, out, save_dtype, &mut change, &mut || record.clone())
+    write_changed(source, out, save, &mut change, &mut || record.clone())
 }
 
 /// Puts the new numbers of a tensor into an empty vector; false leaves the tensor as it is.
@@ -219,14 +159,14 @@ pub(super) type Change<'a> = dyn FnMut(&Weights, &Entry, &mut Vec<f32>) -> Resul
 pub(super) fn write_changed(
     source: &Path,
     out: &Path,
-    save_dtype: SaveDtype,
+    save: Save,
     change: &mut Change<'_>,
     record: &mut dyn FnMut() -> Value,
-) -> Result<Rounding> {
+) -> Result<Kept> {
     check_target(source, out)?;
     let weights = Weights::open(source)?;
     let companions = companions(source)?;
-    let mut rounding = Rounding::default();
+    let mut kept = Kept::default();
     atomic::replace_dir(out, |dir| {
         let (mut values, mut before): (Vec<f32>, Vec<f32>) = (Vec::new(), Vec::new());
         let mut total = 0;
@@ -236,7 +176,7 @@ pub(super) fn write_changed(
                 .map(|name| {
                     let info = weights.info(name);
                     let info = info.ok_or_else(|| Error::model(format!("{name}: missing")))?;
-                    let dtype = save_dtype.of(info.dtype);
+                    let dtype = save.dtype(info.dtype);
                     Ok(Entry { name: name.clone(), dtype, shape: info.shape.clone() })
                 })
                 .collect::<Result<Vec<_>>>()?;
@@ -261,7 +201,7 @@ pub(super) fn write_changed(
                     return write_f32_as(entry.dtype, &before, to).map_err(io);
                 }
                 if entry.dtype != Dtype::F32 {
-                    rounding.add(entry.dtype, &before, &values);
+                    kept.add(save.round(entry, &before, &mut values));
                 }
                 write_f32_as(entry.dtype, &values, to).map_err(io)
             })?;
@@ -273,16 +213,16 @@ pub(super) fn write_changed(
             let from = source.join(name);
             // Through bytes and not fs::copy, which would carry over a read-only mode.
             let mut bytes = std::fs::read(&from).map_err(|e| Error::io("read", &from, &e))?;
-            if name == CONFIG && save_dtype == SaveDtype::F32 {
+            if name == CONFIG && save.dtype == SaveDtype::F32 {
                 bytes = fp32_config(&from, &bytes)?;
             }
             write(&dir.join(name), &bytes)?;
         }
         let mut record = record();
-        record["change_saved"] = rounding.kept().into();
+        record["change_saved"] = kept.share().into();
         write(&dir.join(RECORD), pretty(&record).as_bytes())
     })?;
-    Ok(rounding)
+    Ok(kept)
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::evaluate::FIGURES;
-use super::export::SaveDtype;
+use super::export::{Save, SaveDtype, SaveRounding};
 use super::presets;
 use super::watch::Stop;
 use crate::error::{Error, Result, nearest};
@@ -69,9 +69,11 @@ pub struct ModelSection {
     pub state: StateKey,
     /// `full` or `drift`; all states but exact keep the drift.
     pub teacher: TeacherKey,
-    /// `source` (the dtypes of the folder to start from) or `f32`: what the model is written in. In the exact state a
-    /// 16-bit folder holds of small steps only a part.
+    /// `source` (the dtypes of the folder to start from) or `f32`: what the model is written in.
     pub save_dtype: SaveDtype,
+    /// `stochastic` or `nearest`: how it becomes 16 bits long. The first keeps small motions in the mean, the second loses
+    /// them.
+    pub save_rounding: SaveRounding,
 }
 
 /// `[data]`.
@@ -372,6 +374,12 @@ impl Recipe {
             rule: self.optim.rule(),
             seed: self.seed,
         }
+    }
+
+    /// Returns how the model is written.
+    pub fn save(&self) -> Save {
+        let ModelSection { save_dtype: dtype, save_rounding: rounding, .. } = self.model;
+        Save { dtype, rounding, seed: self.seed }
     }
 
     /// Returns when the run stops before its last step, if it may.

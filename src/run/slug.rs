@@ -146,9 +146,8 @@ impl Slug {
             "matrices": matrices,
             "trials": trials,
         });
-        let dtype = recipe.model.save_dtype;
-        let rounding = write_model(ops, &state.model, &folder.dir, out, dtype, &summary)?;
-        summary["change_saved"] = json!(rounding.kept());
+        let kept = write_model(ops, &state.model, &folder.dir, out, recipe.save(), &summary)?;
+        summary["change_saved"] = json!(kept.share());
         summary["model"] = json!(out.display().to_string());
         Ok(summary)
     }

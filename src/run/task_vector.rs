@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::export::{SaveDtype, write_changed};
+use super::export::{Save, write_changed};
 use super::folder::Folder;
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Entry, Weights};
@@ -20,8 +20,8 @@ pub struct TaskVector<'a> {
     pub pretrained: &'a Path,
     /// a.
     pub factor: f64,
-    /// What the result is written in.
-    pub save_dtype: SaveDtype,
+    /// How the result is written.
+    pub save: Save,
 }
 
 impl TaskVector<'_> {
@@ -36,7 +36,7 @@ impl TaskVector<'_> {
     /// Errors: [`crate::Kind::Config`] for a factor that is no number, a target that is not to be replaced, or equal
     /// models; [`crate::Kind::Model`] where the three do not have the same tensors.
     pub fn write(&self, out: &Path) -> Result<Value> {
-        let Self { model, finetuned, pretrained, factor, save_dtype } = *self;
+        let Self { model, finetuned, pretrained, factor, save } = *self;
         if !factor.is_finite() {
             return Err(Error::config(format!("--factor: wanted a number, got {factor}")));
         }
@@ -70,7 +70,7 @@ impl TaskVector<'_> {
             tensors += 1;
             Ok(true)
         };
-        let rounding = write_changed(model, out, save_dtype, &mut change, &mut || {
+        let kept = write_changed(model, out, save, &mut change, &mut || {
             json!({
                 "program": "nepenthe",
                 "version": env!("CARGO_PKG_VERSION"),
@@ -88,7 +88,7 @@ impl TaskVector<'_> {
             "tensors": tensors,
             "vector_norm": f64::sqrt(vector),
             "model_norm": f64::sqrt(whole),
-            "change_saved": rounding.kept(),
+            "change_saved": kept.share(),
             "model": out.display().to_string(),
         }))
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::evaluate::{Measured, Suite};
-use super::export::{RECORD, Rounding, check_target, write_model};
+use super::export::{Kept, RECORD, check_target, write_model};
 use super::folder::Folder;
 use super::page::{self, Outcome};
 use super::recipe::{MethodSection, OrderKey, Recipe};
@@ -360,7 +360,7 @@ impl<'a, O: Ops> Run<'a, O> {
             "student_from_teacher": distances.student_teacher,
         });
         let target = self.out.join(MODEL);
-        summary["change_saved"] = json!(self.write(&ops, &target, &self.record(&summary))?.kept());
+        summary["change_saved"] = json!(self.write(&ops, &target, &self.record(&summary))?.share());
         let Self { recipe, out, method, suite, watch, state, identity, .. } = self;
         // The trained state goes before the written folder comes: two models never need to fit.
         drop(state);
@@ -388,9 +388,8 @@ impl<'a, O: Ops> Run<'a, O> {
     }
 
     /// Writes the student as the model folder `out`.
-    fn write(&self, ops: &O, out: &Path, record: &Value) -> Result<Rounding> {
-        let dtype = self.recipe.model.save_dtype;
-        write_model(ops, &self.state.model, &self.folder.dir, out, dtype, record)
+    fn write(&self, ops: &O, out: &Path, record: &Value) -> Result<Kept> {
+        write_model(ops, &self.state.model, &self.folder.dir, out, self.recipe.save(), record)
     }
 
     fn record(&self, summary: &Value) -> Value {

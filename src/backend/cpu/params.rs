@@ -331,7 +331,7 @@ impl<T: Real> State for Cpu<T> {
                 let show = match role {
                     Role::Student => Show::Plane,
                     Role::Teacher => Show::DitheredTeacher,
-                    Role::Evaluated => Show::Nearest,
+                    Role::Evaluated => Show::Evaluated,
                 };
                 split.show((param.seed, param.counter), show, &mut scratch[..n]);
                 &scratch[..n]
@@ -452,7 +452,7 @@ impl<T: Real> State for Cpu<T> {
                     Role::Teacher => Show::JoinedTeacher,
                     Role::Student => Show::Joined,
                     // As evaluation views it, so that a saved model has the figures it was saved with.
-                    Role::Evaluated => Show::Nearest,
+                    Role::Evaluated => Show::Evaluated,
                 };
                 split.show((param.seed, param.counter), show, out);
             }

@@ -9,7 +9,7 @@ use super::{Dtype, Random, Verdict, tol};
 use crate::backend::cpu::{Cpu, Grad as CpuGrad, GradData, Param as CpuParam};
 use crate::backend::gpu::{Act, Gpu, Grad, Param, Precision};
 use crate::error::{Error, Result};
-use crate::ops::format::{NEAREST, narrow, narrow_even, noise, widen};
+use crate::ops::format::{EVALUATION, narrow, narrow_even, noise, widen};
 use crate::ops::state::{StepOutcome, StepSettings};
 use crate::ops::{
     Compute, ParamSpec, Role, State, StateMode, TeacherForm, UpdateRule, UpdateScalars,
@@ -207,11 +207,10 @@ impl<'a> Pair<'a> {
             return shown;
         }
         let (seed, counter) = self.oracle.noise_key();
-        let each = shown.iter().enumerate().map(|(i, x)| {
-            let random = noise(seed, counter, i as u64) & 0xffff;
-            widen(narrow(*x, if role == Role::Evaluated { NEAREST } else { random }))
-        });
-        each.collect()
+        let step = if role == Role::Evaluated { EVALUATION } else { counter };
+        let rounded =
+            |(i, x): (usize, &f32)| widen(narrow(*x, noise(seed, step, i as u64) & 0xffff));
+        shown.iter().enumerate().map(rounded).collect()
     }
 }
 

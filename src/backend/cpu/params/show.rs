@@ -5,7 +5,7 @@ use pulp::{Arch, Simd, WithSimd};
 use super::Split;
 use crate::backend::cpu::Real;
 use crate::backend::cpu::update::fold;
-use crate::ops::format::{NEAREST, from_f16, join, narrow, noise, widen};
+use crate::ops::format::{EVALUATION, from_f16, join, narrow, noise, widen};
 
 /// What a pass over the planes makes of them.
 #[derive(Clone, Copy)]
@@ -14,8 +14,8 @@ pub(super) enum Show {
     Plane,
     /// The teacher in bf16, under the student's rounding bits.
     DitheredTeacher,
-    /// The student rounded to the nearest bf16.
-    Nearest,
+    /// The student in bf16, under the rounding bits of evaluation.
+    Evaluated,
     /// The student in fp32.
     Joined,
     /// The teacher in fp32.
@@ -43,10 +43,11 @@ impl<O: Real> WithSimd for ShowPass<'_, O> {
         let (hi, out) = (&hi[..n], self.out);
         let high = (self.offset as u64) & !0xffff_ffff;
         let low = self.offset as u32;
-        let random = |i: usize| {
+        let random = |i: usize, step: u64| {
             let index = high | u64::from(low.wrapping_add(i as u32));
-            noise(self.seed, self.counter, index) & 0xffff
+            noise(self.seed, step, index) & 0xffff
         };
+        let own = |i: usize| random(i, self.counter);
         macro_rules! each {
             (|$i:ident| $value:expr) => {
                 for $i in 0..n {
@@ -58,27 +59,30 @@ impl<O: Real> WithSimd for ShowPass<'_, O> {
             // The plane is all there is of the student.
             let teacher = |i: usize| widen(hi[i]) - from_f16(drift[i]) * self.unscale;
             return match self.show {
-                Show::DitheredTeacher => each!(|i| widen(narrow(teacher(i), random(i)))),
+                Show::DitheredTeacher => each!(|i| widen(narrow(teacher(i), own(i)))),
                 Show::JoinedTeacher => each!(|i| teacher(i)),
-                Show::Plane | Show::Nearest | Show::Joined => each!(|i| widen(hi[i])),
+                Show::Plane | Show::Evaluated | Show::Joined => each!(|i| widen(hi[i])),
             };
         }
         let lo = &lo[..n];
         match self.show {
             Show::Plane => each!(|i| widen(hi[i])),
-            Show::Nearest => each!(|i| widen(narrow(join(hi[i], lo[i], random(i)), NEAREST))),
-            Show::Joined => each!(|i| join(hi[i], lo[i], random(i))),
+            Show::Evaluated => {
+                let theta = |i: usize| join(hi[i], lo[i], own(i));
+                each!(|i| widen(narrow(theta(i), random(i, EVALUATION))));
+            }
+            Show::Joined => each!(|i| join(hi[i], lo[i], own(i))),
             Show::DitheredTeacher => {
                 let drift = &drift[..n];
                 each!(|i| {
-                    let r = random(i);
+                    let r = own(i);
                     let teacher = join(hi[i], lo[i], r) - from_f16(drift[i]) * self.unscale;
                     widen(narrow(teacher, r))
                 });
             }
             Show::JoinedTeacher => {
                 let drift = &drift[..n];
-                each!(|i| join(hi[i], lo[i], random(i)) - from_f16(drift[i]) * self.unscale);
+                each!(|i| join(hi[i], lo[i], own(i)) - from_f16(drift[i]) * self.unscale);
             }
         }
     }
