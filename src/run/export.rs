@@ -111,10 +111,9 @@ fn fp32_config(path: &Path, text: &[u8]) -> Result<Vec<u8>> {
 
 /// Writes the student as the model folder `out`, with the names, layouts and shard map of `source`.
 ///
-/// Numbers are stored as `save` has it. Frozen tensors, and those the
-/// model has no use for, are copied from the source; `record` goes into `unlearning.json`, with `change_saved`, what
-/// rounding left of the change. The folder appears whole or not at all, in the place of an older one that was written
-/// here.
+/// Numbers are stored as `save` has it. Frozen tensors, and those the model has no use for, are copied from the source;
+/// `record` goes into `unlearning.json`, with `change_saved`, what rounding left of the change. The folder appears whole
+/// or not at all, in the place of an older one that was written here.
 ///
 /// Errors: those of [`check_target`] and of reading `source`; [`crate::Kind::Io`] if the file system refuses, and then
 /// the older folder stays.
