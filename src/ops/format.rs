@@ -5,6 +5,13 @@
 //! `b = (hi << 16 | lo) - r` is exact, and hi is an unbiased bf16 view of theta. The teacher is split with the
 //! same r, so that equal weights stay equal in bf16.
 
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// Returns the seed of the [`noise`] of the parameter `name` under a root seed.
+pub fn noise_seed(name: &str, root: u64) -> u64 {
+    xxh3_64_with_seed(name.as_bytes(), root)
+}
+
 /// Returns 32 random bits of element `index` at `step`: the low half dithers theta, the high half rounds moments.
 ///
 /// The same integer operations run in kernels/common.cuh.

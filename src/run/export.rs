@@ -9,9 +9,10 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::io::atomic;
-use crate::io::safetensors::{Dtype, Entry, INDEX, Weights, write_f32_as, write_file};
+use crate::io::safetensors::{Entry, INDEX, Weights, write_f32_as, write_file};
 use crate::model::Model;
 use crate::model::layout::Part;
+use crate::ops::format::noise_seed;
 use crate::ops::{Ops, Role};
 
 pub use rounding::{Kept, Save, SaveDtype, SaveRounding};
@@ -136,22 +137,33 @@ pub fn write_model<O: Ops>(
     }
     let mut values: Vec<f32> = Vec::new();
     let mut loaded = usize::MAX;
-    let mut change = |_: &Weights, entry: &Entry, out: &mut Vec<f32>| {
-        let Some(&(b, start, part)) = places.get(entry.name.as_str()) else { return Ok(false) };
+    let mut before: Vec<f32> = Vec::new();
+    let mut change = |from: &Weights, entry: &Entry, out: &mut Vec<f32>| {
+        let Some(&(b, start, part)) = places.get(entry.name.as_str()) else { return Ok(None) };
+        let block = &model.layout.blocks[b];
         if loaded != b {
-            values.resize(model.layout.blocks[b].len(), 0.0);
+            values.resize(block.len(), 0.0);
             ops.read_param(&model.params[b], Role::Evaluated, &mut values);
             loaded = b;
         }
         out.resize(part.len(), 0.0);
-        part.order.write(&part.shape, &values[start..start + part.len()], out);
-        Ok(true)
+        before.resize(part.len(), 0.0);
+        from.read_f32(&entry.name, out)?;
+        part.order.read(&part.shape, out, &mut before);
+        // Before they go into the file's order: noise belongs to the places of the ops.
+        let place = (noise_seed(&block.name, save.seed), start);
+        let after = &mut values[start..start + part.len()];
+        let kept = save.round(entry.dtype, place, &before, after);
+        part.order.write(&part.shape, after, out);
+        Ok(Some(kept))
     };
     write_changed(source, out, save, &mut change, &mut || record.clone())
 }
 
-/// Puts the new numbers of a tensor into an empty vector; false leaves the tensor as it is.
-pub(super) type Change<'a> = dyn FnMut(&Weights, &Entry, &mut Vec<f32>) -> Result<bool> + 'a;
+/// Puts the new numbers of a tensor into an empty vector, rounded to the entry's dtype, and tells what that left of the
+/// change; `None` leaves the tensor as it is.
+pub(super) type Change<'a> =
+    dyn FnMut(&Weights, &Entry, &mut Vec<f32>) -> Result<Option<Kept>> + 'a;
 
 /// Writes the model folder `out` as [`write_model`] does, with the tensors of `source` changed by `change`; `record` is
 /// asked for when all of them are written.
@@ -167,7 +179,7 @@ pub(super) fn write_changed(
     let companions = companions(source)?;
     let mut kept = Kept::default();
     atomic::replace_dir(out, |dir| {
-        let (mut values, mut before): (Vec<f32>, Vec<f32>) = (Vec::new(), Vec::new());
+        let mut values: Vec<f32> = Vec::new();
         let mut total = 0;
         for (file, names, metadata) in weights.shards() {
             let entries = names
@@ -187,20 +199,13 @@ pub(super) fn write_changed(
             write_file(&path, &entries, &metadata, &mut |entry, to| {
                 let io = |e: std::io::Error| Error::io("write", &path, &e);
                 values.clear();
-                let changed = change(&weights, entry, &mut values)?;
-                let stored = weights.info(&entry.name).map(|info| info.dtype);
-                if !changed && stored == Some(entry.dtype) {
+                if let Some(one) = change(&weights, entry, &mut values)? {
+                    kept.add(one);
+                } else if weights.info(&entry.name).is_some_and(|own| own.dtype == entry.dtype) {
                     return to.write_all(weights.bytes(&entry.name)?).map_err(io);
-                }
-                if !changed || entry.dtype != Dtype::F32 {
-                    before.resize(entry.shape.iter().product(), 0.0);
-                    weights.read_f32(&entry.name, &mut before)?;
-                }
-                if !changed {
-                    return write_f32_as(entry.dtype, &before, to).map_err(io);
-                }
-                if entry.dtype != Dtype::F32 {
-                    kept.add(save.round(entry, &before, &mut values));
+                } else {
+                    values.resize(entry.shape.iter().product(), 0.0);
+                    weights.read_f32(&entry.name, &mut values)?;
                 }
                 write_f32_as(entry.dtype, &values, to).map_err(io)
             })?;

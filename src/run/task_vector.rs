@@ -8,6 +8,7 @@ use super::export::{Save, write_changed};
 use super::folder::Folder;
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Entry, Weights};
+use crate::ops::format::noise_seed;
 
 /// The folders and the factor of a task vector.
 #[derive(Debug, Clone, Copy)]
@@ -56,7 +57,7 @@ impl TaskVector<'_> {
         let (mut tensors, mut vector, mut whole) = (0usize, 0.0, 0.0);
         let mut change = |weights: &Weights, entry: &Entry, out: &mut Vec<f32>| {
             if !entry.dtype.is_float() {
-                return Ok(false);
+                return Ok(None);
             }
             let own = weights.read_f64(&entry.name)?;
             let (tuned, start) =
@@ -68,7 +69,9 @@ impl TaskVector<'_> {
                 out.push((w - step) as f32);
             }
             tensors += 1;
-            Ok(true)
+            let before: Vec<f32> = own.iter().map(|w| *w as f32).collect();
+            let place = (noise_seed(&entry.name, save.seed), 0);
+            Ok(Some(save.round(entry.dtype, place, &before, out)))
         };
         let kept = write_changed(model, out, save, &mut change, &mut || {
             json!({

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use nepenthe::backend::cpu::Cpu;
 use nepenthe::io::safetensors::{Dtype, Entry, Weights, write_f32_as, write_file};
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Train};
-use nepenthe::ops::{StateMode, TeacherForm, UpdateRule};
+use nepenthe::ops::{Ops, StateMode, TeacherForm, UpdateRule};
+use serde_json::Value;
 
 /// Copies a recorded model with a tokenizer to `dir`/model, and returns that folder.
 pub fn recorded(dir: &Path) -> PathBuf {
@@ -56,8 +56,22 @@ pub fn rewrite(from: &Path, to: &Path, dtype: Option<Dtype>, change: impl Fn(usi
     .unwrap();
 }
 
+/// Writes the model `from` as the folder `to`, all tensors in `dtype` and each number changed.
+pub fn convert(from: &Path, to: &Path, dtype: Dtype, change: impl Fn(f32) -> f32) {
+    std::fs::create_dir(to).unwrap();
+    let mut config = json_of(&from.join("config.json"));
+    config["dtype"] = if dtype == Dtype::F32 { "float32" } else { "bfloat16" }.into();
+    std::fs::write(to.join("config.json"), config.to_string()).unwrap();
+    rewrite(from, &to.join("model.safetensors"), Some(dtype), |_, x| change(x));
+}
+
+/// Reads a file of JSON.
+pub fn json_of(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
 /// Loads the model of a folder.
-pub fn load(ops: &Cpu<f32>, folder: &Path, keep: &Keeping) -> Model<Cpu<f32>> {
+pub fn load<O: Ops>(ops: &O, folder: &Path, keep: &Keeping) -> Model<O> {
     let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
     let config = ModelConfig::parse(&config).unwrap();
     Model::load(ops, config, &Weights::open(folder).unwrap(), keep).unwrap()

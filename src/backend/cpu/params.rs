@@ -5,7 +5,6 @@ mod saved;
 mod show;
 
 use pulp::{Arch, Simd, WithSimd};
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::update::{Element, Numbers, Scale, fold, update_exact};
 use super::update::{SplitBuffers, update_split};
@@ -13,7 +12,7 @@ use super::{Cpu, Grad, GradData, Real};
 use crate::error::{Error, Kind, Result};
 use crate::ops::format::{
     EXPONENT_LIMIT, MOMENT_BLOCK, drift_exponent, from_block, from_f16, join, narrow_even, noise,
-    split, to_f16, widen,
+    noise_seed, split, to_f16, widen,
 };
 use crate::ops::rule::other_rule;
 use crate::ops::state::{Distances, GradScan, MOMENT_SCALES, StepOutcome, StepSettings};
@@ -238,7 +237,7 @@ impl<T: Real> State for Cpu<T> {
         init(&mut initial)?;
         let [first, second] =
             spec.rule.moment_names().map(|name| if name.is_empty() { 0 } else { len });
-        let seed = xxh3_64_with_seed(name.as_bytes(), spec.seed);
+        let seed = noise_seed(name, spec.seed);
         let store = if spec.is_split() {
             Store::Split(Split::new(spec, seed, &initial, (first, second))?)
         } else {

@@ -3,8 +3,8 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::io::safetensors::{Dtype, Entry};
-use crate::rng::Stream;
+use crate::io::safetensors::Dtype;
+use crate::ops::format::{EVALUATION, noise};
 
 /// The dtype that a model is written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -46,9 +46,20 @@ impl Save {
         if self.dtype == SaveDtype::F32 && stored.is_float() { Dtype::F32 } else { stored }
     }
 
-    /// Rounds a tensor that was `before` and is to be written as `entry` says, in place; tells what that leaves of it.
-    pub(super) fn round(&self, entry: &Entry, before: &[f32], after: &mut [f32]) -> Kept {
-        let stream = Stream::new(self.seed, &format!("save {}", entry.name));
+    /// Rounds numbers that were `before` and are to be written as `dtype`, in place; tells what that leaves of the change.
+    ///
+    /// They are the ones from `first` on of a parameter whose noise has this seed ([`crate::ops::format::noise_seed`]), so
+    /// that bf16 numbers become those that an evaluation in bf16 sees.
+    pub(in crate::run) fn round(
+        &self,
+        dtype: Dtype,
+        (seed, first): (u64, usize),
+        before: &[f32],
+        after: &mut [f32],
+    ) -> Kept {
+        if dtype == Dtype::F32 {
+            return Kept::default();
+        }
         let pieces: Vec<Kept> = before
             .par_chunks(PIECE)
             .zip(after.par_chunks_mut(PIECE))
@@ -57,10 +68,10 @@ impl Save {
                 let mut kept = Kept::default();
                 for (i, (&was, x)) in before.iter().zip(after).enumerate() {
                     let rounded = match self.rounding {
-                        SaveRounding::Nearest => entry.dtype.round(*x),
+                        SaveRounding::Nearest => dtype.round(*x),
                         SaveRounding::Stochastic => {
-                            let random = stream.bits(0, (piece * PIECE + i) as u64);
-                            dithered(entry.dtype, *x, random as u32)
+                            let index = (first + piece * PIECE + i) as u64;
+                            dithered(dtype, *x, noise(seed, EVALUATION, index))
                         }
                     };
                     let change = f64::from(*x) - f64::from(was);
@@ -132,6 +143,7 @@ fn cut(x: f32, random: u32, bits: u32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rng::Stream;
 
     const DTYPES: [Dtype; 2] = [Dtype::Bf16, Dtype::F16];
 
@@ -183,13 +195,12 @@ mod tests {
         let stream = Stream::new(5, "weights");
         let before: Vec<f32> =
             (0..200_000).map(|i| Dtype::Bf16.round(stream.uniform(0, i) as f32 - 0.5)).collect();
-        let entry = Entry { name: "w".into(), dtype: Dtype::Bf16, shape: vec![before.len()] };
         // A thousandth away from zero: a quarter of the way to the next number, or less.
         let moved: Vec<f32> = before.iter().map(|x| x * 1.001).collect();
         let share = |rounding| {
-            let save = Save { rounding, seed: 9, ..Save::default() };
+            let save = Save { rounding, ..Save::default() };
             let mut after = moved.clone();
-            let kept = save.round(&entry, &before, &mut after);
+            let kept = save.round(Dtype::Bf16, (9, 3), &before, &mut after);
             assert!(after.iter().all(|x| Dtype::Bf16.round(*x) == *x));
             kept.share()
         };

@@ -8,14 +8,13 @@ mod saved;
 mod step;
 
 use bytemuck::{Pod, Zeroable};
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::buffer::scan_bytes;
 use super::driver::Args;
 use super::{Act, Gpu, Grad, Precision, Weight, blocks};
 use crate::error::Result;
 use crate::ops::format::{
-    EXPONENT_LIMIT, MOMENT_BLOCK, drift_exponent, from_f16, narrow_even, to_f16, widen,
+    EXPONENT_LIMIT, MOMENT_BLOCK, drift_exponent, from_f16, narrow_even, noise_seed, to_f16, widen,
 };
 use crate::ops::state::{Distances, GradScan, StepOutcome, StepSettings};
 use crate::ops::{
@@ -291,7 +290,7 @@ impl State for Gpu {
         init(&mut initial)?;
         let [first, second] =
             spec.rule.moment_names().map(|name| if name.is_empty() { 0 } else { len });
-        let seed = xxh3_64_with_seed(name.as_bytes(), spec.seed);
+        let seed = noise_seed(name, spec.seed);
         let tensor = if spec.trainable { self.zeros(1, size_of::<Tensor>() as u64)? } else { 0 };
         let has = |form| if spec.teacher == form { len } else { 0 };
         let store = if spec.is_split() {
