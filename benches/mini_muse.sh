@@ -8,9 +8,9 @@
 # plain training on the retain documents as penalty), mollm (UCE, the form's penalty and plain training on the retain
 # documents, the mixture of their gradients of least norm), pgu (gradient ascent off the subspace of the retain documents'
 # inputs, with the form's penalty), rmu with its own penalty in place of the form's, and pdu with plain training on the
-# retain documents, whose weight is the dual variable of a bound on their NLL. Two methods are no runs and have one form, `edit`:
-# task_vector (the target less FACTOR times what AdamW's steps on the forget documents add to it) and slug (`nepenthe slug`
-# with FACTOR times BUDGET; it draws nothing, so that its seeds are one).
+# retain documents, whose weight is the dual variable of a bound on their NLL. Two methods are no runs and have one form,
+# `edit`: task_vector (the target less FACTOR times what AdamW's steps on the forget documents add to it) and slug
+# (`nepenthe slug` with FACTOR times BUDGET; it draws nothing, so that its seeds are one).
 #
 # dpo prefers a refusal to each forget document, and to each answer of one that is made of questions.
 #

@@ -10,7 +10,7 @@ use assert_cmd::cargo::cargo_bin;
 use nepenthe::io::safetensors::{Dtype, Weights};
 use nepenthe::method::{FORGET, PENALTIES};
 use serde_json::Value;
-use support::folder::{self, rewrite};
+use support::folder::{self, convert, rewrite};
 use tempfile::TempDir;
 
 /// A recorded model with a tokenizer, and corpora of token ids.
@@ -22,6 +22,16 @@ fn inputs() -> TempDir {
     {
         folder::corpus(dir.path(), name, documents, 9, step);
     }
+    dir
+}
+
+/// The same with the model in bf16.
+fn inputs_in_bf16() -> TempDir {
+    let dir = inputs();
+    let file = dir.path().join("model/model.safetensors");
+    let wide = dir.path().join("wide");
+    convert(&dir.path().join("model"), &wide, Dtype::F32, |x| x);
+    rewrite(&wide, &file, Some(Dtype::Bf16), |_, x| x);
     dir
 }
 
@@ -387,15 +397,10 @@ fn task_vector_is_taken_off_number_by_number() {
 /// A model in bf16, moved by less than its numbers can say: the mean has all of it, and `--f32` each number.
 #[test]
 fn a_task_vector_below_the_steps_of_16_bits_is_not_lost() {
-    let dir = inputs();
+    let dir = inputs_in_bf16();
     let dir = dir.path();
-    changed(dir, "tuned", |_, x| x);
-    let [golden, file] = [dir.join("tuned"), dir.join("model/model.safetensors")];
-    rewrite(&golden, &file, Some(Dtype::Bf16), |_, x| x);
     // Away from zero by a thousandth, a quarter of the distance between two numbers of bf16 or less.
-    let finetuned = dir.join("tuned/model.safetensors");
-    std::fs::remove_file(&finetuned).unwrap();
-    rewrite(&dir.join("model"), &finetuned, Some(Dtype::F32), |_, x| x * 1.001);
+    convert(&dir.join("model"), &dir.join("tuned"), Dtype::F32, |x| x * 1.001);
     for (out, more, within) in [("mean", [].as_slice(), 0.02), ("whole", &["--f32"], 0.0)] {
         let output = task_vector(dir, "tuned", out, more);
         assert!(output.status.success(), "{}", String::from_utf8(output.stderr).unwrap());
@@ -422,11 +427,8 @@ fn a_task_vector_below_the_steps_of_16_bits_is_not_lost() {
 /// unless they are rounded to the nearest number.
 #[test]
 fn what_rounding_loses_of_a_run_is_said() {
-    let dir = inputs();
+    let dir = inputs_in_bf16();
     let dir = dir.path();
-    changed(dir, "wide", |_, x| x);
-    let file = dir.join("model/model.safetensors");
-    rewrite(&dir.join("wide"), &file, Some(Dtype::Bf16), |_, x| x);
     let nearest = "model.save_rounding=nearest";
     for (form, set) in [("mean", "seed=3"), ("nearest", nearest), ("f32", "model.save_dtype=f32")] {
         let mut sets = sets(dir, "nlul", "kl", false);

@@ -1,7 +1,7 @@
 //! The parameters of a model on a backend: loading, reading back, gradients.
 
 use super::config::ModelConfig;
-use super::layout::{Block, Layout, Order, Train};
+use super::layout::{Block, Layout, Order, Part, Train};
 use super::rope;
 use super::tap::Tap;
 use crate::error::Result;
@@ -247,18 +247,25 @@ impl<O: Ops> Model<O> {
 /// Errors: a tensor that is not there, or not of the part's length.
 pub fn read_block(weights: &Weights, block: &Block, out: &mut [f32]) -> Result<()> {
     let mut rest = out;
-    let mut stored = Vec::new();
     for part in &block.parts {
         let (here, after) = rest.split_at_mut(part.len());
-        if part.order == Order::Same {
-            weights.read_f32(part.name_in(weights), here)?;
-        } else {
-            stored.resize(part.len(), 0.0);
-            weights.read_f32(part.name_in(weights), &mut stored)?;
-            part.order.read(&part.shape, &stored, here);
-        }
+        read_part(weights, part, here)?;
         rest = after;
     }
+    Ok(())
+}
+
+/// Reads one tensor of a block in the order of the ops.
+///
+/// Errors: a tensor that is not there, or not of the part's length.
+pub fn read_part(weights: &Weights, part: &Part, out: &mut [f32]) -> Result<()> {
+    let name = part.name_in(weights);
+    if part.order == Order::Same {
+        return weights.read_f32(name, out);
+    }
+    let mut stored = vec![0.0; part.len()];
+    weights.read_f32(name, &mut stored)?;
+    part.order.read(&part.shape, &stored, out);
     Ok(())
 }
 

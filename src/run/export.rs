@@ -12,6 +12,7 @@ use crate::io::atomic;
 use crate::io::safetensors::{Entry, INDEX, Weights, write_f32_as, write_file};
 use crate::model::Model;
 use crate::model::layout::Part;
+use crate::model::params::read_part;
 use crate::ops::format::noise_seed;
 use crate::ops::{Ops, Role};
 
@@ -86,10 +87,7 @@ fn companions(source: &Path) -> Result<Vec<String>> {
 
 /// Returns the index of `source` with another total size; whatever else it says is kept.
 fn index(source: &Path, total: usize) -> Result<Value> {
-    let path = source.join(INDEX);
-    let text = std::fs::read(&path).map_err(|e| Error::io("read", &path, &e))?;
-    let mut index: Value = serde_json::from_slice(&text)
-        .map_err(|e| Error::model(format!("{}: not valid JSON: {e}", path.display())))?;
+    let mut index = json(&source.join(INDEX))?;
     if !index["metadata"].is_object() {
         index["metadata"] = serde_json::json!({});
     }
@@ -97,17 +95,16 @@ fn index(source: &Path, total: usize) -> Result<Value> {
     Ok(index)
 }
 
-/// Returns the config.json `text` of a model that is written as fp32 throughout.
-fn fp32_config(path: &Path, text: &[u8]) -> Result<Vec<u8>> {
-    let mut config: Value = serde_json::from_slice(text)
-        .map_err(|e| Error::model(format!("{}: not valid JSON: {e}", path.display())))?;
+/// Returns the config.json at `path` for a model that is written as fp32 throughout.
+fn fp32_config(path: &Path) -> Result<Value> {
+    let mut config = json(path)?;
     // A config that says nothing leaves it to the files.
     for key in DTYPE_KEYS {
         if let Some(dtype) = config.get_mut(key) {
             *dtype = "float32".into();
         }
     }
-    Ok(pretty(&config).into_bytes())
+    Ok(config)
 }
 
 /// Writes the student as the model folder `out`, with the names, layouts and shard map of `source`.
@@ -137,7 +134,6 @@ pub fn write_model<O: Ops>(
     }
     let mut values: Vec<f32> = Vec::new();
     let mut loaded = usize::MAX;
-    let mut before: Vec<f32> = Vec::new();
     let mut change = |from: &Weights, entry: &Entry, out: &mut Vec<f32>| {
         let Some(&(b, start, part)) = places.get(entry.name.as_str()) else { return Ok(None) };
         let block = &model.layout.blocks[b];
@@ -146,14 +142,11 @@ pub fn write_model<O: Ops>(
             ops.read_param(&model.params[b], Role::Evaluated, &mut values);
             loaded = b;
         }
-        out.resize(part.len(), 0.0);
-        before.resize(part.len(), 0.0);
-        from.read_f32(&entry.name, out)?;
-        part.order.read(&part.shape, out, &mut before);
         // Before they go into the file's order: noise belongs to the places of the ops.
         let place = (noise_seed(&block.name, save.seed), start);
         let after = &mut values[start..start + part.len()];
-        let kept = save.round(entry.dtype, place, &before, after);
+        let kept = save.round(entry.dtype, place, after, |before| read_part(from, part, before))?;
+        out.resize(part.len(), 0.0);
         part.order.write(&part.shape, after, out);
         Ok(Some(kept))
     };
@@ -216,10 +209,11 @@ pub(super) fn write_changed(
         for name in &companions {
             let from = source.join(name);
             // Through bytes and not fs::copy, which would carry over a read-only mode.
-            let mut bytes = std::fs::read(&from).map_err(|e| Error::io("read", &from, &e))?;
-            if name == CONFIG && save.dtype == SaveDtype::F32 {
-                bytes = fp32_config(&from, &bytes)?;
-            }
+            let bytes = if name == CONFIG && save.dtype == SaveDtype::F32 {
+                pretty(&fp32_config(&from)?).into_bytes()
+            } else {
+                read(&from)?
+            };
             write(&dir.join(name), &bytes)?;
         }
         let mut record = record();
@@ -227,6 +221,15 @@ pub(super) fn write_changed(
         write(&dir.join(RECORD), pretty(&record).as_bytes())
     })?;
     Ok(kept)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|e| Error::io("read", path, &e))
+}
+
+fn json(path: &Path) -> Result<Value> {
+    serde_json::from_slice(&read(path)?)
+        .map_err(|e| Error::model(format!("{}: not valid JSON: {e}", path.display())))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {

@@ -69,9 +69,12 @@ impl TaskVector<'_> {
                 out.push((w - step) as f32);
             }
             tensors += 1;
-            let before: Vec<f32> = own.iter().map(|w| *w as f32).collect();
             let place = (noise_seed(&entry.name, save.seed), 0);
-            Ok(Some(save.round(entry.dtype, place, &before, out)))
+            let kept = save.round(entry.dtype, place, out, |before| {
+                before.iter_mut().zip(&own).for_each(|(to, w)| *to = *w as f32);
+                Ok(())
+            })?;
+            Ok(Some(kept))
         };
         let kept = write_changed(model, out, save, &mut change, &mut || {
             json!({

@@ -3,26 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::support::folder::{convert, json_of, load, trained};
+use crate::support::folder::{convert, figures, json_of, load, trained};
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::io::safetensors::{Dtype, Entry, Weights, write_file};
 use nepenthe::method::passes::Passes;
+use nepenthe::model::Train;
 use nepenthe::model::generate::{Choice, Request};
 use nepenthe::model::params::Keeping;
-use nepenthe::model::{Model, Train};
 use nepenthe::ops::{StateMode, TeacherForm, UpdateRule};
 use nepenthe::run::export::{Save, SaveDtype, SaveRounding, write_model};
 use serde_json::json;
 use tempfile::TempDir;
-
-fn figures(ops: &Cpu<f32>, model: &mut Model<Cpu<f32>>) -> Vec<u64> {
-    let documents: Vec<Vec<u32>> =
-        (0..6).map(|d| (0..20 + d).map(|t| (t * 7 + d * 13) % 500 + 2).collect()).collect();
-    let documents: Vec<&[u32]> = documents.iter().map(Vec::as_slice).collect();
-    let mut passes = Passes::new(ops, model, 512, false).unwrap();
-    let scores = passes.score(ops, model, &documents).unwrap();
-    scores.concat().into_iter().map(f64::to_bits).collect()
-}
 
 fn golden(model: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data/models").join(model)

@@ -3,25 +3,16 @@
 
 use std::path::Path;
 
-use crate::support::folder::{convert, load, trained};
+use crate::support::folder::{convert, figures, load, trained};
 use crate::support::simulated;
+use nepenthe::backend::gpu::Precision;
 use nepenthe::backend::gpu::driver::sim::Timing;
-use nepenthe::backend::gpu::{Gpu, Precision};
 use nepenthe::io::safetensors::Dtype;
-use nepenthe::method::passes::Passes;
-use nepenthe::model::Model;
 use nepenthe::model::params::Keeping;
 use nepenthe::ops::StateMode;
 use nepenthe::run::export::{Save, write_model};
 use serde_json::json;
 use tempfile::TempDir;
-
-fn figures(gpu: &Gpu, model: &mut Model<Gpu>) -> Vec<u64> {
-    let document: Vec<u32> = (0..24).map(|t| (t * 7) % 500 + 2).collect();
-    let mut passes = Passes::new(gpu, model, 24, false).unwrap();
-    let scores = passes.score(gpu, model, &[&document]).unwrap();
-    scores.concat().into_iter().map(f64::to_bits).collect()
-}
 
 #[test]
 fn figures_before_saving_and_after_loading_are_equal_bits() {

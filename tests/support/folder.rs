@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use nepenthe::io::safetensors::{Dtype, Entry, Weights, write_f32_as, write_file};
+use nepenthe::method::passes::Passes;
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Train};
 use nepenthe::ops::{Ops, StateMode, TeacherForm, UpdateRule};
@@ -68,6 +69,16 @@ pub fn convert(from: &Path, to: &Path, dtype: Dtype, change: impl Fn(f32) -> f32
 /// Reads a file of JSON.
 pub fn json_of(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// The log-probabilities of all tokens of some short documents, as bits.
+pub fn figures<O: Ops>(ops: &O, model: &mut Model<O>) -> Vec<u64> {
+    let documents: Vec<Vec<u32>> =
+        (0..6).map(|d| (0..20 + d).map(|t| (t * 7 + d * 13) % 500 + 2).collect()).collect();
+    let documents: Vec<&[u32]> = documents.iter().map(Vec::as_slice).collect();
+    let mut passes = Passes::new(ops, model, 512, false).unwrap();
+    let scores = passes.score(ops, model, &documents).unwrap();
+    scores.concat().into_iter().map(f64::to_bits).collect()
 }
 
 /// Loads the model of a folder.

@@ -3,8 +3,9 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::error::Result;
 use crate::io::safetensors::Dtype;
-use crate::ops::format::{EVALUATION, noise};
+use crate::ops::format::{EVALUATION, narrow, noise, widen};
 
 /// The dtype that a model is written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -46,7 +47,8 @@ impl Save {
         if self.dtype == SaveDtype::F32 && stored.is_float() { Dtype::F32 } else { stored }
     }
 
-    /// Rounds numbers that were `before` and are to be written as `dtype`, in place; tells what that leaves of the change.
+    /// Rounds numbers that are to be written as `dtype`, in place; tells what that leaves of the change from those that
+    /// `source` writes, which is not asked where nothing is rounded.
     ///
     /// They are the ones from `first` on of a parameter whose noise has this seed ([`crate::ops::format::noise_seed`]), so
     /// that bf16 numbers become those that an evaluation in bf16 sees.
@@ -54,12 +56,14 @@ impl Save {
         &self,
         dtype: Dtype,
         (seed, first): (u64, usize),
-        before: &[f32],
         after: &mut [f32],
-    ) -> Kept {
+        source: impl FnOnce(&mut [f32]) -> Result<()>,
+    ) -> Result<Kept> {
         if dtype == Dtype::F32 {
-            return Kept::default();
+            return Ok(Kept::default());
         }
+        let mut before = vec![0.0; after.len()];
+        source(&mut before)?;
         let pieces: Vec<Kept> = before
             .par_chunks(PIECE)
             .zip(after.par_chunks_mut(PIECE))
@@ -84,7 +88,7 @@ impl Save {
             .collect();
         let mut kept = Kept::default();
         pieces.into_iter().for_each(|piece| kept.add(piece));
-        kept
+        Ok(kept)
     }
 }
 
@@ -122,22 +126,18 @@ fn dithered(dtype: Dtype, x: f32, random: u32) -> f32 {
     /// and the smallest from which on it grows.
     const NORMAL: f32 = 1.0 / (1 << 14) as f32;
     let rounded = match dtype {
-        Dtype::Bf16 => cut(x, random, 16),
+        // What evaluation does.
+        Dtype::Bf16 => widen(narrow(x, random & 0xffff)),
         Dtype::F16 if x.abs() < NORMAL => {
             let up = f64::from(random) / (u64::from(u32::MAX) + 1) as f64;
-            // Away from zero, as below, and with the sign of a zero kept.
+            // Away from zero, as the others, and with the sign of a zero kept.
             (((f64::from(x.abs()) / STEP + up).floor() * STEP) as f32).copysign(x)
         }
-        Dtype::F16 => cut(x, random, 13),
+        // The same with the three more bits that half precision keeps.
+        Dtype::F16 => f32::from_bits(x.to_bits().wrapping_add(random & 0x1fff) & !0x1fff),
         _ => x,
     };
     if dtype.round(rounded).is_finite() { rounded } else { dtype.round(x) }
-}
-
-/// Cuts the lowest `bits` off, after random ones were added to them: a carry is a step away from zero.
-fn cut(x: f32, random: u32, bits: u32) -> f32 {
-    let low = (1u32 << bits) - 1;
-    f32::from_bits(x.to_bits().wrapping_add(random & low) & !low)
 }
 
 #[cfg(test)]
@@ -200,9 +200,12 @@ mod tests {
         let share = |rounding| {
             let save = Save { rounding, ..Save::default() };
             let mut after = moved.clone();
-            let kept = save.round(Dtype::Bf16, (9, 3), &before, &mut after);
+            let kept = save.round(Dtype::Bf16, (9, 3), &mut after, |source| {
+                source.copy_from_slice(&before);
+                Ok(())
+            });
             assert!(after.iter().all(|x| Dtype::Bf16.round(*x) == *x));
-            kept.share()
+            kept.unwrap().share()
         };
         assert_eq!(share(SaveRounding::Nearest), 0.0);
         assert!((share(SaveRounding::Stochastic) - 1.0).abs() < 0.02);

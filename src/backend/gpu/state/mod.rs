@@ -417,7 +417,7 @@ impl State for Gpu {
             (Store::Exact { form, .. }, Precision::Fp32) => {
                 role == Role::Teacher && *form == TeacherForm::Drift
             }
-            // Products in bf16 read fp32 state rounded: by common noise in training, to nearest in evaluation.
+            // Products in bf16 read fp32 state rounded: by the noise of the step in training, else by evaluation's.
             (Store::Exact { .. }, Precision::Bf16) | (Store::Split { .. }, Precision::Fp32) => true,
             // The plane is what products read; without a drift it is the teacher's too.
             (Store::Split { drift, .. }, Precision::Bf16) => match role {
