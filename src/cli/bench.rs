@@ -13,15 +13,15 @@ use crate::run::bench::{self, Event, FAMILIES, Lab, MODELS, Measurement, Origin,
 pub(super) struct Args {
     #[command(flatten)]
     device: DeviceArgs,
-    /// One family alone
+    /// Only this family
     #[arg(long, value_name = "FAMILY",
         value_parser = PossibleValuesParser::new(FAMILIES.iter().map(|(name, _)| *name).chain([ROOF])))]
     only: Option<String>,
-    /// One model's shapes alone
+    /// Only the shapes of this model
     #[arg(long, value_name = "NAME",
         value_parser = PossibleValuesParser::new(models()))]
     model: Option<String>,
-    /// How often a kernel is timed; a step a tenth as often
+    /// Repetitions per kernel; full steps run a tenth as often
     #[arg(long, value_name = "N", default_value_t = 50)]
     repeat: usize,
 }

@@ -17,13 +17,13 @@ const OUT: &str = "nepenthe-demo";
 /// Options of `demo`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The folder that the run writes; nepenthe-demo, or the first free nepenthe-demo-N, where not given
+    /// The run folder [default: nepenthe-demo, or the first free nepenthe-demo-N]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Root seed of sampling and rounding
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// One setting, laid on the preset `demo`, as in --set optim.lr=0.01; can be repeated
+    /// One setting, applied on top of the preset `demo`, as in --set optim.lr=0.01; can be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     #[command(flatten)]

@@ -156,7 +156,7 @@ fn failure(row: &Row) -> String {
     format!("{what}: off by {a:.2e} and {b:.2e}, allowed {of_a:.2e} and {of_b:.2e}")
 }
 
-/// Lays the recorded runs out, a line a figure or a group of the final state: deviations beside what is allowed.
+/// Lays out the recorded runs, one line per logged quantity or part of the final state: deviations and tolerances.
 fn runs(runs: &[Value]) -> String {
     let head = [
         "recorded run",

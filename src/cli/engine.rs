@@ -16,10 +16,10 @@ use crate::ops::Ops;
 use crate::run::plan::{Plan, Target};
 use crate::run::{Recipe, folder, train};
 
-/// What computes.
+/// Compute device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Device {
-    /// An NVIDIA GPU where one can be used, else the CPU.
+    /// An NVIDIA GPU if one is usable, else the CPU.
     Auto,
     /// All cores of this machine.
     Cpu,
@@ -38,9 +38,9 @@ pub(super) enum Device {
 /// What a GPU stores activations in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Storage {
-    /// bf16, with bf16 products.
+    /// bf16 storage and GEMMs.
     Bf16,
-    /// fp32, with TF32 products.
+    /// fp32 storage, TF32 GEMMs.
     Fp32,
 }
 
@@ -56,10 +56,10 @@ impl From<Storage> for Precision {
 /// The options that pick the device.
 #[derive(Debug, clap::Args)]
 pub(super) struct DeviceArgs {
-    /// What computes
+    /// Compute device
     #[arg(long, value_enum, default_value = "auto")]
     device: Device,
-    /// What a GPU stores activations in; the CPU computes in fp32
+    /// Activation precision on a GPU; the CPU computes in fp32
     #[arg(long, value_enum, default_value = "bf16")]
     precision: Storage,
 }
@@ -99,7 +99,7 @@ impl DeviceArgs {
 }
 
 impl DeviceArgs {
-    /// Like [`DeviceArgs::open`], but says beside the CPU why there is no GPU, also where one was named.
+    /// Like [`DeviceArgs::open`], but says with the CPU why there is no GPU, even if one was named.
     pub(super) fn open_or_why(&self) -> Result<(Engine, Option<Error>)> {
         match self.device {
             Device::Auto | Device::Cuda => match (Self { device: Device::Cuda, ..*self }).open() {
@@ -130,7 +130,7 @@ impl Engine {
 
     /// Counts the bytes of a run on a GPU, before anything is loaded; `None` on the CPU.
     ///
-    /// Errors: [`crate::Kind::Memory`] with the bytes of each category and ways out where its free memory is too small.
+    /// Errors: [`crate::Kind::Memory`] with the bytes of each category and ways to reduce them if free memory is too small.
     pub(super) fn plan(&self, config: &ModelConfig, recipe: &Recipe) -> Result<Option<Plan>> {
         let Self::Gpu(driver, precision, _) = self else { return Ok(None) };
         let trained = Layout::new(config, recipe.train()).trainable();

@@ -39,7 +39,7 @@ pub(super) struct Args {
     /// Tokens generated per prompt, and ids of the true continuation that count
     #[arg(long, default_value_t = muse::VERBMEM_NEW_TOKENS, conflicts_with = "suite")]
     max_new_tokens: usize,
-    /// Prompts generated at once
+    /// Prompts generated in one batch
     #[arg(long, default_value_t = 16)]
     batch: usize,
     #[command(flatten)]

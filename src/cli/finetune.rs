@@ -12,7 +12,7 @@ pub(super) struct Args {
     /// The model folder to start from
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// The text to be learned: .jsonl, .json or .txt
+    /// The training text: .jsonl, .json or .txt
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
     #[command(flatten)]

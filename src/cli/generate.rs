@@ -24,25 +24,25 @@ pub(super) struct Args {
     /// The text to continue; can be repeated
     #[arg(long, value_name = "TEXT", required_unless_present = "prompts")]
     prompt: Vec<String>,
-    /// A .jsonl or .json file of texts, or a .txt file of one
+    /// A .jsonl or .json file of prompts, or a .txt file with one
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     prompts: Option<PathBuf>,
-    /// New tokens a prompt at most
+    /// Maximum number of new tokens per prompt
     #[arg(long, default_value_t = 128)]
     max_new_tokens: usize,
-    /// 0 takes the most probable token, more draws at this temperature
+    /// 0 is greedy decoding; above 0, sampling at this temperature
     #[arg(long, default_value_t = 0.0)]
     temperature: f64,
-    /// Draw within the smallest set of tokens that holds this share of probability
+    /// Nucleus sampling: the smallest set of tokens with this probability mass
     #[arg(long, default_value_t = 1.0)]
     top_p: f64,
-    /// Root seed of the draws
+    /// Sampling seed
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Stop a prompt after an end token
+    /// Stop after an end-of-sequence token
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     stop_at_eos: bool,
-    /// Prompts at once
+    /// Prompts generated in one batch
     #[arg(long, default_value_t = 16)]
     batch: usize,
     #[command(flatten)]

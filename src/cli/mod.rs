@@ -45,38 +45,38 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 2 configuration or command line, 3
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make a small embedded model forget a book, and show what it knew and knows
+    /// Make a small embedded model forget passages of a book, and compare before and after
     Demo(demo::Args),
-    /// Make a model forget a forget set and keep a retain set
+    /// Make a model forget a forget set while keeping a retain set
     Unlearn(unlearn::Args),
-    /// Train a model on a data set in the plain way
+    /// Fine-tune a model on a data set
     Finetune(finetune::Args),
-    /// Move one matrix by one step along the gradient of a forget set (SLUG)
+    /// Take one step on one weight matrix along the gradient of a forget set (SLUG)
     Slug(slug::Args),
-    /// Take what finetuning on a forget set adds off a model
+    /// Subtract a fine-tuning task vector from a model
     TaskVector(task_vector::Args),
-    /// Measure NLL, perplexity and verbatim memory, or a benchmark: MUSE, TOFU
+    /// Measure NLL, perplexity and verbatim memorization, or a benchmark: MUSE, TOFU
     Eval(eval::Args),
     /// Continue prompts
     Generate(generate::Args),
-    /// Turn a GGUF file into a model folder
+    /// Convert a GGUF file to a model folder
     ImportGguf(import_gguf::Args),
     /// Print the log-probability of every token
     Score(score::Args),
     /// List the forget losses and penalties with their formulas
     Methods(methods::Args),
-    /// Compare runs on one page that opens offline
+    /// Compare runs on one self-contained HTML page
     Report(report::Args),
-    /// Look inside a recorded run: what its state mode costs
+    /// Diagnose the optimizer in a recorded run
     #[command(subcommand)]
     Probe(probe::Probe),
-    /// Build a benchmark from data of one's own
+    /// Build a benchmark from your own data
     Prepare(prepare::Args),
-    /// Count the bytes of a run before it, and what fits
+    /// Compute the memory of a run in advance, and what fits
     Plan(plan::Args),
-    /// Time every kernel and whole steps on a GPU, beside what the device could do
+    /// Benchmark every kernel and full steps on a GPU against the roofline
     Bench(bench::Args),
-    /// Show what this build and this machine can do
+    /// Show what this build and machine support; on a GPU, check every kernel
     Doctor(doctor::Args),
 }
 

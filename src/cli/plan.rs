@@ -25,13 +25,13 @@ pub(super) struct Args {
     #[arg(long, value_name = "NAME", conflicts_with = "model",
         value_parser = PossibleValuesParser::new(MODELS.map(|(name, _)| name)))]
     params_preset: Option<String>,
-    /// What is to compute
+    /// Compute device
     #[arg(long, value_enum, default_value = "cuda")]
     device: Device,
-    /// What a GPU stores activations in; the CPU computes in fp32
+    /// Activation precision on a GPU; the CPU computes in fp32
     #[arg(long, value_enum, default_value = "bf16")]
     precision: Storage,
-    /// Its memory: 80GiB, 139GiB, 24000MiB, or auto for what is free on this machine now
+    /// Device memory: 80GiB, 139GiB, 24000MiB, or auto for what is free on this machine now
     #[arg(
         long,
         visible_alias = "memory",
@@ -49,10 +49,10 @@ pub(super) struct Args {
     /// Settings to start from
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
-    /// A recipe, laid on the preset
+    /// A recipe, applied on top of the preset
     #[arg(long, value_name = "FILE.toml")]
     config: Option<PathBuf>,
-    /// One setting, laid on preset and recipe, as in --set model.state=exact; can be repeated
+    /// One setting, applied on top of preset and recipe, as in --set model.state=exact; can be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
 }

@@ -19,23 +19,23 @@ use crate::run::probe::solve::Limits;
 /// What is looked at.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Probe {
-    /// Replay a run in exact state and in smaller ones side by side, and plot how far they come apart
+    /// Replay a run in exact state and in smaller ones, and plot how far they diverge
     Precision(PrecisionArgs),
     /// Compare a run's drift with the damped natural-gradient step, and follow slow natural-gradient descent
     Ngd(NgdArgs),
-    /// Show how much forget tokens of every probability weigh in each loss over a run
+    /// Show how each loss distributes its gradient over forget tokens by probability, over a run
     Gradients(GradientsArgs),
-    /// Measure how much of the updates of several runs lies where the model is curved, and in which blocks
+    /// Measure the curvature along the updates of several runs, and by block
     Curvature(CurvatureArgs),
 }
 
 /// Options of `probe curvature`.
 #[derive(Debug, clap::Args)]
 pub(super) struct CurvatureArgs {
-    /// Run folders that started from the same model; the first one's texts count
+    /// Run folders that started from the same model; the texts of the first are used
     #[arg(value_name = "RUN", required = true)]
     runs: Vec<PathBuf>,
-    /// Figures are means over the texts of so many steps
+    /// Steps whose texts the results are averaged over
     #[arg(long, value_name = "N", default_value_t = 4)]
     draws: u64,
     /// The folder to write to
@@ -51,10 +51,10 @@ pub(super) struct NgdArgs {
     /// The run folder; its recipe must have a penalty and damping
     #[arg(value_name = "RUN")]
     run: PathBuf,
-    /// Compare after so many steps
+    /// Steps after which to compare
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,5,20")]
     at: Vec<u64>,
-    /// Gradient and Fisher matrix are means over the texts of so many steps
+    /// Steps whose texts gradient and Fisher matrix are averaged over
     #[arg(long, value_name = "N", default_value_t = 4)]
     draws: u64,
     /// Take at most so many micro-batches of each step's penalty texts [default: all]
@@ -63,22 +63,22 @@ pub(super) struct NgdArgs {
     /// Relative residual that ends a solve
     #[arg(long, value_name = "X", default_value_t = 1e-3)]
     tolerance: f64,
-    /// Products that a solve takes at most
+    /// Maximum number of products per solve
     #[arg(long, value_name = "N", default_value_t = 50)]
     iterations: usize,
-    /// Products that the diagonal preconditioner is estimated from
+    /// Products used to estimate the diagonal preconditioner
     #[arg(long, value_name = "N", default_value_t = 0)]
     diagonal: u64,
     /// Lanczos iterations for the spectrum of the Fisher matrix; 0 for none
     #[arg(long, value_name = "N", default_value_t = 0)]
     lanczos: usize,
-    /// Follow slow natural-gradient descent of these losses beside the run
+    /// Also follow slow natural-gradient descent of these losses
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     losses: Vec<String>,
-    /// Follow them for so many steps
+    /// Steps to follow them for
     #[arg(long, value_name = "N", default_value_t = 20)]
     steps: u64,
-    /// Keep the solution of each comparison in --out (8 bytes a parameter), and go on from one that is there
+    /// Store the solution of each comparison in --out (8 bytes per parameter), and continue from an existing one
     #[arg(long)]
     resume: bool,
     /// The folder to write to [default: RUN/probe]
@@ -94,13 +94,13 @@ pub(super) struct GradientsArgs {
     /// The run folder
     #[arg(value_name = "RUN")]
     run: PathBuf,
-    /// Look after every so many steps
+    /// Steps between samples
     #[arg(long, value_name = "N", default_value_t = 5)]
     every: u64,
     /// How many steps [default: those of the run's recipe]
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
-    /// Look at the forget texts of so many steps
+    /// Steps whose forget texts are sampled
     #[arg(long, value_name = "N", default_value_t = 2)]
     draws: u64,
     /// The folder to write to [default: RUN/probe]
@@ -146,7 +146,7 @@ pub(super) struct PrecisionArgs {
     /// How many steps [default: those of the run's recipe]
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
-    /// Compare after every so many steps, and after the last
+    /// Steps between comparisons; the last step is always compared
     #[arg(long, value_name = "N", default_value_t = 1)]
     every: u64,
     /// The folder to write to [default: RUN/probe]

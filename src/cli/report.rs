@@ -13,7 +13,7 @@ use crate::run::recorded::Recorded;
 /// Options of `report`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Run folders; where `nepenthe eval --json` was written into one as eval.json, its figures are shown too
+    /// Run folders; where `nepenthe eval --json` was written into one as eval.json, its results are shown too
     #[arg(value_name = "RUN", required = true)]
     runs: Vec<PathBuf>,
     /// The page that is written; one that is there is replaced

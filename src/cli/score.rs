@@ -25,7 +25,7 @@ pub(super) struct Args {
     /// The text to score; can be repeated
     #[arg(long, value_name = "TEXT", required_unless_present = "data")]
     text: Vec<String>,
-    /// A .jsonl, .json or .txt file to score; documents are not cut
+    /// A .jsonl, .json or .txt file to score; documents are not truncated
     #[arg(long, value_name = "FILE", conflicts_with = "text")]
     data: Option<PathBuf>,
     #[command(flatten)]

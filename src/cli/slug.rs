@@ -24,22 +24,22 @@ pub(super) struct Args {
     /// The NLL of the forget documents that is enough, nats per token [default: as much as the budget allows]
     #[arg(long, value_name = "NATS")]
     forget_nll: Option<f64>,
-    /// Steps tried for each matrix
+    /// Step sizes tried per matrix
     #[arg(long, value_name = "N", default_value_t = 10)]
     evaluations: usize,
-    /// Matrices tried, of those that none beats in both importance and alignment
+    /// Matrices tried, of the Pareto front of importance and alignment
     #[arg(long, value_name = "N", default_value_t = 4)]
     candidates: usize,
-    /// Documents of each set, the first ones, that gradients and figures are made of
+    /// Documents of each set, the first ones, used for gradients and metrics
     #[arg(long, value_name = "N", default_value_t = 64)]
     documents: usize,
     /// The model folder to write
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// A recipe, of which model, data and batches are read
+    /// A recipe; only model, data and batches are read
     #[arg(long, value_name = "FILE.toml")]
     config: Option<PathBuf>,
-    /// One setting, laid on the recipe; can be repeated
+    /// One setting, applied on top of the recipe; can be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     #[command(flatten)]

@@ -48,14 +48,14 @@ pub(super) struct Args {
     /// The benchmark's folder: that of one corpus of MUSE or mini-MUSE, or of TOFU's files
     #[arg(long, value_name = "DIR", requires = "suite")]
     data: Option<PathBuf>,
-    /// A model that never saw the forget set: measured too, and compared with (privleak, forget_quality)
+    /// A model trained without the forget set: measured too, and the reference of privleak and forget_quality
     #[arg(long, value_name = "DIR", requires = "suite")]
     retrain: Option<PathBuf>,
     /// Instead of --retrain, its area under the ROC curve (muse): a number, or news or books for the benchmark's own
     /// Llama-2-7B
     #[arg(long, value_name = "AREA", value_parser = area, conflicts_with = "retrain", requires = "suite")]
     retrain_auc: Option<f64>,
-    /// Measure this alone; can be repeated. muse: verbmem_f, extraction, knowmem_f, knowmem_r, privleak, mmlu_val;
+    /// Measure only this metric; can be repeated. muse: verbmem_f, extraction, knowmem_f, knowmem_r, privleak, mmlu_val;
     /// tofu: probability, rouge, extraction
     #[arg(long, value_name = "NAME", requires = "suite")]
     metric: Vec<String>,
@@ -71,14 +71,14 @@ pub(super) struct Args {
     /// The forget set (tofu), such as forget05; by default the one in the folder
     #[arg(long, value_name = "NAME", requires = "suite")]
     forget_set: Option<String>,
-    /// How a question is put (tofu): qa, llama2, or a text with {question}
+    /// Prompt format of questions (tofu): qa, llama2, or a text with {question}
     #[arg(long, default_value = "qa")]
     template: String,
-    /// A file of results: figures of equal model, data and settings are taken from it, all are written to it, and those
-    /// of other models on equal data and settings stay
+    /// Results file: results for the same model, data and settings are reused, all results are written to it, and
+    /// those of other models on the same data and settings stay
     #[arg(long, value_name = "FILE", requires = "suite")]
     out: Option<PathBuf>,
-    /// Measure again what --out holds already
+    /// Measure again what --out already has
     #[arg(long, requires = "out")]
     fresh: bool,
 }

@@ -10,10 +10,10 @@ use crate::run::export::{Save, SaveDtype};
 /// Options of `task-vector`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The model folder that is to forget
+    /// The model folder to edit
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// A model finetuned on the forget set
+    /// A model fine-tuned on the forget set
     #[arg(long, value_name = "DIR")]
     finetuned: PathBuf,
     /// The model it was finetuned from [default: --model]
@@ -22,7 +22,7 @@ pub(super) struct Args {
     /// How many times the difference is taken off
     #[arg(long, value_name = "NUMBER", default_value_t = 1.0, allow_negative_numbers = true)]
     factor: f64,
-    /// Write fp32 throughout, not the dtypes of --model
+    /// Write fp32 instead of the dtypes of --model
     #[arg(long)]
     f32: bool,
     /// The model folder to write

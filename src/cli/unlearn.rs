@@ -29,10 +29,10 @@ pub(super) struct Sources {
     /// The model folder to start from
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// The text to be forgotten: .jsonl, .json or .txt
+    /// The text to forget: .jsonl, .json or .txt
     #[arg(long, value_name = "FILE")]
     forget: Option<PathBuf>,
-    /// The text to be kept: .jsonl, .json or .txt
+    /// The text to keep: .jsonl, .json or .txt
     #[arg(long, value_name = "FILE")]
     retain: Option<PathBuf>,
 }
@@ -60,13 +60,13 @@ pub(super) struct RunArgs {
     /// The folder that the run writes: model, metrics, checkpoints, report
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// A recipe, laid on the preset
+    /// A recipe, applied on top of the preset
     #[arg(long, value_name = "FILE.toml")]
     config: Option<PathBuf>,
-    /// One setting, laid on preset and recipe, as in --set optim.lr=5e-4; can be repeated
+    /// One setting, applied on top of preset and recipe, as in --set optim.lr=5e-4; can be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Go on with the run in --out from its last checkpoint
+    /// Continue the run in --out from its last checkpoint
     #[arg(long)]
     resume: bool,
     #[command(flatten)]
@@ -126,7 +126,7 @@ impl RunArgs {
     }
 }
 
-/// Writes the figures of a summary as a table, then its other entries, one a line.
+/// Writes the metrics of a summary as a table, then its other entries, one per line.
 fn lines(summary: &Value) -> String {
     let mut text = table(&page::rows(summary));
     if !text.is_empty() {
