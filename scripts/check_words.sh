@@ -10,7 +10,7 @@ found=0
 phrases() {
     cat << 'LIST'
 of one's own|your own; custom
-nothing beside|nothing but
+(need|needs|has|have|takes?) nothing beside|nothing but
 has met a GPU|has run on a real GPU
 met a GPU yet|run on a real GPU yet
 made anew|recomputed; rewritten
@@ -23,7 +23,7 @@ takes? turns|alternate
 take it in turns|alternate
 in turns,|alternating
 made again|recomputed
-knobs?\b|hyperparameter
+(^|[^`])\bknobs?\b|hyperparameter
 three ways out|three ways to reduce memory
 ways out\b|alternatives
 one-hot (family|rows)|target-token loss
@@ -34,14 +34,17 @@ direction of good|which direction is better
 has nothing to say|need not handle
 room for|space for
 beside the device|compared with the roofline
-never saw (it|them|the passages|the texts|the forget)|trained without
 the same making|trained identically
 in the plain way|ordinary fine-tuning
 carries the forget set|remembers the forget set
 a sweep over|a pass over
 put (together|over) anew|rebuilt
 a shield\b|gradient projection
-figures? (of|are|is|that)\b|metric; number; result
+\bfigures? (of|are|is|that)\b|metric; number; result (a chart may be a figure)
+laid on (the |preset)|applied on top of
+\bbeside (the|its|it|each|what)\b|next to; compared with
+the very (ones?|files?)|the same
+in (good|great) part|largely
 LIST
 }
 
