@@ -24,7 +24,7 @@ impl Objective for Ceu {
     }
 
     fn differs(&self) -> &'static str {
-        "public code leaves out the first answer token of a question; of whole documents that is the first token, which nothing predicts"
+        "public code skips the first answer token of a question; in whole documents that is the first token, which has no prediction"
     }
 
     fn rows(&self, _: &Knobs) -> Rows {

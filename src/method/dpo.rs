@@ -24,7 +24,7 @@ impl Objective for Dpo {
     }
 
     fn differs(&self) -> &'static str {
-        "public code scores answers alone; a prompt that both documents of a pair begin with cancels out of ratio and gradient"
+        "public code scores answers only; a common prompt of both documents cancels out of ratio and gradient"
     }
 
     fn keys(&self) -> &'static [&'static str] {

@@ -54,7 +54,7 @@ impl Objective for Kl {
     fn differs(&self) -> &'static str {
         match self {
             Self::Padded => {
-                "open-unlearning adds the divergence at padding, which has no rows here; kl_tokens divides by real tokens alone"
+                "open-unlearning also sums over padding, which is not computed here; kl_tokens divides by real tokens only"
             }
             Self::Tokens => "kl is the references' form",
             Self::Muse => {

@@ -20,7 +20,7 @@ impl Objective for Nll {
     }
 
     fn source(&self) -> &'static str {
-        "plain training; as a penalty the retain term of GradDiff and of MUSE's `gdr`; mt-unlearn `losses.py`, `nll`"
+        "ordinary training; as a penalty, the retain term of GradDiff and of MUSE's `gdr`; mt-unlearn `losses.py`, `nll`"
     }
 
     fn rows(&self, _: &Knobs) -> Rows {

@@ -55,7 +55,7 @@ impl Objective for Npo {
 
     fn differs(&self) -> &'static str {
         match self {
-            Self::Paper => "npo_mt and npo_muse are other codes' forms",
+            Self::Paper => "npo_mt and npo_muse are variants of other implementations",
             Self::MeanTeacher => {
                 "the base model's log-softmax is taken in full precision here, in fp16 there"
             }

@@ -33,14 +33,14 @@ impl Objective for Pdu {
 
     fn source(&self) -> &'static str {
         match self {
-            Self::Paper => "open-unlearning `pdu.py`, over the positions that predict",
+            Self::Paper => "open-unlearning `pdu.py`, over positions with a target",
             Self::OpenUnlearning => "open-unlearning `pdu.py`",
         }
     }
 
     fn differs(&self) -> &'static str {
         match self {
-            Self::Paper => "pdu_ou is open-unlearning's form",
+            Self::Paper => "pdu_ou is open-unlearning's variant",
             Self::OpenUnlearning => {
                 "the mask is not shifted: the last position of a document counts, and of an answer the prompt's last one does not"
             }

@@ -26,7 +26,7 @@ impl Objective for Qkl {
     }
 
     fn differs(&self) -> &'static str {
-        "the whole variance is logged and half of it descended, here as there"
+        "the variance is logged and half of it minimized, as in the reference"
     }
 
     fn rows(&self, _: &Knobs) -> Rows {

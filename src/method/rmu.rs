@@ -22,10 +22,10 @@ impl Objective for Rmu {
     fn formula(&self) -> &'static str {
         match self {
             Self::Steer => {
-                "|h - rmu_steering u|^2/C, h the row behind layer rmu_layer, mean over the tokens of a document, then over documents"
+                "|h - rmu_steering u|^2/C, h the hidden state after layer rmu_layer, mean over the tokens of a document, then over documents"
             }
             Self::Keep => {
-                "|h - h_teacher|^2/C, h the row behind layer rmu_layer, mean over the tokens of a document, then over documents"
+                "|h - h_teacher|^2/C, h the hidden state after layer rmu_layer, mean over the tokens of a document, then over documents"
             }
         }
     }
@@ -38,7 +38,7 @@ impl Objective for Rmu {
     }
 
     fn source(&self) -> &'static str {
-        "arXiv 2403.03218, with C as in its code; u is drawn uniformly from [0, 1)^C and scaled to length 1"
+        "arXiv 2403.03218, with C as in its code; u is sampled uniformly from [0, 1)^C and normalized"
     }
 
     fn differs(&self) -> &'static str {

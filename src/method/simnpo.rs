@@ -48,7 +48,7 @@ impl Objective for SimNpo {
     fn differs(&self) -> &'static str {
         match self {
             Self::Paper => {
-                "the paper's gamma is beta_simnpo delta_simnpo; simnpo_ou is open-unlearning's form"
+                "the paper's gamma is beta_simnpo delta_simnpo; simnpo_ou is open-unlearning's variant"
             }
             Self::OpenUnlearning => {
                 "counts labels before they are shifted, which is one more than are predicted where the whole document is labelled"

@@ -45,7 +45,7 @@ impl Objective for Undial {
     fn differs(&self) -> &'static str {
         match self {
             Self::Paper => {
-                "public code returns the cross-entropy, which is more by the constant entropy of t; undial_ou is open-unlearning's form"
+                "public code returns the cross-entropy, which is larger by the constant entropy of t; undial_ou is open-unlearning's variant"
             }
             Self::OpenUnlearning => {
                 "averages over padding too; there it also trains the rows of padding and of masked prompts, whose label -100 lowers entry V - 100 of the vocabulary, and those rows do not exist here"
