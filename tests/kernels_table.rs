@@ -1,6 +1,6 @@
 //! The table of docs/kernels.md: registers, shared memory, spills and occupancy of every kernel, from what ptxas said.
 //!
-//! `NEPENTHE_BLESS=1 cargo test --test kernels_table` writes it anew. Registers are the compiler's choice, so the table
+//! `NEPENTHE_BLESS=1 cargo test --test kernels_table` regenerates it. Registers are the compiler's choice, so the table
 //! names its version and is compared with that version alone; with any other one, names and spills are.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -125,7 +125,7 @@ fn render() -> String {
          |---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     let mut files = String::from(
-        "| file | kernels | warps of 64, sm_80 | warps of 64, sm_90a | held back by |\n|---|---|---|---|---|\n",
+        "| file | kernels | warps of 64, sm_80 | warps of 64, sm_90a | limited by |\n|---|---|---|---|---|\n",
     );
     for image in IMAGES {
         let rows: Vec<_> = (0..image.kernels.len()).map(|at| row(image, at)).collect();
@@ -203,7 +203,7 @@ fn the_committed_table_is_that_of_this_build() {
             image.file
         );
     }
-    let again = "NEPENTHE_BLESS=1 cargo test --test kernels_table writes the table anew";
+    let again = "NEPENTHE_BLESS=1 cargo test --test kernels_table regenerates the table";
     let [listed, built] = [committed, fresh.as_str()].map(names);
     let missing = |from: &[&str], of: &[&str]| {
         of.iter()

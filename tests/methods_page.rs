@@ -1,4 +1,4 @@
-//! docs/methods.md says what the code says; `NEPENTHE_BLESS=1 cargo test --test methods_page` writes it anew.
+//! docs/methods.md says what the code says; `NEPENTHE_BLESS=1 cargo test --test methods_page` regenerates it.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;

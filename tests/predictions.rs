@@ -1,6 +1,6 @@
 //! The table of docs/predictions.md: what an H100 should make of every measurement of `nepenthe bench`.
 //!
-//! `NEPENTHE_BLESS=1 cargo test --test predictions` writes it anew.
+//! `NEPENTHE_BLESS=1 cargo test --test predictions` regenerates it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fmt::Write as _;
@@ -48,10 +48,10 @@ fn render() -> String {
     for model in MODELS {
         let all = predict(&Preset::new(model).unwrap());
         let mean = products(&all);
-        writeln!(text, "\n### {model}\n\nPlain products, geometric mean: {mean:.0} TFLOP/s.\n")
+        writeln!(text, "\n### {model}\n\nPlain GEMMs, geometric mean: {mean:.0} TFLOP/s.\n")
             .unwrap();
         text.push_str(
-            "| what | kind | TFLOP | MB | floor us | predicted us | rate | share of roof |\n",
+            "| op | kind | TFLOP | MB | floor us | predicted us | rate | share of roof |\n",
         );
         text.push_str("|---|---|---|---|---|---|---|---|\n");
         all.iter().for_each(|p| text.push_str(&row(p)));
@@ -70,6 +70,6 @@ fn the_committed_table_is_that_of_the_model() {
         std::fs::write(&path, format!("{before}{BEGIN}\n{fresh}{END}{after}")).unwrap();
         return;
     }
-    let again = "NEPENTHE_BLESS=1 cargo test --test predictions writes the table anew";
+    let again = "NEPENTHE_BLESS=1 cargo test --test predictions regenerates the table";
     assert_eq!(committed.trim(), fresh.trim(), "{again}");
 }
