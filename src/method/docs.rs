@@ -99,7 +99,8 @@ convolutions, with a singular value decomposition and thresholds from 0.9 to 0.9
 /// The text of docs/methods.md.
 pub fn page() -> String {
     let mut text = HEAD.to_owned();
-    text += "\n## Losses\n\n| `method.loss` | extra forward passes | other models |\n|---|---|---|\n";
+    text +=
+        "\n## Losses\n\n| `method.loss` | extra forward passes | other models |\n|---|---|---|\n";
     FORGET.iter().for_each(|objective| text += &line(*objective));
     text += "\n## Penalties\n\n| `method.penalty` | extra forward passes | other models |\n|---|---|---|\n";
     PENALTIES.iter().for_each(|objective| text += &line(*objective));
