@@ -388,8 +388,12 @@ impl Layout {
             let Some(info) = weights.info(part.name_in(weights)) else {
                 let head = self.head != self.embed && self.blocks[self.head].parts[0] == *part;
                 let hint = match head {
-                    true => "if the model has no head of its own, set tie_word_embeddings to true in config.json",
-                    false => "the files are of another architecture than config.json says, or a shard is missing",
+                    true => {
+                        "if the model has no head of its own, set tie_word_embeddings to true in config.json"
+                    }
+                    false => {
+                        "the files are of another architecture than config.json says, or a shard is missing"
+                    }
                 };
                 return Err(Error::model(format!(
                     "{}: missing from the weights, wanted shape {:?} by config.json",
@@ -405,7 +409,9 @@ impl Layout {
             }
             if !info.dtype.is_float() {
                 let hint = match info.dtype {
-                    Dtype::F64 => "store it as float32: from_pretrained(..., dtype=torch.float32), then save_pretrained(...)",
+                    Dtype::F64 => {
+                        "store it as float32: from_pretrained(..., dtype=torch.float32), then save_pretrained(...)"
+                    }
                     _ => "if the weights are quantised, start from the unquantised model",
                 };
                 return Err(Error::model(format!(

@@ -164,7 +164,10 @@ impl Folder {
             edits.extend(quantised::KEYS.map(|key| (key, None)));
         }
         notices.extend(ModelConfig::ignored_keys(&json).into_iter().map(|key| {
-            format!("config.json: {key}: ignored, as transformers 5 does for {}", config.architecture)
+            format!(
+                "config.json: {key}: ignored, as transformers 5 does for {}",
+                config.architecture
+            )
         }));
         Ok(Self { dir: dir.to_owned(), config, weights, notices, edits })
     }

@@ -112,12 +112,9 @@ impl Family {
             Self::Gpt2 => GPT2,
             Self::NeoX | Self::Phi => Keys { eps: Some("layer_norm_eps"), ..LLAMA },
             // OPT's norms have the epsilon of PyTorch; there is no key for it.
-            Self::Opt => Keys {
-                ffn: "ffn_dim",
-                activation: "activation_function",
-                eps: None,
-                ..LLAMA
-            },
+            Self::Opt => {
+                Keys { ffn: "ffn_dim", activation: "activation_function", eps: None, ..LLAMA }
+            }
         }
     }
 
@@ -164,9 +161,7 @@ impl Family {
                 ("num_key_value_heads", heads),
                 ("head_dim", head_width),
             ],
-            Self::Gpt2 | Self::NeoX => {
-                &[("num_key_value_heads", heads), ("head_dim", head_width)]
-            }
+            Self::Gpt2 | Self::NeoX => &[("num_key_value_heads", heads), ("head_dim", head_width)],
             Self::Llama | Self::Phi | Self::Gemma2 | Self::Gemma3 => &[],
         };
         for (key, wanted) in fixed {

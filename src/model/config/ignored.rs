@@ -19,7 +19,9 @@ pub(super) fn keys(json: &Reader<'_>) -> Vec<String> {
     }
     match architecture.as_str() {
         "qwen2" | "qwen3" | "gemma2" | "gemma3_text" => {}
-        "mistral" => keys.extend(windows::asked(json).into_iter().filter(|key| *key == "layer_types")),
+        "mistral" => {
+            keys.extend(windows::asked(json).into_iter().filter(|key| *key == "layer_types"))
+        }
         _ => keys.extend(windows::asked(json)),
     }
     let on = |key: &str| json.flag(key, false).unwrap_or(false);

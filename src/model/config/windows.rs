@@ -69,9 +69,12 @@ pub(super) fn asked(json: &Reader<'_>) -> Vec<&'static str> {
     if json.present(WINDOW).is_some() && json.root.get(SWITCH) != Some(&Value::Bool(false)) {
         keys.push(WINDOW);
     }
-    if json.root.get(TYPES).and_then(Value::as_array).is_some_and(|types| {
-        types.iter().any(|kind| kind != "full_attention")
-    }) {
+    if json
+        .root
+        .get(TYPES)
+        .and_then(Value::as_array)
+        .is_some_and(|types| types.iter().any(|kind| kind != "full_attention"))
+    {
         keys.push(TYPES);
     }
     keys

@@ -72,8 +72,10 @@ fn found(weights: &Weights) -> Option<(&'static str, &str)> {
 pub(super) fn refuse(config: &Value, weights: &Weights) -> Result<()> {
     let Some((method, name)) = found(weights) else { return Ok(()) };
     let method = declared(config).unwrap_or_else(|| method.to_owned());
-    Err(Error::model(format!("the weights are quantised with {method} ({name}), wanted F32, F16 or BF16"))
-        .hint("start from the unquantised model: quantised weights cannot be trained"))
+    Err(Error::model(format!(
+        "the weights are quantised with {method} ({name}), wanted F32, F16 or BF16"
+    ))
+    .hint("start from the unquantised model: quantised weights cannot be trained"))
 }
 
 /// Describes the quantisation that config.json claims although the weights are plain.
