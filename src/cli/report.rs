@@ -33,9 +33,14 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     let value = json!({"report": args.out.display().to_string(), "runs": comparison.json()});
     out.result(&value, || {
         let plain = |row: Vec<(String, _)>| row.into_iter().map(|(text, _)| text).collect();
-        let figures: Vec<Vec<String>> = comparison.figures().into_iter().map(plain).collect();
+        let groups = comparison.groups().into_iter().map(|(label, group)| {
+            let rows: Vec<Vec<String>> = group.figures().into_iter().map(plain).collect();
+            let head = if label.is_empty() { label } else { format!("\n{label}\n") };
+            head + &table(&rows)
+        });
+        let figures: String = groups.collect();
         let seeds = comparison.over_seeds();
         let gap = if seeds.is_empty() { "" } else { "\n" };
-        format!("{}{gap}{}\nreport: {}\n", table(&figures), table(&seeds), args.out.display())
+        format!("{figures}{gap}{}\nreport: {}\n", table(&seeds), args.out.display())
     })
 }

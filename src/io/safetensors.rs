@@ -32,13 +32,19 @@ pub enum Dtype {
     Bool,
     /// A byte.
     U8,
+    /// A signed byte; of quantised weights.
+    I8,
+    /// 8-bit float of 4 exponent bits; of quantised weights.
+    F8E4m3,
+    /// 8-bit float of 5 exponent bits; of quantised weights.
+    F8E5m2,
 }
 
 impl Dtype {
     /// Returns the bytes of one number.
     pub fn size(self) -> usize {
         match self {
-            Self::Bool | Self::U8 => 1,
+            Self::Bool | Self::U8 | Self::I8 | Self::F8E4m3 | Self::F8E5m2 => 1,
             Self::F16 | Self::Bf16 => 2,
             Self::F32 | Self::I32 => 4,
             Self::F64 | Self::I64 => 8,
@@ -70,6 +76,9 @@ impl Dtype {
             // Masks that older exporters left in files; nothing here reads them.
             safetensors::Dtype::BOOL => Self::Bool,
             safetensors::Dtype::U8 => Self::U8,
+            safetensors::Dtype::I8 => Self::I8,
+            safetensors::Dtype::F8_E4M3 => Self::F8E4m3,
+            safetensors::Dtype::F8_E5M2 => Self::F8E5m2,
             _ => return None,
         })
     }
@@ -86,6 +95,9 @@ impl fmt::Display for Dtype {
             Self::F64 => "F64",
             Self::Bool => "BOOL",
             Self::U8 => "U8",
+            Self::I8 => "I8",
+            Self::F8E4m3 => "F8_E4M3",
+            Self::F8E5m2 => "F8_E5M2",
         })
     }
 }
@@ -134,6 +146,7 @@ impl Deref for Bytes {
 
 /// One file of a model's weights.
 struct Shard {
+    path: PathBuf,
     file: String,
     bytes: Bytes,
     names: Vec<String>,
@@ -244,6 +257,7 @@ impl Weights {
                     path.display(),
                     info.dtype
                 ))
+                .hint("if the weights are quantised, start from the unquantised model")
             })?;
             let (start, end) = (data + info.data_offsets.0, data + info.data_offsets.1);
             if end > bytes.len() {
@@ -259,13 +273,20 @@ impl Weights {
         let metadata = metadata.metadata().clone().unwrap_or_default().into_iter().collect();
         let file = path.file_name().map(|f| f.to_string_lossy().into_owned()).unwrap_or_default();
         let names = found.into_iter().map(|(_, name)| name).collect();
-        self.shards.push(Shard { file, bytes, names, metadata });
+        self.shards.push(Shard { path: path.to_owned(), file, bytes, names, metadata });
         Ok(())
     }
 
     /// Returns all tensor names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
+    }
+
+    /// Leaves a tensor out, as if the files did not hold it.
+    pub fn leave_out(&mut self, name: &str) {
+        if let Some(info) = self.tensors.remove(name) {
+            self.shards[info.shard].names.retain(|other| other != name);
+        }
     }
 
     /// Returns what is known of a tensor.
@@ -289,6 +310,9 @@ impl Weights {
     }
 
     /// Reads a float tensor into `out`, which must have its length.
+    ///
+    /// Errors: [`crate::Kind::Model`] for a tensor that is missing, no float, of another length, or holds a NaN or an
+    /// infinity.
     pub fn read_f32(&self, name: &str, out: &mut [f32]) -> Result<()> {
         let (info, bytes) = (self.find(name)?, self.bytes(name)?);
         let size = info.dtype.size();
@@ -306,13 +330,38 @@ impl Weights {
             other => return Err(Error::model(format!("{name}: dtype {other} is no weight"))),
         };
         const CHUNK: usize = 1 << 16;
-        out.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * size)).for_each(|(out, bytes)| {
+        let convert = |(out, bytes): (&mut [f32], &[u8])| {
+            let mut finite = true;
             for (x, b) in out.iter_mut().zip(bytes.chunks_exact(size)) {
                 *x = convert(b);
+                finite &= x.is_finite();
             }
-        });
+            finite
+        };
+        let chunks = out.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * size));
+        // Every chunk is converted: only a bad file is read twice.
+        let finite = chunks.map(convert).reduce(|| true, |a, b| a && b);
         self.release(info);
-        Ok(())
+        if finite { Ok(()) } else { Err(self.not_finite(name, info, out)) }
+    }
+
+    /// Names the first number of a tensor that is not finite.
+    fn not_finite(&self, name: &str, info: &TensorInfo, values: &[f32]) -> Error {
+        let bad = values.iter().filter(|x| !x.is_finite()).count();
+        let at = values.iter().position(|x| !x.is_finite()).unwrap_or(0);
+        let (mut place, mut rest) = (Vec::new(), at);
+        for d in info.shape.iter().rev() {
+            place.push(rest % d);
+            rest /= d;
+        }
+        place.reverse();
+        Error::model(format!(
+            "{}: {name}: {} at {place:?}, {bad} of {} numbers are not finite",
+            self.shards[info.shard].path.display(),
+            values[at],
+            values.len()
+        ))
+        .hint("the file is damaged, or the training that wrote it diverged; start from an intact model")
     }
 
     /// Drops a tensor's pages from this process: converted weights are in memory already, and a whole model of mapped
@@ -365,7 +414,7 @@ impl Weights {
     }
 }
 
-/// Names weights of another kind that a folder without safetensors holds, and what to do about them.
+/// Names weights of another kind that a folder without safetensors holds, and says what to do about them.
 fn other_weights(dir: &Path) -> Option<Error> {
     let there = |name: &str| dir.join(name).exists();
     let place = dir.display();
@@ -375,11 +424,7 @@ fn other_weights(dir: &Path) -> Option<Error> {
                 .hint("convert them: AutoModelForCausalLM.from_pretrained(...).save_pretrained(..., safe_serialization=True)"),
         );
     }
-    there("adapter_model.safetensors").then(|| {
-        Error::model(format!("{place}: an adapter, wanted a whole model with {SINGLE}")).hint(
-            "merge it into its base model first: peft's merge_and_unload(), then save_pretrained(...)",
-        )
-    })
+    None
 }
 
 /// Parses and checks the header of a whole file given as bytes; returns where the tensors begin, and the header.

@@ -289,16 +289,39 @@ impl<O: Ops> MeanTeacher<O> {
         Ok(report)
     }
 
-    /// Returns the error for a gradient that is not finite: the first block that holds one, by name.
-    pub fn nonfinite(&self, step: u64) -> Error {
-        let place =
-            self.bad.map_or("gradient norm", |(b, _)| self.model.layout.blocks[b].name.as_str());
-        let count = self.bad.map_or(0, |(_, count)| count);
-        Error::new(
-            Kind::Numeric,
-            format!("step {step}: {place}: {count} gradient entries are not finite"),
-        )
-        .hint("the weights are those of the last good step; lower the learning rate or the loss weight")
+    /// Returns the error for a gradient that is not finite, naming the first tensor of the model folder that holds one.
+    pub fn nonfinite(&self, ops: &O, step: u64) -> Error {
+        let place = self.bad.and_then(|(b, _)| {
+            let block = &self.model.layout.blocks[b];
+            let mut values = vec![0.0; block.len()];
+            ops.read_grad(self.model.grads[b].as_ref()?, &mut values);
+            ops.sync().ok()?;
+            let mut rest = values.as_slice();
+            block.parts.iter().find_map(|part| {
+                let (own, after) = rest.split_at(part.len());
+                rest = after;
+                let count = own.iter().filter(|x| !x.is_finite()).count();
+                (count > 0).then(|| (part.name.as_str(), count))
+            })
+        });
+        let what = match (place, self.bad) {
+            (Some((name, count)), _) => format!("{name}: {count} gradient entries are not finite"),
+            (None, Some((b, count))) => {
+                let name = &self.model.layout.blocks[b].parts[0].name;
+                format!("{name}: {count} gradient entries are not finite")
+            }
+            (None, None) => "the gradient norm is not finite".to_owned(),
+        };
+        // The start weights are finite, or they had not been loaded.
+        let hint = match step {
+            0 => {
+                "the loss overflows on the start model: check the forget set, or lower method.kl_weight"
+            }
+            _ => {
+                "the weights are those of the last good step; lower the learning rate or the loss weight"
+            }
+        };
+        Error::new(Kind::Numeric, format!("step {step}: {what}")).hint(hint)
     }
 }
 

@@ -1,7 +1,10 @@
 //! config.json of a decoder: what is read, and what is refused.
 
 mod family;
+mod ignored;
 mod reader;
+mod rotary;
+mod windows;
 
 use serde_json::Value;
 
@@ -10,6 +13,8 @@ pub use family::{ARCHITECTURES, Family};
 use crate::error::{Error, Result};
 use crate::ops::{Heads, Mlp};
 use reader::Reader;
+use rotary::{local_rope, rope};
+use windows::windows;
 
 const MOST_LAYERS: usize = 4096;
 const LARGEST_MATRIX: u128 = 1 << 40;
@@ -170,6 +175,16 @@ impl ModelConfig {
             .map_err(|e| Error::model(format!("config.json: not valid JSON: {e}")))?;
         let json = Reader { root: &root };
         let architecture = json.text("model_type")?;
+        if json.root.get("text_config").is_some_and(Value::is_object) {
+            return Err(Error::model(format!(
+                "config.json: model_type `{architecture}` is a multimodal model (text_config inside), which is not \
+                 supported"
+            ))
+            .hint(format!(
+                "use a text-only model; supported model_types are {}",
+                ARCHITECTURES.join(", ")
+            )));
+        }
         let family = Family::of(&architecture)?;
         family.refuse(&json)?;
         let keys = family.keys();
@@ -231,7 +246,10 @@ impl ModelConfig {
             head_width,
             ffn,
             norm: family.norm(),
-            eps: json.number(keys.eps, Some(family.eps()))?,
+            eps: match keys.eps {
+                Some(key) => json.number(key, Some(family.eps()))?,
+                None => family.eps(),
+            },
             mlp: Mlp { activation: family.activation(&json)?, gated: family.gated() },
             residual: family.residual(&json)?,
             post_norms: family.gemma(),
@@ -245,18 +263,24 @@ impl ModelConfig {
             rope: match learned {
                 // Nothing of a head turns.
                 Some(_) => RopeConfig { theta: 1e4, width: 0, scaling: RopeScaling::Default },
-                None => finite(rope(&json, head_width, family)?)?,
+                None => rope(&json, head_width, family)?,
             },
-            local_rope: local_rope(&json, head_width, family)?.map(finite).transpose()?,
+            local_rope: local_rope(&json, head_width, family)?,
             head_scale: family.head_scale(&json, head_width)?,
             score_cap: family.score_cap(&json)?,
             logit_cap: family.logit_cap(&json)?,
             learned,
-            windows: windows(&json, layers, family)?,
+            windows: windows(&json, layers, &architecture)?,
             max_positions,
             family,
             architecture,
         })
+    }
+
+    /// Names the keys of a valid config.json that ask for a computation which transformers 5 leaves out of models of this
+    /// `model_type`, and so does this crate.
+    pub fn ignored_keys(root: &Value) -> Vec<String> {
+        ignored::keys(&Reader { root })
     }
 
     /// Refuses a sequence that has no positions: one longer than the table of learned ones.
@@ -305,16 +329,6 @@ fn max_learned(learned: Option<Learned>) -> u128 {
     learned.map_or(0, |learned| learned.rows as u128)
 }
 
-fn finite(rope: RopeConfig) -> Result<RopeConfig> {
-    match super::rope::table(&rope).inv_freq.iter().all(|f| f.is_finite()) {
-        true => Ok(rope),
-        false => Err(Error::model(format!(
-            "config.json: rope_theta {} and {:?} make rotary frequencies that are not finite",
-            rope.theta, rope.scaling
-        ))),
-    }
-}
-
 /// Reads the ids that end a generation from generation_config.json; empty if it names none.
 ///
 /// Errors: [`crate::Kind::Model`] for JSON that is no object, or ids that are not.
@@ -334,108 +348,6 @@ pub fn end_tokens(text: &str) -> Result<Vec<u32>> {
     }
 }
 
-fn rope(json: &Reader<'_>, head_width: usize, family: Family) -> Result<RopeConfig> {
-    let (base, part, default) = family.rope_keys();
-    // transformers 5 keeps all rotary settings under rope_parameters; before, the base stood at the top level.
-    let section = ["rope_parameters", "rope_scaling"]
-        .into_iter()
-        .find(|key| json.root.get(key).is_some_and(Value::is_object));
-    let inner = section.and_then(|key| json.root.get(key));
-    // Where kinds of layers differ, a section for each.
-    let inner = inner.map(|root| root.get("full_attention").unwrap_or(root));
-    let inner = inner.map(|root| Reader { root });
-    let theta = match &inner {
-        Some(inner) if inner.root.get("rope_theta").is_some() => {
-            inner.number("rope_theta", None)?
-        }
-        _ => json.number(base, Some(family.rope_base()))?,
-    };
-    let partial = match &inner {
-        Some(inner) if inner.root.get("partial_rotary_factor").is_some() => {
-            inner.number("partial_rotary_factor", None)?
-        }
-        _ => json.number(part, Some(default))?,
-    };
-    if !(theta > 0.0 && partial > 0.0 && partial <= 1.0) {
-        return Err(Error::model(format!(
-            "config.json: {base} {theta} must be positive and {part} {partial} in (0, 1]"
-        )));
-    }
-    let width = (head_width as f64 * partial) as usize / 2 * 2;
-    let Some(inner) = inner else {
-        return Ok(RopeConfig { theta, width, scaling: RopeScaling::Default });
-    };
-    let kind = match inner.root.get("rope_type").or_else(|| inner.root.get("type")) {
-        None => "default",
-        Some(value) => value.as_str().unwrap_or("?"),
-    };
-    let scaling = match kind {
-        "default" => RopeScaling::Default,
-        "linear" => RopeScaling::Linear { factor: inner.number("factor", None)? },
-        "llama3" => RopeScaling::Llama3 {
-            factor: inner.number("factor", None)?,
-            low: inner.number("low_freq_factor", None)?,
-            high: inner.number("high_freq_factor", None)?,
-            original: inner.number("original_max_position_embeddings", None)?,
-        },
-        other => {
-            return Err(Error::model(format!("config.json: rope type `{other}` is not supported"))
-                .hint("known are default, linear, llama3"));
-        }
-    };
-    Ok(RopeConfig { theta, width, scaling })
-}
-
-/// Reads the rotary settings of layers with a window, where the family has some.
-fn local_rope(json: &Reader<'_>, head_width: usize, family: Family) -> Result<Option<RopeConfig>> {
-    if family != Family::Gemma3 {
-        return Ok(None);
-    }
-    let section = json.root.get("rope_parameters").and_then(|all| all.get("sliding_attention"));
-    let (reader, key) = match section {
-        Some(root) => (Reader { root }, "rope_theta"),
-        None => (Reader { root: json.root }, "rope_local_base_freq"),
-    };
-    let theta = reader.number(key, Some(10_000.0))?;
-    if theta <= 0.0 {
-        return Err(Error::model(format!("config.json: {key} {theta} must be positive")));
-    }
-    Ok(Some(RopeConfig { theta, width: head_width, scaling: RopeScaling::Default }))
-}
-
-fn windows(json: &Reader<'_>, layers: usize, family: Family) -> Result<Vec<Option<usize>>> {
-    let missing = json.root.get("sliding_window").is_none();
-    let own = family.window().filter(|_| missing);
-    let Some(window) = json.optional_size("sliding_window")?.or(own) else {
-        return Ok(vec![None; layers]);
-    };
-    if let Some(types) = json.root.get("layer_types").and_then(Value::as_array) {
-        if types.len() != layers {
-            return Err(Error::model(format!(
-                "config.json: layer_types: {} entries, num_hidden_layers is {layers}",
-                types.len()
-            )));
-        }
-        return Ok(types
-            .iter()
-            .map(|kind| (kind.as_str() == Some("sliding_attention")).then_some(window))
-            .collect());
-    }
-    if let Some(period) = family.period() {
-        // Every so many layers one sees all.
-        let period = match json.optional_size("sliding_window_pattern")? {
-            Some(period) => period,
-            None => json.optional_size("_sliding_window_pattern")?.unwrap_or(period),
-        };
-        return Ok((1..=layers).map(|l| (!l.is_multiple_of(period)).then_some(window)).collect());
-    }
-    // Qwen names the first layer that slides and a switch; Mistral slides everywhere.
-    let mistral = json.root.get("model_type").and_then(Value::as_str) == Some("mistral");
-    let slides = mistral || json.flag("use_sliding_window", false)?;
-    let first = if mistral { 0 } else { json.optional_size("max_window_layers")?.unwrap_or(0) };
-    Ok((0..layers).map(|l| (slides && l >= first).then_some(window)).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -453,14 +365,13 @@ mod tests {
     }
 
     #[test]
-    fn parse_names_unknown_architecture_and_nearest() {
+    fn parse_names_unknown_architecture_and_the_supported_ones() {
         let text = LLAMA.replace("\"llama\"", "\"lama\"");
         let error = ModelConfig::parse(&text).unwrap_err();
         assert_eq!(
             error.to_string(),
             "config.json: model_type: architecture `lama` is not supported\n\
-             hint: known are llama, mistral, qwen2, qwen3, gpt2, gpt_neox, opt, phi, \
-             gemma2, gemma3_text; nearest is llama"
+             hint: supported are llama, mistral, qwen2, qwen3, gpt2, gpt_neox, opt, phi, gemma2, gemma3_text"
         );
     }
 

@@ -3,11 +3,13 @@
 mod names;
 mod order;
 
+use std::collections::HashSet;
+
 pub use order::Order;
 
 use super::config::{Family, ModelConfig, Norm, Residual};
 use crate::error::{Error, Result};
-use crate::io::safetensors::Weights;
+use crate::io::safetensors::{Dtype, Weights};
 use crate::ops::TensorPlace;
 use names::{Names, is_leftover};
 
@@ -380,16 +382,24 @@ impl Layout {
 
     /// Checks name, shape and dtype of every tensor before anything large is allocated.
     ///
-    /// Tensors the model does not have are refused too, apart from those that older exporters left behind.
+    /// Tensors that the model does not have are refused too, apart from [`Layout::leftovers`].
     pub fn check(&self, weights: &Weights) -> Result<()> {
-        let parts = || self.blocks.iter().flat_map(|b| &b.parts);
-        for part in parts() {
+        for part in self.parts() {
             let Some(info) = weights.info(part.name_in(weights)) else {
+                let head = self.head != self.embed && self.blocks[self.head].parts[0] == *part;
+                let hint = match head {
+                    true => {
+                        "if the model has no head of its own, set tie_word_embeddings to true in config.json"
+                    }
+                    false => {
+                        "the files are of another architecture than config.json says, or a shard is missing"
+                    }
+                };
                 return Err(Error::model(format!(
                     "{}: missing from the weights, wanted shape {:?} by config.json",
                     part.name, part.shape
                 ))
-                .hint("the files are of another architecture than config.json says, or a shard is missing"));
+                .hint(hint));
             };
             if info.shape != part.shape {
                 return Err(Error::model(format!(
@@ -398,19 +408,21 @@ impl Layout {
                 )));
             }
             if !info.dtype.is_float() {
+                let hint = match info.dtype {
+                    Dtype::F64 => {
+                        "store it as float32: from_pretrained(..., dtype=torch.float32), then save_pretrained(...)"
+                    }
+                    _ => "if the weights are quantised, start from the unquantised model",
+                };
                 return Err(Error::model(format!(
                     "{}: dtype {} in file, wanted F32, F16 or BF16",
                     part.name, info.dtype
                 ))
-                .hint("quantised weights cannot be trained; start from the unquantised model"));
+                .hint(hint));
             }
         }
-        let known: std::collections::HashSet<&str> = parts().map(|p| p.name_in(weights)).collect();
-        let extra: Vec<&str> = weights
-            .names()
-            .filter(|name| !known.contains(name) && !is_leftover(self.family, name))
-            .filter(|name| !(*name == "lm_head.weight" && self.head == self.embed))
-            .collect();
+        let extra = self.extra(weights).filter(|name| !is_leftover(self.family, name));
+        let extra: Vec<&str> = extra.collect();
         match extra.first() {
             None => Ok(()),
             Some(first) => Err(Error::model(format!(
@@ -418,6 +430,21 @@ impl Layout {
                 extra.len()
             ))),
         }
+    }
+
+    /// Returns the tensors that no computation reads: masks and frequencies that older exporters left in the files.
+    pub fn leftovers<'a>(&'a self, weights: &'a Weights) -> impl Iterator<Item = &'a str> {
+        self.extra(weights).filter(|name| is_leftover(self.family, name))
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &Part> {
+        self.blocks.iter().flat_map(|block| &block.parts)
+    }
+
+    /// Returns the tensors of the files that the model does not have.
+    fn extra<'a>(&'a self, weights: &'a Weights) -> impl Iterator<Item = &'a str> {
+        let known: HashSet<&str> = self.parts().map(|part| part.name_in(weights)).collect();
+        weights.names().filter(move |name| !known.contains(name))
     }
 }
 

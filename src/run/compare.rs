@@ -34,6 +34,22 @@ const FRONTIERS: [(&str, &str, &str); 2] = [
     ("nll_retain", "nll_forget", "NLL of the forget set against the cost on the retain set"),
 ];
 
+/// The settings that metrics depend on besides the method: model, data, evaluation.
+const SUBJECT: [&str; 12] = [
+    "model.path",
+    "data.forget",
+    "data.retain",
+    "eval.documents",
+    "eval.forget",
+    "eval.retain",
+    "eval.holdout",
+    "eval.verbmem_forget",
+    "eval.verbmem_retain",
+    "eval.context",
+    "eval.max_new_tokens",
+    "eval.retrain",
+];
+
 /// Prompts whose continuations are shown.
 const PROMPTS: usize = 3;
 
@@ -56,6 +72,31 @@ impl Comparison {
     /// Puts runs side by side, in their order.
     pub fn new(runs: Vec<Recorded>) -> Self {
         Self { runs }
+    }
+
+    /// Splits the runs by what their metrics depend on besides the method: runs of different groups are not comparable.
+    ///
+    /// Each group comes with the values that set it apart, empty where there is one group.
+    pub fn groups(&self) -> Vec<(String, Self)> {
+        let value = |run: &Recorded, key: &str| run.settings.get(key).cloned().unwrap_or_default();
+        let subject = |run: &Recorded| SUBJECT.map(|key| value(run, key));
+        let mut groups: Vec<Self> = Vec::new();
+        for run in &self.runs {
+            match groups.iter_mut().find(|group| subject(&group.runs[0]) == subject(run)) {
+                Some(group) => group.runs.push(run.clone()),
+                None => groups.push(Self { runs: vec![run.clone()] }),
+            }
+        }
+        let differs = |key: &&str| {
+            groups.iter().any(|group| value(&group.runs[0], key) != value(&self.runs[0], key))
+        };
+        let keys: Vec<&str> = SUBJECT.iter().copied().filter(|key| differs(&key)).collect();
+        let label = |group: &Self| {
+            let parts = keys.iter().map(|key| format!("{key} = {}", value(&group.runs[0], key)));
+            parts.collect::<Vec<_>>().join(", ")
+        };
+        let labels: Vec<String> = groups.iter().map(label).collect();
+        labels.into_iter().zip(groups).collect()
     }
 
     /// Returns the one value that all runs which have it share; NaN where they disagree.
@@ -278,13 +319,26 @@ impl Comparison {
             [one] => format!("nepenthe: {}", one.name),
             runs => format!("nepenthe: {} runs compared", runs.len()),
         });
-        let mut figures = self.figures();
-        let head: Vec<String> = figures.remove(0).into_iter().map(|(text, _)| text).collect();
-        if !figures.is_empty() {
-            page = page.heading("Figures after each run").marked_table(&head, &figures).paragraph(
-                "Underlined is the best of the runs, where the figure alone tells. A figure that is good as retrained is \
-                 judged by its distance from a model that never saw the forget set. What differs between the runs is \
-                 not shown as before or retrained (varies).",
+        let groups = self.groups();
+        let several = groups.len() > 1;
+        for (i, (label, group)) in groups.iter().enumerate() {
+            let mut figures = group.figures();
+            let head: Vec<String> = figures.remove(0).into_iter().map(|(text, _)| text).collect();
+            if figures.is_empty() {
+                continue;
+            }
+            page = page.heading(&match several {
+                true => format!("Metrics after each run, group {}", i + 1),
+                false => "Metrics after each run".to_owned(),
+            });
+            if several {
+                page =
+                    page.paragraph(&format!("These runs share {label}. Groups are not compared."));
+            }
+            page = page.marked_table(&head, &figures).paragraph(
+                "Underlined is the best of the runs in this table, where the metric alone tells. A metric that is good as \
+                 retrained is judged by its distance from a model that never saw the forget set. What differs between \
+                 the runs is not shown as before or retrained (varies).",
             );
         }
         if let [head, rows @ ..] = self.over_seeds().as_slice() {
@@ -440,6 +494,31 @@ mod tests {
         assert_eq!(settings[0][0].0, "optim.lr");
         assert!(settings[0][1..].iter().all(|cell| cell.1 == Some(Mark::Differs)));
         assert_eq!(settings[1][1], ("1".to_owned(), None));
+    }
+
+    #[test]
+    fn runs_of_different_models_are_not_compared() {
+        let mut other = run("b", 1, "2", 0.4);
+        other.settings.insert("model.path".into(), "other".into());
+        let all = Comparison::new(vec![run("a", 1, "1", 0.5), other, run("c", 1, "3", 0.6)]);
+        let groups = all.groups();
+        let names = |group: &Comparison| -> Vec<String> {
+            group.runs.iter().map(|run| run.name.clone()).collect()
+        };
+        assert_eq!(groups.len(), 2);
+        assert_eq!(
+            (groups[0].0.as_str(), names(&groups[0].1)),
+            ("model.path = ", vec!["a".into(), "c".into()])
+        );
+        assert_eq!(
+            (groups[1].0.as_str(), names(&groups[1].1)),
+            ("model.path = other", vec!["b".into()])
+        );
+        let marks = |group: &Comparison| {
+            group.figures().iter().flatten().filter(|cell| cell.1 == Some(Mark::Best)).count()
+        };
+        assert!(marks(&groups[0].1) > 0);
+        assert_eq!(marks(&groups[1].1), 0);
     }
 
     #[test]

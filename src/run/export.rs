@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::folder::Folder;
 use crate::error::{Error, Result};
 use crate::io::atomic;
 use crate::io::safetensors::{Entry, INDEX, Weights, write_f32_as, write_file};
@@ -85,9 +86,12 @@ fn companions(source: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Returns the index of `source` with another total size; whatever else it says is kept.
-fn index(source: &Path, total: usize) -> Result<Value> {
+/// Returns the index of `source` for the tensors of `weights` and another total size; whatever else it says is kept.
+fn index(source: &Path, weights: &Weights, total: usize) -> Result<Value> {
     let mut index = json(&source.join(INDEX))?;
+    if let Some(map) = index["weight_map"].as_object_mut() {
+        map.retain(|name, _| weights.info(name).is_some());
+    }
     if !index["metadata"].is_object() {
         index["metadata"] = serde_json::json!({});
     }
@@ -95,22 +99,36 @@ fn index(source: &Path, total: usize) -> Result<Value> {
     Ok(index)
 }
 
-/// Returns the config.json at `path` for a model that is written as fp32 throughout.
-fn fp32_config(path: &Path) -> Result<Value> {
-    let mut config = json(path)?;
-    // A config that says nothing leaves it to the files.
-    for key in DTYPE_KEYS {
-        if let Some(dtype) = config.get_mut(key) {
-            *dtype = "float32".into();
+/// Returns config.json for a folder written from `source`: its very bytes, unless something in it must change.
+fn config(source: &Folder, dtype: SaveDtype) -> Result<Vec<u8>> {
+    let path = source.dir.join(CONFIG);
+    if source.edits.is_empty() && dtype == SaveDtype::Source {
+        return read(&path);
+    }
+    let mut config = json(&path)?;
+    if dtype == SaveDtype::F32 {
+        // A config that does not name a dtype leaves it to the files.
+        for key in DTYPE_KEYS {
+            if let Some(dtype) = config.get_mut(key) {
+                *dtype = "float32".into();
+            }
         }
     }
-    Ok(config)
+    if let Some(config) = config.as_object_mut() {
+        for (key, value) in &source.edits {
+            match value {
+                Some(value) => config.insert((*key).to_owned(), value.clone()),
+                None => config.shift_remove(*key),
+            };
+        }
+    }
+    Ok(pretty(&config).into_bytes())
 }
 
 /// Writes the student as the model folder `out`, with the names, layouts and shard map of `source`.
 ///
-/// Numbers are stored as `save` has it. Frozen tensors, and those the model has no use for, are copied from the source;
-/// `record` goes into `unlearning.json`, with `change_saved`, what rounding left of the change. The folder appears whole
+/// Numbers are stored as `save` has it. Frozen tensors, and those the model has no use for, are copied from the source,
+/// but for a second copy of a tied head. config.json is copied, but for what [`Folder::notices`] names. `record` goes into `unlearning.json`, with `change_saved`, what rounding left of the change. The folder appears whole
 /// or not at all, in the place of an older one that was written here.
 ///
 /// Errors: those of [`check_target`] and of reading `source`; [`crate::Kind::Io`] if the file system refuses, and then
@@ -123,12 +141,13 @@ pub fn write_model<O: Ops>(
     save: Save,
     record: &Value,
 ) -> Result<Kept> {
-    let stored = Weights::open(source)?;
+    let source = &Folder::open(source)?;
+    let stored = &source.weights;
     let mut places: HashMap<&str, (usize, usize, &Part)> = HashMap::new();
     for (b, block) in model.layout.blocks.iter().enumerate().filter(|(_, block)| block.trainable) {
         let mut start = 0;
         for part in &block.parts {
-            places.insert(part.name_in(&stored), (b, start, part));
+            places.insert(part.name_in(stored), (b, start, part));
             start += part.len();
         }
     }
@@ -161,20 +180,21 @@ pub(super) type Change<'a> =
 /// Writes the model folder `out` as [`write_model`] does, with the tensors of `source` changed by `change`; `record` is
 /// asked for when all of them are written.
 pub(super) fn write_changed(
-    source: &Path,
+    source: &Folder,
     out: &Path,
     save: Save,
     change: &mut Change<'_>,
     record: &mut dyn FnMut() -> Value,
 ) -> Result<Kept> {
-    check_target(source, out)?;
-    let weights = Weights::open(source)?;
-    let companions = companions(source)?;
+    check_target(&source.dir, out)?;
+    let weights = &source.weights;
+    let companions = companions(&source.dir)?;
     let mut kept = Kept::default();
     atomic::replace_dir(out, |dir| {
         let mut values: Vec<f32> = Vec::new();
         let mut total = 0;
-        for (file, names, metadata) in weights.shards() {
+        // A shard may have held nothing but a tensor that is left out.
+        for (file, names, metadata) in weights.shards().filter(|(_, names, _)| !names.is_empty()) {
             let entries = names
                 .iter()
                 .map(|name| {
@@ -192,7 +212,7 @@ pub(super) fn write_changed(
             write_file(&path, &entries, &metadata, &mut |entry, to| {
                 let io = |e: std::io::Error| Error::io("write", &path, &e);
                 values.clear();
-                if let Some(one) = change(&weights, entry, &mut values)? {
+                if let Some(one) = change(weights, entry, &mut values)? {
                     kept.add(one);
                 } else if weights.info(&entry.name).is_some_and(|own| own.dtype == entry.dtype) {
                     return to.write_all(weights.bytes(&entry.name)?).map_err(io);
@@ -203,16 +223,15 @@ pub(super) fn write_changed(
                 write_f32_as(entry.dtype, &values, to).map_err(io)
             })?;
         }
-        if source.join(INDEX).is_file() {
-            write(&dir.join(INDEX), pretty(&index(source, total)?).as_bytes())?;
+        if source.dir.join(INDEX).is_file() {
+            let index = index(&source.dir, weights, total)?;
+            write(&dir.join(INDEX), pretty(&index).as_bytes())?;
         }
         for name in &companions {
-            let from = source.join(name);
             // Through bytes and not fs::copy, which would carry over a read-only mode.
-            let bytes = if name == CONFIG && save.dtype == SaveDtype::F32 {
-                pretty(&fp32_config(&from)?).into_bytes()
-            } else {
-                read(&from)?
+            let bytes = match name.as_str() {
+                CONFIG => config(source, save.dtype)?,
+                _ => read(&source.dir.join(name))?,
             };
             write(&dir.join(name), &bytes)?;
         }

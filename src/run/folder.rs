@@ -1,6 +1,10 @@
 //! Model folders as runs and commands open them: everything is checked before anything large is allocated.
 
+mod quantised;
+
 use std::path::{Path, PathBuf};
+
+use serde_json::Value;
 
 use crate::data::{Corpus, CorpusOptions, Tokenizer};
 use crate::error::{Error, Kind, Result};
@@ -12,14 +16,20 @@ use crate::model::{Layout, ModelConfig, Train};
 pub struct Folder {
     /// Where it lies.
     pub dir: PathBuf,
-    /// config.json.
+    /// The configuration that is computed: that of config.json, with a tied head only where the files agree.
     pub config: ModelConfig,
-    /// The mapped weights.
+    /// The mapped weights, without a second copy of a tied head.
     pub weights: Weights,
+    /// What a user should know about the folder, a sentence each.
+    pub notices: Vec<String>,
+    /// Keys of config.json that are set to another value, or removed, in a folder written from this one.
+    pub(super) edits: Vec<(&'static str, Option<Value>)>,
 }
 
-/// Reads config.json of the folder `dir`.
-pub fn config(dir: &Path) -> Result<ModelConfig> {
+const TIED: &str = "tie_word_embeddings";
+
+/// Reads config.json of the folder `dir`, as JSON too.
+fn read_config(dir: &Path) -> Result<(Value, ModelConfig)> {
     let wrong = |what: &str| {
         Error::model(format!("{}: {what}", dir.display()))
             .hint("--model takes a Hugging Face model folder: config.json, weights, tokenizer.json")
@@ -30,27 +40,136 @@ pub fn config(dir: &Path) -> Result<ModelConfig> {
     if !dir.is_dir() {
         return Err(wrong("is a file, wanted a model folder"));
     }
+    let adapter = dir.join("adapter_config.json");
+    if adapter.is_file() {
+        return Err(adapter_error(dir, &adapter));
+    }
     let path = dir.join("config.json");
     if !path.is_file() {
         return Err(wrong("config.json is missing"));
     }
     let text = std::fs::read_to_string(&path)
         .map_err(|e| Error::model(format!("{}: cannot read: {e}", path.display())))?;
-    ModelConfig::parse(&text).map_err(|e| e.at(dir.display()))
+    let config = ModelConfig::parse(&text).map_err(|e| e.at(dir.display()))?;
+    let json = serde_json::from_str(&text)
+        .map_err(|e| Error::model(format!("{}: not valid JSON: {e}", path.display())))?;
+    Ok((json, config))
+}
+
+/// Returns the error for a folder with an adapter, which transformers applies to another model.
+fn adapter_error(dir: &Path, adapter: &Path) -> Error {
+    let text = std::fs::read_to_string(adapter).unwrap_or_default();
+    let json: Value = serde_json::from_str(&text).unwrap_or_default();
+    let base = json["base_model_name_or_path"].as_str();
+    let base = base.map(|base| format!(" for {base}")).unwrap_or_default();
+    Error::model(format!(
+        "{}: is a PEFT adapter{base} (adapter_config.json), wanted a whole model",
+        dir.display()
+    ))
+    .hint("merge it into its base model first: merge_and_unload(), then save_pretrained(...) into a new folder")
+}
+
+/// Reads config.json of the folder `dir`, without a look at the tensors but for the head.
+pub fn config(dir: &Path) -> Result<ModelConfig> {
+    let (_, mut config) = read_config(dir)?;
+    if config.tied
+        && let Ok(weights) = Weights::open(dir)
+        && let Head::Different { .. } = head(&config, &weights)?
+    {
+        config.tied = false;
+    }
+    Ok(config)
+}
+
+/// The head of a model whose config.json ties it to the embedding, as the files have it.
+enum Head {
+    /// There is none, or config.json ties nothing.
+    Absent,
+    /// A copy of the embedding.
+    Copy(String),
+    /// Another matrix than the embedding.
+    Different { head: String, embed: String },
+}
+
+/// Compares a head in the files with the embedding that config.json ties it to.
+fn head(config: &ModelConfig, weights: &Weights) -> Result<Head> {
+    if !config.tied {
+        return Ok(Head::Absent);
+    }
+    let layout = Layout::new(&ModelConfig { tied: false, ..config.clone() }, Train::Body);
+    let [head, embed] = [layout.head, layout.embed].map(|block| &layout.blocks[block].parts[0]);
+    let [head, embed] = [head, embed].map(|part| part.name_in(weights).to_owned());
+    let (Some(a), Some(b)) = (weights.info(&head), weights.info(&embed)) else {
+        return Ok(Head::Absent);
+    };
+    let equal = a.shape == b.shape
+        && if a.dtype == b.dtype {
+            weights.bytes(&head)? == weights.bytes(&embed)?
+        } else {
+            let read = |name: &str, len: usize| {
+                let mut values = vec![0.0; len];
+                weights.read_f32(name, &mut values).map(|()| values)
+            };
+            read(&head, a.len())? == read(&embed, b.len())?
+        };
+    Ok(if equal { Head::Copy(head) } else { Head::Different { head, embed } })
 }
 
 impl Folder {
     /// Opens the folder `dir` and checks name, shape and dtype of every tensor.
+    ///
+    /// A head in the files that config.json ties to the embedding is judged as transformers 5 does: a copy is left out, a
+    /// different one is the head.
     pub fn open(dir: &Path) -> Result<Self> {
-        let config = config(dir)?;
-        let weights = Weights::open(dir).map_err(|e| match e.kind() {
+        let (json, mut config) = read_config(dir)?;
+        let mut weights = Weights::open(dir).map_err(|e| match e.kind() {
             // A file that the folder should have is the folder's fault, not the file system's.
             Kind::Io => Error::model(e.message())
                 .hint("the folder is incomplete; copy or download the missing file"),
             _ => e,
         })?;
-        Layout::new(&config, Train::Body).check(&weights).map_err(|e| e.at(dir.display()))?;
-        Ok(Self { dir: dir.to_owned(), config, weights })
+        let (mut notices, mut edits) = (Vec::new(), Vec::new());
+        quantised::refuse(&json, &weights).map_err(|e| e.at(dir.display()))?;
+        match head(&config, &weights).map_err(|e| e.at(dir.display()))? {
+            Head::Absent => {}
+            Head::Copy(head) => {
+                notices.push(format!(
+                    "{head}: a second copy of the embedding, which {TIED} makes the head anyway; a written folder \
+                     leaves it out"
+                ));
+                weights.leave_out(&head);
+            }
+            Head::Different { head, embed } => {
+                notices.push(format!(
+                    "{head}: differs from {embed} although config.json ties them ({TIED}); it is used as an untied \
+                     head, as transformers 5 does, and a written config.json says {TIED} = false"
+                ));
+                edits.push((TIED, Some(false.into())));
+                config.tied = false;
+            }
+        }
+        let layout = Layout::new(&config, Train::Body);
+        layout.check(&weights).map_err(|e| e.at(dir.display()))?;
+        let left: Vec<&str> = layout.leftovers(&weights).collect();
+        if let Some(first) = left.first() {
+            notices.push(format!(
+                "{first}: not used by the model, copied unchanged into a written folder ({} such tensors)",
+                left.len()
+            ));
+        }
+        if let Some(claim) = quantised::claim(&json) {
+            notices.push(format!(
+                "{claim}, but the weights are not quantised; a written config.json leaves it out"
+            ));
+            edits.extend(quantised::KEYS.map(|key| (key, None)));
+        }
+        notices.extend(ModelConfig::ignored_keys(&json).into_iter().map(|key| {
+            format!(
+                "config.json: {key}: ignored, as transformers 5 does for {}",
+                config.architecture
+            )
+        }));
+        Ok(Self { dir: dir.to_owned(), config, weights, notices, edits })
     }
 
     /// Opens its tokenizer and checks that the model has a row for every id.

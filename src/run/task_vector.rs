@@ -76,7 +76,7 @@ impl TaskVector<'_> {
             })?;
             Ok(Some(kept))
         };
-        let kept = write_changed(model, out, save, &mut change, &mut || {
+        let kept = write_changed(&source, out, save, &mut change, &mut || {
             json!({
                 "program": "nepenthe",
                 "version": env!("CARGO_PKG_VERSION"),

@@ -266,7 +266,7 @@ impl<'a, O: Ops> Run<'a, O> {
             });
             skipped = if report.skipped { skipped + 1 } else { 0 };
             if skipped > settings.max_skipped {
-                return Err(self.state.nonfinite(step));
+                return Err(self.state.nonfinite(ops, step));
             }
             self.last = Some(report);
             let every = settings.checkpoint_every;

@@ -4,11 +4,13 @@ use serde_json::Value;
 
 use super::reader::Reader;
 use super::{Learned, Norm, Residual};
-use crate::error::{Error, Result, nearest};
+use crate::error::{Error, Result};
 use crate::ops::Activation;
 
 const SCORE_CAP: &str = "attn_logit_softcapping";
 const LOGIT_CAP: &str = "final_logit_softcapping";
+/// The key of the part of a head that rotates.
+pub(super) const PARTIAL: &str = "partial_rotary_factor";
 
 /// The `model_type`s this version computes.
 pub const ARCHITECTURES: [&str; 10] = [
@@ -50,7 +52,8 @@ pub(super) struct Keys {
     pub layers: &'static str,
     pub ffn: &'static str,
     pub activation: &'static str,
-    pub eps: &'static str,
+    /// None where the epsilon is fixed.
+    pub eps: Option<&'static str>,
     pub positions: &'static str,
 }
 
@@ -60,7 +63,7 @@ const LLAMA: Keys = Keys {
     layers: "num_hidden_layers",
     ffn: "intermediate_size",
     activation: "hidden_act",
-    eps: "rms_norm_eps",
+    eps: Some("rms_norm_eps"),
     positions: "max_position_embeddings",
 };
 
@@ -70,7 +73,7 @@ const GPT2: Keys = Keys {
     layers: "n_layer",
     ffn: "n_inner",
     activation: "activation_function",
-    eps: "layer_norm_epsilon",
+    eps: Some("layer_norm_epsilon"),
     positions: "n_positions",
 };
 
@@ -94,17 +97,11 @@ impl Family {
             "phi" => Ok(Self::Phi),
             "gemma2" => Ok(Self::Gemma2),
             "gemma3_text" => Ok(Self::Gemma3),
-            other => {
-                let known = ARCHITECTURES.join(", ");
-                let hint = match nearest(other, ARCHITECTURES) {
-                    Some(near) => format!("known are {known}; nearest is {near}"),
-                    None => format!("known are {known}"),
-                };
-                Err(Error::model(format!(
-                    "config.json: model_type: architecture `{other}` is not supported"
-                ))
-                .hint(hint))
-            }
+            // No nearest name: a model_type is never mistyped, and a similar name is another computation.
+            other => Err(Error::model(format!(
+                "config.json: model_type: architecture `{other}` is not supported"
+            ))
+            .hint(format!("supported are {}", ARCHITECTURES.join(", ")))),
         }
     }
 
@@ -113,14 +110,11 @@ impl Family {
             Self::Llama => LLAMA,
             Self::Gemma2 | Self::Gemma3 => Keys { activation: "hidden_activation", ..LLAMA },
             Self::Gpt2 => GPT2,
-            Self::NeoX | Self::Phi => Keys { eps: "layer_norm_eps", ..LLAMA },
+            Self::NeoX | Self::Phi => Keys { eps: Some("layer_norm_eps"), ..LLAMA },
             // OPT's norms have the epsilon of PyTorch; there is no key for it.
-            Self::Opt => Keys {
-                ffn: "ffn_dim",
-                activation: "activation_function",
-                eps: "layer_norm_eps",
-                ..LLAMA
-            },
+            Self::Opt => {
+                Keys { ffn: "ffn_dim", activation: "activation_function", eps: None, ..LLAMA }
+            }
         }
     }
 
@@ -156,12 +150,28 @@ impl Family {
                 )));
             }
         }
-        let projected = json.optional_size("word_embed_proj_dim")?;
-        let width = json.optional_size("hidden_size")?;
-        if self == Self::Opt && projected.is_some() && projected != width {
-            return Err(Error::model(
-                "config.json: word_embed_proj_dim: other than hidden_size is not supported",
-            ));
+        // Sizes that are fixed by others.
+        let keys = self.keys();
+        let [width, heads] = [keys.width, keys.heads].map(|key| json.optional_size(key));
+        let (width, heads) = (width?, heads?);
+        let head_width = width.zip(heads).map(|(width, heads)| width / heads);
+        let fixed: &[(&str, Option<usize>)] = match self {
+            Self::Opt => &[
+                ("word_embed_proj_dim", width),
+                ("num_key_value_heads", heads),
+                ("head_dim", head_width),
+            ],
+            Self::Gpt2 | Self::NeoX => &[("num_key_value_heads", heads), ("head_dim", head_width)],
+            Self::Llama | Self::Phi | Self::Gemma2 | Self::Gemma3 => &[],
+        };
+        for (key, wanted) in fixed {
+            if let (Some(got), Some(wanted)) = (json.optional_size(key)?, wanted)
+                && got != *wanted
+            {
+                return Err(Error::model(format!(
+                    "config.json: {key}: {got} is not supported, wanted {wanted}"
+                )));
+            }
         }
         Ok(())
     }
@@ -193,12 +203,12 @@ impl Family {
         let all = |on| Biases { qkv: on, out: on, mlp: on };
         Ok(match self {
             Self::Llama | Self::Gemma2 | Self::Gemma3 => {
-                let (qwen2, bias) =
-                    (json.text("model_type")? == "qwen2", json.flag("attention_bias", false)?);
-                Biases {
-                    qkv: qwen2 || bias,
-                    out: !qwen2 && bias,
-                    mlp: json.flag("mlp_bias", false)?,
+                let bias = json.flag("attention_bias", false)?;
+                match json.text("model_type")?.as_str() {
+                    "llama" => Biases { qkv: bias, out: bias, mlp: json.flag("mlp_bias", false)? },
+                    "mistral" => all(false),
+                    "qwen2" => Biases { qkv: true, out: false, mlp: false },
+                    _ => Biases { qkv: bias, out: bias, mlp: false },
                 }
             }
             Self::Gpt2 | Self::Phi => all(true),
@@ -302,32 +312,24 @@ impl Family {
         self.gemma().then_some(256)
     }
 
-    /// Returns the window where config.json has none, not even null.
-    pub(super) fn window(self) -> Option<usize> {
-        self.gemma().then_some(4096)
-    }
-
-    /// Returns of how many layers one sees all, where layers take turns.
-    pub(super) fn period(self) -> Option<usize> {
-        match self {
-            Self::Gemma2 => Some(2),
-            Self::Gemma3 => Some(6),
-            _ => None,
-        }
-    }
-
     /// Tells whether this is Gemma: a norm behind attention and MLP, an enlarged embedding, scores that are scaled by a
     /// number of their own.
     pub(super) fn gemma(self) -> bool {
         matches!(self, Self::Gemma2 | Self::Gemma3)
     }
 
-    /// Returns the keys of base and rotated part outside of `rope_parameters`, and that part where there is none.
+    /// Returns the keys of the rotary base and of the rotated part of a head outside of `rope_parameters`, and that part
+    /// where no key says it.
     pub(super) fn rope_keys(self) -> (&'static str, &'static str, f64) {
         match self {
             Self::NeoX => ("rotary_emb_base", "rotary_pct", 0.25),
-            Self::Phi => ("rope_theta", "partial_rotary_factor", 0.5),
-            _ => ("rope_theta", "partial_rotary_factor", 1.0),
+            Self::Phi => ("rope_theta", PARTIAL, 0.5),
+            _ => ("rope_theta", PARTIAL, 1.0),
         }
+    }
+
+    /// Tells whether a part of a head may rotate; the other families rotate whole heads, whatever config.json says.
+    pub(super) fn rotates_parts(self) -> bool {
+        matches!(self, Self::NeoX | Self::Phi)
     }
 }

@@ -41,6 +41,14 @@ impl Reader<'_> {
         }
     }
 
+    /// As [`Reader::optional_size`], where 0 is allowed.
+    pub(super) fn optional_size_or_zero(&self, key: &str) -> Result<Option<usize>> {
+        match self.present(key).and_then(Value::as_u64) {
+            Some(0) => Ok(Some(0)),
+            _ => self.optional_size(key),
+        }
+    }
+
     pub(super) fn size(&self, key: &str) -> Result<usize> {
         self.optional_size(key)?.ok_or_else(|| Self::missing(key))
     }

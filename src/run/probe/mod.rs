@@ -143,7 +143,7 @@ impl<O: Ops> Replay<O> {
         let retained = self.retain.as_ref().map_or(Ok(Vec::new()), |from| from.draw(step))?;
         let report = self.state.step(ops, &self.forget.draw(step)?, &retained)?;
         if report.skipped {
-            return Err(self.state.nonfinite(step));
+            return Err(self.state.nonfinite(ops, step));
         }
         Ok(report)
     }

@@ -197,7 +197,7 @@ impl Precision {
             for ((other, mode), state) in others.iter_mut().zip(modes).zip(&self.states) {
                 let got = other.step(ops, &drawn, &retained)?;
                 if got.skipped || wanted.skipped {
-                    return Err(other.nonfinite(step));
+                    return Err(other.nonfinite(ops, step));
                 }
                 let done = step + 1;
                 if !done.is_multiple_of(self.every.max(1)) && done < steps {
