@@ -13,13 +13,19 @@ fn tokenizer(dir: &Path, bos: bool) -> Tokenizer {
     let words = special.chain(('a'..='z').map(String::from));
     let vocab: Map<String, Value> =
         words.zip(0..).map(|(word, id)| (word, Value::from(id))).collect();
+    let post = json!({
+        "type": "TemplateProcessing", "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+    });
     let json = json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
-        "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+        "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": bos.then_some(post),
+        "decoder": null,
         "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"},
     });
     std::fs::write(dir.join("tokenizer.json"), json.to_string()).unwrap();
-    let config = json!({"bos_token": "<s>", "add_bos_token": bos});
+    let config = json!({"bos_token": "<s>"});
     std::fs::write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();
     Tokenizer::open(dir).unwrap()
 }
@@ -164,7 +170,7 @@ fn broken_files_are_answered_with_exact_messages() {
             b"{\"input_ids\": [3, 4], \"attention_mask\": [1, 0]}\n",
             "a.jsonl:1: \"attention_mask\"[1] is 0, \
             wanted 1 throughout\n\
-            hint: write the ids without padding",
+            hint: write the ids without padding, and a document per record",
         ),
         (
             "a.jsonl",

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 fn inputs(dir: &Path) -> PathBuf {
     let output = Command::cargo_bin("nepenthe")
         .unwrap()
-        .args(["demo", "--set", "run.steps=0", "--set", "eval.max_new_tokens=1", "--out"])
+        .args(["demo", "--set", "run.steps=0", "--set", "eval.max_new_tokens=2", "--out"])
         .arg(dir.join("demo"))
         .output()
         .unwrap();

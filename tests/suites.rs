@@ -115,6 +115,74 @@ fn figures_of_the_demo_models_are_those_of_the_reference() {
 }
 
 #[test]
+fn the_first_token_of_an_answer_is_scored_by_the_rule_that_is_named() {
+    let dir = TempDir::new().unwrap();
+    let model = demo_model(dir.path(), "target");
+    let data = dir.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let (question, answer) = ("How tall did Alice grow?", "Nine feet high");
+    let line = json!({"question": question, "answer": answer, "paraphrased_answer": answer,
+        "perturbed_answer": ["Ten feet"]});
+    std::fs::write(data.join("forget01_perturbed.json"), line.to_string()).unwrap();
+
+    // The log-probabilities of the tokens of the whole text, by another command.
+    let tokenizer = Tokenizer::open(&model).unwrap();
+    let asked = tokenizer.encode(&format!("Question: {question}\nAnswer: ")).unwrap();
+    let mut ids = tokenizer.encode(&format!("Question: {question}\nAnswer: {answer}")).unwrap();
+    ids.extend(tokenizer.eos());
+    let rows = dir.path().join("ids.jsonl");
+    std::fs::write(&rows, json!({"input_ids": ids}).to_string()).unwrap();
+    let mut score = Command::cargo_bin("nepenthe").unwrap();
+    score.args(["score", "--json", "--device", "cpu", "--model"]).arg(&model);
+    let output = score.arg("--data").arg(&rows).output().unwrap();
+    let scored: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let logprobs: Vec<f64> = scored[0]["logprobs"].as_array().unwrap()[1..]
+        .iter()
+        .map(|value| value.as_f64().unwrap())
+        .collect();
+
+    // The blank after the colon is a token of the question alone, but a part of the answer's first token.
+    let first = asked.iter().zip(&ids).take_while(|(a, b)| a == b).count();
+    assert_eq!(asked.len(), first + 1);
+    for (rule, start) in [("benchmark", first + 1), ("all", first)] {
+        let out = dir.path().join(rule);
+        let (value, text) = done(&format!(
+            "--suite tofu --data {} --model {} --metric probability --answer-tokens {rule} --out {}",
+            data.display(),
+            model.display(),
+            out.display()
+        ));
+        assert_eq!(value["settings"]["answer_tokens"], rule);
+        let unscored = "3 of 3 answers have their first token unscored, as in the benchmark";
+        assert_eq!(text.contains(unscored), rule == "benchmark", "{text}");
+        let wanted = -logprobs[start - 1..].iter().sum::<f64>() / (ids.len() - start) as f64;
+        let details = &read(&out)["entries"][0]["outcome"]["details"]["forget_probability"];
+        let got = details["answer_nll"][0].as_f64().unwrap();
+        assert!((got - wanted).abs() < 1e-6 * wanted, "{rule}: {got}, wanted {wanted}");
+        let probability = value["models"][0]["figures"]["forget_Q_A_Prob"].as_f64().unwrap();
+        assert!((probability - (-wanted).exp()).abs() < 1e-6, "{rule}: {probability}");
+    }
+}
+
+#[test]
+fn figures_of_text_that_rouge_cannot_score_are_null() {
+    let dir = TempDir::new().unwrap();
+    let model = demo_model(dir.path(), "target");
+    let data = dir.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let item = json!([{"prompt": "王様は今日も", "gt": "森の中を静かに歩いていました"}]);
+    std::fs::write(data.join("verbmem_forget.json"), item.to_string()).unwrap();
+    let (value, text) = done(&format!(
+        "--suite muse --data {} --model {} --metric verbmem_f",
+        data.display(),
+        model.display()
+    ));
+    let figures = value["models"][0]["figures"].as_object().unwrap();
+    assert!(figures.contains_key("verbmem_f") && figures["verbmem_f"].is_null(), "{value}");
+    assert!(text.contains("warning: verbmem_f: undefined (null): ROUGE counts"), "{text}");
+}
+
+#[test]
 fn results_are_used_again_only_for_equal_model_data_and_settings() {
     let dir = TempDir::new().unwrap();
     let model = demo_model(dir.path(), "target");

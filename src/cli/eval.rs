@@ -15,9 +15,9 @@ use crate::model::Model;
 use crate::model::generate::{Choice, Request};
 use crate::model::params::Keeping;
 use crate::ops::Ops;
-use crate::run::Folder;
 use crate::run::evaluate::{Likelihood, Memory};
 use crate::run::plan::Plan;
+use crate::run::{Folder, notices};
 
 /// Options of `eval`.
 #[derive(Debug, clap::Args)]
@@ -61,20 +61,27 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
             .hint("several models are compared with --suite"));
     };
     let engine = args.device.open()?;
-    let folder = Folder::open(path)?;
+    let mut folder = Folder::open(path)?;
     let tokenizer = folder.tokenizer()?;
     let options = CorpusOptions { context: args.context, ..CorpusOptions::default() };
     let mut likelihoods = Vec::with_capacity(args.nll.len());
     for path in &args.nll {
-        let corpus = folder.corpus(path, &tokenizer, &options)?;
+        let corpus = folder.corpus(path, &tokenizer, &options, "--context")?;
         // Every document is about to be read and computed with, so this costs next to nothing.
         corpus.verify().map_err(|e| e.at(path.display()))?;
         likelihoods.push((path.as_path(), Likelihood::new(corpus, usize::MAX)));
     }
     let mut memories = Vec::with_capacity(args.verbmem.len());
     for path in &args.verbmem {
-        memories.push((path.as_path(), Memory::open(path, &tokenizer, args.max_new_tokens)?));
+        let memory = Memory::open(path, &tokenizer, args.max_new_tokens)?;
+        let longest = memory.longest() + args.max_new_tokens;
+        let shown = path.display().to_string();
+        folder.check_length(&shown, longest, "--max-new-tokens")?;
+        notices::add(&mut folder.notices, memory.notice(&shown));
+        memories.push((path.as_path(), memory));
     }
+    let notices = folder.notices.clone();
+    notices::say(&notices);
     let request = Request {
         max_new_tokens: args.max_new_tokens,
         end_tokens: folder.end_tokens(&tokenizer)?,
@@ -85,7 +92,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
         Evaluation { folder, tokenizer, likelihoods: &likelihoods, memories: &memories, request };
     let (nll, verbmem) = engine::compute(&engine, job)?;
     let value = json!({
-        "model": path.display().to_string(), "nll": nll, "verbmem": verbmem,
+        "model": path.display().to_string(), "nll": nll, "verbmem": verbmem, "notices": notices,
     });
     out.result(&value, || text(&nll, &verbmem))
 }

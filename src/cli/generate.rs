@@ -5,15 +5,15 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::engine::{self, DeviceArgs, Job};
-use super::output::{Output, note};
-use crate::data::Tokenizer;
+use super::output::Output;
+use crate::data::{Document, Report, Tokenizer};
 use crate::error::{Error, Result};
+use crate::model::Model;
 use crate::model::generate::{Choice, Request, generate};
 use crate::model::params::Keeping;
-use crate::model::{Model, ModelConfig};
 use crate::ops::{Ops, Sampling};
-use crate::run::Folder;
 use crate::run::plan::Plan;
+use crate::run::{Folder, notices};
 
 /// Options of `generate`.
 #[derive(Debug, clap::Args)]
@@ -24,7 +24,7 @@ pub(super) struct Args {
     /// The text to continue; can be repeated
     #[arg(long, value_name = "TEXT", required_unless_present = "prompts")]
     prompt: Vec<String>,
-    /// A .jsonl or .json file of prompts, or a .txt file with one
+    /// A .jsonl or .json file of prompts, or a .txt file with one; question-answer records ask the question alone
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     prompts: Option<PathBuf>,
     /// Maximum number of new tokens per prompt
@@ -52,27 +52,32 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     let choice = choice(args)?;
     let engine = args.device.open()?;
-    let folder = Folder::open(&args.model)?;
+    let mut folder = Folder::open(&args.model)?;
     let tokenizer = folder.tokenizer()?;
     let texts = match &args.prompts {
-        Some(path) => documents(path, folder.config.vocab)?,
-        None => args.prompt.iter().cloned().map(crate::data::Document::Text).collect(),
+        Some(path) => documents(path, &mut folder)?,
+        None => args.prompt.iter().cloned().map(Document::Text).collect(),
     };
-    let prompts = ids(&texts, &tokenizer, true)?;
+    let prompts = ids(&texts, &tokenizer, true, &mut folder)?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    warn_length(&folder.config, longest + args.max_new_tokens);
+    folder.check_length("the longest prompt", longest + args.max_new_tokens, "--max-new-tokens")?;
+    notices::say(&folder.notices);
     let end_tokens = if args.stop_at_eos { folder.end_tokens(&tokenizer)? } else { Vec::new() };
     let request =
         Request { max_new_tokens: args.max_new_tokens, end_tokens, choice, batch: args.batch };
     let new = engine::compute(&engine, Generation { folder, prompts: &prompts, request })?;
     let mut items = Vec::with_capacity(new.len());
     let mut lines = String::new();
-    for (prompt, ids) in prompts.iter().zip(&new) {
+    for ((given, prompt), ids) in texts.iter().zip(&prompts).zip(&new) {
         let text = tokenizer.decode(ids, true)?;
         lines.push_str(&text);
         lines.push('\n');
         items.push(json!({
-            "prompt": tokenizer.decode(prompt, true)?, "text": text, "prompt_tokens": prompt.len(), "ids": ids,
+            "prompt": match given.prompt() {
+                Some(text) => text.into_owned(),
+                None => tokenizer.decode(prompt, false)?,
+            },
+            "text": text, "prompt_tokens": prompt.len(), "prompt_ids": prompt, "ids": ids,
         }));
     }
     out.result(&json!(items), || lines)
@@ -96,45 +101,47 @@ fn choice(args: &Args) -> Result<Choice> {
     })
 }
 
-/// Says so where positions go beyond what the model was made for.
-pub(super) fn warn_length(config: &ModelConfig, tokens: usize) {
-    if tokens > config.max_positions {
-        note(&format!(
-            "warning: {tokens} tokens, but the model was made for {}",
-            config.max_positions
-        ));
-    }
-}
-
-/// Reads all documents of a source file.
-pub(super) fn documents(
-    path: &std::path::Path,
-    vocab: usize,
-) -> Result<Vec<crate::data::Document>> {
+/// Reads all documents of a source file for the model of `folder`, which gathers the notices.
+pub(super) fn documents(path: &std::path::Path, folder: &mut Folder) -> Result<Vec<Document>> {
     let (format, file) = crate::data::source::open(path)?;
     let mut documents = Vec::new();
     let name = path.display().to_string();
-    crate::data::source::read_file(format, &name, file, vocab, &mut |document| {
+    let vocab = folder.config.vocab;
+    let summary = crate::data::source::read_file(format, &name, file, vocab, &mut |document| {
         documents.push(document);
         Ok(())
     })?;
+    notices::add(&mut folder.notices, summary.report.notices(&name, usize::MAX));
     Ok(documents)
 }
 
-/// Encodes documents; `open` leaves the tokens out that end a text.
+/// Encodes documents; `open` leaves out what ends a text: the answer to a question, and the tokens that end it.
+///
+/// `folder` gathers a notice where a special token stands twice.
 pub(super) fn ids(
-    documents: &[crate::data::Document],
+    documents: &[Document],
     tokenizer: &Tokenizer,
     open: bool,
+    folder: &mut Folder,
 ) -> Result<Vec<Vec<u32>>> {
-    let encode = |document: &crate::data::Document| match document {
-        crate::data::Document::Ids(ids) => Ok(ids.clone()),
-        crate::data::Document::Text(text) if open => {
-            Ok([tokenizer.prefix(), &tokenizer.encode_plain(text)?].concat())
-        }
-        crate::data::Document::Text(text) => tokenizer.encode(text),
-    };
-    documents.iter().map(encode).collect()
+    let mut doubled = 0;
+    let mut rows = Vec::with_capacity(documents.len());
+    for document in documents {
+        let text = if open { document.prompt() } else { document.text() };
+        rows.push(match (document, text) {
+            (Document::Ids(ids), _) => ids.clone(),
+            (_, text) => {
+                let plain = tokenizer.encode_plain(&text.unwrap_or_default())?;
+                doubled += u64::from(tokenizer.doubles(&plain));
+                let suffix = if open { &[][..] } else { tokenizer.suffix() };
+                [tokenizer.prefix(), &plain, suffix].concat()
+            }
+        });
+    }
+    let report =
+        Report { records: rows.len() as u64, doubled_special: doubled, ..Report::default() };
+    notices::add(&mut folder.notices, report.notices("texts", usize::MAX));
+    Ok(rows)
 }
 
 struct Generation<'a> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::engine::{self, DeviceArgs, Job};
-use super::generate::{documents, ids, warn_length};
+use super::generate::{documents, ids};
 use super::output::{Output, table};
 use crate::data::Document;
 use crate::error::{Error, Result};
@@ -13,8 +13,8 @@ use crate::method::passes::Passes;
 use crate::model::Model;
 use crate::model::params::Keeping;
 use crate::ops::Ops;
-use crate::run::Folder;
 use crate::run::plan::Plan;
+use crate::run::{Folder, notices};
 
 /// Options of `score`.
 #[derive(Debug, clap::Args)]
@@ -34,17 +34,27 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     let engine = args.device.open()?;
-    let folder = Folder::open(&args.model)?;
+    let mut folder = Folder::open(&args.model)?;
     let tokenizer = folder.tokenizer()?;
     let texts = match &args.data {
-        Some(path) => documents(path, folder.config.vocab)?,
+        Some(path) => documents(path, &mut folder)?,
         None => args.text.iter().cloned().map(Document::Text).collect(),
     };
-    let rows = ids(&texts, &tokenizer, false)?;
+    let rows = ids(&texts, &tokenizer, false, &mut folder)?;
     if let Some(i) = rows.iter().position(Vec::is_empty) {
         return Err(Error::data(format!("document {i}: has no tokens, nothing to score")));
     }
-    warn_length(&folder.config, rows.iter().map(Vec::len).max().unwrap_or(0));
+    let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
+    folder.check_length("the longest text", longest, "the length of the text")?;
+    let single = rows.iter().filter(|ids| ids.len() == 1).count();
+    if single > 0 {
+        let text = format!(
+            "{single} of {} texts have a single token: nothing is predicted in them, and their sum is 0",
+            rows.len()
+        );
+        notices::add(&mut folder.notices, [text]);
+    }
+    notices::say(&folder.notices);
     let scores = engine::compute(&engine, Scoring { folder, rows: &rows })?;
     let mut items = Vec::with_capacity(rows.len());
     let mut lines = vec![["token", "id", "log p (nats)"].map(str::to_owned).to_vec()];
@@ -58,7 +68,8 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
             lines.push(vec![format!("{token:?}"), id.to_string(), score]);
             tokens.push(token);
         }
-        let sum: f64 = logprobs.iter().sum();
+        // The sum of nothing is -0.
+        let sum = logprobs.iter().sum::<f64>() + 0.0;
         let padded: Vec<Option<f64>> =
             std::iter::once(None).chain(logprobs.iter().copied().map(Some)).collect();
         items.push(json!({"tokens": tokens, "ids": ids, "logprobs": padded, "sum": sum}));

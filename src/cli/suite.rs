@@ -6,7 +6,6 @@ use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 
 use super::engine::{self, DeviceArgs, Engine, Job};
-use super::generate::warn_length;
 use super::output::{Output, note, table};
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
@@ -15,10 +14,10 @@ use crate::method::passes::Passes;
 use crate::model::Model;
 use crate::model::params::Keeping;
 use crate::ops::Ops;
-use crate::run::Folder;
 use crate::run::plan::Plan;
 use crate::run::suite::record::{Entry, Found, Key, Record, model_hash};
 use crate::run::suite::{Outcome, Prepared, Retrained, Subject, Suite, conclude, good, muse, tofu};
+use crate::run::{Folder, notices};
 
 /// A benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -36,6 +35,24 @@ pub(super) enum Series {
     Sust,
     /// Growing forget sets: scalability.
     Scal,
+}
+
+/// Which tokens of an answer are scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum AnswerTokens {
+    /// OpenUnlearning's rule: those after as many tokens as the question has alone.
+    Benchmark,
+    /// All that the answer has a part in.
+    All,
+}
+
+impl From<AnswerTokens> for tofu::AnswerTokens {
+    fn from(rule: AnswerTokens) -> Self {
+        match rule {
+            AnswerTokens::Benchmark => Self::Benchmark,
+            AnswerTokens::All => Self::All,
+        }
+    }
 }
 
 /// Options of `eval --suite`.
@@ -74,6 +91,9 @@ pub(super) struct Args {
     /// Prompt format of questions (tofu): qa, llama2, or a text with {question}
     #[arg(long, default_value = "qa")]
     template: String,
+    /// Answer tokens that are scored (tofu): by the rule of the benchmark, which can leave the first one out, or all
+    #[arg(long, value_enum, default_value = "benchmark")]
+    answer_tokens: AnswerTokens,
     /// Results file: results for the same model, data and settings are reused, all results are written to it, and
     /// those of other models on the same data and settings stay
     #[arg(long, value_name = "FILE", requires = "suite")]
@@ -128,7 +148,7 @@ pub(super) fn run(name: Name, args: &Args, common: &Common<'_>, out: &Output) ->
     let retrain = args.retrain.iter().map(|path| (path.as_path(), true));
     let mut candidates = Vec::new();
     for (path, retrained) in retrain.chain(models) {
-        let folder = Folder::open(path)?;
+        let mut folder = Folder::open(path)?;
         let tokenizer = folder.tokenizer()?;
         let key =
             Key { model: model_hash(&folder)?, data: suite.hashes(), settings: settings.clone() };
@@ -136,6 +156,7 @@ pub(super) fn run(name: Name, args: &Args, common: &Common<'_>, out: &Output) ->
     }
     let mut entries: Vec<Entry> = Vec::with_capacity(candidates.len());
     let mut reused = Vec::with_capacity(candidates.len());
+    let mut said = Vec::new();
     for candidate in candidates {
         let shown = candidate.path.display().to_string();
         let Candidate { retrained, key, .. } = &candidate;
@@ -160,7 +181,7 @@ pub(super) fn run(name: Name, args: &Args, common: &Common<'_>, out: &Output) ->
         reused.push(kept.is_some());
         let outcome = match kept {
             Some(outcome) => outcome,
-            None => measure(&engine, &suite, candidate, common.batch)?,
+            None => measure(&engine, &suite, candidate, common.batch, &mut said)?,
         };
         entries.push(Entry { model: shown, retrained, key, outcome });
     }
@@ -196,9 +217,14 @@ pub(super) fn run(name: Name, args: &Args, common: &Common<'_>, out: &Output) ->
         "suite": name.to_possible_value().map(|v| v.get_name().to_owned()),
         "data": first.map(|entry| &entry.key.data), "settings": settings,
         "good": first.map(|entry| directions(&entry.outcome)),
+        "notices": said,
         "models": entries.iter().zip(&reused).map(shown).collect::<Vec<_>>(),
     });
-    out.result(&value, || text(&entries))
+    let rule = settings["answer_tokens"].as_str().map(str::to_owned);
+    out.result(&value, || match rule {
+        Some(rule) => format!("{}answer tokens: {rule} (--answer-tokens)\n", text(&entries)),
+        None => text(&entries),
+    })
 }
 
 impl Args {
@@ -211,7 +237,11 @@ impl Args {
         let limit = self.limit.and_then(|n| usize::try_from(n).ok());
         match name {
             Name::Muse => {
-                self.refuse(&[("--forget-set", self.forget_set.is_some())], "tofu")?;
+                let given = [
+                    ("--forget-set", self.forget_set.is_some()),
+                    ("--answer-tokens all", self.answer_tokens != AnswerTokens::Benchmark),
+                ];
+                self.refuse(&given, "tofu")?;
                 let series = self.series.map(|series| match series {
                     Series::Sust => "sust".to_owned(),
                     Series::Scal => "scal".to_owned(),
@@ -241,6 +271,7 @@ impl Args {
                     limit,
                     forget_set: self.forget_set.clone(),
                     template: self.template.clone(),
+                    answer_tokens: self.answer_tokens.into(),
                 };
                 Ok(Suite::Tofu(tofu::Tofu::open(dir, options)?))
             }
@@ -275,11 +306,14 @@ fn measure(
     suite: &Suite,
     candidate: Candidate<'_>,
     batch: usize,
+    said: &mut Vec<String>,
 ) -> Result<Outcome> {
-    let Candidate { path, folder, tokenizer, .. } = candidate;
+    let Candidate { path, mut folder, tokenizer, .. } = candidate;
     note(&format!("{}: measuring", path.display()));
     let prepared = suite.prepare(&tokenizer).map_err(|e| e.at(path.display()))?;
-    warn_length(&folder.config, prepared.longest());
+    notices::add(&mut folder.notices, prepared.notices().iter().cloned());
+    folder.check_length("the longest sequence", prepared.longest(), "--context")?;
+    notices::say_more(said, std::mem::take(&mut folder.notices));
     let end_tokens = folder.end_tokens(&tokenizer)?;
     let job = Measuring { folder, tokenizer: &tokenizer, prepared: &prepared, end_tokens, batch };
     engine::compute(engine, job).map_err(|e| e.at(path.display()))

@@ -132,7 +132,8 @@ fn lines(summary: &Value) -> String {
     if !text.is_empty() {
         text.push('\n');
     }
-    let tabled = ["before", "after", "retrain", "samples", "last"];
+    // Notices went to stderr when they came up.
+    let tabled = ["before", "after", "retrain", "samples", "last", "notices"];
     let entries = summary.as_object().into_iter().flatten();
     for (key, value) in entries.filter(|(key, _)| !tabled.contains(&key.as_str())) {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);

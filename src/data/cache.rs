@@ -1,8 +1,8 @@
 //! The file of a tokenised corpus: written once as a stream, then memory-mapped.
 //!
-//! Layout, native byte order: header (208 bytes) | token ids u32\[tokens\] | padding to 8 bytes |
-//! offsets u64\[rows + 1\]. The header's checksum covers header and offsets, its content hash the ids. Offsets
-//! stand last because they are known last; they are all that is held in memory while writing, 8 bytes a row.
+//! Layout, native byte order: header (128 bytes) | token ids u32\[tokens\] | padding to 8 bytes |
+//! offsets u64\[rows + 1\] | the report as JSON. The header's checksum covers all but the ids, its content hash the
+//! ids. Offsets and report come last because they are known last; 8 bytes a row are held in memory while writing.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -16,11 +16,11 @@ use bytemuck::{Pod, Zeroable};
 use memmap2::Mmap;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::source::Report;
+use super::report::Report;
 use crate::error::{Error, Result};
 
 /// Changes whenever the layout or the meaning of the ids does; part of every key.
-pub(super) const VERSION: u64 = 2;
+pub(super) const VERSION: u64 = 3;
 const MAGIC: [u8; 8] = *b"nepcorp\0";
 const HEADER: usize = size_of::<Header>();
 
@@ -43,7 +43,8 @@ pub(super) struct Header {
     longest: u64,
     /// The largest id plus one; 0 without tokens.
     bound: u64,
-    counts: [u64; 11],
+    /// Bytes of the report.
+    report: u64,
 }
 
 pub(super) fn halves(hash: u128) -> [u64; 2] {
@@ -55,44 +56,11 @@ pub(super) fn whole(halves: [u64; 2]) -> u128 {
 }
 
 impl Header {
-    pub fn report(&self) -> Report {
-        let [records, blank_lines, empty_texts, without_tokens, single_token, truncated, rest @ ..] =
-            self.counts;
-        Report {
-            records,
-            blank_lines,
-            empty_texts,
-            without_tokens,
-            single_token,
-            truncated,
-            dropped_short: rest[0],
-            carriage_returns: rest[1],
-            byte_order_marks: rest[2],
-            from_cache: true,
-            note: None,
-        }
-    }
-
-    pub fn set_report(&mut self, report: &Report) {
-        self.counts = [
-            report.records,
-            report.blank_lines,
-            report.empty_texts,
-            report.without_tokens,
-            report.single_token,
-            report.truncated,
-            report.dropped_short,
-            report.carriage_returns,
-            report.byte_order_marks,
-            0,
-            0,
-        ];
-    }
-
-    fn sum(&self, offsets: &[u8]) -> u64 {
+    /// Returns the checksum of the header and of `tail`, what follows the ids.
+    fn sum(&self, tail: &[u8]) -> u64 {
         let mut hash = Xxh3::new();
         hash.update(bytemuck::bytes_of(&Self { checksum: 0, ..*self }));
-        hash.update(offsets);
+        hash.update(tail);
         hash.digest()
     }
 }
@@ -119,6 +87,7 @@ pub(super) struct Stored {
     header: Header,
     ids: Range<usize>,
     offsets: Range<usize>,
+    report: Report,
 }
 
 impl Stored {
@@ -144,7 +113,10 @@ impl Stored {
             return Err(format!("version {} in file, {VERSION} wanted", header.version));
         }
         let (ids, offsets) = layout(header.rows, header.tokens)
-            .filter(|(_, offsets)| offsets.end == bytes.len())
+            .filter(|(_, offsets)| {
+                let report = bytes.len().checked_sub(offsets.end);
+                report.is_some_and(|len| len as u64 == header.report)
+            })
             .ok_or_else(|| {
                 format!(
                     "{} bytes do not fit {} rows of {} tokens",
@@ -153,10 +125,12 @@ impl Stored {
                     header.tokens
                 )
             })?;
-        if header.sum(&bytes[offsets.clone()]) != header.checksum {
+        if header.sum(&bytes[offsets.start..]) != header.checksum {
             return Err("its checksum does not match".into());
         }
-        let stored = Self { map, header, ids, offsets };
+        let report = serde_json::from_slice(&bytes[offsets.end..])
+            .map_err(|e| format!("its report is not valid JSON: {e}"))?;
+        let stored = Self { map, header, ids, offsets, report };
         let list = stored.offsets();
         let rising = list.windows(2).all(|pair| pair[0] <= pair[1]);
         if list.first() != Some(&0) || list.last() != Some(&header.tokens) || !rising {
@@ -167,6 +141,11 @@ impl Stored {
 
     pub fn header(&self) -> &Header {
         &self.header
+    }
+
+    /// Returns what was read and what was odd about it.
+    pub fn report(&self) -> Report {
+        Report { from_cache: true, ..self.report.clone() }
     }
 
     pub fn content_hash(&self) -> u128 {
@@ -193,7 +172,7 @@ impl Stored {
     /// Notes that the source of this content now has another time, so that it need not be hashed again.
     pub fn refresh(&self, path: &Path, source_time: u64) -> std::io::Result<()> {
         let mut header = Header { source_time, ..self.header };
-        header.checksum = header.sum(&self.map[self.offsets.clone()]);
+        header.checksum = header.sum(&self.map[self.offsets.start..]);
         let mut file = File::options().write(true).open(path)?;
         // A torn write fails the checksum and costs a rebuild, nothing else.
         file.write_all(bytemuck::bytes_of(&header))
@@ -289,8 +268,10 @@ impl Writer {
         self.offsets.len() - 1
     }
 
-    /// Completes the file with `header` (key, source and report set by the caller) and gives it its name.
-    pub fn finish(mut self, mut header: Header, path: &Path) -> Result<Stored> {
+    /// Completes the file with `header` (key and source set by the caller) and `report`, and gives it its name.
+    pub fn finish(mut self, mut header: Header, report: &Report, path: &Path) -> Result<Stored> {
+        let report = serde_json::to_vec(report)
+            .map_err(|e| Error::data(format!("the report of a corpus: {e}")))?;
         header.magic = MAGIC;
         header.version = VERSION;
         header.content_hash = halves(self.content.finish());
@@ -298,14 +279,15 @@ impl Writer {
         header.tokens = self.offsets.last().copied().unwrap_or(0);
         header.longest = self.longest as u64;
         header.bound = self.bound;
-        let offsets: &[u8] = bytemuck::cast_slice(&self.offsets);
-        header.checksum = header.sum(offsets);
+        header.report = report.len() as u64;
+        let tail = [bytemuck::cast_slice(&self.offsets), &report].concat();
+        header.checksum = header.sum(&tail);
         let padding = [0; 4];
         let padding = if header.tokens % 2 == 1 { &padding[..] } else { &[] };
         let file = &mut self.file;
         let written = file
             .write_all(padding)
-            .and_then(|()| file.write_all(offsets))
+            .and_then(|()| file.write_all(&tail))
             .and_then(|()| file.seek(SeekFrom::Start(0)))
             .and_then(|_| file.write_all(bytemuck::bytes_of(&header)))
             .and_then(|()| file.flush())
@@ -351,7 +333,7 @@ mod tests {
         let path = dir.path().join("x.corpus");
         let mut writer = Writer::create(&path).unwrap();
         rows.iter().for_each(|row| writer.add(row).unwrap());
-        writer.finish(Header::zeroed(), &path).unwrap();
+        writer.finish(Header::zeroed(), &Report::default(), &path).unwrap();
         (dir, path)
     }
 
@@ -433,13 +415,17 @@ mod tests {
             if sizes {
                 (header.rows, header.tokens) = (rows, tokens);
             }
+            let ends = layout(header.rows, header.tokens).map(|(_, offsets)| offsets);
+            if let Some(report) = ends.as_ref().and_then(|o| (HEADER + tail).checked_sub(o.end)) {
+                header.report = report as u64;
+            }
             let mut bytes = bytemuck::bytes_of(&header).to_vec();
             bytes.resize(HEADER + tail, 1);
-            if let Some((_, offsets)) = layout(header.rows, header.tokens)
-                && let Some(offsets) = bytes.get(offsets)
+            if let Some(offsets) = ends
+                && let Some(tail) = bytes.get(offsets.start..)
             {
                 // A right checksum lets the later checks be reached.
-                header.checksum = header.sum(offsets);
+                header.checksum = header.sum(tail);
                 bytes[..HEADER].copy_from_slice(bytemuck::bytes_of(&header));
             }
             let file = tempfile::NamedTempFile::new().unwrap();

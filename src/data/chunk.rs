@@ -24,8 +24,8 @@ pub enum Chunking {
 pub struct Rows {
     /// Ids of each row, special tokens included, at most the context each.
     pub rows: Vec<Vec<u32>>,
-    /// Whether truncation lost ids.
-    pub truncated: bool,
+    /// Ids that truncation cut away.
+    pub cut: usize,
     /// Whether a row shorter than the context was dropped.
     pub dropped: bool,
 }
@@ -72,7 +72,7 @@ impl<'a> Cutter<'a> {
             };
             let dropped = self.chunking == Chunking::ChunkFull;
             let rows = if dropped { Vec::new() } else { vec![wrap(kept)] };
-            return Rows { rows, truncated: len > room, dropped };
+            return Rows { rows, cut: len.saturating_sub(room), dropped };
         }
         // Chunks count from the side that truncation keeps, so that the first row is the truncated text.
         let chunks: Vec<&[u32]> = match self.side {
@@ -82,7 +82,7 @@ impl<'a> Cutter<'a> {
         let full = |chunk: &&&[u32]| self.chunking == Chunking::Chunk || chunk.len() == room;
         let rows: Vec<_> = chunks.iter().filter(full).map(|chunk| wrap(chunk)).collect();
         let dropped = rows.len() < chunks.len();
-        Rows { rows, truncated: false, dropped }
+        Rows { rows, cut: 0, dropped }
     }
 }
 
@@ -100,12 +100,12 @@ mod tests {
     fn truncation_counts_special_tokens_and_keeps_the_last() {
         let rows = cut(Side::Right, 5, Chunking::Truncate, &PLAIN);
         assert_eq!(rows.rows, [[100, 1, 2, 3, 200]]);
-        assert!(rows.truncated);
+        assert_eq!(rows.cut, 2);
         let rows = cut(Side::Left, 5, Chunking::Truncate, &PLAIN);
         assert_eq!(rows.rows, [[100, 3, 4, 5, 200]]);
         let rows = cut(Side::Right, 7, Chunking::Truncate, &PLAIN);
         assert_eq!(rows.rows, [[100, 1, 2, 3, 4, 5, 200]]);
-        assert!(!rows.truncated);
+        assert_eq!(rows.cut, 0);
     }
 
     #[test]
@@ -116,7 +116,7 @@ mod tests {
         assert_eq!(rows, [vec![100, 4, 5, 200], vec![100, 2, 3, 200], vec![100, 1, 200]]);
         let rows = cut(Side::Right, 4, Chunking::ChunkFull, &PLAIN);
         assert_eq!(rows.rows, [[100, 1, 2, 200], [100, 3, 4, 200]]);
-        assert!(rows.dropped && !rows.truncated);
+        assert!(rows.dropped && rows.cut == 0);
     }
 
     #[test]

@@ -1,16 +1,18 @@
 //! A tokenised corpus: rows of ids, made once, kept in a memory-mapped cache file.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytemuck::Zeroable;
 use rayon::prelude::*;
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::cache::{ContentHash, Header, Stored, VERSION, Writer, halves, whole};
 use super::chunk::{Chunking, Cutter, Rows};
-use super::source::{self, Document, Format, Report};
+use super::report::Report;
+use super::source::{self, Document, Format};
 use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 
@@ -81,7 +83,7 @@ impl Corpus {
         let note = match Stored::open(&path) {
             Ok(Ok(stored)) => {
                 if job.is_current(&stored, &stamp, &path)? {
-                    let report = stored.header().report();
+                    let report = stored.report();
                     return Ok(Self::mapped(stored, report));
                 }
                 Some("the source changed since the cache was made".to_owned())
@@ -189,6 +191,13 @@ impl Corpus {
     /// Returns the xxh3-128 hash of the rows, the same in memory and mapped.
     pub fn hash(&self) -> u128 {
         self.hash
+    }
+
+    /// Returns how many rows equal a row of `other` in their first `most` ids.
+    pub fn shared_rows(&self, other: &Self, most: usize) -> usize {
+        let hash = |row: &[u32]| xxh3_64(bytemuck::cast_slice(&row[..row.len().min(most)]));
+        let rows: HashSet<u64> = (0..other.len()).map(|i| hash(other.doc(i))).collect();
+        (0..self.len()).filter(|i| rows.contains(&hash(self.doc(*i)))).count()
     }
 
     /// Reads every id and compares with [`Corpus::hash`]: the check that opening leaves out for speed.
@@ -305,6 +314,7 @@ impl Job<'_> {
         let summary = source::read_file(self.format, &name, file, vocab_size, &mut |document| {
             bytes += match &document {
                 Document::Text(text) => text.len(),
+                Document::Question { question, answer } => question.len() + answer.len(),
                 Document::Ids(ids) => 4 * ids.len(),
             };
             batch.push(document);
@@ -332,6 +342,9 @@ impl Job<'_> {
             without_tokens: counts.without_tokens,
             single_token: counts.single_token,
             truncated: counts.truncated,
+            cut_tokens: counts.cut_tokens,
+            long_ids: counts.long_ids,
+            doubled_special: counts.doubled_special,
             dropped_short: counts.dropped_short,
             ..summary.report
         };
@@ -340,8 +353,7 @@ impl Job<'_> {
         header.source_hash = halves(summary.hash);
         header.source_bytes = summary.bytes;
         header.source_time = if summary.bytes == stamp.bytes { stamp.time } else { 0 };
-        header.set_report(&report);
-        Ok((writer.finish(header, path)?, report))
+        Ok((writer.finish(header, &report, path)?, report))
     }
 
     /// Tokenises `batch` on all threads, writes its rows in order and leaves it empty.
@@ -351,13 +363,21 @@ impl Job<'_> {
         writer: &mut Writer,
         counts: &mut Report,
     ) -> Result<()> {
-        let rows = |document: &Document| match document {
-            Document::Ids(ids) => Ok(Rows { rows: vec![ids.clone()], ..Rows::default() }),
-            Document::Text(text) => Ok(self.cutter.cut(&self.tokenizer.encode_plain(text)?)),
+        let rows = |document: &Document| {
+            let Some(text) = document.text() else {
+                let ids = if let Document::Ids(ids) = document { ids.clone() } else { Vec::new() };
+                return Ok((Rows { rows: vec![ids], ..Rows::default() }, false, true));
+            };
+            let plain = self.tokenizer.encode_plain(&text)?;
+            Ok((self.cutter.cut(&plain), self.tokenizer.doubles(&plain), false))
         };
-        let rows: Vec<Rows> = batch.par_iter().map(rows).collect::<Result<_>>()?;
-        for document in rows {
-            counts.truncated += u64::from(document.truncated);
+        let rows: Vec<(Rows, bool, bool)> = batch.par_iter().map(rows).collect::<Result<_>>()?;
+        for (document, doubled, given) in rows {
+            counts.truncated += u64::from(document.cut > 0);
+            counts.cut_tokens += document.cut as u64;
+            counts.doubled_special += u64::from(doubled);
+            let long = document.rows.iter().any(|row| row.len() > self.options.context);
+            counts.long_ids += u64::from(given && long);
             counts.dropped_short += u64::from(document.dropped);
             for row in document.rows {
                 match row.len() {
@@ -427,11 +447,11 @@ mod tests {
             "a: token id 7, the model's vocab_size is 7"
         );
         assert_eq!(
-            first.report().oddities(),
+            first.report().notices("a", 4),
             [
-                "1 documents with empty text",
-                "1 rows of a single token, which predict nothing",
-                "1 documents truncated to the context"
+                "warning: a: 1 of 3 documents truncated to the context of 4 tokens; 1 token not used",
+                "a: 1 row with a single token, in which nothing is predicted",
+                "a: 1 document with an empty text",
             ]
         );
         let second = folder.open(4, Chunking::Truncate).unwrap();
@@ -499,16 +519,17 @@ mod tests {
         let good = rows(&folder.open(4, Chunking::Truncate).unwrap());
         let path = folder.caches().remove(0);
         let bytes = std::fs::read(&path).unwrap();
+        let short = format!("{} bytes do not fit 3 rows of 7 tokens", bytes.len() - 1);
         let mut flipped = bytes.clone();
         *flipped.last_mut().unwrap() ^= 1;
         let mut older = bytes.clone();
         older[8] = 1;
         for (broken, why) in [
-            (&bytes[..bytes.len() - 1], "271 bytes do not fit 3 rows of 7 tokens"),
+            (&bytes[..bytes.len() - 1], short.as_str()),
             (&bytes[..10], "10 bytes are no header"),
             (b"", "0 bytes are no header"),
             (&flipped, "its checksum does not match"),
-            (&older, "version 1 in file, 2 wanted"),
+            (&older, "version 1 in file, 3 wanted"),
         ] {
             std::fs::write(&path, broken).unwrap();
             let corpus = folder.open(4, Chunking::Truncate).unwrap();

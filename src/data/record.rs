@@ -1,9 +1,10 @@
-//! One JSON record: which keys it has, and the document they make.
+//! One JSON record: the document that its keys make, and what is done with its other keys ([`super::other_keys`]).
 
 use std::fmt;
 
 use serde_json::Value;
 
+use super::other_keys;
 use super::source::Document;
 use crate::error::{Error, Result};
 
@@ -13,6 +14,17 @@ pub(super) enum Shape {
     Text,
     Question,
     Ids,
+}
+
+impl Shape {
+    /// Returns the keys that make the document.
+    fn keys(self) -> &'static [&'static str] {
+        match self {
+            Self::Text => &["text"],
+            Self::Question => &["question", "answer"],
+            Self::Ids => &["input_ids"],
+        }
+    }
 }
 
 impl fmt::Display for Shape {
@@ -25,10 +37,25 @@ impl fmt::Display for Shape {
     }
 }
 
-/// Makes the document of one record; `vocab_size` bounds its ids.
-pub(super) fn document(value: Value, vocab_size: usize) -> Result<(Shape, Document)> {
+/// A record, read.
+#[derive(Debug)]
+pub(super) struct Record {
+    pub shape: Shape,
+    pub document: Document,
+    /// Keys that were not read.
+    pub ignored: Vec<String>,
+}
+
+/// Reads one record; `vocab_size` bounds its ids.
+///
+/// Errors: [`crate::Kind::Data`] for a malformed record, and for a key that would change what is trained and is not
+/// supported.
+pub(super) fn read(value: Value, vocab_size: usize) -> Result<Record> {
     let mut map = match value {
-        Value::String(text) => return Ok((Shape::Text, Document::Text(text))),
+        Value::String(text) => {
+            let (shape, document, ignored) = (Shape::Text, Document::Text(text), Vec::new());
+            return Ok(Record { shape, document, ignored });
+        }
         Value::Object(map) => map,
         other => {
             return Err(Error::data(format!(
@@ -41,31 +68,39 @@ pub(super) fn document(value: Value, vocab_size: usize) -> Result<(Shape, Docume
     let (question, answer) = (map.contains_key("question"), map.contains_key("answer"));
     let shapes = [(text, Shape::Text), (question && answer, Shape::Question), (ids, Shape::Ids)];
     let mut present = shapes.into_iter().filter_map(|(there, shape)| there.then_some(shape));
-    match (present.next(), present.next()) {
+    let shape = match (present.next(), present.next()) {
         (Some(a), Some(b)) => {
-            Err(Error::data(format!("record has both {a} and {b}, wanted one of them"))
-                .hint("keep the key to train on and remove or rename the other"))
+            return Err(Error::data(format!("record has both {a} and {b}, wanted one of them"))
+                .hint("keep the key to train on and remove or rename the other"));
         }
         (None, _) if question => {
-            Err(Error::data("record has \"question\" but no \"answer\", wanted both"))
+            return Err(Error::data("record has \"question\" but no \"answer\", wanted both"));
         }
         (None, _) if answer => {
-            Err(Error::data("record has \"answer\" but no \"question\", wanted both"))
+            return Err(Error::data("record has \"answer\" but no \"question\", wanted both"));
         }
-        (None, _) => Err(missing_keys(&map)),
-        (Some(Shape::Text), _) => Ok((Shape::Text, Document::Text(string(&mut map, "text")?))),
-        (Some(Shape::Question), _) => {
-            let (question, answer) = (string(&mut map, "question")?, string(&mut map, "answer")?);
-            Ok((Shape::Question, Document::Text(format!("Question: {question}\nAnswer: {answer}"))))
-        }
-        (Some(Shape::Ids), _) => {
-            let ids = input_ids(map.get("input_ids"), vocab_size)?;
-            if let Some(mask) = map.get("attention_mask") {
-                check_mask(mask, ids.len())?;
-            }
-            Ok((Shape::Ids, Document::Ids(ids)))
+        (None, _) => return Err(missing_keys(&map)),
+        (Some(shape), _) => shape,
+    };
+    let document = match shape {
+        Shape::Text => Document::Text(string(&mut map, "text")?),
+        Shape::Question => Document::Question {
+            question: string(&mut map, "question")?,
+            answer: string(&mut map, "answer")?,
+        },
+        Shape::Ids => Document::Ids(input_ids(map.get("input_ids"), vocab_size)?),
+    };
+    let ids = match &document {
+        Document::Ids(ids) => Some(ids.as_slice()),
+        _ => None,
+    };
+    let mut ignored = Vec::new();
+    for (key, value) in &map {
+        if !shape.keys().contains(&key.as_str()) && !other_keys::check(key, value, ids)? {
+            ignored.push(shortened(key));
         }
     }
+    Ok(Record { shape, document, ignored })
 }
 
 fn missing_keys(map: &serde_json::Map<String, Value>) -> Error {
@@ -88,7 +123,7 @@ fn missing_keys(map: &serde_json::Map<String, Value>) -> Error {
     }
 }
 
-fn shortened(key: &str) -> String {
+pub(super) fn shortened(key: &str) -> String {
     const LONGEST: usize = 40;
     match key.char_indices().nth(LONGEST) {
         Some((at, _)) => format!("{}...", &key[..at]),
@@ -126,27 +161,6 @@ fn input_ids(value: Option<&Value>, vocab_size: usize) -> Result<Vec<u32>> {
         }
     };
     list.iter().enumerate().map(id).collect()
-}
-
-/// Refuses masked ids: training on padding as if it were text would go unnoticed.
-fn check_mask(mask: &Value, ids: usize) -> Result<()> {
-    let Value::Array(mask) = mask else {
-        return Err(Error::data(format!("\"attention_mask\" is {}, wanted a list", kind(mask))));
-    };
-    if mask.len() != ids {
-        return Err(Error::data(format!(
-            "\"attention_mask\" has {} values, wanted {ids} as \"input_ids\"",
-            mask.len()
-        )));
-    }
-    match mask.iter().position(|value| value.as_u64() != Some(1)) {
-        None => Ok(()),
-        Some(at) => Err(Error::data(format!(
-            "\"attention_mask\"[{at}] is {}, wanted 1 throughout",
-            shortened(&mask[at].to_string())
-        ))
-        .hint("write the ids without padding")),
-    }
 }
 
 /// Names the JSON type of `value` with its article.

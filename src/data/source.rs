@@ -10,20 +10,23 @@
 //! A question and its answer become the text `Question: {question}\nAnswer: {answer}`, the form in which MUSE asks.
 //! A record longer than [`LONGEST_RECORD`] or a text longer than [`LONGEST_TEXT`] is refused, so that a file of another
 //! kind cannot fill the memory.
-//! `input_ids` are used as they are: no special tokens, no truncation. Other keys of an object are ignored.
+//! `input_ids` are used as they are: no special tokens, no truncation. Other keys of an object that would change what is
+//! trained, such as `labels` or a loss mask, are refused; the rest is ignored and counted in the [`Report`].
 
+use std::borrow::Cow;
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::rc::Rc;
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use xxhash_rust::xxh3::Xxh3;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::json_list::json_list;
-use super::record::{Shape, document, kind};
+use super::record::{self, Record, Shape, kind};
+use super::report::{MOST_KEYS, Report};
 use crate::error::{Error, Result};
 
 /// The longest record of a .jsonl or .json file, in bytes: far above a book, far below what fills a memory.
@@ -36,55 +39,46 @@ pub const LONGEST_TEXT: usize = 256 << 20;
 pub enum Document {
     /// Text to be tokenised.
     Text(String),
+    /// A question and its answer, which make one text.
+    Question {
+        /// The question.
+        question: String,
+        /// The answer.
+        answer: String,
+    },
     /// Ids to be used as they are.
     Ids(Vec<u32>),
 }
 
-/// What was read and what was odd about it, in counts; all zero but `records` is the normal case.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Report {
-    /// Documents in the source.
-    pub records: u64,
-    /// Blank lines between records, skipped.
-    pub blank_lines: u64,
-    /// Documents whose text is empty; they keep only their special tokens.
-    pub empty_texts: u64,
-    /// Documents without any token, skipped.
-    pub without_tokens: u64,
-    /// Rows of one token; nothing can be predicted in them, but they are drawn like others.
-    pub single_token: u64,
-    /// Documents that lost tokens to truncation.
-    pub truncated: u64,
-    /// Documents that lost a row shorter than the context.
-    pub dropped_short: u64,
-    /// Carriage returns before line ends in a .txt document; they are part of the text.
-    pub carriage_returns: u64,
-    /// Byte order marks, skipped.
-    pub byte_order_marks: u64,
-    /// Whether the rows came from the cache.
-    #[serde(skip)]
-    pub from_cache: bool,
-    /// Why a cache that existed was not used.
-    #[serde(skip)]
-    pub note: Option<String>,
-}
+impl Document {
+    /// Returns the text, in the form in which it is trained on; `None` for ids.
+    pub fn text(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Text(text) => Some(Cow::Borrowed(text)),
+            Self::Question { question, answer } => {
+                Some(Cow::Owned(format!("Question: {question}\nAnswer: {answer}")))
+            }
+            Self::Ids(_) => None,
+        }
+    }
 
-impl Report {
-    /// Returns one line per oddity, for the log.
-    pub fn oddities(&self) -> Vec<String> {
-        let counted = [
-            (self.blank_lines, "blank lines skipped"),
-            (self.empty_texts, "documents with empty text"),
-            (self.without_tokens, "documents without any token skipped"),
-            (self.single_token, "rows of a single token, which predict nothing"),
-            (self.truncated, "documents truncated to the context"),
-            (self.dropped_short, "documents whose last row was short and dropped"),
-            (self.carriage_returns, "carriage returns kept in the text"),
-            (self.byte_order_marks, "byte order mark skipped"),
-        ];
-        let counted = counted.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}"));
-        counted.chain(self.note.clone()).collect()
+    /// Returns the text that a model continues: a question without its answer, and without the blank before it, which
+    /// most tokenizers make a part of the answer's first token; `None` for ids.
+    pub fn prompt(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Question { question, .. } => {
+                Some(Cow::Owned(format!("Question: {question}\nAnswer:")))
+            }
+            _ => self.text(),
+        }
+    }
+
+    /// Returns a hash that is equal for equal documents.
+    fn hash(&self) -> u64 {
+        match self {
+            Self::Ids(ids) => xxh3_64(bytemuck::cast_slice(ids)),
+            _ => xxh3_64(self.text().unwrap_or_default().as_bytes()),
+        }
     }
 }
 
@@ -258,6 +252,8 @@ pub(super) struct Records<'a> {
     vocab_size: usize,
     sink: &'a mut dyn FnMut(Document) -> Result<()>,
     first: Option<(Shape, u64)>,
+    /// Hashes of the documents so far.
+    seen: HashSet<u64>,
     report: Report,
 }
 
@@ -267,7 +263,8 @@ impl<'a> Records<'a> {
         vocab_size: usize,
         sink: &'a mut dyn FnMut(Document) -> Result<()>,
     ) -> Self {
-        Self { name, vocab_size, sink, first: None, report: Report::default() }
+        let (first, seen, report) = (None, HashSet::new(), Report::default());
+        Self { name, vocab_size, sink, first, seen, report }
     }
 
     /// Ends the reading of a file of that hash and length.
@@ -286,8 +283,14 @@ impl<'a> Records<'a> {
     }
 
     pub(super) fn add_value(&mut self, value: Value, line: u64) -> Result<()> {
-        let (shape, document) =
-            document(value, self.vocab_size).map_err(|e| self.place(e, line))?;
+        let Record { shape, document, ignored } =
+            record::read(value, self.vocab_size).map_err(|e| self.place(e, line))?;
+        for key in ignored {
+            let keys = &mut self.report.ignored_keys;
+            if keys.len() < MOST_KEYS || keys.contains_key(&key) {
+                *keys.entry(key).or_default() += 1;
+            }
+        }
         match self.first {
             None => self.first = Some((shape, line)),
             Some((first, at)) if first != shape => {
@@ -304,6 +307,8 @@ impl<'a> Records<'a> {
         self.report.records += 1;
         if matches!(&document, Document::Text(text) if text.is_empty()) {
             self.report.empty_texts += 1;
+        } else {
+            self.report.duplicates += u64::from(!self.seen.insert(document.hash()));
         }
         (self.sink)(document)
     }
@@ -419,8 +424,13 @@ mod tests {
         let (documents, summary) = read_all(Format::JsonLines, bytes).unwrap();
         assert_eq!(documents, texts(&["a", "", "ä"]));
         assert_eq!(
-            summary.report.oddities(),
-            ["1 blank lines skipped", "1 documents with empty text", "1 byte order mark skipped"]
+            summary.report.notices("x", 8),
+            [
+                "x: 1 document with an empty text",
+                "x: 1 blank line skipped",
+                "x: byte order mark skipped",
+                "x: keys not read, with the number of records: \"n\" (1)"
+            ]
         );
     }
 
@@ -429,7 +439,8 @@ mod tests {
         let (documents, _) =
             read_all(Format::JsonLines, b"{\"question\": \"Who?\", \"answer\": \"Alice\"}")
                 .unwrap();
-        assert_eq!(documents, texts(&["Question: Who?\nAnswer: Alice"]));
+        assert_eq!(documents[0].text().unwrap(), "Question: Who?\nAnswer: Alice");
+        assert_eq!(documents[0].prompt().unwrap(), "Question: Who?\nAnswer:");
         let (documents, _) =
             read_all(Format::JsonLines, b"{\"input_ids\": [0, 9], \"attention_mask\": [1, 1]}")
                 .unwrap();
@@ -448,7 +459,7 @@ mod tests {
     fn text_file_is_one_document() {
         let (documents, summary) = read_all(Format::Text, b"a\r\n\r\nb\n").unwrap();
         assert_eq!(documents, texts(&["a\r\n\r\nb\n"]));
-        assert_eq!(summary.report.oddities(), ["2 carriage returns kept in the text"]);
+        assert_eq!(summary.report.notices("x", 8), ["x: 2 carriage returns kept in the text"]);
     }
 
     #[test]

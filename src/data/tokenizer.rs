@@ -34,14 +34,16 @@ pub struct Tokenizer {
     clean_up: bool,
     vocab_size: usize,
     hash: u128,
+    notices: Vec<String>,
 }
 
 impl Tokenizer {
     /// Reads the tokenizer of the model folder `dir`.
     ///
     /// `tokenizer.json` must exist; `tokenizer_config.json` and, for token names it lacks,
-    /// `special_tokens_map.json` are read where they exist. An explicit `add_bos_token` or `add_eos_token`
-    /// overrides the post-processor of `tokenizer.json`, as in transformers.
+    /// `special_tokens_map.json` are read where they exist. Which special tokens a text gets is for the post-processor of
+    /// `tokenizer.json` alone: `add_bos_token` and `add_eos_token` are ignored, as transformers 5 does where that file
+    /// exists; [`Tokenizer::notices`] says so where they ask for something else.
     ///
     /// Errors: `Kind::Model` for missing or malformed files, or a named token that is not in the vocabulary.
     pub fn open(dir: &Path) -> Result<Self> {
@@ -72,11 +74,21 @@ impl Tokenizer {
         };
         let (bos, eos, pad) = (token("bos_token")?, token("eos_token")?, token("pad_token")?);
 
-        let (mut prefix, mut suffix) = affixes(&inner).map_err(|e| e.at(path.display()))?;
-        override_affix(&mut prefix, flag(&config, "add_bos_token", &config_path)?, bos, true)
-            .map_err(|e| e.at(config_path.display()))?;
-        override_affix(&mut suffix, flag(&config, "add_eos_token", &config_path)?, eos, false)
-            .map_err(|e| e.at(config_path.display()))?;
+        let (prefix, suffix) = affixes(&inner).map_err(|e| e.at(path.display()))?;
+        let mut notices = Vec::new();
+        for (name, token, affix) in
+            [("add_bos_token", bos, &prefix), ("add_eos_token", eos, &suffix)]
+        {
+            let adds = token.is_some_and(|token| affix.contains(&token));
+            if flag(&config, name, &config_path)?.is_some_and(|wanted| wanted != adds) {
+                let does = if adds { "adds that token" } else { "does not add that token" };
+                notices.push(format!(
+                    "warning: {}: {name} is {} and is ignored, as by transformers 5: tokenizer.json decides, and {does}",
+                    config_path.display(),
+                    !adds
+                ));
+            }
+        }
         let clean_up =
             flag(&config, "clean_up_tokenization_spaces", &config_path)?.unwrap_or(false);
         let side = match config.get("truncation_side").and_then(Value::as_str) {
@@ -94,7 +106,7 @@ impl Tokenizer {
         }
         hash.update(&[side as u8]);
         let hash = hash.digest128();
-        Ok(Self { inner, prefix, suffix, bos, eos, pad, side, clean_up, vocab_size, hash })
+        Ok(Self { inner, prefix, suffix, bos, eos, pad, side, clean_up, vocab_size, hash, notices })
     }
 
     /// Encodes `text` with special tokens: `tokenizer(text).input_ids` of transformers.
@@ -120,6 +132,18 @@ impl Tokenizer {
         self.inner
             .decode(ids, skip_special)
             .map_err(|e| Error::model(format!("tokenizer: cannot decode {} ids: {e}", ids.len())))
+    }
+
+    /// Returns a line for every setting of the folder's files that is ignored.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// Returns whether the plain ids of a text begin with the last token of the prefix, or end with the first of the
+    /// suffix, so that it stands there twice.
+    pub fn doubles(&self, plain: &[u32]) -> bool {
+        let same = |added: Option<&u32>, own: Option<&u32>| added.is_some() && added == own;
+        same(self.prefix.last(), plain.first()) || same(self.suffix.first(), plain.last())
     }
 
     /// Returns the id of the token that begins a text, if the model has one.
@@ -212,32 +236,6 @@ fn affixes(inner: &tokenizers::Tokenizer) -> Result<(Vec<u32>, Vec<u32>)> {
         None => Err(Error::model(format!(
             "the post-processor turns the ids {plain:?} into {full:?}, wanted special tokens around them"
         ))),
-    }
-}
-
-/// Makes `affix` begin (bos) or end (eos) with `token`, or not, where the config says which.
-fn override_affix(
-    affix: &mut Vec<u32>,
-    wanted: Option<bool>,
-    token: Option<u32>,
-    is_bos: bool,
-) -> Result<()> {
-    match (wanted, token) {
-        (Some(true), None) => {
-            let name = if is_bos { "bos" } else { "eos" };
-            Err(Error::model(format!("add_{name}_token is true, but there is no {name}_token")))
-        }
-        (Some(true), Some(token)) => {
-            if !affix.contains(&token) {
-                affix.insert(if is_bos { 0 } else { affix.len() }, token);
-            }
-            Ok(())
-        }
-        (Some(false), Some(token)) => {
-            affix.retain(|&id| id != token);
-            Ok(())
-        }
-        _ => Ok(()),
     }
 }
 
@@ -340,18 +338,34 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn explicit_bos_and_eos_settings_override_the_post_processor() {
+    fn bos_and_eos_settings_are_ignored_with_a_notice_where_they_disagree() {
         let settings = |bos: &str, eos: &str| {
             tokenizer(&format!(
                 r#"{{"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": {bos}, "add_eos_token": {eos}}}"#
             ))
             .unwrap()
         };
-        assert_eq!(settings("false", "null").encode("a").unwrap(), [3]);
-        assert_eq!(settings("true", "false").encode("a").unwrap(), [0, 3]);
-        let both = settings("true", "true");
-        assert_eq!(both.encode("a").unwrap(), [0, 3, 1]);
-        assert_ne!(both.hash(), settings("true", "false").hash());
+        for (bos, eos, ignored) in [
+            ("null", "null", &[][..]),
+            ("true", "false", &[]),
+            ("false", "null", &["add_bos_token is false"]),
+            ("true", "true", &["add_eos_token is true"]),
+            ("false", "true", &["add_bos_token is false", "add_eos_token is true"]),
+        ] {
+            let tokenizer = settings(bos, eos);
+            assert_eq!(tokenizer.encode("a").unwrap(), [0, 3], "{bos} {eos}");
+            assert_eq!(tokenizer.notices().len(), ignored.len(), "{:?}", tokenizer.notices());
+            for (notice, text) in tokenizer.notices().iter().zip(ignored) {
+                assert!(notice.contains(text), "{notice}");
+            }
+        }
+    }
+
+    #[test]
+    fn doubled_special_tokens_are_found() {
+        let tokenizer = tokenizer(CONFIG).unwrap();
+        let doubles = |text: &str| tokenizer.doubles(&tokenizer.encode_plain(text).unwrap());
+        assert!(doubles("<s> a") && !doubles("a <s>") && !doubles("a") && !doubles(""));
     }
 
     #[test]
@@ -367,10 +381,6 @@ pub(crate) mod tests {
         assert_eq!(
             message(r#"{"bos_token": 3}"#),
             "bos_token is 3, wanted a string or an object with \"content\""
-        );
-        assert_eq!(
-            message(r#"{"add_eos_token": true}"#),
-            "add_eos_token is true, but there is no eos_token"
         );
         assert_eq!(
             message(r#"{"add_bos_token": "yes"}"#),

@@ -12,12 +12,12 @@ pub fn exact_memorisation(hits: &[bool]) -> Option<f64> {
 /// Returns the share of the tokens that follow the shortest prefix from which on all of them are right.
 ///
 /// 1 says that the prompt alone is enough. A continuation whose last token is wrong has 1 / n, not 0: the reference's
-/// search ends at its last candidate whether or not that one fits. Nothing has 0.
-pub fn extraction_strength(hits: &[bool]) -> f64 {
+/// search ends at its last candidate whether or not that one fits. `None` of nothing, where the reference has 0.
+pub fn extraction_strength(hits: &[bool]) -> Option<f64> {
     let right = hits.iter().rev().take_while(|hit| **hit).count();
     match hits.len() {
-        0 => 0.0,
-        n => 1.0 - (n - right.max(1)) as f64 / n as f64,
+        0 => None,
+        n => Some(1.0 - (n - right.max(1)) as f64 / n as f64),
     }
 }
 
@@ -34,8 +34,8 @@ mod tests {
             (&[true, true, true, false], 0.75, 0.25),
         ] {
             assert_eq!(exact_memorisation(hits), Some(exact));
-            assert_eq!(extraction_strength(hits), strength);
+            assert_eq!(extraction_strength(hits), Some(strength));
         }
-        assert_eq!((exact_memorisation(&[]), extraction_strength(&[])), (None, 0.0));
+        assert_eq!((exact_memorisation(&[]), extraction_strength(&[])), (None, None));
     }
 }

@@ -1,7 +1,7 @@
 //! ROUGE as Google's `rouge_score` computes it, without stemming for MUSE and with it for TOFU.
 //!
 //! Tokens are the runs of `[a-z0-9]` of the lower-cased text, so that text in other scripts has none and
-//! scores 0. The benchmark's headline is 100 times the mean ROUGE-L F1 (not the recall).
+//! scores 0: [`Scorer::defined`] tells such texts from forgotten ones. The benchmark's headline is 100 times the mean ROUGE-L F1 (not the recall).
 
 use rougers::{RougeScorer, RougeType, Tokenizer};
 
@@ -75,10 +75,26 @@ impl Scorer {
         Rouge { rouge1: one, rouge2: two, rouge_l: l, rouge_lsum: lsum }
     }
 
+    /// Returns whether scores against `truth` mean anything: whether it has a token. Without one even the text itself
+    /// scores 0.
+    pub fn defined(&self, truth: &str) -> bool {
+        truth.chars().flat_map(char::to_lowercase).any(|c| c.is_ascii_alphanumeric())
+    }
+
     /// Returns the tokens that the scorer sees.
     pub fn tokens(&self, text: &str) -> Vec<String> {
         self.0.tokenizer().tokenize(text)
     }
+}
+
+/// Returns the share, in [0, 1], of the letters and digits of `texts` that are part of tokens; 1 where there are none.
+pub fn coverage<'a>(texts: impl IntoIterator<Item = &'a str>) -> f64 {
+    let (mut seen, mut all) = (0usize, 0usize);
+    for c in texts.into_iter().flat_map(str::chars).filter(|c| c.is_alphanumeric()) {
+        all += 1;
+        seen += usize::from(c.is_ascii_alphanumeric());
+    }
+    if all == 0 { 1.0 } else { seen as f64 / all as f64 }
 }
 
 /// Means and maxima over items, as the benchmark logs them; all NaN of no items.
@@ -148,7 +164,9 @@ mod tests {
         for (truth, output) in [("", ""), ("a", ""), ("", "a"), ("日本語", "日本語"), ("!", "!")]
         {
             assert_eq!(scorer.score(truth, output), Rouge::default(), "{truth:?} {output:?}");
+            assert_eq!(scorer.defined(truth), !scorer.tokens(truth).is_empty(), "{truth:?}");
         }
+        assert_eq!(coverage(["日本語 a1", "!"]), 0.4);
         assert_eq!(scorer.tokens("naïve x_y 3.14"), ["na", "ve", "x", "y", "3", "14"]);
     }
 

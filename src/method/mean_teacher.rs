@@ -301,7 +301,7 @@ impl<O: Ops> MeanTeacher<O> {
                 let (own, after) = rest.split_at(part.len());
                 rest = after;
                 let count = own.iter().filter(|x| !x.is_finite()).count();
-                (count > 0).then(|| (part.name.as_str(), count))
+                (count > 0).then_some((part.name.as_str(), count))
             })
         });
         let what = match (place, self.bad) {

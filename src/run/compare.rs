@@ -90,7 +90,7 @@ impl Comparison {
         let differs = |key: &&str| {
             groups.iter().any(|group| value(&group.runs[0], key) != value(&self.runs[0], key))
         };
-        let keys: Vec<&str> = SUBJECT.iter().copied().filter(|key| differs(&key)).collect();
+        let keys: Vec<&str> = SUBJECT.iter().copied().filter(|key| differs(key)).collect();
         let label = |group: &Self| {
             let parts = keys.iter().map(|key| format!("{key} = {}", value(&group.runs[0], key)));
             parts.collect::<Vec<_>>().join(", ")

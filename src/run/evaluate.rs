@@ -7,11 +7,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::folder::Folder;
+use super::notices;
 use super::recipe::Recipe;
 use crate::data::{Chunking, Corpus, CorpusOptions, Tokenizer};
 use crate::error::{Error, Result};
 use crate::eval::muse;
-use crate::eval::rouge::{Aggregate, Rouge, Scorer};
+use crate::eval::rouge::{Aggregate, Rouge, Scorer, coverage};
 use crate::method::passes::Passes;
 use crate::model::Model;
 use crate::model::generate::{Choice, Request};
@@ -100,8 +101,8 @@ pub struct Sample {
     pub gt: String,
     /// The continuation.
     pub response: String,
-    /// ROUGE-L F1 of it.
-    pub rouge_l_f1: f64,
+    /// ROUGE-L F1 of it; `None` where the true text has no token that ROUGE counts.
+    pub rouge_l_f1: Option<f64>,
 }
 
 /// Prompts whose greedy continuation is compared with the true one.
@@ -176,12 +177,39 @@ impl Memory {
         self.prompts.iter().map(Vec::len).max().unwrap_or(0)
     }
 
+    /// Returns the number of prompts whose score is defined.
+    pub fn defined(&self) -> usize {
+        let scorer = Scorer::new();
+        self.texts.iter().filter(|(_, gt)| scorer.defined(gt)).count()
+    }
+
+    /// Says how much of the true texts of `name` ROUGE cannot score.
+    pub fn notice(&self, name: &str) -> Option<String> {
+        let (all, defined) = (self.len(), self.defined());
+        let seen = coverage(self.texts.iter().map(|(_, gt)| gt.as_str()));
+        if all > defined {
+            Some(format!(
+                "warning: {name}: the verbatim memory of {} of {all} prompts is undefined and left out: ROUGE counts letters \
+                 a-z and digits, and the true text has none",
+                all - defined
+            ))
+        } else if seen < 0.5 {
+            Some(format!(
+                "warning: {name}: ROUGE counts only {:.0} % of the letters and digits of the true texts, those of a-z and \
+                 0-9; the NLL counts all",
+                100.0 * seen
+            ))
+        } else {
+            None
+        }
+    }
+
     /// Returns whether there are no prompts.
     pub fn is_empty(&self) -> bool {
         self.prompts.is_empty()
     }
 
-    /// Continues every prompt and scores the continuations.
+    /// Continues every prompt and scores the continuations; the mean is over those whose score is defined, NaN of none.
     pub fn measure<O: Ops>(
         &self,
         ops: &O,
@@ -196,12 +224,13 @@ impl Memory {
         let mut samples = Vec::with_capacity(outputs.len());
         for ((prompt, gt), ids) in self.texts.iter().zip(&outputs) {
             let scored = muse::verbmem_score(&scorer, gt, &tokenizer.decode(ids, true)?);
-            rouges.push(scored.rouge);
+            let defined = scorer.defined(gt);
+            rouges.extend(defined.then_some(scored.rouge));
             samples.push(Sample {
                 prompt: prompt.clone(),
                 gt: gt.clone(),
                 response: scored.response,
-                rouge_l_f1: scored.rouge.rouge_l.f1,
+                rouge_l_f1: defined.then_some(scored.rouge.rouge_l.f1),
             });
         }
         Ok((Aggregate::of(&rouges), samples))
@@ -237,7 +266,7 @@ pub struct Suite {
 
 impl Suite {
     /// Opens the files that `[eval]` names; where it names none, looks at the training corpora themselves.
-    pub fn open(recipe: &Recipe, folder: &Folder, tokenizer: Tokenizer) -> Result<Self> {
+    pub fn open(recipe: &Recipe, folder: &mut Folder, tokenizer: Tokenizer) -> Result<Self> {
         let (eval, data) = (&recipe.eval, &recipe.data);
         let request = Request {
             max_new_tokens: eval.max_new_tokens,
@@ -245,13 +274,13 @@ impl Suite {
             choice: Choice::Greedy,
             batch: eval.batch,
         };
-        let open = |path: &Path| {
+        let open = |folder: &mut Folder, path: &Path| {
             let options = CorpusOptions {
                 context: eval.context,
                 chunking: Chunking::Truncate,
                 cache_dir: data.cache_dir(),
             };
-            folder.corpus(path, &tokenizer, &options)
+            folder.corpus(path, &tokenizer, &options, "eval.context")
         };
         let mut likelihoods = Vec::new();
         let mut memories = Vec::new();
@@ -274,8 +303,8 @@ impl Suite {
         ] {
             let own = !file.as_os_str().is_empty();
             let corpus = match (own, fallback.as_os_str().is_empty(), eval.documents) {
-                (true, ..) => Some(open(file)?),
-                (false, false, 1..) => Some(open(fallback)?),
+                (true, ..) => Some(open(folder, file)?),
+                (false, false, 1..) => Some(open(folder, fallback)?),
                 _ => None,
             };
             if let Some(memory_name) = memory_name {
@@ -287,6 +316,11 @@ impl Suite {
                     }
                     (None, true) => Memory::default(),
                 };
+                let file =
+                    [prompts, file, fallback].into_iter().find(|p| !p.as_os_str().is_empty());
+                let shown = file.map_or_else(String::new, |path| path.display().to_string());
+                notices::add(&mut folder.notices, memory.notice(&shown));
+                folder.check_length(&shown, memory.longest() + new, "eval.max_new_tokens")?;
                 if !memory.is_empty() {
                     memories.push((memory_name, memory));
                 }
@@ -298,6 +332,14 @@ impl Suite {
         }
         let suite = Self { tokenizer, request, likelihoods, memories };
         let metric = eval.stop_metric.as_str();
+        if suite.memories.iter().any(|(name, memory)| *name == metric && memory.defined() == 0) {
+            return Err(Error::config(format!(
+                "eval.stop_metric: {metric} is undefined: ROUGE counts letters a-z and digits, and none of the true texts \
+                 has any in its first {} tokens (eval.max_new_tokens)",
+                eval.max_new_tokens
+            ))
+            .hint("stop on nll_forget, which works in every script, or do not stop: eval.stop_metric=\"\""));
+        }
         if !metric.is_empty() && !suite.names().any(|name| name == metric) {
             return Err(Error::config(format!(
                 "eval.stop_metric: this run does not measure {metric}"
@@ -311,9 +353,10 @@ impl Suite {
         Ok(suite)
     }
 
-    /// Returns the names of the figures.
+    /// Returns the names of the figures that are defined.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
-        let memories = self.memories.iter().map(|(name, _)| *name);
+        let defined = self.memories.iter().filter(|(_, memory)| memory.defined() > 0);
+        let memories = defined.map(|(name, _)| *name);
         memories.chain(self.likelihoods.iter().map(|(name, _)| *name))
     }
 
@@ -334,7 +377,9 @@ impl Suite {
         for (name, memory) in &self.memories {
             let (all, samples) =
                 memory.measure(ops, model, passes, &self.tokenizer, &self.request)?;
-            measured.figures.insert((*name).to_owned(), all.mean_rouge_l);
+            if all.mean_rouge_l.is_finite() {
+                measured.figures.insert((*name).to_owned(), all.mean_rouge_l);
+            }
             if *name == "verbmem_forget" {
                 measured.samples = samples.into_iter().take(SAMPLES).collect();
             }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::notices;
 use crate::data::{Corpus, CorpusOptions, Tokenizer};
 use crate::error::{Error, Kind, Result};
 use crate::io::safetensors::Weights;
@@ -20,7 +21,7 @@ pub struct Folder {
     pub config: ModelConfig,
     /// The mapped weights, without a second copy of a tied head.
     pub weights: Weights,
-    /// What a user should know about the folder, a sentence each.
+    /// Notices about the folder and the corpora read for it (see [`notices`]), each once.
     pub notices: Vec<String>,
     /// Keys of config.json that are set to another value, or removed, in a folder written from this one.
     pub(super) edits: Vec<(&'static str, Option<Value>)>,
@@ -172,8 +173,8 @@ impl Folder {
         Ok(Self { dir: dir.to_owned(), config, weights, notices, edits })
     }
 
-    /// Opens its tokenizer and checks that the model has a row for every id.
-    pub fn tokenizer(&self) -> Result<Tokenizer> {
+    /// Opens its tokenizer, checks that the model has a row for every id, and gathers its notices.
+    pub fn tokenizer(&mut self) -> Result<Tokenizer> {
         let tokenizer = Tokenizer::open(&self.dir)?;
         if tokenizer.vocab_size() > self.config.vocab {
             return Err(Error::model(format!(
@@ -184,19 +185,44 @@ impl Folder {
             ))
             .hint("the tokenizer is of another model"));
         }
+        notices::add(&mut self.notices, tokenizer.notices().iter().cloned());
         Ok(tokenizer)
     }
 
-    /// Opens a corpus and checks that the model has a row for every id in it.
+    /// Opens a corpus, checks that the model has a row for every id in it, and gathers its notices.
+    ///
+    /// `key` names the setting of the context, for messages about rows longer than the model's positions.
     pub fn corpus(
-        &self,
+        &mut self,
         path: &Path,
         tokenizer: &Tokenizer,
         options: &CorpusOptions,
+        key: &str,
     ) -> Result<Corpus> {
         let corpus = Corpus::open(path, tokenizer, options)?;
         corpus.check_ids(path, self.config.vocab)?;
+        let name = path.display().to_string();
+        notices::add(&mut self.notices, corpus.report().notices(&name, options.context));
+        self.check_length(&name, corpus.longest(), key)?;
         Ok(corpus)
+    }
+
+    /// Gathers a notice where `name` has rows of more `tokens` than the model was made for; `key` is what shortens them.
+    ///
+    /// Errors: [`Kind::Config`] where the model has learned positions and none for them.
+    pub fn check_length(&mut self, name: &str, tokens: usize, key: &str) -> Result<()> {
+        let hint = format!("lower {key} to at most {}", self.config.max_positions);
+        self.config.check_length(tokens).map_err(|e| e.at(name).hint(hint.clone()))?;
+        if tokens > self.config.max_positions {
+            let text = format!(
+                "{}{name}: up to {tokens} tokens in a row, but the model was made for {} \
+                 (max_position_embeddings); {hint}",
+                notices::WARNING,
+                self.config.max_positions
+            );
+            notices::add(&mut self.notices, [text]);
+        }
+        Ok(())
     }
 
     /// Returns the ids that end a generation: those of generation_config.json, else the tokenizer's.

@@ -8,6 +8,7 @@ pub mod evaluate;
 pub mod export;
 pub mod folder;
 pub mod import;
+pub mod notices;
 pub mod page;
 pub mod plan;
 pub mod presets;

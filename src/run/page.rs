@@ -143,6 +143,11 @@ pub fn write(
         ("student's distance from teacher (L2)", number("student_from_teacher")),
         ("steps with clipping active", format!("{} of {}", summary["clipped_steps"], lines.len())),
     ]);
+    let notices = summary["notices"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let notices: Vec<Vec<&str>> = notices.map(|text| vec![text]).collect();
+    if !notices.is_empty() {
+        page = page.heading("Notices").table(&["about model and data"], &notices);
+    }
     page = page
         .heading("What was minimised")
         .formula(&format!("forget loss {}: {}", method.loss.name(), method.loss.formula()))

@@ -106,7 +106,8 @@ pub struct DataSection {
 pub struct RunSection {
     /// Optimizer steps.
     pub steps: u64,
-    /// Documents in a micro-batch: the unit that losses are averaged over.
+    /// Documents in a micro-batch: the unit that losses are averaged over, so that with documents of unequal length it
+    /// changes results as other hyperparameters do, not only memory and speed.
     pub micro_batch: usize,
     /// Forget micro-batches a step.
     pub forget_accum_steps: usize,

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use super::Folder;
 use super::export::{check_target, write_model};
+use super::notices;
 use super::recipe::Recipe;
-use super::train::{Stream, load, stream};
+use super::train::{Stream, load, overlap, stream};
 use crate::data::MicroBatch;
 use crate::error::{Error, Kind, Result};
 use crate::method::passes::Task;
@@ -88,17 +89,19 @@ impl Slug {
         self.check()?;
         let recipe = self.plain();
         check_target(&recipe.model.path, out)?;
-        let folder = Folder::open(&recipe.model.path)?;
+        let mut folder = Folder::open(&recipe.model.path)?;
         let tokenizer = folder.tokenizer()?;
         let corpora = [
-            stream(&recipe, &folder, &tokenizer, true)?,
-            stream(&recipe, &folder, &tokenizer, false)?,
+            stream(&recipe, &mut folder, &tokenizer, true)?,
+            stream(&recipe, &mut folder, &tokenizer, false)?,
         ];
+        notices::add(&mut folder.notices, overlap(&recipe, &corpora[0], &corpora[1]));
+        notices::say(&folder.notices);
         let longest = corpora.iter().map(Stream::longest).max().unwrap_or(0);
         let keep = recipe.keeping(self.mode(&folder.config));
         let tokens = recipe.run.pack_tokens.max(longest);
         let saving = Saving::same(recipe.run.save.level().unwrap_or(Level::All));
-        let mut state = load(ops, &recipe, &folder, &keep, tokens, saving, None)?;
+        let mut state = load(ops, &recipe, &mut folder, &keep, tokens, saving, None)?;
         let [forget, retain] =
             [corpora[0].first(self.documents)?, corpora[1].first(self.documents)?];
         let mut bench = Bench { ops, state: &mut state, forget, retain };
@@ -145,6 +148,7 @@ impl Slug {
             "budget": self.budget,
             "matrices": matrices,
             "trials": trials,
+            "notices": folder.notices,
         });
         let kept = write_model(ops, &state.model, &folder.dir, out, recipe.save(), &summary)?;
         summary["change_saved"] = json!(kept.share());

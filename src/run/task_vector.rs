@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::export::{Save, write_changed};
 use super::folder::Folder;
+use super::notices;
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Entry, Weights};
 use crate::ops::format::noise_seed;
@@ -41,9 +42,13 @@ impl TaskVector<'_> {
         if !factor.is_finite() {
             return Err(Error::config(format!("--factor: wanted a number, got {factor}")));
         }
-        let source = Folder::open(model)?;
+        let mut source = Folder::open(model)?;
         let [tuned, start] = [finetuned, pretrained].map(Folder::open);
         let (tuned, start) = (tuned?, start?);
+        for other in [&tuned, &start] {
+            notices::add(&mut source.notices, other.notices.clone());
+        }
+        notices::say(&source.notices);
         for (folder, other) in [(finetuned, &tuned.weights), (pretrained, &start.weights)] {
             same_tensors(&source.weights, other).map_err(|e| e.at(folder.display()))?;
         }
@@ -95,6 +100,7 @@ impl TaskVector<'_> {
             "vector_norm": f64::sqrt(vector),
             "model_norm": f64::sqrt(whole),
             "change_saved": kept.share(),
+            "notices": source.notices,
             "model": out.display().to_string(),
         }))
     }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::evaluate::{Measured, Suite};
 use super::export::{Kept, RECORD, check_target, write_model};
 use super::folder::Folder;
+use super::notices;
 use super::page::{self, Outcome};
 use super::recipe::{MethodSection, OrderKey, Recipe};
 use super::resume::{self, Log};
@@ -147,7 +148,7 @@ impl<'a, O: Ops> Run<'a, O> {
         for name in [MODEL, BEST] {
             check_target(&recipe.model.path, &out.join(name))?;
         }
-        let folder = Folder::open(&recipe.model.path)?;
+        let mut folder = Folder::open(&recipe.model.path)?;
         let tokenizer = folder.tokenizer()?;
         let method = recipe.method()?;
         let loss = method.loss.rows(&method.knobs);
@@ -158,10 +159,13 @@ impl<'a, O: Ops> Run<'a, O> {
             ))
             .hint("name a file with one preferred document for each forget document, in order"));
         }
-        let forget = stream(recipe, &folder, &tokenizer, true)?;
+        let forget = stream(recipe, &mut folder, &tokenizer, true)?;
         let retain = recipe.reads_retain();
-        let retain = retain.then(|| stream(recipe, &folder, &tokenizer, false)).transpose()?;
-        let suite = Suite::open(recipe, &folder, tokenizer)?;
+        let retain = retain.then(|| stream(recipe, &mut folder, &tokenizer, false)).transpose()?;
+        let shared = retain.as_ref().and_then(|retain| overlap(recipe, &forget, retain));
+        notices::add(&mut folder.notices, shared);
+        let suite = Suite::open(recipe, &mut folder, tokenizer)?;
+        notices::say(&folder.notices);
         let trainable = Layout::new(&folder.config, recipe.train()).trainable();
         let mut keep = recipe.keeping(recipe.state_mode(trainable));
         if let Some(rule) = &rule {
@@ -170,7 +174,7 @@ impl<'a, O: Ops> Run<'a, O> {
         let longest = retain.iter().chain([&forget]).map(Stream::longest);
         let longest = longest.chain([suite.longest()]).max().unwrap_or(0);
         let tokens = recipe.run.pack_tokens.max(longest);
-        let mut state = load(ops, recipe, &folder, &keep, tokens, saving, retain.as_ref())?;
+        let mut state = load(ops, recipe, &mut folder, &keep, tokens, saving, retain.as_ref())?;
         std::fs::create_dir_all(out).map_err(|e| Error::io("make folder", out, &e))?;
         recover_all(out)?;
         let retained = retain.as_ref().map(|stream| &stream.corpus);
@@ -361,18 +365,19 @@ impl<'a, O: Ops> Run<'a, O> {
         });
         let target = self.out.join(MODEL);
         summary["change_saved"] = json!(self.write(&ops, &target, &self.record(&summary))?.share());
-        let Self { recipe, out, method, suite, watch, state, identity, .. } = self;
+        let Self { recipe, out, folder, method, suite, watch, state, identity, .. } = self;
+        let mut notices = folder.notices;
         // The trained state goes before the written folder comes: two models never need to fit.
         drop(state);
         ops = ops.renew()?;
         let mut outcome = Outcome { lines, watch, after: None, retrain: None };
         if let Some(before) = outcome.watch.entries.first().map(|entry| entry.measured.json()) {
-            let after = measure_folder(&ops, &suite, &target)?;
+            let after = measure_folder(&ops, &suite, &target, &mut Vec::new())?;
             merge(&mut summary, json!({"before": before, "after": after.json()}));
             outcome.after = Some(after);
             if !recipe.eval.retrain.as_os_str().is_empty() {
                 ops = ops.renew()?;
-                let retrain = measure_folder(&ops, &suite, &recipe.eval.retrain)?;
+                let retrain = measure_folder(&ops, &suite, &recipe.eval.retrain, &mut notices)?;
                 summary["retrain"] = retrain.json();
                 outcome.retrain = Some(retrain);
             }
@@ -382,6 +387,7 @@ impl<'a, O: Ops> Run<'a, O> {
             write_file_atomic(&target.join(RECORD), format!("{record:#}\n").as_bytes())?;
         }
         summary["samples"] = outcome.samples();
+        summary["notices"] = json!(notices);
         page::write(out, recipe, &method, &summary, &outcome)?;
         summary["model"] = json!(target.display().to_string());
         Ok(summary)
@@ -424,9 +430,15 @@ fn record(recipe: &Recipe, method: &Method, identity: &Value, summary: &Value) -
     })
 }
 
-/// Loads a model folder and measures it.
-fn measure_folder<O: Ops>(ops: &O, suite: &Suite, folder: &Path) -> Result<Measured> {
+/// Loads a model folder, says what is new in its notices, and measures it.
+fn measure_folder<O: Ops>(
+    ops: &O,
+    suite: &Suite,
+    folder: &Path,
+    notices: &mut Vec<String>,
+) -> Result<Measured> {
     let folder = Folder::open(folder)?;
+    notices::say_more(notices, folder.notices);
     let mut model = Model::load(ops, folder.config, &folder.weights, &Keeping::inference())?;
     let mut passes = Passes::new(ops, &model, suite.longest().max(1), false)?;
     suite.measure(ops, &mut model, &mut passes)
@@ -436,7 +448,7 @@ fn measure_folder<O: Ops>(ops: &O, suite: &Suite, folder: &Path) -> Result<Measu
 pub(super) fn load<O: Ops>(
     ops: &O,
     recipe: &Recipe,
-    folder: &Folder,
+    folder: &mut Folder,
     keep: &Keeping,
     tokens: usize,
     saving: Saving,
@@ -452,7 +464,8 @@ pub(super) fn load<O: Ops>(
         passes.steer(ops, &vector)?;
     }
     let reads_base = method.loss.rows(&method.knobs).reads_base();
-    let base = reads_base.then(|| base_model(ops, recipe, &model.config)).transpose()?;
+    let base = reads_base.then(|| base_model(ops, recipe, &model.config, &mut folder.notices));
+    let base = base.transpose()?;
     let combination = recipe.combination()?;
     let apart = if combination == Combination::Sum { 0 } else { method.penalties().count() };
     let more = (0..apart).map(|_| model.more_grads(ops, keep)).collect::<Result<Vec<_>>>()?;
@@ -472,15 +485,17 @@ pub(super) fn load<O: Ops>(
     Ok(state)
 }
 
-/// Loads the model that the loss compares with the one of `config`.
+/// Loads the model that the loss compares with the one of `config`; says what is new in its notices.
 pub(super) fn base_model<O: Ops>(
     ops: &O,
     recipe: &Recipe,
     config: &ModelConfig,
+    notices: &mut Vec<String>,
 ) -> Result<Model<O>> {
     let own = recipe.model.base.as_os_str().is_empty();
     let folder: &PathBuf = if own { &recipe.model.path } else { &recipe.model.base };
     let folder = Folder::open(folder)?;
+    notices::say_more(notices, folder.notices);
     let (cap, wanted) = (folder.config.logit_cap, config.logit_cap);
     if cap != wanted {
         let show = |cap: Option<f64>| cap.map_or("no cap".into(), |cap| format!("a cap of {cap}"));
@@ -494,30 +509,60 @@ pub(super) fn base_model<O: Ops>(
     Model::load(ops, folder.config, &folder.weights, &Keeping::inference())
 }
 
+/// Says how many rows of the forget corpus are in the retain corpus too: they are to be forgotten and kept at once.
+pub(super) fn overlap(recipe: &Recipe, forget: &Stream, retain: &Stream) -> Option<String> {
+    let data = &recipe.data;
+    let most = data.forget_context.min(data.retain_context);
+    let (shared, all) = (forget.corpus.shared_rows(&retain.corpus, most), forget.corpus.len());
+    (shared > 0).then(|| {
+        format!(
+            "{}{} and {}: {shared} of {all} rows to be forgotten are in the retain set too: the run would keep what it \
+             is to forget",
+            notices::WARNING,
+            data.forget.display(),
+            data.retain.display()
+        )
+    })
+}
+
 /// Opens the forget or the retain corpus of a recipe.
 pub(super) fn stream(
     recipe: &Recipe,
-    folder: &Folder,
+    folder: &mut Folder,
     tokenizer: &Tokenizer,
     forget: bool,
 ) -> Result<Stream> {
     let data = &recipe.data;
-    let (path, context, chunk, accum, name) = if forget {
+    let (path, context, chunk, accum, name, key) = if forget {
         let accum = recipe.run.forget_accum_steps;
-        (&data.forget, data.forget_context, data.forget_chunking, accum, "forget")
+        (
+            &data.forget,
+            data.forget_context,
+            data.forget_chunking,
+            accum,
+            "forget",
+            "data.forget_context",
+        )
     } else {
         let accum = recipe.run.kl_accum_steps;
-        (&data.retain, data.retain_context, data.retain_chunking, accum, "retain")
+        (
+            &data.retain,
+            data.retain_context,
+            data.retain_chunking,
+            accum,
+            "retain",
+            "data.retain_context",
+        )
     };
     let options = CorpusOptions {
         context,
         chunking: if chunk { Chunking::Chunk } else { Chunking::Truncate },
         cache_dir: data.cache_dir(),
     };
-    let corpus = folder.corpus(path, tokenizer, &options)?;
+    let corpus = folder.corpus(path, tokenizer, &options, key)?;
     let named = forget && !data.alternate.as_os_str().is_empty();
     let alternate =
-        named.then(|| folder.corpus(&data.alternate, tokenizer, &options)).transpose()?;
+        named.then(|| folder.corpus(&data.alternate, tokenizer, &options, key)).transpose()?;
     if let Some(found) = alternate.as_ref().map(Corpus::len).filter(|len| *len != corpus.len()) {
         return Err(Error::data(format!(
             "data.alternate: {found} documents, wanted one for each of the {} forget documents",

@@ -336,7 +336,7 @@ fn tofu_file(file: &Value) -> Check<String> {
         let hits: Vec<bool> = list(case, "hits")?.iter().map(|hit| hit == true).collect();
         let exact = extraction::exact_memorisation(&hits).ok_or("nothing to remember")?;
         near(&format!("hits {i}: exact"), exact, number(case, "exact_memorization")?, EXACT)?;
-        let strength = extraction::extraction_strength(&hits);
+        let strength = extraction::extraction_strength(&hits).ok_or("nothing to extract")?;
         near(
             &format!("hits {i}: strength"),
             strength,

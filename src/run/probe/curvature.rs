@@ -115,7 +115,9 @@ impl Curvature {
             });
         }
         self.write(&lines)?;
-        Ok(json!({"out": self.out.display().to_string(), "updates": lines}))
+        Ok(
+            json!({"out": self.out.display().to_string(), "updates": lines, "notices": replay.notices}),
+        )
     }
 
     fn write(&self, lines: &[Update]) -> Result<()> {

@@ -130,7 +130,9 @@ impl Gradients {
         put("gradients.jsonl", &text)?;
         put("gradients.svg", &self.chart(&replay.name, &lines).standalone())?;
         let last: Vec<&Health> = lines.iter().filter(|line| line.steps == steps).collect();
-        Ok(json!({"run": replay.name, "out": self.out.display().to_string(), "last": last}))
+        Ok(json!({
+            "run": replay.name, "out": self.out.display().to_string(), "last": last, "notices": replay.notices,
+        }))
     }
 
     /// Returns the student's log-probabilities of the forget tokens, always of the same texts.

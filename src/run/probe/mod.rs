@@ -91,6 +91,7 @@ pub mod solve;
 
 use std::path::{Path, PathBuf};
 
+use super::notices;
 use super::recipe::Recipe;
 use super::train::{Stream, load, stream};
 use super::{Folder, recorded::Recorded};
@@ -112,6 +113,8 @@ pub(super) struct Replay<O: Ops> {
     pub(super) retain: Option<Stream>,
     /// Student, teacher and optimizer.
     pub(super) state: MeanTeacher<O>,
+    /// Notices about its model and texts, which were said.
+    pub(super) notices: Vec<String>,
 }
 
 impl<O: Ops> Replay<O> {
@@ -121,18 +124,26 @@ impl<O: Ops> Replay<O> {
     pub(super) fn open(ops: &O, run: &Path) -> Result<Self> {
         let name = Recorded::read(run)?.name;
         let recipe = recipe_of(run)?;
-        let folder = Folder::open(&recipe.model.path)?;
+        let mut folder = Folder::open(&recipe.model.path)?;
         let tokenizer = folder.tokenizer()?;
-        let forget = stream(&recipe, &folder, &tokenizer, true)?;
+        let forget = stream(&recipe, &mut folder, &tokenizer, true)?;
         let retain = recipe.reads_retain();
-        let retain = retain.then(|| stream(&recipe, &folder, &tokenizer, false)).transpose()?;
+        let retain = retain.then(|| stream(&recipe, &mut folder, &tokenizer, false)).transpose()?;
+        notices::say(&folder.notices);
         let longest = retain.iter().chain([&forget]).map(Stream::longest).max().unwrap_or(0);
         let tokens = recipe.run.pack_tokens.max(longest);
         let keep = recipe.keeping(StateMode::Exact);
-        let state =
-            load(ops, &recipe, &folder, &keep, tokens, Saving::same(Level::All), retain.as_ref())?;
+        let state = load(
+            ops,
+            &recipe,
+            &mut folder,
+            &keep,
+            tokens,
+            Saving::same(Level::All),
+            retain.as_ref(),
+        )?;
         let retain = retain.filter(|_| state.method.penalty.is_some());
-        Ok(Self { name, recipe, forget, retain, state })
+        Ok(Self { name, recipe, forget, retain, state, notices: folder.notices })
     }
 
     /// Does the next step of the run.

@@ -25,6 +25,7 @@ use crate::report::progress::Progress;
 use crate::report::svg::Chart;
 use crate::rng::Stream as Random;
 use crate::run::Folder;
+use crate::run::notices;
 use crate::run::train::base_model;
 
 /// What is asked of a run.
@@ -199,7 +200,7 @@ impl Ngd {
             ))
             .hint("the drift of a run is a damped step where optim.damping is above 0"));
         }
-        let holdout = if self.losses.is_empty() { Vec::new() } else { self.held_out(&replay)? };
+        let holdout = if self.losses.is_empty() { Vec::new() } else { self.held_out(&mut replay)? };
         let (mut paths, mut places) = (self.paths(ops, &replay)?, Vec::new());
         let mut lines = Vec::new();
         let start = Point::take(ops, &replay.state.model)?.teacher();
@@ -232,7 +233,8 @@ impl Ngd {
         bar.finish();
         let out = self.out.display().to_string();
         Ok(
-            json!({"run": replay.name, "out": out, "ngd": lines, "path": places.last(), "replayed": replayed}),
+            json!({"run": replay.name, "out": out, "ngd": lines, "path": places.last(), "replayed": replayed,
+                "notices": replay.notices}),
         )
     }
 
@@ -339,18 +341,20 @@ impl Ngd {
     }
 
     /// Reads the first held-out documents of the run's recipe, as many as of a step's retain texts; none where it names none.
-    fn held_out<O: Ops>(&self, replay: &Replay<O>) -> Result<Vec<MicroBatch>> {
+    fn held_out<O: Ops>(&self, replay: &mut Replay<O>) -> Result<Vec<MicroBatch>> {
         let recipe = &replay.recipe;
         if recipe.eval.holdout.as_os_str().is_empty() {
             return Ok(Vec::new());
         }
-        let folder = Folder::open(&recipe.model.path)?;
+        let mut folder = Folder::open(&recipe.model.path)?;
         let options = CorpusOptions {
             context: recipe.eval.context.min(replay.state.passes.ws.tokens()),
             chunking: Chunking::Truncate,
             cache_dir: recipe.data.cache_dir(),
         };
-        let corpus = folder.corpus(&recipe.eval.holdout, &folder.tokenizer()?, &options)?;
+        let tokenizer = folder.tokenizer()?;
+        let corpus = folder.corpus(&recipe.eval.holdout, &tokenizer, &options, "eval.context")?;
+        notices::say_more(&mut replay.notices, folder.notices);
         let size = recipe.run.micro_batch;
         let wanted = self.retain_batches.min(recipe.run.kl_accum_steps).saturating_mul(size);
         first(&corpus, wanted, size)
@@ -359,12 +363,15 @@ impl Ngd {
     /// Begins a path for each loss at the run's start.
     fn paths<O: Ops>(&self, ops: &O, replay: &Replay<O>) -> Result<Vec<Path<O>>> {
         let start = Point::take(ops, &replay.state.model)?.teacher();
+        let mut said = replay.notices.clone();
         let begin = |name: &String| {
             let loss = find(&FORGET, "--losses", name)?;
             let knobs = replay.state.method.knobs;
             let reads_base = loss.rows(&knobs).reads_base();
             let config = &replay.state.model.config;
-            let base = reads_base.then(|| base_model(ops, &replay.recipe, config)).transpose()?;
+            let base = reads_base
+                .then(|| base_model(ops, &replay.recipe, config, &mut said))
+                .transpose()?;
             let (name, w) = (name.clone(), start.clone());
             Ok(Path { name, loss, knobs, base, w, clip: 1.0, share: None })
         };

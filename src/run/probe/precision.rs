@@ -14,6 +14,7 @@ use crate::ops::{Ops, Role, StateBytes, StateMode, TeacherForm};
 use crate::report::progress::Progress;
 use crate::report::svg::Chart;
 use crate::run::Folder;
+use crate::run::notices;
 use crate::run::recipe::Recipe;
 use crate::run::recorded::Recorded;
 use crate::run::train::{load, stream};
@@ -169,16 +170,17 @@ impl Precision {
         modes: &[StateMode],
         saving: Saving,
     ) -> Result<Vec<Divergence>> {
-        let folder = Folder::open(&recipe.model.path)?;
+        let mut folder = Folder::open(&recipe.model.path)?;
         let tokenizer = folder.tokenizer()?;
-        let forget = stream(recipe, &folder, &tokenizer, true)?;
+        let forget = stream(recipe, &mut folder, &tokenizer, true)?;
         let retain = recipe.reads_retain();
-        let retain = retain.then(|| stream(recipe, &folder, &tokenizer, false)).transpose()?;
+        let retain = retain.then(|| stream(recipe, &mut folder, &tokenizer, false)).transpose()?;
+        notices::say(&folder.notices);
         let longest = retain.iter().chain([&forget]).map(|s| s.longest()).max().unwrap_or(0);
         let tokens = recipe.run.pack_tokens.max(longest);
-        let open = |mode| {
+        let mut open = |mode| {
             let keep = recipe.keeping(mode);
-            load(ops, recipe, &folder, &keep, tokens, saving, retain.as_ref())
+            load(ops, recipe, &mut folder, &keep, tokens, saving, retain.as_ref())
         };
         let mut exact = open(StateMode::Exact)?;
         let mut others: Vec<MeanTeacher<O>> =

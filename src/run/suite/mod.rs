@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::data::{Table, Tokenizer};
 use crate::error::{Error, Result};
+use crate::eval::rouge::Scorer;
 use crate::method::passes::{Passes, TokenScores};
 use crate::model::Model;
 use crate::model::generate::{Choice, Request};
@@ -159,6 +160,14 @@ impl Prepared {
         }
     }
 
+    /// Returns a line for everything that was cut or cannot be scored.
+    pub fn notices(&self) -> &[String] {
+        match self {
+            Self::Muse(suite) => &suite.notices,
+            Self::Tofu(suite) => &suite.notices,
+        }
+    }
+
     /// Measures everything; `say` hears what is done next.
     ///
     /// Figures do not depend on the batch size, nor on what was measured before.
@@ -223,6 +232,33 @@ fn check_metrics(wanted: &[String], known: &[&str]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Says how many of the true texts of the figure `name` ROUGE cannot score; benchmarks count 0 for them.
+fn unscored(name: &str, truths: &[String]) -> Option<String> {
+    let scorer = Scorer::new();
+    let none = truths.iter().filter(|truth| !scorer.defined(truth)).count();
+    let all = truths.len();
+    match none {
+        0 => None,
+        _ if none == all => Some(format!(
+            "warning: {name}: undefined (null): ROUGE counts letters a-z and digits, and none of the {all} true texts \
+             has any"
+        )),
+        _ => Some(format!(
+            "warning: {name}: {none} of {all} true texts have no letter a-z and no digit, which is all that ROUGE \
+             counts; as in the benchmark they count 0, forgotten or not"
+        )),
+    }
+}
+
+/// Says how many of `all` continuations have no token that extraction looks at.
+fn uncounted(none: usize, all: usize) -> Option<String> {
+    (none > 0).then(|| {
+        format!(
+            "warning: extraction: {none} of {all} continuations have no token before their last one and are left out"
+        )
+    })
 }
 
 /// Opens the first file of `dir` that has one of the names `stems`, without its ending.

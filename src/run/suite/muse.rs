@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::{Completion, Outcome, Subject, check_metrics, find, hashes};
+use super::{Completion, Outcome, Subject, check_metrics, find, hashes, uncounted, unscored};
 use crate::data::{Table, Tokenizer};
 use crate::error::{Error, Result};
 use crate::eval::extraction::{exact_memorisation, extraction_strength};
@@ -189,6 +189,15 @@ impl Muse {
                 let pairs = prompts.iter().zip(&truths);
                 let rows = pairs.map(|(prompt, gt)| completion(tokenizer, prompt, gt));
                 prepared.extraction = rows.collect::<Result<_>>()?;
+                let full = |row: &&Completion| row.ids.len() == row.start + LONGEST_COMPLETION;
+                let cut = prepared.extraction.iter().filter(full).count();
+                if cut > 0 {
+                    prepared.notices.push(format!(
+                        "{}: extraction looks at the first {LONGEST_COMPLETION} tokens of {cut} of {} continuations",
+                        table.path().display(),
+                        truths.len()
+                    ));
+                }
             }
         }
         for Questions { name, asked, examples } in &self.questions {
@@ -240,9 +249,27 @@ impl Muse {
         }
         for table in &self.requests {
             let mut rows = tokenizer.encode_batch(&table.texts("text")?)?;
-            rows.iter_mut().for_each(|ids| ids.truncate(self.options.context));
+            let (context, documents) = (self.options.context, rows.len());
+            let long = rows.iter().filter(|ids| ids.len() > context).count();
+            if long > 0 {
+                prepared.notices.push(format!(
+                    "warning: {}: {long} of {documents} documents truncated to the context of {context} tokens (--context)",
+                    table.path().display()
+                ));
+            }
+            rows.iter_mut().for_each(|ids| ids.truncate(context));
             prepared.requests.push(rows);
         }
+        for (name, asked) in prepared
+            .verbmem
+            .iter()
+            .map(|asked| ("verbmem_f", asked))
+            .chain(prepared.knowmem.iter().map(|(name, asked)| (*name, asked)))
+        {
+            prepared.notices.extend(unscored(name, &asked.truths));
+        }
+        let single = prepared.extraction.iter().filter(|row| row.ids.len() <= row.start + 1);
+        prepared.notices.extend(uncounted(single.count(), prepared.extraction.len()));
         prepared.series = self.options.series.clone().unwrap_or_default();
         Ok(prepared)
     }
@@ -356,6 +383,8 @@ pub struct Prepared {
     mmlu: Option<(Vec<Vec<u32>>, Vec<usize>)>,
     series: String,
     requests: Vec<Vec<Vec<u32>>>,
+    /// Notices about what was cut or cannot be scored.
+    pub(super) notices: Vec<String>,
 }
 
 impl Prepared {
@@ -470,7 +499,9 @@ fn perplexity<'a>(log_probs: impl Iterator<Item = &'a [f64]>) -> f64 {
 
 /// Sets the headline of `name` and keeps the items.
 fn rouge(outcome: &mut Outcome, name: &str, truths: &[String], scored: &[muse::Scored]) {
-    outcome.figure(name, muse::headline(scored));
+    // Where no true text has a token, 0 would say that all is forgotten.
+    let defined = truths.iter().any(|truth| Scorer::new().defined(truth));
+    outcome.figure(name, if defined { muse::headline(scored) } else { f64::NAN });
     let all = muse::aggregate(scored);
     let items: Vec<Value> = truths
         .iter()
@@ -493,7 +524,7 @@ fn rouge(outcome: &mut Outcome, name: &str, truths: &[String], scored: &[muse::S
 pub(super) fn extraction<'a>(outcome: &mut Outcome, hits: impl Iterator<Item = &'a [bool]>) {
     let hits: Vec<&[bool]> = hits.map(|hits| &hits[..hits.len().saturating_sub(1)]).collect();
     let exact: Vec<f64> = hits.iter().filter_map(|hits| exact_memorisation(hits)).collect();
-    let strength: Vec<f64> = hits.iter().map(|hits| extraction_strength(hits)).collect();
+    let strength: Vec<f64> = hits.iter().filter_map(|hits| extraction_strength(hits)).collect();
     outcome.figure("exact_memorization", mean(exact.iter().copied()));
     outcome.figure("extraction_strength", mean(strength.iter().copied()));
     outcome.details.insert("exact_memorization".into(), json!(exact));

@@ -3,13 +3,14 @@
 //! Source: OpenUnlearning, `configs/eval/tofu_metrics` and `src/evals/metrics`, by the names it gives the figures. Its
 //! probability of an answer counts the end mark; ROUGE is the recall of ROUGE-L with stemming on up to 200 greedy tokens.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use super::muse::extraction;
-use super::{Completion, Outcome, Subject, check_metrics, hashes};
+use super::{Completion, Outcome, Subject, check_metrics, hashes, uncounted, unscored};
 use crate::data::{Table, Tokenizer, clean_up_tokenization};
 use crate::error::{Error, Result};
 use crate::eval::ks::ks_test;
@@ -25,6 +26,27 @@ pub const METRICS: [&str; 3] = ["probability", "rouge", "extraction"];
 pub const TEMPLATES: [(&str, &str); 2] =
     [("qa", "Question: {question}\nAnswer: "), ("llama2", "[INST] {question} [/INST]")];
 
+/// Where the scored part of an answer begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AnswerTokens {
+    /// After as many tokens as the question has alone, as OpenUnlearning has it. Where the blank that ends the question
+    /// becomes a part of the answer's first token, that token is not scored.
+    #[default]
+    Benchmark,
+    /// At the first token that the answer has a part in.
+    All,
+}
+
+impl AnswerTokens {
+    /// Returns its name in settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Benchmark => "benchmark",
+            Self::All => "all",
+        }
+    }
+}
+
 /// What is measured, and of how much.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Options {
@@ -36,6 +58,8 @@ pub struct Options {
     pub forget_set: Option<String>,
     /// A name of [`TEMPLATES`], or a text with `{question}`.
     pub template: String,
+    /// Where the scored part of an answer begins.
+    pub answer_tokens: AnswerTokens,
 }
 
 /// The questions of one file.
@@ -112,9 +136,9 @@ impl Tofu {
 
     /// Returns everything that decides the figures beside model and data.
     pub fn settings(&self) -> Value {
-        let Options { metrics, limit, forget_set, .. } = &self.options;
+        let Options { metrics, limit, forget_set, answer_tokens, .. } = &self.options;
         json!({"suite": "tofu", "metrics": metrics, "limit": limit, "forget_set": forget_set,
-            "template": self.template})
+            "template": self.template, "answer_tokens": answer_tokens.name()})
     }
 
     fn wants(&self, name: &str) -> bool {
@@ -127,6 +151,7 @@ impl Tofu {
             rouge: self.wants("rouge"),
             extraction: self.wants("extraction"),
             sets: Vec::new(),
+            notices: Vec::new(),
         };
         for Set { name, table } in &self.sets {
             let questions: Vec<String> = table
@@ -134,8 +159,10 @@ impl Tofu {
                 .iter()
                 .map(|question| self.template.replace("{question}", question))
                 .collect();
+            let rule = self.options.answer_tokens;
+            let counts = Counts::default();
             let row = |(i, (question, answer)): (usize, (&String, &str))| {
-                completion(tokenizer, question, answer)
+                completion(tokenizer, question, answer, rule, &counts)
                     .map_err(|e| e.at(format!("{}: record {i}", table.path().display())))
             };
             let rows = |answers: Vec<&str>| -> Result<Vec<Completion>> {
@@ -165,16 +192,76 @@ impl Tofu {
                     set.wrong.push(pairs.collect::<Result<_>>()?);
                 }
             }
+            prepared.notices.extend(counts.notices(&table.path().display().to_string()));
+            if prepared.rouge {
+                prepared.notices.extend(unscored(&format!("{name}_Q_A_ROUGE"), &set.truths));
+            }
+            if prepared.extraction && *name == "forget" {
+                let single = set.answers.iter().filter(|row| row.ids.len() <= row.start + 1);
+                prepared.notices.extend(uncounted(single.count(), set.answers.len()));
+            }
             prepared.sets.push(set);
         }
         Ok(prepared)
     }
 }
 
+/// What happened to the answers of one file.
+#[derive(Default)]
+struct Counts {
+    answers: Cell<usize>,
+    /// Those cut at [`tofu::LONGEST`].
+    cut: Cell<usize>,
+    /// Those whose first token is not scored.
+    unscored: Cell<usize>,
+    /// Those with a special token twice.
+    doubled: Cell<usize>,
+}
+
+impl Counts {
+    fn notices(&self, name: &str) -> Vec<String> {
+        let all = self.answers.get();
+        let lines = [
+            (self.cut.get(), format!("answers are cut where question and answer exceed {} tokens", tofu::LONGEST)),
+            (
+                self.doubled.get(),
+                "questions begin or end with a special token that the tokenizer adds too".to_owned(),
+            ),
+            (
+                self.unscored.get(),
+                "answers have their first token unscored, as in the benchmark, since it begins with the blank that ends \
+                 the question; --answer-tokens all scores it"
+                    .to_owned(),
+            ),
+        ];
+        let lines = lines.into_iter().filter(|(n, _)| *n > 0);
+        lines.map(|(n, what)| format!("warning: {name}: {n} of {all} {what}")).collect()
+    }
+}
+
 /// Tokenises a question and an answer, closes it with the end mark, and cuts it at [`tofu::LONGEST`].
-fn completion(tokenizer: &Tokenizer, question: &str, answer: &str) -> Result<Completion> {
-    let start = tokenizer.encode(question)?.len().clamp(1, tofu::LONGEST);
-    let mut ids = tokenizer.encode(&format!("{question}{answer}"))?;
+fn completion(
+    tokenizer: &Tokenizer,
+    question: &str,
+    answer: &str,
+    rule: AnswerTokens,
+    counts: &Counts,
+) -> Result<Completion> {
+    let count = |cell: &Cell<usize>, is: bool| cell.set(cell.get() + usize::from(is));
+    let asked = tokenizer.encode(question)?;
+    let plain = tokenizer.encode_plain(&format!("{question}{answer}"))?;
+    let mut ids = [tokenizer.prefix(), &plain, tokenizer.suffix()].concat();
+    // The question alone may end in tokens that with the answer become others.
+    let common = asked.iter().zip(&ids).take_while(|(a, b)| a == b).count();
+    let start = match rule {
+        AnswerTokens::Benchmark => asked.len(),
+        AnswerTokens::All => common,
+    };
+    let start = start.clamp(1, tofu::LONGEST);
+    count(&counts.answers, true);
+    count(&counts.cut, ids.len() > tofu::LONGEST);
+    count(&counts.doubled, tokenizer.doubles(&plain));
+    count(&counts.unscored, common.max(1) < start);
     ids.truncate(tofu::LONGEST);
     if let Some(eos) = tokenizer.eos().filter(|eos| ids.last() != Some(eos)) {
         ids.push(eos);
@@ -207,6 +294,8 @@ pub struct Prepared {
     rouge: bool,
     extraction: bool,
     sets: Vec<Asked>,
+    /// Notices about what was cut or is not scored.
+    pub(super) notices: Vec<String>,
 }
 
 impl Prepared {
@@ -318,7 +407,10 @@ impl Asked {
                 "rougeL_recall": scores.rouge_l.recall, "rougeL_f1": scores.rouge_l.f1,
                 "rouge1_recall": scores.rouge1.recall}));
         }
-        outcome.figure(format!("{}_Q_A_ROUGE", self.name), mean(recalls));
+        // Where no true text has a token, 0 would say that all is forgotten.
+        let defined = self.truths.iter().any(|truth| scorer.defined(truth));
+        let score = if defined { mean(recalls) } else { f64::NAN };
+        outcome.figure(format!("{}_Q_A_ROUGE", self.name), score);
         outcome.details.insert(format!("{}_ROUGE", self.name), json!(items));
         Ok(())
     }
