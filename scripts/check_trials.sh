@@ -199,7 +199,7 @@ check "9 add_bos_token and add_eos_token change nothing" test "$plain_score" = "
 
 # 10. Runs that can't be compared.
 np report r1 r4 --out compared.html --json
-check "10 runs on other data are other groups" says 0 "groups"
+check "10 runs on other data are other groups" holds "len(json.load(open('out.txt'))['groups']) == 2"
 
 # 12. Resuming.
 np unlearn --resume --out r1
@@ -246,9 +246,9 @@ check "16 partial_rotary_factor changes nothing for llama" test "$plain_score" =
 np score --model plain --text "<|endoftext|><|endoftext|>x"
 records '[{"text": "the same"}, {"text": "the same"}]' >same.jsonl
 np unlearn --model plain --forget same.jsonl --retain same.jsonl --out r18 "${short[@]}"
-check "18 forget file and retain file are one" says 3 "same.jsonl"
+check "18 forget file and retain file are one" says 0 "to be forgotten are in the retain set too"
 np eval --model plain --nll same.jsonl
-check "18 duplicates are counted" says 0 "duplicate"
+check "18 duplicates are counted" says 0 "1 of 2 documents repeat an earlier one"
 
 echo
 echo "$((total - failed)) of $total cases are right"

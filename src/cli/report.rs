@@ -30,10 +30,18 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     if let Some(dir) = &args.figures {
         comparison.write_figures(dir)?;
     }
-    let value = json!({"report": args.out.display().to_string(), "runs": comparison.json()});
+    let groups = comparison.groups();
+    let value = json!({
+        "report": args.out.display().to_string(),
+        "runs": comparison.json(),
+        "groups": groups
+            .iter()
+            .map(|(label, group)| json!({"of": label, "runs": group.names()}))
+            .collect::<Vec<_>>(),
+    });
     out.result(&value, || {
         let plain = |row: Vec<(String, _)>| row.into_iter().map(|(text, _)| text).collect();
-        let groups = comparison.groups().into_iter().map(|(label, group)| {
+        let groups = groups.into_iter().map(|(label, group)| {
             let rows: Vec<Vec<String>> = group.figures().into_iter().map(plain).collect();
             let head = if label.is_empty() { label } else { format!("\n{label}\n") };
             head + &table(&rows)

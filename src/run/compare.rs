@@ -99,6 +99,11 @@ impl Comparison {
         labels.into_iter().zip(groups).collect()
     }
 
+    /// Returns the names of the runs, in their order.
+    pub fn names(&self) -> Vec<&str> {
+        self.runs.iter().map(|run| run.name.as_str()).collect()
+    }
+
     /// Returns the one value that all runs which have it share; NaN where they disagree.
     fn shared(&self, state: &str, name: &str) -> Option<f64> {
         let mut values = self.runs.iter().filter_map(|run| run.figure(state, name));

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use assert_cmd::Command;
-use half::bf16;
+use half::{bf16, f16};
 use nepenthe::Kind;
 use nepenthe::data::Tokenizer;
 use nepenthe::io::safetensors::{Dtype, Entry, Weights, write_f32_as, write_file};
@@ -59,7 +59,7 @@ fn try_import(bytes: &[u8]) -> (TempDir, nepenthe::Result<Imported>) {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("m.gguf");
     std::fs::write(&file, bytes).unwrap();
-    let done = import(&file, &dir.path().join("hf"));
+    let done = import(&file, &dir.path().join("hf"), None);
     (dir, done)
 }
 
@@ -73,8 +73,16 @@ fn json(dir: &TempDir, file: &str) -> Value {
     serde_json::from_slice(&std::fs::read(dir.path().join("hf").join(file)).unwrap()).unwrap()
 }
 
+fn stored(dtype: Dtype, x: f32) -> f32 {
+    match dtype {
+        Dtype::F16 => f16::from_f32(x).to_f32(),
+        Dtype::Bf16 => bf16::from_f32(x).to_f32(),
+        _ => x,
+    }
+}
+
 /// Returns the numbers of every tensor under the names of the model folder, by hand.
-fn by_hand(writer: &Writer, reorder: bool) -> BTreeMap<String, Vec<f32>> {
+fn by_hand(writer: &Writer, reorder: bool, dtype: Dtype) -> BTreeMap<String, Vec<f32>> {
     const NAMES: [(&str, &str); 14] = [
         ("token_embd", "model.embed_tokens"),
         ("output_norm", "model.norm"),
@@ -113,20 +121,20 @@ fn by_hand(writer: &Writer, reorder: bool) -> BTreeMap<String, Vec<f32>> {
             }
             values = out;
         }
-        values.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+        values.iter_mut().for_each(|x| *x = stored(dtype, *x));
         all.insert(words.join("."), values);
     }
     all
 }
 
-fn check_weights(dir: &TempDir, wanted: &BTreeMap<String, Vec<f32>>) {
+fn check_weights(dir: &TempDir, wanted: &BTreeMap<String, Vec<f32>>, dtype: Dtype) {
     let hf = dir.path().join("hf");
     let weights = Weights::open(&hf).unwrap();
     let config = std::fs::read_to_string(hf.join("config.json")).unwrap();
     Layout::new(&ModelConfig::parse(&config).unwrap(), Train::Body).check(&weights).unwrap();
     assert!(weights.names().eq(wanted.keys().map(String::as_str)));
     for (name, wanted) in wanted {
-        assert_eq!(weights.info(name).unwrap().dtype, Dtype::Bf16);
+        assert_eq!(weights.info(name).unwrap().dtype, dtype);
         let mut values = vec![0.0; wanted.len()];
         weights.read_f32(name, &mut values).unwrap();
         assert_eq!(&values, wanted, "{name}");
@@ -140,7 +148,21 @@ fn every_format_gives_the_numbers_computed_by_hand() {
     for (name, id) in formats.into_iter().chain(blocks) {
         let writer = Writer::model("llama", id);
         let (dir, done) = imported(&writer);
-        check_weights(&dir, &by_hand(&writer, true));
+        let dtype = match name {
+            "F32" => Dtype::F32,
+            "F16" => Dtype::F16,
+            _ => Dtype::Bf16,
+        };
+        let exact = by_hand(&writer, true, Dtype::F32);
+        check_weights(&dir, &by_hand(&writer, true, dtype), dtype);
+        let rounded = exact.values().flatten().filter(|x| stored(dtype, **x) != **x).count();
+        assert_eq!((done.dtype, done.rounded), (dtype, rounded));
+        assert_eq!(rounded == 0, id == F32, "{name}: norms are F32 in every file");
+        let config = json(&dir, "config.json");
+        let named = ["float32", "float16", "bfloat16"];
+        let named =
+            named[[Dtype::F32, Dtype::F16, Dtype::Bf16].iter().position(|d| *d == dtype).unwrap()];
+        assert_eq!((&config["dtype"], &config["torch_dtype"]), (&named.into(), &named.into()));
         let norms = 2 * LAYERS + 1;
         assert_eq!(done.formats[name], if id == F32 { 20 } else { 20 - norms });
         assert!(done.tied);
@@ -155,7 +177,7 @@ fn other_architectures_keep_the_order_of_rows() {
         let mut writer = Writer::model(arch, Q8_0);
         writer.add("output.weight", &[tokens().len(), WIDTH], Q4_0);
         let (dir, done) = imported(&writer);
-        check_weights(&dir, &by_hand(&writer, false));
+        check_weights(&dir, &by_hand(&writer, false, Dtype::Bf16), Dtype::Bf16);
         assert!(!done.tied);
         assert_eq!(json(&dir, "config.json")["model_type"], arch);
     }
@@ -175,7 +197,44 @@ fn llama_with_biases_reorders_them_like_rows() {
         }
     }
     let (dir, _) = imported(&writer);
-    check_weights(&dir, &by_hand(&writer, true));
+    check_weights(&dir, &by_hand(&writer, true, Dtype::F32), Dtype::F32);
+}
+
+#[test]
+fn dtypes_that_hold_no_others_numbers_make_a_wider_folder() {
+    let mut writer = Writer::model("llama", F16);
+    writer.add("output.weight", &[tokens().len(), WIDTH], BF16);
+    let (dir, done) = imported(&writer);
+    assert_eq!((done.dtype, done.rounded), (Dtype::F32, 0));
+    check_weights(&dir, &by_hand(&writer, true, Dtype::F32), Dtype::F32);
+}
+
+#[test]
+fn a_dtype_that_is_asked_for_is_used_or_refused() {
+    let writer = Writer::model("llama", F32);
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("m.gguf");
+    std::fs::write(&file, writer.bytes(3)).unwrap();
+    let done = import(&file, &dir.path().join("hf"), Some(Dtype::F16)).unwrap();
+    assert!(done.rounded > 0);
+    check_weights(&dir, &by_hand(&writer, true, Dtype::F16), Dtype::F16);
+    let error = import(&file, &dir.path().join("no"), Some(Dtype::I8)).unwrap_err();
+    assert_eq!(
+        (error.kind(), error.message()),
+        (Kind::Config, "dtype I8: wanted F32, F16 or BF16")
+    );
+
+    let mut large = Writer::model("llama", F32);
+    let bytes = &mut large.tensors.get_mut("output_norm.weight").unwrap().bytes;
+    bytes[..4].copy_from_slice(&70_000f32.to_le_bytes());
+    std::fs::write(&file, large.bytes(3)).unwrap();
+    let error = import(&file, &dir.path().join("hf"), Some(Dtype::F16)).unwrap_err();
+    assert!(
+        error
+            .message()
+            .ends_with("output_norm.weight: holds 70000, wanted a finite number within F16")
+    );
+    assert_eq!(error.hint_text(), Some("--dtype f32 has the range for it"));
 }
 
 #[test]
@@ -199,7 +258,7 @@ fn scores_equal_those_of_a_folder_written_by_hand() {
     for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
         std::fs::copy(dir.path().join("hf").join(file), hand.join(file)).unwrap();
     }
-    let values = by_hand(&writer, true);
+    let values = by_hand(&writer, true, Dtype::Bf16);
     let config = std::fs::read_to_string(hand.join("config.json")).unwrap();
     let layout = Layout::new(&ModelConfig::parse(&config).unwrap(), Train::Body);
     let entries: Vec<Entry> = (layout.blocks.into_iter().flat_map(|block| block.parts))
@@ -444,7 +503,7 @@ fn broken() -> Vec<(Break, String)> {
                 let bytes = &mut w.tensors.get_mut("blk.0.attn_v.weight").unwrap().bytes;
                 bytes[..3].copy_from_slice(&[0, 0x7c, 1]);
             },
-            "tensor blk.0.attn_v.weight: holds inf, wanted a finite number within bf16",
+            "tensor blk.0.attn_v.weight: holds inf, wanted a finite number within BF16",
         ),
         text(
             "tokenizer.ggml.model",
@@ -556,8 +615,15 @@ fn command_prints_a_summary_replaces_its_own_folder_and_no_other() {
     };
     let (code, stdout, stderr) = run(false);
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    let exact = by_hand(&writer, true, Dtype::F32);
+    let rounded = exact.values().flatten().filter(|x| stored(Dtype::Bf16, **x) != **x).count();
     let first = format!("{}: llama with 2 layers, ", out.display());
     assert!(stdout.starts_with(&first), "{stdout}");
+    let dtype = format!(
+        "\ndtype: BF16, which rounded {} of the parameters (--dtype f32 keeps them)\n",
+        rounded
+    );
+    assert!(stdout.contains(&dtype), "{stdout}");
     assert!(stdout.ends_with("\ntokenizer: 266 tokens, smollm\nname: Tiny\nlicense: not stated\n"));
     let (code, stdout, _) = run(true);
     assert_eq!(code, Some(0));
@@ -575,7 +641,7 @@ fn command_prints_a_summary_replaces_its_own_folder_and_no_other() {
         )
     );
     let missing = dir.path().join("none.gguf");
-    let error = import(&missing, &dir.path().join("new")).unwrap_err();
+    let error = import(&missing, &dir.path().join("new"), None).unwrap_err();
     assert_eq!(error.kind(), Kind::Io);
 }
 

@@ -59,6 +59,8 @@ fn found(weights: &Weights) -> Option<(&'static str, &str)> {
             let method = match weights.info(name)?.dtype {
                 Dtype::F8E4m3 | Dtype::F8E5m2 => "fp8",
                 Dtype::I8 => "int8",
+                // Numbers of fewer bits, several in one.
+                Dtype::U8 | Dtype::I32 if name.ends_with(".weight") => "a packed format",
                 _ => return None,
             };
             Some((method, name))

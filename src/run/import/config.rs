@@ -103,7 +103,7 @@ impl<'a> Keys<'a> {
     }
 
     /// Returns config.json; `vocab` is the number of rows of the embedding.
-    pub(super) fn config(&self) -> Result<Value> {
+    pub(super) fn config(&self, dtype: Option<&str>) -> Result<Value> {
         self.check_neutral()?;
         let layers = self.size("block_count")?;
         // Every layer has at least nine tensors: larger counts would only cost memory before they fail.
@@ -202,8 +202,8 @@ impl<'a> Keys<'a> {
                 put(&format!("{name}_token_id"), json!(id));
             }
         }
-        put("dtype", json!("bfloat16"));
-        put("torch_dtype", json!("bfloat16"));
+        put("dtype", json!(dtype));
+        put("torch_dtype", json!(dtype));
         put("use_cache", json!(true));
         Ok(Value::Object(config))
     }

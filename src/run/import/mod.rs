@@ -1,7 +1,8 @@
 //! From a GGUF file to a Hugging Face model folder.
 //!
-//! The weights become bf16, row by row, so that no more than a few rows are in memory. llama.cpp rotates neighbouring
-//! elements of a head, Hugging Face elements half a head apart: for the architecture `llama` converters to GGUF reorder
+//! All weights get one dtype: that of the file's matrices, with bf16 for quantised ones, or what the caller names. They are
+//! converted row by row, so that no more than a few rows are in memory; numbers that the dtype rounds are counted.
+//! llama.cpp rotates neighbouring elements of a head, Hugging Face elements half a head apart: for the architecture `llama` converters to GGUF reorder
 //! the rows of the query and key matrices, and this is undone here. With D the head width, row b D/2 + a of a head
 //! (a < D/2, b < 2) is row 2a + b of the file.
 
@@ -18,7 +19,7 @@ use serde_json::{Value, json};
 use crate::data::Tokenizer;
 use crate::error::{Error, Kind, Result};
 use crate::io::atomic;
-use crate::io::gguf::{Gguf, Tensor, show};
+use crate::io::gguf::{Format, Gguf, Tensor, show};
 use crate::io::safetensors::{Dtype, Entry, SINGLE, write_f32_as, write_file};
 use crate::model::layout::Part;
 use crate::model::{Layout, ModelConfig, Train};
@@ -53,6 +54,10 @@ pub struct Imported {
     pub tensors: usize,
     /// Whether the head is the embedding matrix.
     pub tied: bool,
+    /// The dtype of every tensor written.
+    pub dtype: Dtype,
+    /// Number of parameters that changed when they were rounded to `dtype`.
+    pub rounded: usize,
     /// How many tensors of the file have each number format.
     pub formats: BTreeMap<String, usize>,
     /// Number of tokens.
@@ -69,18 +74,46 @@ pub struct Imported {
 
 /// Converts the GGUF file `source` into the model folder `out`, which appears whole or not at all.
 ///
-/// An existing folder is replaced only if it is empty or was written by this function.
+/// `dtype` is that of the weights written, one of F32, F16 and BF16; without it, that of the matrices in the file: F32 if
+/// any is or if F16 and BF16 are mixed, and BF16 for quantised ones. An existing folder is replaced only if it is empty or
+/// was written by this function.
 ///
-/// Errors: [`crate::Kind::Config`] for a folder that may not be replaced, [`crate::Kind::Model`] naming the key or
+/// Errors: [`crate::Kind::Config`] for a folder that may not be replaced and a dtype that is not one of the three, [`crate::Kind::Model`] naming the key or
 /// tensor for a file that is damaged or describes what this crate does not compute, [`crate::Kind::Io`] if the file
 /// system refuses.
-pub fn import(source: &Path, out: &Path) -> Result<Imported> {
+pub fn import(source: &Path, out: &Path, dtype: Option<Dtype>) -> Result<Imported> {
+    if let Some(other) = dtype.filter(|dtype| config_name(*dtype).is_none()) {
+        return Err(Error::config(format!("dtype {other}: wanted F32, F16 or BF16")));
+    }
     check_out(out)?;
     let file = Gguf::open(source)?;
-    convert(&file, source, out).map_err(|e| match e.kind() {
+    let dtype = dtype.unwrap_or_else(|| own_dtype(&file));
+    convert(&file, source, out, dtype).map_err(|e| match e.kind() {
         Kind::Model => e.at(source.display()),
         _ => e,
     })
+}
+
+/// Returns the dtype that holds the numbers of all matrices in the file; quantised ones count as bf16.
+fn own_dtype(file: &Gguf) -> Dtype {
+    let matrices = file.tensors().filter(|tensor| tensor.shape.len() > 1);
+    let dtypes = matrices.map(|tensor| match tensor.format {
+        Format::F32 => Dtype::F32,
+        Format::F16 => Dtype::F16,
+        Format::Bf16 | Format::Q8_0 | Format::Q4_0 | Format::Q4_1 => Dtype::Bf16,
+    });
+    // Neither of two 16-bit formats holds the other's numbers.
+    dtypes.reduce(|a, b| if a == b { a } else { Dtype::F32 }).unwrap_or(Dtype::F32)
+}
+
+/// Returns the name that config.json has for a dtype of weights.
+fn config_name(dtype: Dtype) -> Option<&'static str> {
+    match dtype {
+        Dtype::F32 => Some("float32"),
+        Dtype::F16 => Some("float16"),
+        Dtype::Bf16 => Some("bfloat16"),
+        _ => None,
+    }
 }
 
 /// Fails where `out` holds anything that an import did not write.
@@ -127,9 +160,9 @@ struct Job<'a> {
     reorder: Option<usize>,
 }
 
-fn convert(file: &Gguf, source: &Path, out: &Path) -> Result<Imported> {
+fn convert(file: &Gguf, source: &Path, out: &Path, dtype: Dtype) -> Result<Imported> {
     let keys = Keys::new(file)?;
-    let json = keys.config()?;
+    let json = keys.config(config_name(dtype))?;
     let config = ModelConfig::parse(&json.to_string())?;
     let jobs = jobs(file, &config)?;
     let tokenizer = tokenizer::build(&keys, config.vocab, &json["max_position_embeddings"])?;
@@ -138,7 +171,7 @@ fn convert(file: &Gguf, source: &Path, out: &Path) -> Result<Imported> {
         .iter()
         .map(|job| {
             let (name, shape) = (job.part.name.clone(), job.part.shape.clone());
-            Entry { name, dtype: Dtype::Bf16, shape }
+            Entry { name, dtype, shape }
         })
         .collect();
     let mut formats = BTreeMap::new();
@@ -152,6 +185,8 @@ fn convert(file: &Gguf, source: &Path, out: &Path) -> Result<Imported> {
         layers: config.layers,
         tensors: jobs.len(),
         tied: config.tied,
+        dtype,
+        rounded: 0,
         formats,
         tokens: tokenizer.size,
         pre_tokenizer: tokenizer.pre.to_owned(),
@@ -172,9 +207,12 @@ fn convert(file: &Gguf, source: &Path, out: &Path) -> Result<Imported> {
         let path = dir.join(SINGLE);
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         let mut next = jobs.iter();
-        write_file(&path, &entries, &metadata, &mut |_, to| match next.next() {
-            Some(job) => copy(file, job, &path, to),
-            None => Ok(()),
+        done.rounded = 0;
+        write_file(&path, &entries, &metadata, &mut |_, to| {
+            if let Some(job) = next.next() {
+                done.rounded += copy(file, job, dtype, &path, to)?;
+            }
+            Ok(())
         })?;
         done.bytes = std::fs::metadata(&path).map_err(|e| Error::io("read", &path, &e))?.len();
         let files = [
@@ -268,8 +306,14 @@ fn gguf_name(name: &str) -> Option<String> {
     Some(format!("blk.{layer}.{module}.{tail}"))
 }
 
-/// Writes a tensor as bf16.
-fn copy(file: &Gguf, job: &Job<'_>, path: &Path, to: &mut dyn Write) -> Result<()> {
+/// Writes a tensor as `dtype`; returns how many of its numbers that rounds.
+fn copy(
+    file: &Gguf,
+    job: &Job<'_>,
+    dtype: Dtype,
+    path: &Path,
+    to: &mut dyn Write,
+) -> Result<usize> {
     let Job { from, reorder, .. } = job;
     // A bias of heads is one row, but its elements are what the rows of the matrix are.
     if from.shape.len() == 1 {
@@ -278,11 +322,11 @@ fn copy(file: &Gguf, job: &Job<'_>, path: &Path, to: &mut dyn Write) -> Result<(
         if let Some(d) = *reorder {
             values = (0..values.len()).map(|r| values[source_row(r, d)]).collect();
         }
-        return put(&values, from, path, to);
+        return put(&values, from, dtype, path, to);
     }
     let row = from.row();
     let mut values = vec![0.0; row * (CHUNK / row).max(1).min(from.rows())];
-    let mut r = 0;
+    let (mut r, mut rounded) = (0, 0);
     while r < from.rows() {
         let mut filled = 0;
         for out in values.chunks_exact_mut(row).take(from.rows() - r) {
@@ -290,9 +334,9 @@ fn copy(file: &Gguf, job: &Job<'_>, path: &Path, to: &mut dyn Write) -> Result<(
             filled += row;
             r += 1;
         }
-        put(&values[..filled], from, path, to)?;
+        rounded += put(&values[..filled], from, dtype, path, to)?;
     }
-    Ok(())
+    Ok(rounded)
 }
 
 /// Returns where row `r` of a reordered matrix is in the file, for heads of `d` rows.
@@ -301,15 +345,33 @@ fn source_row(r: usize, d: usize) -> usize {
     head * d + 2 * (within % half) + within / half
 }
 
-fn put(values: &[f32], from: &Tensor, path: &Path, to: &mut dyn Write) -> Result<()> {
-    if let Some(x) = values.iter().find(|x| !half::bf16::from_f32(**x).is_finite()) {
-        return Err(Error::model(format!(
-            "tensor {}: holds {x}, wanted a finite number within bf16",
+/// Writes numbers as `dtype`; returns how many of them that rounds.
+fn put(
+    values: &[f32],
+    from: &Tensor,
+    dtype: Dtype,
+    path: &Path,
+    to: &mut dyn Write,
+) -> Result<usize> {
+    let stored = |x: f32| match dtype {
+        Dtype::F16 => half::f16::from_f32(x).to_f32(),
+        Dtype::Bf16 => half::bf16::from_f32(x).to_f32(),
+        _ => x,
+    };
+    if let Some(x) = values.iter().find(|x| !stored(**x).is_finite()) {
+        let error = Error::model(format!(
+            "tensor {}: holds {x}, wanted a finite number within {dtype}",
             show(&from.name)
-        ))
-        .hint("the file is damaged; copy or download it again"));
+        ));
+        return Err(error.hint(if x.is_finite() {
+            "--dtype f32 has the range for it"
+        } else {
+            "the file is damaged; copy or download it again"
+        }));
     }
-    write_f32_as(Dtype::Bf16, values, to).map_err(|e| Error::io("write", path, &e))
+    let rounded = values.iter().filter(|x| stored(**x) != **x).count();
+    write_f32_as(dtype, values, to).map_err(|e| Error::io("write", path, &e))?;
+    Ok(rounded)
 }
 
 #[cfg(test)]
