@@ -11,8 +11,10 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::cache::{ContentHash, Header, Stored, VERSION, Writer, halves, whole};
 use super::chunk::{Chunking, Cutter, Rows};
+use super::document::Document;
+use super::records;
 use super::report::Report;
-use super::source::{self, Document, Format};
+use super::source::{self, Format};
 use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 
@@ -292,7 +294,7 @@ impl Job<'_> {
             return Ok(header.key == halves(self.key(whole(header.source_hash), VERSION)));
         }
         let hash = File::open(self.source)
-            .and_then(source::hash)
+            .and_then(records::hash)
             .map_err(|e| Error::io("read", self.source, &e))?;
         let current = header.key == halves(self.key(hash, VERSION));
         if current && stamp.time != 0 {

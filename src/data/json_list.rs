@@ -7,7 +7,8 @@ use std::io::{BufRead, Read};
 use serde::de::{Deserializer as _, SeqAccess, Visitor};
 use serde_json::Value;
 
-use super::source::{LONGEST_RECORD, Records, not_json};
+use super::json::not_json;
+use super::records::{LONGEST_RECORD, Records};
 use crate::error::{Error, Result};
 
 /// Hands the records of a .json file on one by one.

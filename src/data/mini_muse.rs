@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::Tokenizer;
-use super::record::kind;
+use super::json::kind;
 use crate::error::{Error, Result};
 
 /// The corpora of MUSE.

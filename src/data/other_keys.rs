@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 
-use super::record::{kind, shortened};
+use super::json::{kind, shortened};
 use crate::error::{Error, Result};
 
 /// Keys of chats, packed sequences and inputs that are not tokens.

@@ -6,7 +6,7 @@ use std::io::Seek;
 
 use serde_json::Value;
 
-use super::source::{Records, Summary, hash};
+use super::records::{Records, Summary, hash};
 use crate::error::{Error, Result};
 
 /// Hands all rows of `file` to `records`; an error names the number of the row, from 1.

@@ -4,8 +4,9 @@ use std::fmt;
 
 use serde_json::Value;
 
+use super::document::Document;
+use super::json::{kind, shortened};
 use super::other_keys;
-use super::source::Document;
 use crate::error::{Error, Result};
 
 /// Which keys a record has; one file must not mix them.
@@ -123,14 +124,6 @@ fn missing_keys(map: &serde_json::Map<String, Value>) -> Error {
     }
 }
 
-pub(super) fn shortened(key: &str) -> String {
-    const LONGEST: usize = 40;
-    match key.char_indices().nth(LONGEST) {
-        Some((at, _)) => format!("{}...", &key[..at]),
-        None => key.to_owned(),
-    }
-}
-
 fn string(map: &mut serde_json::Map<String, Value>, key: &str) -> Result<String> {
     match map.get_mut(key).map(Value::take) {
         Some(Value::String(text)) => Ok(text),
@@ -161,16 +154,4 @@ fn input_ids(value: Option<&Value>, vocab_size: usize) -> Result<Vec<u32>> {
         }
     };
     list.iter().enumerate().map(id).collect()
-}
-
-/// Names the JSON type of `value` with its article.
-pub(super) fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }

@@ -13,74 +13,23 @@
 //! `input_ids` are used as they are: no special tokens, no truncation. Other keys of an object that would change what is
 //! trained, such as `labels` or a loss mask, are refused; the rest is ignored and counted in the [`Report`].
 
-use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::rc::Rc;
 
 use serde_json::Value;
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use xxhash_rust::xxh3::Xxh3;
 
+use super::document::Document;
+use super::json::{kind, not_json};
 use super::json_list::json_list;
-use super::record::{self, Record, Shape, kind};
-use super::report::{MOST_KEYS, Report};
+use super::records::{LONGEST_RECORD, Records, Summary};
 use crate::error::{Error, Result};
 
-/// The longest record of a .jsonl or .json file, in bytes: far above a book, far below what fills a memory.
-pub const LONGEST_RECORD: usize = 16 << 20;
 /// The longest .txt file, in bytes.
 pub const LONGEST_TEXT: usize = 256 << 20;
-
-/// One document before tokenisation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Document {
-    /// Text to be tokenised.
-    Text(String),
-    /// A question and its answer, which make one text.
-    Question {
-        /// The question.
-        question: String,
-        /// The answer.
-        answer: String,
-    },
-    /// Ids to be used as they are.
-    Ids(Vec<u32>),
-}
-
-impl Document {
-    /// Returns the text, in the form in which it is trained on; `None` for ids.
-    pub fn text(&self) -> Option<Cow<'_, str>> {
-        match self {
-            Self::Text(text) => Some(Cow::Borrowed(text)),
-            Self::Question { question, answer } => {
-                Some(Cow::Owned(format!("Question: {question}\nAnswer: {answer}")))
-            }
-            Self::Ids(_) => None,
-        }
-    }
-
-    /// Returns the text that a model continues: a question without its answer, and without the blank before it, which
-    /// most tokenizers make a part of the answer's first token; `None` for ids.
-    pub fn prompt(&self) -> Option<Cow<'_, str>> {
-        match self {
-            Self::Question { question, .. } => {
-                Some(Cow::Owned(format!("Question: {question}\nAnswer:")))
-            }
-            _ => self.text(),
-        }
-    }
-
-    /// Returns a hash that is equal for equal documents.
-    fn hash(&self) -> u64 {
-        match self {
-            Self::Ids(ids) => xxh3_64(bytemuck::cast_slice(ids)),
-            _ => xxh3_64(self.text().unwrap_or_default().as_bytes()),
-        }
-    }
-}
 
 /// The format of a source file, known by its extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,17 +67,6 @@ impl Format {
             .hint("rename the file to say what it holds")),
         }
     }
-}
-
-/// What a whole read saw.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Summary {
-    /// Records and oddities, as far as they show before tokenisation.
-    pub report: Report,
-    /// The xxh3-128 hash of the file's bytes.
-    pub hash: u128,
-    /// The file's length in bytes.
-    pub bytes: u64,
 }
 
 /// Opens a source file for [`read`], with the errors a user can act on.
@@ -206,20 +144,6 @@ pub fn read_file(
     }
 }
 
-/// Hashes a whole file: the hash of [`Summary`] without the parsing.
-pub fn hash(mut reader: impl Read) -> std::io::Result<u128> {
-    let mut hash = Xxh3::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match reader.read(&mut buffer) {
-            Ok(0) => return Ok(hash.digest128()),
-            Ok(n) => hash.update(&buffer[..n]),
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-}
-
 /// Hashes and counts what is read through it, so that the hash is that of the very bytes that were parsed.
 struct Hashing<R> {
     inner: R,
@@ -244,78 +168,6 @@ fn skip_byte_order_mark(input: &mut impl BufRead) -> std::io::Result<bool> {
         input.consume(MARK.len());
     }
     Ok(found)
-}
-
-/// What is done with each record.
-pub(super) struct Records<'a> {
-    name: &'a str,
-    vocab_size: usize,
-    sink: &'a mut dyn FnMut(Document) -> Result<()>,
-    first: Option<(Shape, u64)>,
-    /// Hashes of the documents so far.
-    seen: HashSet<u64>,
-    report: Report,
-}
-
-impl<'a> Records<'a> {
-    pub(super) fn new(
-        name: &'a str,
-        vocab_size: usize,
-        sink: &'a mut dyn FnMut(Document) -> Result<()>,
-    ) -> Self {
-        let (first, seen, report) = (None, HashSet::new(), Report::default());
-        Self { name, vocab_size, sink, first, seen, report }
-    }
-
-    /// Ends the reading of a file of that hash and length.
-    ///
-    /// Errors: `Kind::Data` where there was no record.
-    pub(super) fn finish(self, hash: u128, bytes: u64) -> Result<Summary> {
-        if self.report.records == 0 {
-            let what = if bytes == 0 { "the file is empty" } else { "no documents in the file" };
-            return Err(Error::data(format!(
-                "{}: {what}, wanted at least one document",
-                self.name
-            ))
-            .hint("check that the export that wrote it finished"));
-        }
-        Ok(Summary { report: self.report, hash, bytes })
-    }
-
-    pub(super) fn add_value(&mut self, value: Value, line: u64) -> Result<()> {
-        let Record { shape, document, ignored } =
-            record::read(value, self.vocab_size).map_err(|e| self.place(e, line))?;
-        for key in ignored {
-            let keys = &mut self.report.ignored_keys;
-            if keys.len() < MOST_KEYS || keys.contains_key(&key) {
-                *keys.entry(key).or_default() += 1;
-            }
-        }
-        match self.first {
-            None => self.first = Some((shape, line)),
-            Some((first, at)) if first != shape => {
-                let e = Error::data(format!("record has {shape}, wanted {first} as in line {at}"))
-                    .hint("keep one kind of record per file");
-                return Err(self.place(e, line));
-            }
-            Some(_) => {}
-        }
-        self.add(document)
-    }
-
-    fn add(&mut self, document: Document) -> Result<()> {
-        self.report.records += 1;
-        if matches!(&document, Document::Text(text) if text.is_empty()) {
-            self.report.empty_texts += 1;
-        } else {
-            self.report.duplicates += u64::from(!self.seen.insert(document.hash()));
-        }
-        (self.sink)(document)
-    }
-
-    pub(super) fn place(&self, e: Error, line: u64) -> Error {
-        e.at(format_args!("{}:{line}", self.name))
-    }
 }
 
 fn json_lines(input: &mut impl BufRead, records: &mut Records<'_>) -> Result<()> {
@@ -390,13 +242,6 @@ fn not_utf8(column: usize) -> Error {
         .hint("convert the file to UTF-8, for example with iconv -t utf-8")
 }
 
-pub(super) fn not_json(e: &serde_json::Error) -> Error {
-    let text = e.to_string();
-    // The line that serde_json names counts from where it began, which is not always the file's start.
-    let what = text.split(" at line ").next().unwrap_or_default();
-    Error::data(format!("not valid JSON at column {}: {what}", e.column()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -410,7 +255,7 @@ mod tests {
         })?;
         assert_eq!(summary.report.records, documents.len() as u64);
         assert_eq!(summary.bytes, bytes.len() as u64);
-        assert_eq!(summary.hash, hash(bytes).unwrap());
+        assert_eq!(summary.hash, crate::data::records::hash(bytes).unwrap());
         Ok((documents, summary))
     }
 

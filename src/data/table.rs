@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::record::kind;
+use super::json::kind;
 use crate::error::{Error, Result};
 
 /// The endings of files that can be read, in the order in which [`Table::find`] looks for them.

@@ -11,7 +11,7 @@ use serde_json::Value;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::Outcome;
-use crate::data::source;
+use crate::data::records;
 use crate::error::{Error, Result};
 use crate::io::atomic::write_file_atomic;
 use crate::run::Folder;
@@ -137,7 +137,7 @@ pub fn model_hash(folder: &Folder) -> Result<String> {
     let shards = folder.weights.shards().map(|(file, ..)| file);
     for name in SETTINGS.into_iter().chain(shards) {
         let path = folder.dir.join(name);
-        let one = match File::open(&path).and_then(source::hash) {
+        let one = match File::open(&path).and_then(records::hash) {
             Ok(one) => one,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && SETTINGS.contains(&name) => {
                 continue;
