@@ -21,8 +21,8 @@ pub use buffer::scan_bytes;
 pub use buffer::{Act, Grad, Pack, Stat, Weight};
 pub use ops::dynamic_shared;
 pub use ops::head::chunk_rows;
-pub use ops::linear::Tile;
 pub use ops::parts::{BYTES as PARTS_BYTES, count as parts};
+pub use ops::tile::Tile;
 pub use state::Param;
 pub use sweep::Tally;
 

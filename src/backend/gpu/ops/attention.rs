@@ -2,6 +2,7 @@
 //! hopper/attention*.cu for those of width 64 and 128 on compute capability 9.0.
 
 use super::hopper;
+use super::tile::{HOPPER_THREADS, has_hopper};
 use crate::backend::gpu::buffer::ATTENTION_ROWS;
 use crate::backend::gpu::driver::{Args, Matrix};
 use crate::backend::gpu::{Act, Gpu, Pack, Precision, Stat, blocks};
@@ -126,7 +127,7 @@ fn turns(d: usize, [forward, dq, dkv]: [&'static str; 3]) -> Plan {
         forward: kernel(forward, rows(5 * 128), 4),
         dq: kernel(dq, rows(6 * 128), 2),
         dkv: kernel(dkv, rows(2 * 128 + 6 * 64) + 3 * 8 * 64, 3),
-        threads: hopper::THREADS,
+        threads: HOPPER_THREADS,
         blocks: Blocks::Turns,
         any_width: false,
         capped: false,
@@ -234,7 +235,7 @@ pub(super) fn window(heads: Heads) -> u32 {
 }
 
 fn planned(gpu: &Gpu, heads: Heads) -> Option<Plan> {
-    let plan = plan(hopper::serves(gpu), gpu.precision(), heads.d, heads.cap.is_some());
+    let plan = plan(has_hopper(gpu), gpu.precision(), heads.d, heads.cap.is_some());
     if plan.is_none() {
         gpu.refuse(format!(
             "attention: heads of width {}, at most {MAX_WIDTH} are possible",

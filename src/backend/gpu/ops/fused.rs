@@ -2,8 +2,9 @@
 //! in kernels/hopper/.
 
 use super::hopper::{self, Operand, result};
-use super::linear::{self, Tile, kernel_of_tile, packed, plan};
+use super::linear;
 use super::skinny::{self, Skinny, kernel_of_skinny};
+use super::tile::{Tile, hopper_tiles, kernel_of_tile, packed, plan};
 use crate::backend::gpu::driver::{Args, Matrix};
 use crate::backend::gpu::{Act, Gpu, Pack, Precision, Weight, blocks};
 use crate::ops::{Direction, Heads, RopeTable};
@@ -135,7 +136,7 @@ pub(in crate::backend::gpu) fn swiglu(
         let out = result(y.at, (n, f), f, false);
         // What is not stored need not be there.
         let [gate, up] = if keep { halves(gate_up, n, f) } else { [out, out] };
-        let count = hopper::tiles((height, width / 2), n, f);
+        let count = hopper_tiles((height, width / 2), n, f);
         let (bias, flags) = (bias.map_or(0, |bias| bias.at), if keep { 0 } else { DROPPED });
         return hopper::launch(gpu, name, (tile, count), [a, b], &[gate, up, out], |args| {
             args.ptr(bias).u32(n as u32).u32(f as u32).u32(c as u32).u32(flags)

@@ -2,8 +2,10 @@
 
 use std::sync::PoisonError;
 
+use super::gemm::{Gemm, Layout, Out};
 use super::hopper::{self, Operand};
-use super::linear::{self, Gemm, Layout, Out, Tile, gemm, packed, plan as tile_of};
+use super::linear::{self, gemm};
+use super::tile::{Tile, packed, plan as tile_of};
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Grad, Pack, Precision, Stat, Weight, blocks};
 use crate::error::Result;

@@ -1,36 +1,15 @@
-//! Products on compute capability 9.0: kernels/hopper/gemm.cuh and its instances. linear.rs says which products.
+//! Products on compute capability 9.0: kernels/hopper/gemm.cuh and its instances. tile.rs says which products.
 
-use super::linear::{Gemm, Layout, Tile, kernel_of_tile};
+use super::gemm::{Gemm, Layout};
 use super::parts::Parts;
+use super::tile::{CLUSTER, HOPPER_THREADS, Tile, kernel_of_tile};
+use crate::backend::gpu::Gpu;
 use crate::backend::gpu::driver::{Args, Matrix};
-use crate::backend::gpu::{Gpu, Precision, blocks};
-
-/// Blocks that share the columns of a tile: `kCluster` of gemm.cuh.
-pub(super) const CLUSTER: usize = 2;
-/// Threads of a block: one warpgroup that moves and two that multiply.
-pub(super) const THREADS: u32 = 384;
-/// Boxes of the result that each of two warpgroups owns: `kSlots` of gemm.cuh.
-const SLOTS: u32 = 5;
-/// Bytes of a box of 64 rows.
-const BOX: u32 = 64 * Matrix::BOX_BYTES;
 
 /// Flag of kernels/hopper/gemm_sm90.cu: C is fp32.
 const WIDE: u32 = 1;
 /// Flag of kernels/hopper/gemm_sm90.cu: the addend is added.
 const ADDS: u32 = 2;
-
-/// Tells whether the device has the instructions and the kernels are for its precision.
-pub(super) fn serves(gpu: &Gpu) -> bool {
-    gpu.precision() == Precision::Bf16 && gpu.driver.identity().capability == (9, 0)
-}
-
-/// Returns the shared memory of a block in bytes: stages of 128 bytes for each row and column, the boxes of the
-/// result, barriers, and what aligning to 1024 may take.
-pub(super) fn shared((rows, columns): (usize, usize)) -> u32 {
-    let stages = if columns == 256 { 3 } else { 4 };
-    let operands = stages * Matrix::BOX_BYTES * (rows + columns) as u32;
-    1024 + operands + 2 * SLOTS * BOX + 8 * (2 * stages + 4 * SLOTS)
-}
 
 /// Returns how many blocks take turns at `tiles` tiles: whole clusters, one block a processor.
 fn grid(processors: u32, tiles: u32) -> u32 {
@@ -80,7 +59,7 @@ pub(super) fn launch(
     let operands = [a.matrix(rows), b.matrix(columns / 2)];
     let Some(args) = maps(gpu, operands.iter().chain(results)) else { return };
     let grid = grid(gpu.driver.identity().processors, count);
-    gpu.launch(kernel, [grid, 1, 1], THREADS, tile.shared(), rest(args));
+    gpu.launch(kernel, [grid, 1, 1], HOPPER_THREADS, tile.shared(), rest(args));
 }
 
 /// Begins a kernel's arguments with the maps of its matrices; keeps the driver's error where it has one.
@@ -141,11 +120,6 @@ pub(super) fn scans(tiles: u32) -> u32 {
     8 * tiles
 }
 
-/// Returns how many tiles of `rows` x `columns` whole clusters need for `m` x `n`.
-pub(super) fn tiles((rows, columns): (usize, usize), m: usize, n: usize) -> u32 {
-    blocks(m, rows * CLUSTER) * CLUSTER as u32 * blocks(n, columns)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,14 +130,6 @@ mod tests {
         assert_eq!(grid(131, 1000) as usize, 131 / CLUSTER * CLUSTER);
         assert_eq!(grid(132, 6), 6);
         assert_eq!(grid(1, 6) as usize, CLUSTER);
-    }
-
-    #[test]
-    fn a_block_fits_its_processor() {
-        for size in [(128, 256), (128, 128)] {
-            assert!(shared(size) <= 232_448, "{size:?}");
-        }
-        assert_eq!(shared((128, 256)), 1024 + 3 * 48 * 1024 + 10 * 8192 + 8 * 26);
     }
 
     #[test]

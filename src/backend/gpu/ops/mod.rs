@@ -6,6 +6,7 @@ pub(super) mod choose;
 mod columns;
 pub(super) mod embed;
 pub(super) mod fused;
+mod gemm;
 pub(super) mod generate;
 pub(super) mod head;
 mod hopper;
@@ -18,6 +19,7 @@ pub(super) mod pull;
 pub(super) mod rope;
 mod skinny;
 pub(super) mod swiglu;
+pub(super) mod tile;
 
 /// Returns the most dynamic shared memory that a block of `kernel` is launched with, in bytes; of the attention kernels
 /// for any head width at width `d`.
@@ -25,7 +27,7 @@ pub fn dynamic_shared(kernel: &str, d: usize) -> u32 {
     if kernel == choose::SAMPLE {
         return choose::shared(0.5);
     }
-    let product = skinny::shared(kernel).or_else(|| linear::shared(kernel));
+    let product = skinny::shared(kernel).or_else(|| tile::shared(kernel));
     product.or_else(|| attention::shared(kernel, d)).unwrap_or(0)
 }
 

@@ -1,10 +1,6 @@
 //! Weight gradients of small models: k in parts, so that few tiles keep a whole device busy.
 
-use std::sync::atomic::Ordering;
-
-use super::columns;
-use super::linear::{self, Gemm, Out, Tile};
-use crate::backend::gpu::{Gpu, Grad};
+use super::tile::Tile;
 
 /// Tiles that are enough of them: about one for each processor of a large device. A constant, as the order of a sum
 /// must not depend on the device.
@@ -34,7 +30,7 @@ impl Parts {
     }
 
     /// Cuts an `m` x `n` product in as many parts as fill a large device, as far as `k` allows: by the shape alone.
-    fn of(m: usize, n: usize, k: usize) -> Self {
+    pub(super) fn of(m: usize, n: usize, k: usize) -> Self {
         let tiles = (Tile::HopperMedium.blocks(m, n) as usize).max(1);
         let count = (ENOUGH / tiles).min(k / LEAST_DEPTH).max(1);
         // Whole stages of every kernel.
@@ -51,22 +47,6 @@ impl Parts {
 /// Returns in how many parts the k of an `m` x `n` weight gradient is cut.
 pub fn count(m: usize, n: usize, k: usize) -> usize {
     Parts::of(m, n, k).count
-}
-
-/// Starts a weight gradient: in one product that adds to it (and scans it where it is the last of a step), or in parts that
-/// are then added in order.
-pub(super) fn wgrad(gpu: &Gpu, job: &Gemm, dw: &mut Grad) {
-    let parts = Parts::of(job.m, job.n, job.k);
-    if parts.count == 1 {
-        let job = Gemm { accumulate: gpu.adds(dw), ..*job };
-        let room = if gpu.writes_last() { dw.scans_room() } else { 0 };
-        let scanned = linear::start(gpu, &job, parts, Some((dw.scans, room)));
-        return dw.marks.scanned.store(scanned, Ordering::Relaxed);
-    }
-    // Always as much, so that the scratch grows once.
-    let partial = gpu.scratch(BYTES);
-    linear::start(gpu, &Gemm { c: partial, out: Out::F32, ..*job }, parts, None);
-    columns::sum(gpu, partial, (parts.count, parts.rows * job.n), job.m * job.n, dw);
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::linear::{Gemm, Layout};
+use super::gemm::{Gemm, Layout};
 use crate::backend::gpu::{Gpu, Precision, blocks};
 
 /// Rows up to which weights that stream once cost more than the products with them.
@@ -64,7 +64,7 @@ macro_rules! kernel_of_skinny {
 }
 pub(super) use kernel_of_skinny;
 
-/// Returns the shape for `m` rows of aligned operands; `None` where a tile of linear.rs does better, and outside of
+/// Returns the shape for `m` rows of aligned operands; `None` where a tile of tile.rs does better, and outside of
 /// generation: student and teacher must meet one order of sums however many rows their packs have.
 pub(super) fn plan(gpu: &Gpu, m: usize, aligned: bool) -> Option<Skinny> {
     let wanted = gpu.precision() == Precision::Bf16 && gpu.few_rows.load(Ordering::Relaxed);
