@@ -1,8 +1,9 @@
 //! The products of a layer: forward, input gradient and weight gradient of each linear map, alone and with what
 //! follows them.
 
-use super::floors::{Floor, product};
+use super::floors::{self, Floor};
 use super::lab::Case;
+use super::rival::Product;
 use super::{Lab, Measurement, Preset, fused};
 use crate::backend::gpu::{Act, Grad};
 use crate::error::Result;
@@ -18,6 +19,17 @@ pub(super) enum Pass {
     Input,
     /// `dw += dy^T x`.
     Weight,
+}
+
+impl Pass {
+    /// Returns which operands are stored the other way round than `[m, k] [k, n]`.
+    fn transposed(self) -> [bool; 2] {
+        match self {
+            Self::Forward => [false, true],
+            Self::Input => [false, false],
+            Self::Weight => [true, false],
+        }
+    }
 }
 
 /// A product and what is added to it.
@@ -59,14 +71,14 @@ pub(super) fn run(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
         ] {
             let residual = residual && pass == Pass::Forward;
             let form = Form { pass, residual, few: false };
-            let floor = product(shape, lab.stored(), lab.stored(), form.adds());
+            let floor = floors::product(shape, lab.stored(), lab.stored(), form.adds());
             let name = format!("{} {map} {label}", preset.name);
             lines.push(measure(lab, "gemm", name, shape, form, floor)?);
         }
         // A token of each sequence, as generation has them: the weights' bytes are all that counts.
         let shape = (preset.cached.0, o, i);
         let form = Form { residual, few: true, ..Form::FORWARD };
-        let floor = product(shape, lab.stored(), lab.stored(), residual);
+        let floor = floors::product(shape, lab.stored(), lab.stored(), residual);
         let name = format!("{} {map} decode", preset.name);
         lines.push(measure(lab, "gemm", name, shape, form, floor)?);
     }
@@ -137,9 +149,18 @@ pub(super) fn measure(
             Sink::Grad(grad) => lab.check_grad(&gpu, &name, grad, m * n)?,
         }
     }
-    let rival = lab.rival.time(lab, &gpu, (m, n, k), form, &mut sets, |set| {
+    let product = Product {
+        shape: (m, n, k),
+        transposed: form.pass.transposed(),
+        adds: form.adds(),
+        wide: lab.stored() > 2.0,
+    };
+    let addresses = |set: &Set| {
         let c = set.residual.as_ref().map_or(set.result.address(), Act::address);
         [set.a.address(), set.b.address(), c, set.result.address()]
+    };
+    let rival = lab.rival.time(&product, &mut sets, addresses, &|sets, repeat, run| {
+        lab.laps(&gpu, sets, repeat.unwrap_or(lab.repeat()), run, None)
     })?;
     let shape = format!("{m}x{n}x{k}");
     Ok(lab.record(Case { kind, name, shape, floor }, seconds, rival))

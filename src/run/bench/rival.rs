@@ -2,13 +2,30 @@
 
 use std::sync::Arc;
 
-use super::gemm::Form;
-use super::lab::Lab;
-use crate::backend::gpu::Gpu;
 use crate::backend::gpu::driver::Driver;
 #[cfg(feature = "rivals")]
 use crate::backend::gpu::driver::cublaslt::{CublasLt, Multiply};
 use crate::error::Result;
+
+/// A product `[m, k] [k, n]` that a rival is to compute.
+#[derive(Debug, Clone, Copy)]
+#[cfg_attr(not(feature = "rivals"), expect(dead_code, reason = "only a rival reads it"))]
+pub(super) struct Product {
+    /// m, n, k.
+    pub shape: (usize, usize, usize),
+    /// Which operands are stored the other way round, as `x w^T`, `dy w` and `dy^T x` have them.
+    pub transposed: [bool; 2],
+    /// Whether something is added to it.
+    pub adds: bool,
+    /// fp32 numbers instead of bf16.
+    pub wide: bool,
+}
+
+/// Times a closure on sets in turn: the given number of times, or as often as a result asks for.
+///
+/// Returns the median in seconds.
+pub(super) type Timer<'a, T> =
+    &'a dyn Fn(&mut [T], Option<usize>, &mut dyn FnMut(&mut T) -> Result<()>) -> Result<f64>;
 
 /// The library, or why there is none.
 #[derive(Debug)]
@@ -35,12 +52,10 @@ impl Rival {
 
     pub(super) fn time<T>(
         &self,
-        _: &Lab,
-        _: &Gpu,
-        _: (usize, usize, usize),
-        _: Form,
+        _: &Product,
         _: &mut [T],
         _: impl Fn(&T) -> [u64; 4],
+        _: Timer<'_, T>,
     ) -> Result<Option<f64>> {
         Ok(None)
     }
@@ -60,43 +75,29 @@ impl Rival {
         self.library.as_ref().err().map(|error| error.message().to_owned())
     }
 
-    /// Times the product `[m, k] [k, n]` on the same sets, in the fastest of the ways that the library offers.
+    /// Times a product on the sets, in the fastest of the ways that the library offers.
     ///
     /// `addresses` are those of both operands, of what is added and of the result.
     pub(super) fn time<T>(
         &self,
-        lab: &Lab,
-        gpu: &Gpu,
-        (m, n, k): (usize, usize, usize),
-        form: Form,
+        product: &Product,
         sets: &mut [T],
         addresses: impl Fn(&T) -> [u64; 4],
+        timer: Timer<'_, T>,
     ) -> Result<Option<f64>> {
         let Ok(library) = &self.library else { return Ok(None) };
-        let (transposed, adds) = (form.pass.transposed(), form.adds());
-        let job = Multiply { m, n, k, transposed, adds, wide: lab.stored() > 2.0 };
+        let Product { shape: (m, n, k), transposed, adds, wide } = *product;
+        let job = Multiply { m, n, k, transposed, adds, wide };
         let prepared = library.prepare(&job)?;
         let mut best = None;
         for way in prepared.ways() {
             let mut run = |set: &mut T| prepared.run(&way, addresses(set));
-            let seconds = lab.laps(gpu, sets, Self::TRIALS, &mut run, None)?;
+            let seconds = timer(sets, Some(Self::TRIALS), &mut run)?;
             if best.is_none_or(|(least, _)| seconds < least) {
                 best = Some((seconds, way));
             }
         }
         let Some((_, way)) = best else { return Ok(None) };
-        lab.time(gpu, sets, |set| prepared.run(&way, addresses(set))).map(Some)
-    }
-}
-
-#[cfg(feature = "rivals")]
-impl super::gemm::Pass {
-    /// Tells which operands are stored the other way round, as `x w^T`, `dy w` and `dy^T x` have them.
-    fn transposed(self) -> [bool; 2] {
-        match self {
-            Self::Forward => [false, true],
-            Self::Input => [false, false],
-            Self::Weight => [true, false],
-        }
+        timer(sets, None, &mut |set| prepared.run(&way, addresses(set))).map(Some)
     }
 }
