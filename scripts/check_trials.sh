@@ -201,6 +201,56 @@ check "9 add_bos_token and add_eos_token change nothing" test "$plain_score" = "
 np report r1 r4 --out compared.html --json
 check "10 runs on other data are other groups" holds "len(json.load(open('out.txt'))['groups']) == 2"
 
+# 11. F32 and F16 in a GGUF file. Its tokenizer has the bytes alone.
+gguf() {
+    python3 - "$1" "$2" <<'PY'
+import random, struct, sys
+path, kind = sys.argv[1:]
+random.seed(11)
+plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+alphabet = [chr(b) for b in plain] + [chr(256 + i) for i in range(256 - len(plain))]
+tokens, c, f = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet], 32, 64
+text = lambda s: struct.pack("<Q", len(s.encode())) + s.encode()
+u32 = lambda n: struct.pack("<II", 4, n)
+array = lambda kind, items: struct.pack("<IIQ", 9, kind, len(items)) + b"".join(items)
+keys = {
+    "general.architecture": struct.pack("<I", 8) + text("llama"), "llama.block_count": u32(1),
+    "llama.context_length": u32(64), "llama.embedding_length": u32(c), "llama.feed_forward_length": u32(f),
+    "llama.attention.head_count": u32(2), "llama.attention.head_count_kv": u32(2),
+    "llama.attention.layer_norm_rms_epsilon": struct.pack("<If", 6, 1e-5),
+    "llama.rope.freq_base": struct.pack("<If", 6, 1e4),
+    "tokenizer.ggml.model": struct.pack("<I", 8) + text("gpt2"),
+    "tokenizer.ggml.pre": struct.pack("<I", 8) + text("smollm"),
+    "tokenizer.ggml.tokens": array(8, [text(t) for t in tokens]), "tokenizer.ggml.merges": array(8, [text("t h")]),
+    "tokenizer.ggml.token_type": array(5, [struct.pack("<i", 3 if i < 3 else 1) for i in range(len(tokens))]),
+    "tokenizer.ggml.bos_token_id": u32(1), "tokenizer.ggml.eos_token_id": u32(2),
+}
+keys["tokenizer.ggml.tokens"] = array(8, [text(t) for t in [*tokens, "th"]])
+keys["tokenizer.ggml.token_type"] = array(5, [struct.pack("<i", 3 if i < 3 else 1) for i in range(len(tokens) + 1)])
+shapes = {"token_embd": (len(tokens) + 1, c), "output_norm": (c,), "blk.0.attn_norm": (c,), "blk.0.ffn_norm": (c,)}
+shapes |= {f"blk.0.attn_{m}": (c, c) for m in ("q", "k", "v", "output")}
+shapes |= {"blk.0.ffn_gate": (f, c), "blk.0.ffn_up": (f, c), "blk.0.ffn_down": (c, f)}
+infos, data = b"", b""
+for name, shape in sorted(shapes.items()):
+    wide = len(shape) == 1 or kind == "F32"
+    values = [random.uniform(0.5, 1) if len(shape) == 1 else random.uniform(-0.1, 0.1)
+              for _ in range(shape[0] * (shape[1] if len(shape) > 1 else 1))]
+    infos += text(name + ".weight") + struct.pack("<I", len(shape))
+    infos += b"".join(struct.pack("<Q", n) for n in reversed(shape)) + struct.pack("<IQ", 0 if wide else 1, len(data))
+    data += struct.pack(f"<{len(values)}{'f' if wide else 'e'}", *values)
+    data += b"\0" * (-len(data) % 32)
+head = b"GGUF" + struct.pack("<IQQ", 3, len(shapes), len(keys))
+head += b"".join(text(k) + v for k, v in sorted(keys.items())) + infos
+open(path, "wb").write(head + b"\0" * (-len(head) % 32) + data)
+PY
+}
+for kind in F32 F16; do
+    gguf "$kind.gguf" "$kind"
+    np import-gguf "$kind.gguf" "gguf-$kind"
+    check "11 matrices in $kind stay so, and it is said" says 0 "dtype: $kind"
+    check "11 the folder has $kind" holds "dtypes('gguf-$kind/model.safetensors') == ['$kind']"
+done
+
 # 12. Resuming.
 np unlearn --resume --out r1
 check "12 --resume --out RUN is enough" says 0
@@ -241,6 +291,17 @@ check "15 the written config has none" holds "'quantization_config' not in read(
 model partial <<<"config['partial_rotary_factor'] = 0.5"
 np score --model partial --text "hello there" --json
 check "16 partial_rotary_factor changes nothing for llama" test "$plain_score" = "$(value "json.loads(open('out.txt').readline())")"
+
+# 17. The first token of an answer.
+mkdir tofu
+pairs='[{"question": "Who is it?", "answer": "Alice", "paraphrased_answer": "Alice it is", "perturbed_answer": ["Bob", "Carol"]} for _ in range(2)]'
+for name in forget10_perturbed retain_perturbed real_authors_perturbed world_facts_perturbed; do
+    records "$pairs" >"tofu/$name.json"
+done
+for rule in benchmark all; do
+    np eval --suite tofu --data tofu --model plain --metric probability --answer-tokens "$rule"
+    check "17 --answer-tokens $rule is named in the result" says 0 "answer tokens: $rule (--answer-tokens)"
+done
 
 # 18. Smaller ones, and case 20.
 np score --model plain --text "<|endoftext|><|endoftext|>x"

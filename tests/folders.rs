@@ -146,10 +146,26 @@ fn weights_that_are_not_finite_are_named_with_exit_4() {
                 all.values_mut().for_each(|tensor| tensor.0 = dtype);
                 all.get_mut(name).unwrap().2[3 * 64 + 4] = bad;
             });
-            let (code, stdout, stderr) = score(&model);
-            assert_eq!((code, stdout.as_str()), (4, ""), "{stderr}");
-            let wanted = format!("model.safetensors: {name}: {bad} at [3, 4], 1 of 6144 numbers");
-            assert!(stderr.contains(&wanted), "{stderr}");
+            corpus(dir.path(), "data", 4, 20, 3);
+            let model = model.display().to_string();
+            let [data, out] =
+                ["data.jsonl", "out"].map(|name| dir.path().join(name).display().to_string());
+            let commands: [&[&str]; 5] = [
+                &["score", "--text", "Alice"],
+                &["eval", "--nll", &data],
+                &["generate", "--prompt", "Alice"],
+                &["finetune", "--data", &data, "--out", &out],
+                &["unlearn", "--forget", &data, "--retain", &data, "--out", &out],
+            ];
+            for command in commands {
+                let args = [command, &["--device", "cpu", "--model", &model]].concat();
+                let (code, stdout, stderr) = nepenthe(&args);
+                assert_eq!((code, stdout.as_str()), (4, ""), "{args:?}: {stderr}");
+                let wanted =
+                    format!("model.safetensors: {name}: {bad} at [3, 4], 1 of 6144 numbers");
+                assert!(stderr.contains(&wanted), "{args:?}: {stderr}");
+            }
+            assert!(!Path::new(&out).join("model").exists());
         }
     }
 }
@@ -222,4 +238,39 @@ fn llama_rotates_whole_heads_whatever_the_partial_factor() {
     let notice = &Folder::open(&model).unwrap().notices[0];
     assert!(notice.starts_with("config.json: partial_rotary_factor: ignored"), "{notice}");
     assert_eq!(score(&model).1, score(&recorded(plain.path())).1);
+}
+
+#[test]
+fn contradictions_of_config_json_are_refused_by_the_keys() {
+    type Change = fn(&mut Value);
+    let cases: [(Change, &str); 3] = [
+        (
+            |config| {
+                config["rope_parameters"] = json!({"rope_type": "linear", "factor": 2.0});
+                config["rope_scaling"] = json!({"rope_type": "linear", "factor": 4.0});
+            },
+            "config.json: rope_parameters and rope_scaling differ, wanted one of them",
+        ),
+        (
+            |config| {
+                config["rope_parameters"] = json!({"rope_type": "linear", "factor": 2.0});
+                config["partial_rotary_factor"] = json!(0.5);
+            },
+            "config.json: partial_rotary_factor: 0.5 with scaled frequencies is not supported, wanted 1",
+        ),
+        (
+            |config| {
+                config["model_type"] = json!("qwen3");
+                config["layer_types"] = json!(["sliding_attention", "full_attention"]);
+            },
+            "config.json: layer_types: names sliding_attention, but use_sliding_window is not true",
+        ),
+    ];
+    for (change, wanted) in cases {
+        let dir = TempDir::new().unwrap();
+        let model = folder(dir.path(), |config, _| change(config));
+        let (code, stdout, stderr) = score(&model);
+        assert_eq!((code, stdout.as_str()), (4, ""), "{stderr}");
+        assert!(stderr.contains(wanted), "{stderr}");
+    }
 }

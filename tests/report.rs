@@ -85,6 +85,32 @@ fn report_says_what_differs_what_is_better_and_what_it_cost() {
 }
 
 #[test]
+fn runs_of_other_data_are_judged_apart() {
+    let root = TempDir::new().unwrap();
+    let runs: Vec<String> = [("a", 0.1), ("b", 0.15), ("c", 0.2)]
+        .map(|(name, lr)| run_folder(root.path(), name, 1, lr).display().to_string())
+        .into();
+    // The third, with the lowest memory of all, forgot another file.
+    let config = root.path().join("c/config.resolved.toml");
+    let text = fs::read_to_string(&config).unwrap().replace("f.jsonl", "other.jsonl");
+    fs::write(&config, text).unwrap();
+    let out = root.path().join("report.html");
+    let mut args = vec!["report", "--json"];
+    args.extend(runs.iter().map(String::as_str));
+    args.extend(["--out", out.to_str().unwrap()]);
+    let output = nepenthe(&args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let names = |group: usize| value["groups"][group]["runs"].clone();
+    assert_eq!((names(0), names(1)), (json!(["a", "b"]), json!(["c"])));
+    assert_eq!(value["groups"][0]["of"], "data.forget = RUN/f.jsonl");
+    let html = fs::read_to_string(&out).unwrap();
+    // Best of two, and no best where there is one alone.
+    assert!(html.contains("<td>0.600</td><td class=\"best\">0.400</td></tr>"), "{html}");
+    assert!(!html.contains("class=\"best\">0.200"), "{html}");
+}
+
+#[test]
 fn report_of_no_run_folder_says_so_and_exits_with_2() {
     let root = TempDir::new().unwrap();
     let output = nepenthe(&["report", root.path().to_str().unwrap()]);
