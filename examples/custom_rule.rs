@@ -14,7 +14,7 @@ use nepenthe::run::{Recipe, train};
 use nepenthe::{Error, Result};
 
 pub struct Lion {
-    /// How much of the momentum a step, and the next momentum, keep.
+    /// Momentum coefficients of the step and of the next momentum.
     pub betas: [f32; 2],
     /// Weights shrink by `lr * weight_decay` a step.
     pub weight_decay: f32,

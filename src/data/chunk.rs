@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::tokenizer::Side;
 use crate::error::{Error, Result};
 
-/// What happens to the ids of a document beyond the context.
+/// Treatment of a document's ids beyond the context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -26,7 +26,7 @@ pub struct Rows {
     pub rows: Vec<Vec<u32>>,
     /// Ids that truncation cut away.
     pub cut: usize,
-    /// Whether a row shorter than the context was dropped.
+    /// True if a row shorter than the context was dropped.
     pub dropped: bool,
 }
 

@@ -18,12 +18,12 @@ use super::source::{self, Format};
 use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 
-/// How a source becomes rows, and where they are kept.
+/// Options for turning a source into rows, and the place of their cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CorpusOptions {
     /// The longest row, in tokens, special tokens included; `input_ids` in the source are never cut.
     pub context: usize,
-    /// What happens to longer documents.
+    /// Treatment of longer documents.
     pub chunking: Chunking,
     /// The folder of cache files; `None` means [`default_cache_dir`].
     pub cache_dir: Option<PathBuf>,

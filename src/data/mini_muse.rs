@@ -57,7 +57,7 @@ struct Source {
     knowmem: [(Vec<Value>, Vec<Value>); 2],
 }
 
-/// How the texts of one split overlap with the forget texts, or with others.
+/// Overlap of the texts of one split with the forget texts, or with others.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Overlap {
     /// Texts compared.
@@ -85,7 +85,7 @@ pub struct Split {
     pub bytes: usize,
 }
 
-/// What was built of one corpus.
+/// Summary of what was built from one corpus.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Built {
     /// `news` or `books`.

@@ -9,7 +9,7 @@ use super::json::{kind, shortened};
 use super::other_keys;
 use crate::error::{Error, Result};
 
-/// Which keys a record has; one file must not mix them.
+/// Kind of a record by its keys; a file must not mix kinds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shape {
     Text,

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 /// The longest record of a .jsonl or .json file, in bytes: far above a book, far below what fills a memory.
 pub const LONGEST_RECORD: usize = 16 << 20;
 
-/// What a whole read saw.
+/// Summary of reading a whole source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Summary {
     /// Records and oddities, as far as they show before tokenisation.
@@ -39,7 +39,7 @@ pub fn hash(mut reader: impl Read) -> std::io::Result<u128> {
     }
 }
 
-/// What is done with each record.
+/// Sink for records: checks, counts and hands on each of them.
 pub(super) struct Records<'a> {
     pub name: &'a str,
     vocab_size: usize,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// The most names of ignored keys that a [`Report`] keeps.
 pub(super) const MOST_KEYS: usize = 100;
 
-/// What was read and what was odd about it, in counts; all zero but `records` is the normal case.
+/// Counts of records read and of anything unusual in them; normally all are zero but `records`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Report {
@@ -39,7 +39,7 @@ pub struct Report {
     pub doubled_special: u64,
     /// Keys that were not read, with the number of records that have them; at most [`MOST_KEYS`].
     pub ignored_keys: BTreeMap<String, u64>,
-    /// Whether the rows came from the cache.
+    /// True if the rows came from the cache.
     #[serde(skip)]
     pub from_cache: bool,
     /// Why a cache that existed was not used.

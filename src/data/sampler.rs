@@ -1,11 +1,11 @@
-//! Which documents a step sees: a function of seed, stream name, step and slot, and of nothing else.
+//! Sampling of documents: a function of seed, stream name, step and slot alone.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::rng::Stream;
 
-/// How documents are drawn.
+/// Order in which documents are sampled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

@@ -253,7 +253,7 @@ pub struct Checkpoint {
     dir: PathBuf,
     manifest: Manifest,
     maps: BTreeMap<String, Mmap>,
-    /// What was wrong with each newer checkpoint that [`Checkpoint::latest`] passed over, one line each.
+    /// Faults of newer checkpoints that [`Checkpoint::latest`] skipped, one line each.
     pub skipped: Vec<String>,
 }
 

@@ -8,7 +8,7 @@ use super::svg::{COLORS, standalone, text};
 const WIDTH: f64 = 720.0;
 const TOP: f64 = 36.0;
 const ROW: f64 = 26.0;
-/// What names may take of the width at most.
+/// Maximum width of names.
 const NAMES: f64 = 260.0;
 /// Room for the number beside a bar, on either side.
 const NUMBER: f64 = 76.0;

@@ -1,6 +1,6 @@
-//! Which way a figure is good: told from its name, for the figures of runs and of benchmarks.
+//! Direction in which a metric is good, by its name, for metrics of runs and of benchmarks.
 
-/// What a figure should be.
+/// Desired direction of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// As small as possible.

@@ -39,7 +39,7 @@ td.best{font-weight:700;text-decoration:underline;text-underline-offset:.2em}
 body{max-width:none;padding:0;font-size:11pt}figure,pre,.samples section,tr{break-inside:avoid}.wide{overflow:visible}}
 ";
 
-/// What sets a cell apart from its neighbours.
+/// Highlight of a cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mark {
     /// The cells of its row are not all alike.

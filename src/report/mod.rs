@@ -1,4 +1,4 @@
-//! What a person reads after a run.
+//! Output for people: HTML, SVG, progress, notices, TensorBoard.
 
 pub mod bars;
 pub mod direction;

@@ -13,7 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
 
-/// What the first record says of all that follow.
+/// Version string of the first record.
 const VERSION: &str = "brain.Event:2";
 
 /// The CRC32C (Castagnoli, reflected) of `bytes`, rotated and offset as records store it.

@@ -19,7 +19,7 @@ fn chunk_rows(v: usize) -> usize {
     if v <= SMALL { (SMALL * 32 / v).clamp(16, 256) } else { (CHUNK / v).max(16) }
 }
 
-/// What a row's loss came to.
+/// Loss of one row.
 pub(super) struct RowResult {
     pub nll: f64,
     pub value: f64,
@@ -36,11 +36,11 @@ pub(super) trait RowLoss<T>: Sync {
 /// Buffers and matrices of a sweep.
 pub(super) struct Sweep<'a, T> {
     pub shape: HeadShape,
-    /// What makes the first logits: rows [N, C] and head.
+    /// Inputs of the first logits: hidden states [N, C] and head.
     pub first: (&'a [T], HeadWeight<&'a [T]>),
-    /// What makes the second logits, if any.
+    /// Inputs of the second logits, if any.
     pub second: Option<(&'a [T], HeadWeight<&'a [T]>)>,
-    /// Whether the second logits are taken off the first: done number by number, so that equal products leave
+    /// True if the second logits are subtracted from the first: element by element, so that equal products leave
     /// exactly 0, which one product added to another does not.
     pub subtract: bool,
     /// The student's matrix, for the way back.

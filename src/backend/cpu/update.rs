@@ -35,7 +35,7 @@ impl Element for u16 {
     }
 }
 
-/// What can be cut in two at an index; a slice that is absent (empty) stays so.
+/// A view that can be split at an index; an absent (empty) slice stays absent.
 pub(super) trait Part: Sized + Send {
     /// Cuts at `mid`.
     fn cut(self, mid: usize) -> (Self, Self);
@@ -186,7 +186,7 @@ impl<T: Real> Rule<T> {
     }
 }
 
-/// What is common to both rules and modes.
+/// Scalars common to both rules and all modes.
 #[derive(Clone, Copy)]
 struct Pull<T> {
     clip: T,

@@ -13,7 +13,7 @@ use crate::ops::PackData;
 pub struct Act {
     /// The device address; 0 where `len` is 0.
     pub(super) at: u64,
-    /// How many numbers.
+    /// Number of elements.
     pub(super) len: usize,
 }
 
@@ -34,7 +34,7 @@ impl Act {
 pub struct Stat {
     /// The device address; 0 where `len` is 0.
     pub(super) at: u64,
-    /// How many numbers.
+    /// Number of elements.
     pub(super) len: usize,
 }
 
@@ -58,9 +58,9 @@ impl Weight<'_> {
 pub struct Grad {
     /// The device address; 0 where `len` is 0.
     pub(super) at: u64,
-    /// How many numbers.
+    /// Number of elements.
     pub(super) len: usize,
-    /// Whether they are fp32.
+    /// True if they are fp32.
     pub(super) wide: bool,
     /// Where the partial scans of its norm lie: struct Partial of kernels/common.cuh.
     pub(super) scans: u64,
@@ -77,12 +77,12 @@ pub fn scan_bytes(len: usize) -> u64 {
     PARTIAL * (whole + whole.min(4096))
 }
 
-/// What the memory of a gradient holds.
+/// State of a gradient's memory.
 #[derive(Debug, Default)]
 pub(super) struct GradMarks {
-    /// Whether something was written since it was cleared; until then its memory means nothing.
+    /// True once written since the last clear; until then the memory is undefined.
     pub(super) written: AtomicBool,
-    /// How many partial scans the product left that wrote last; 0 where that did not scan.
+    /// Number of partial scans left by the GEMM that wrote last; 0 if it did not scan.
     pub(super) scanned: AtomicU32,
 }
 
@@ -124,7 +124,7 @@ impl Grad {
 pub struct Pack {
     /// Room, in tokens.
     pub(super) tokens: usize,
-    /// Which of the two that take turns it is, for copies beside the work.
+    /// Index of the copy stream (0 or 1); two alternate so that copies overlap with compute.
     pub(super) lane: usize,
     /// Token ids, u32.
     pub(super) ids: u64,
@@ -134,11 +134,11 @@ pub struct Pack {
     pub(super) targets: u64,
     /// Coefficient of each row, fp32.
     pub(super) coefs: u64,
-    /// What each row's value counts, fp32.
+    /// Weight of each row's value, fp32.
     pub(super) shares: u64,
-    /// What each row's NLL and hit count, fp32.
+    /// Weight of each row's NLL and hit, fp32.
     pub(super) monitors: u64,
-    /// What the sum over each document's targets is divided by, u32.
+    /// Divisor of the sum over each document's targets, u32.
     pub(super) spans: u64,
     /// First row of each document and N at the end, u32, `tokens + 1` entries of room.
     pub(super) starts: u64,
@@ -146,7 +146,7 @@ pub struct Pack {
     pub(super) slots: u64,
     /// Blocks of attention rows: document's first row, its end, the block's first row, 0; u32 x 4.
     pub(super) blocks: u64,
-    /// How many blocks there are now.
+    /// Current number of blocks.
     pub(super) block_count: usize,
     /// Rows sorted by id, rows of equal id in their order, u32.
     pub(super) order: u64,
@@ -154,7 +154,7 @@ pub struct Pack {
     pub(super) groups: u64,
     /// Positions that angles are needed for: one more than the last one; 0 where there is no token.
     pub(super) reach: usize,
-    /// What the host handed over.
+    /// Host copy of the packed batch.
     pub(super) data: PackData,
 }
 

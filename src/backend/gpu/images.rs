@@ -10,11 +10,11 @@ pub struct Image {
     pub file: &'static str,
     /// The fatbin, aligned to 16 bytes.
     pub fatbin: &'static [u8],
-    /// Whether only a device of compute capability 9.0 can load it.
+    /// True if only a device of compute capability 9.0 can load it.
     pub hopper: bool,
     /// The entry points, in the order of their names.
     pub kernels: &'static [Kernel],
-    /// What ptxas said: registers, shared memory and spills of each kernel and architecture.
+    /// Output of ptxas: registers, shared memory and spills of each kernel and architecture.
     pub log: &'static str,
 }
 
@@ -25,9 +25,9 @@ pub struct Kernel {
     pub name: &'static str,
     /// The most threads of a block, by its launch bounds; 0 for none.
     pub threads: u32,
-    /// Whether it uses dynamic shared memory.
+    /// True if it uses dynamic shared memory.
     pub dynamic: bool,
-    /// Whether its code for sm_90a waits for the kernels before it by itself, so that it may start ahead of their end.
+    /// True if its sm_90a code waits for earlier kernels itself, so that it may be launched before they end.
     pub waits: bool,
 }
 

@@ -31,7 +31,7 @@ use crate::ops::{Compute, Ops};
 use arena::Arena;
 use driver::{Args, Driver, Launch};
 
-/// What activations, and weights as the kernels read them, are stored in. Sums are fp32 in both.
+/// Storage format of activations, and of weights as kernels read them. Sums are fp32 in both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
     /// bf16 storage, bf16 tensor cores.
@@ -72,7 +72,7 @@ pub struct Gpu {
     /// Packs made so far: they take turns.
     packs: AtomicUsize,
     tile: Mutex<Option<Tile>>,
-    /// Whether rows are single tokens of generation.
+    /// True if rows are single tokens of generation.
     few_rows: AtomicBool,
     failure: Mutex<Option<Error>>,
 }

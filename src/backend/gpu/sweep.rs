@@ -26,9 +26,9 @@ const RECORDINGS: usize = 32;
 #[derive(Debug)]
 struct Flag {
     marks: Arc<GradMarks>,
-    /// Whether it had been written before the work.
+    /// True if it had been written before the work.
     before: bool,
-    /// How many partial scans the work leaves.
+    /// Number of partial scans that the work leaves.
     scanned: u32,
 }
 
@@ -40,7 +40,7 @@ struct Recording {
     flags: Vec<Flag>,
 }
 
-/// What was recorded, by key.
+/// Recorded graphs, by key.
 #[derive(Debug, Default)]
 pub(super) struct Recordings {
     known: Mutex<HashMap<String, Vec<Recording>>>,
@@ -48,7 +48,7 @@ pub(super) struct Recordings {
     flags: Mutex<Option<Vec<Flag>>>,
     replays: AtomicU64,
     off: AtomicBool,
-    /// Whether the gradients that are written now are the last of their step.
+    /// True while the last gradients of a step are written.
     last: AtomicBool,
 }
 

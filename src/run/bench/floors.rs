@@ -1,4 +1,4 @@
-//! What an op cannot do without: operations of its products, and bytes that must come from memory or go there.
+//! Floors of an op: FLOPs of its GEMMs, and bytes that must be read from or written to memory.
 //!
 //! Counted from the shape alone. Operands count once, however often a kernel reads them; what a kernel keeps for
 //! itself on the way (chunks of logits, partial sums) does not count. `stored` is the bytes of a stored number.

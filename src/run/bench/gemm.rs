@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::ops::Compute;
 use crate::run::conformance::grad;
 
-/// What a linear map's product is for.
+/// Purpose of a linear map's GEMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pass {
     /// `y = x w^T`.

@@ -22,7 +22,7 @@ const LEAD: u64 = 1 << 30;
 /// Laps that the host can start in the time that [`LEAD`] takes.
 const LEAD_LAPS: usize = 50;
 
-/// What is done with one set of operands.
+/// Work on one set of operands.
 pub(super) type OnSet<'a, T> = &'a mut dyn FnMut(&mut T) -> Result<()>;
 
 /// A device at measurement.
@@ -32,14 +32,14 @@ pub struct Lab {
     precision: Precision,
     repeat: usize,
     origin: Origin,
-    /// Who else multiplies matrices here.
+    /// Competing GEMM library.
     pub(super) rival: Rival,
-    /// What the device can do; unknown (0) until it was measured.
+    /// Measured peak rates of the device; 0 until measured.
     pub(super) roofs: Roofs,
     drawn: Cell<u64>,
 }
 
-/// What was measured, but for its time.
+/// A measured case without its time.
 #[derive(Debug)]
 pub(super) struct Case {
     /// The family.
@@ -48,7 +48,7 @@ pub(super) struct Case {
     pub name: String,
     /// The sizes.
     pub shape: String,
-    /// What it cannot do without.
+    /// Its FLOP and byte floor.
     pub floor: Floor,
 }
 

@@ -37,11 +37,11 @@ pub struct Measurement {
     pub name: String,
     /// The op's sizes, in the order that docs/bench.md gives for its family.
     pub shape: String,
-    /// What the op's operands are stored in.
+    /// Number format of the op's operands.
     pub dtype: &'static str,
     /// Median of the repetitions, microseconds.
     pub median_us: f64,
-    /// What was done in a second.
+    /// Work per second.
     pub rate: f64,
     /// The unit of every rate here.
     pub unit: &'static str,
@@ -49,7 +49,7 @@ pub struct Measurement {
     pub roof: Option<f64>,
     /// The rate over the roof.
     pub roof_share: Option<f64>,
-    /// Who else can do this.
+    /// Name of the competing library, if any.
     pub rival: Option<&'static str>,
     /// The rival's rate, measured beside ours on the same operands.
     pub rival_rate: Option<f64>,
@@ -92,13 +92,13 @@ impl Origin {
 /// The memory of a whole step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Memory {
-    /// What the run's buffers took of the device, in bytes; none is given back before the end.
+    /// Device memory allocated by the run, in bytes; nothing is freed before the end.
     pub peak_bytes: u64,
-    /// What the plan says they take.
+    /// Device memory according to the plan, in bytes.
     pub planned_bytes: u64,
 }
 
-/// What the device can do at best.
+/// Peak rates of the device.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Roofs {
     /// Floating-point operations of a matrix product, per second.
@@ -127,7 +127,7 @@ pub const FAMILIES: &[Family] = &[
     ("step", step::run),
 ];
 
-/// What happens in a run.
+/// Event of a run.
 #[derive(Debug)]
 pub enum Event<'a> {
     /// A family begins at the shapes of a model.

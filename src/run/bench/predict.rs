@@ -1,4 +1,4 @@
-//! What an H100 should make of every measurement, before one has: a model of each kernel, to be confirmed or refuted.
+//! Predicted results of every measurement on an H100: a model of each kernel, to be confirmed or refuted.
 //!
 //! A prediction is the time that the kernel's design allows: cycles of the tensor pipe for whole tiles and whole rounds
 //! of blocks, bytes at a share of a copy's rate, and what a launch costs. The constants are assumptions; each says
@@ -42,15 +42,15 @@ pub struct Prediction {
     pub kind: &'static str,
     /// Model and op.
     pub name: String,
-    /// What the op cannot do without; of a whole step or generation, the sum of its parts.
+    /// FLOP and byte floor of the op; for a whole step or generation, the sum over its parts.
     pub floor: Floor,
     /// The seconds below which it cannot be done with [`ROOFS`].
     pub floor_seconds: f64,
     /// The seconds that it should take.
     pub seconds: f64,
-    /// What it counts: operations, bytes or tokens.
+    /// Amount of work: operations, bytes or tokens.
     pub amount: f64,
-    /// Whether these are tokens.
+    /// True if the unit is tokens.
     pub tokens: bool,
 }
 

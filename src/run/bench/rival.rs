@@ -1,4 +1,4 @@
-//! Who else multiplies matrices on this device: cuBLASLt, with the feature `rivals` and where its library is found.
+//! A competing GEMM library on this device: cuBLASLt, with the feature `rivals` and where its library is found.
 
 use std::sync::Arc;
 
@@ -13,9 +13,9 @@ use crate::error::Result;
 pub(super) struct Product {
     /// m, n, k.
     pub shape: (usize, usize, usize),
-    /// Which operands are stored the other way round, as `x w^T`, `dy w` and `dy^T x` have them.
+    /// Flags for operands stored transposed, as in `x w^T`, `dy w` and `dy^T x`.
     pub transposed: [bool; 2],
-    /// Whether something is added to it.
+    /// True if the result is added to something.
     pub adds: bool,
     /// fp32 numbers instead of bf16.
     pub wide: bool,

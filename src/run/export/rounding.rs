@@ -1,4 +1,4 @@
-//! What a written model's numbers are stored in, and how they get there.
+//! Storage dtype of a written model, and rounding to it.
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ pub enum SaveDtype {
     F32,
 }
 
-/// How numbers become 16 bits long.
+/// Rounding of numbers to 16 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SaveRounding {
@@ -30,7 +30,7 @@ pub enum SaveRounding {
     Nearest,
 }
 
-/// How the numbers of a model are written.
+/// Dtype and rounding of a written model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Save {
     /// In what,
@@ -95,7 +95,7 @@ impl Save {
 /// Numbers whose sums are made one by one: so threads share the work, and the digits do not depend on them.
 const PIECE: usize = 1 << 16;
 
-/// What rounding to 16 bits left of the change from the source of a written folder.
+/// Share of the change from the source that is left after rounding to 16 bits.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Kept {
     /// Squared length of the change before it was rounded, over the tensors that are written in 16 bits.

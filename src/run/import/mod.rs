@@ -41,7 +41,7 @@ const FILES: [&str; 6] = [
 /// Elements that are converted at a time, unless a row is longer.
 const CHUNK: usize = 1 << 16;
 
-/// What was imported.
+/// Summary of an import.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Imported {
     /// The architecture, in the words of config.json.
@@ -52,17 +52,17 @@ pub struct Imported {
     pub layers: usize,
     /// Number of tensors written.
     pub tensors: usize,
-    /// Whether the head is the embedding matrix.
+    /// True if the head is the embedding matrix.
     pub tied: bool,
     /// The dtype of every tensor written.
     pub dtype: Dtype,
     /// Number of parameters that changed when they were rounded to `dtype`.
     pub rounded: usize,
-    /// How many tensors of the file have each number format.
+    /// Number of tensors of the file by number format.
     pub formats: BTreeMap<String, usize>,
     /// Number of tokens.
     pub tokens: usize,
-    /// How text is split before BPE, in the words of `tokenizer.ggml.pre`.
+    /// Pre-tokenizer, as `tokenizer.ggml.pre` names it.
     pub pre_tokenizer: String,
     /// Bytes of the weights file.
     pub bytes: u64,

@@ -11,7 +11,7 @@ use crate::io::gguf::show;
 /// The pre-tokenizers that can be imported: values of `tokenizer.ggml.pre`.
 const PRE: [&str; 4] = ["smollm", "llama-bpe", "gpt-2", "qwen2"];
 
-/// How the two regex pre-tokenizers split; they differ in how many digits stand together.
+/// Patterns of the two regex pre-tokenizers; they differ in the number of digits kept together.
 ///
 /// Source: the published tokenizer.json of Llama 3 and Qwen2.
 fn pattern(digits: &str) -> String {

@@ -58,7 +58,7 @@ impl<T: Real> Cpu<T> {
     }
 }
 
-/// What is made for a rule of each parameter in turn.
+/// Scratch buffers for a custom rule, reused for every parameter.
 #[derive(Default)]
 struct Room {
     gradient: Vec<f32>,

@@ -7,7 +7,7 @@ use crate::backend::cpu::Real;
 use crate::backend::cpu::update::fold;
 use crate::ops::format::{EVALUATION, from_f16, join, narrow, noise, widen};
 
-/// What a pass over the planes makes of them.
+/// Output of a pass over the 16-bit planes.
 #[derive(Clone, Copy)]
 pub(super) enum Show {
     /// The bf16 plane.

@@ -82,7 +82,7 @@ impl Scale {
     }
 }
 
-/// What all chunks of a pass share, and where the chunk begins.
+/// Settings shared by all chunks of a pass, and the offset of this chunk.
 #[derive(Clone, Copy)]
 struct Run {
     offset: usize,

@@ -21,7 +21,7 @@ struct Kernel {
     shared: u32,
 }
 
-/// Which kernels a head width takes.
+/// Kernels for a head width.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Plan {
     forward: Kernel,
@@ -30,13 +30,13 @@ struct Plan {
     /// Threads of a block.
     threads: u32,
     blocks: Blocks,
-    /// Whether the kernels take the head width as an argument.
+    /// True if the kernels take the head width as an argument.
     any_width: bool,
-    /// Whether they take a cap of scores, which may be 0.
+    /// True if they take a score cap, which may be 0.
     capped: bool,
 }
 
-/// Which blocks of threads a launch has.
+/// Grid and block layout of a launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Blocks {
     /// So many for a head and an entry of [`Pack::blocks`], which they share.

@@ -1,6 +1,6 @@
 //! A matrix product as its launchers are given it.
 
-/// Which operands of a product are transposed; all matrices are row-major.
+/// Transposition of the operands of a GEMM; all matrices are row-major.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::backend::gpu) enum Layout {
     /// `A[m,k] B[n,k]^T`: forward.
@@ -11,7 +11,7 @@ pub(in crate::backend::gpu) enum Layout {
     Tn,
 }
 
-/// What the result is written in.
+/// Number format of the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::backend::gpu) enum Out {
     /// The precision of storage.

@@ -34,7 +34,7 @@ pub(in crate::backend::gpu) struct Room {
     cap: Option<usize>,
 }
 
-/// How many numbers of each kind a room holds.
+/// Capacity of a buffer set, in numbers of each kind.
 #[derive(Debug, Clone, Copy, Default)]
 struct Fits {
     logits: usize,
@@ -44,7 +44,7 @@ struct Fits {
 }
 
 impl Fits {
-    /// What sweeps in chunks of `rows` need.
+    /// Returns the capacity that passes in chunks of `rows` need.
     fn new(shape: HeadShape, rows: usize, matched: bool) -> Self {
         let (logits, hidden) = (rows * shape.v, rows * shape.c);
         let of = |n| if matched { n } else { 0 };

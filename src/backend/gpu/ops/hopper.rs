@@ -25,7 +25,7 @@ pub(super) struct Operand {
     pub k: usize,
     /// In elements.
     pub pitch: usize,
-    /// Whether `k` runs along the rows in memory.
+    /// True if `k` runs along the rows in memory.
     pub k_major: bool,
 }
 

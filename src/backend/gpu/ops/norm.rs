@@ -16,8 +16,8 @@ pub(super) fn plan(units: usize, d: usize) -> (bool, [u32; 3]) {
     (wide, [blocks(units, if wide { 1 } else { 8 }), 1, 1])
 }
 
-/// How units lie in rows: `heads` of width `d` in a row of `width`, of which `normed` are normed, the first `queries`
-/// with the first gain.
+/// Layout of normalized units in rows: `heads` of width `d` in a row of `width`, of which `normed` are normalized, the
+/// first `queries` with the first weight.
 #[derive(Clone, Copy)]
 struct Units {
     rows: usize,

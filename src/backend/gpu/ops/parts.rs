@@ -7,15 +7,15 @@ use super::tile::Tile;
 const ENOUGH: usize = 128;
 /// The least of k in a part: below it, writing and adding parts takes longer than the products they save.
 const LEAST_DEPTH: usize = 1024;
-/// What is a whole number of tiles of every kind, and of the clusters that compute them.
+/// A multiple of every tile height and of the clusters that compute them.
 const ROWS: usize = 256;
-/// What all parts of a product take at most, in bytes: 128 tiles of 128 x 128 fp32 numbers.
+/// Upper bound of the buffer for all parts of a GEMM, in bytes: 128 tiles of 128 x 128 fp32 numbers.
 pub const BYTES: u64 = 4 * (ENOUGH * 128 * 128) as u64;
 
-/// How the k of a product is cut. The results of the parts lie one behind the other as fp32 matrices of `rows` rows.
+/// Split of the k of a GEMM (split-K). The results of the parts are stored contiguously as fp32 matrices of `rows` rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Parts {
-    /// How many.
+    /// Number of parts.
     pub count: usize,
     /// Of k in each but the last, which may be shorter.
     pub depth: usize,

@@ -60,7 +60,7 @@ enum Store {
     },
 }
 
-/// What a tensor keeps besides its planes: struct Tensor of kernels/common.cuh.
+/// Per-tensor scalars stored next to the planes: struct Tensor of kernels/common.cuh.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 struct Tensor {
@@ -74,7 +74,7 @@ struct Tensor {
     reserved: u32,
 }
 
-/// What view kernels show: enum Show of kernels/view.cu.
+/// Output of the view kernels: enum Show of kernels/view.cu.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Show {
     Plane,
@@ -261,7 +261,7 @@ impl Gpu {
 }
 
 impl Param {
-    /// How kernels name the way it is kept: `Entry` of kernels/common.cuh.
+    /// Returns the kernels' code for its storage: `Entry` of kernels/common.cuh.
     fn kept(&self) -> u32 {
         match self.store {
             Store::Frozen(_) | Store::Exact { .. } => 0,

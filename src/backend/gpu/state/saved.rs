@@ -16,7 +16,7 @@ struct Buffer {
     at: u64,
     /// Bytes of a number.
     size: usize,
-    /// How many numbers.
+    /// Number of elements.
     len: usize,
 }
 

@@ -42,7 +42,7 @@ struct Step {
     nonfinite: u64,
 }
 
-/// What a scan finds: struct Scan of kernels/common.cuh.
+/// Result of a scan: struct Scan of kernels/common.cuh.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 struct Scan {
