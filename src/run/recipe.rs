@@ -8,12 +8,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use super::evaluate::FIGURES;
 use super::export::{Save, SaveDtype, SaveRounding};
 use super::presets;
 use super::watch::Stop;
 use crate::error::{Error, Result, nearest};
-use crate::eval::muse;
+use crate::eval::{monitored, muse};
 use crate::method::Method;
 use crate::model::Level;
 use crate::model::params::Keeping;
@@ -468,11 +467,12 @@ impl Recipe {
 
     fn check_stop(&self) -> Result<()> {
         let Some(Stop { metric, bound }) = self.stop() else { return Ok(()) };
-        if !FIGURES.contains(&metric.as_str()) {
+        let known = monitored::keys();
+        if !known.contains(&metric.as_str()) {
             let error = Error::config(format!("eval.stop_metric: `{metric}` is unknown"));
-            let near =
-                nearest(&metric, FIGURES).map_or(String::new(), |n| format!("; nearest is {n}"));
-            return Err(error.hint(format!("known are {}{near}", FIGURES.join(", "))));
+            let near = nearest(&metric, known.iter().copied())
+                .map_or(String::new(), |n| format!("; nearest is {n}"));
+            return Err(error.hint(format!("known are {}{near}", known.join(", "))));
         }
         if self.eval.every == 0 {
             return Err(Error::config(

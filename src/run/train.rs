@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::evaluate::{Measured, Suite};
+use super::evaluate::Monitor;
 use super::export::{Kept, RECORD, check_target, write_model};
 use super::folder::Folder;
 use super::notices;
@@ -18,6 +18,7 @@ use crate::data::{
     Chunking, Corpus, CorpusOptions, MicroBatch, Order, Sampler, Tokenizer, draw, first,
 };
 use crate::error::{Error, Kind, Result};
+use crate::eval::monitored::Measured;
 use crate::io::atomic::{recover_all, write_file_atomic};
 use crate::io::checkpoint::Checkpoint;
 use crate::method::passes::Passes;
@@ -120,7 +121,7 @@ struct Run<'a, O: Ops> {
     forget: Stream,
     retain: Option<Stream>,
     state: MeanTeacher<O>,
-    suite: Suite,
+    suite: Monitor,
     watch: Watch,
     identity: Value,
     interrupt: StopFlag,
@@ -164,7 +165,7 @@ impl<'a, O: Ops> Run<'a, O> {
         let retain = retain.then(|| stream(recipe, &mut folder, &tokenizer, false)).transpose()?;
         let shared = retain.as_ref().and_then(|retain| overlap(recipe, &forget, retain));
         notices::add(&mut folder.notices, shared);
-        let suite = Suite::open(recipe, &mut folder, tokenizer)?;
+        let suite = Monitor::open(recipe, &mut folder, tokenizer)?;
         notices::say(&folder.notices);
         let trainable = Layout::new(&folder.config, recipe.train()).trainable();
         let mut keep = recipe.keeping(recipe.state_mode(trainable));
@@ -433,7 +434,7 @@ fn record(recipe: &Recipe, method: &Method, identity: &Value, summary: &Value) -
 /// Loads a model folder, says what is new in its notices, and measures it.
 fn measure_folder<O: Ops>(
     ops: &O,
-    suite: &Suite,
+    suite: &Monitor,
     folder: &Path,
     notices: &mut Vec<String>,
 ) -> Result<Measured> {
