@@ -3,6 +3,7 @@
 //! A suite is opened once ([`Kind::open`]), tokenised for each model, and measured on the weights that a [`Subject`] holds:
 //! the very ones a run trains, or those of a folder. docs/evaluation.md defines every metric.
 
+pub mod docs;
 pub mod muse;
 pub mod record;
 pub mod tofu;
