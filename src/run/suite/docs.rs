@@ -21,13 +21,13 @@ pub fn table(kind: &Kind) -> String {
     text
 }
 
-/// Returns the direction in which a metric is good, on the forget set and else.
+/// Returns the direction in which a metric is good, on the forget set and on other texts.
 fn good(metric: &Metric, texts: &[&str]) -> String {
     let other = metric.direction.label();
     let differing = texts.iter().find(|texts| metric.direction_on(texts) != metric.direction);
     match differing {
         Some(forget) => {
-            format!("{} for `{forget}`, else {other}", metric.direction_on(forget).label())
+            format!("{} for `{forget}`, otherwise {other}", metric.direction_on(forget).label())
         }
         None => other.to_owned(),
     }
