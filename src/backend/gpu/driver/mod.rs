@@ -5,12 +5,8 @@
 pub mod cublaslt;
 #[cfg(feature = "cuda")]
 pub mod cuda;
-#[cfg(feature = "cuda")]
-mod lanes;
 #[cfg(feature = "sim")]
 pub mod sim;
-#[cfg(feature = "cuda")]
-mod staging;
 mod tensor_map;
 
 use std::fmt;
@@ -209,8 +205,8 @@ pub trait Driver: Send + Sync + fmt::Debug {
     fn sync(&self) -> Result<()>;
     /// Records the launches, fills and copies that `work` starts, for [`Driver::replay`], and returns their number.
     ///
-    /// `None` says that this device records nothing and that `work` has been done instead; otherwise nothing of it
-    /// has. Addresses and scalars are recorded as they are. Inside `work` nothing may be allocated, given back,
+    /// Nothing of `work` is done. `None` says that the device could not record it, for want of memory or because its
+    /// driver refused: the caller does the work then. Addresses and scalars are recorded as they are. Inside `work` nothing may be allocated, given back,
     /// uploaded, downloaded or waited for; that is an error. Do the work once before it is recorded: the first
     /// launch of a kernel may have to load it, which waits for the device.
     fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<u64>>;
