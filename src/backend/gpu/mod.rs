@@ -19,10 +19,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use buffer::scan_bytes;
 pub use buffer::{Act, Grad, Pack, Stat, Weight};
-pub use ops::dynamic_shared;
 pub use ops::head::chunk_rows;
 pub use ops::linear::Tile;
 pub use ops::parts::{BYTES as PARTS_BYTES, count as parts};
+pub use ops::{dynamic_shared, obstacle};
 pub use state::Param;
 pub use sweep::Tally;
 

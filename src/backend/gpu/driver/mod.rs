@@ -31,6 +31,30 @@ pub struct Identity {
     pub cache_bytes: u64,
 }
 
+/// Compute capabilities that kernels are for, and the shared memory in bytes that a block may ask for there.
+///
+/// Source: CUDA C++ Programming Guide, technical specifications per compute capability.
+pub const CAPABILITIES: [((u32, u32), u32); 11] = [
+    ((8, 0), 163 << 10),
+    ((8, 6), 99 << 10),
+    ((8, 7), 163 << 10),
+    ((8, 9), 99 << 10),
+    ((9, 0), 227 << 10),
+    ((10, 0), 227 << 10),
+    ((10, 1), 227 << 10),
+    ((10, 3), 227 << 10),
+    ((11, 0), 227 << 10),
+    ((12, 0), 99 << 10),
+    ((12, 1), 99 << 10),
+];
+
+/// Returns the shared memory in bytes that a block may ask for on a device of this compute capability; of one that is not
+/// known, the least that any has.
+pub fn shared_limit(capability: (u32, u32)) -> u32 {
+    let known = CAPABILITIES.iter().find(|(known, _)| *known == capability);
+    known.map_or(99 << 10, |(_, bytes)| *bytes)
+}
+
 /// The arguments of a kernel, in the order of its parameters.
 #[derive(Clone, Copy)]
 pub struct Args {

@@ -1,12 +1,13 @@
 //! The simulator as a device: kernels/sim/ and all kernels, compiled by g++ into one library that is loaded here.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use libloading::Library;
 
-use super::{Driver, Identity, Launch, MARKS, Matrix, TensorMap};
+use super::{Driver, Identity, Launch, MARKS, Matrix, TensorMap, shared_limit};
 use crate::error::{Error, Kind, Result};
 
 /// The library that build.rs made; empty where it could not.
@@ -130,6 +131,8 @@ pub struct Simulator {
     /// What the capture at work has recorded.
     recording: Mutex<Option<Vec<Work>>>,
     recorded: Mutex<Vec<Vec<Work>>>,
+    /// How many recordings there may be.
+    recordings: AtomicUsize,
     marks: Mutex<[Option<Instant>; MARKS]>,
 }
 
@@ -164,11 +167,7 @@ impl Simulator {
             name: "simulator".to_string(),
             capability,
             processors: 2,
-            shared_bytes: match capability {
-                (8, 0) => 163 * 1024,
-                (8, _) => 99 * 1024,
-                _ => 227 * 1024,
-            },
+            shared_bytes: shared_limit(capability),
             total_bytes: 4 << 30,
             cache_bytes: 4 << 10,
         };
@@ -178,8 +177,14 @@ impl Simulator {
             timing,
             recording: Mutex::default(),
             recorded: Mutex::default(),
+            recordings: AtomicUsize::new(usize::MAX),
             marks: Mutex::default(),
         }))
+    }
+
+    /// Records at most `most` pieces of work, and says of further ones that it could not, as a device without memory does.
+    pub fn limit_recordings(&self, most: usize) {
+        self.recordings.store(most, Ordering::Relaxed);
     }
 
     /// Refuses what a device refuses while work is recorded.
@@ -373,6 +378,9 @@ impl Driver for Simulator {
         let list = lock(&self.recording).take().unwrap_or_default();
         worked?;
         let mut recorded = lock(&self.recorded);
+        if recorded.len() >= self.recordings.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
         recorded.push(list);
         Ok(Some(recorded.len() as u64 - 1))
     }
