@@ -111,7 +111,9 @@ pub enum Problem {
     Failed {
         /// The driver's function.
         call: &'static str,
-        /// The driver's name of the error, its number and its text.
+        /// The driver's number of the error.
+        number: u32,
+        /// Its name, number and text.
         code: String,
         /// What to do about it, where that is known.
         hint: Option<&'static str>,
@@ -137,7 +139,10 @@ impl Problem {
 
 impl From<Problem> for Error {
     fn from(problem: Problem) -> Self {
-        Error::new(Kind::Device, problem.to_string()).hint(problem.hint())
+        // CUDA_ERROR_OUT_OF_MEMORY.
+        let full = matches!(problem, Problem::Failed { number: 2, .. });
+        let kind = if full { Kind::Memory } else { Kind::Device };
+        Error::new(kind, problem.to_string()).hint(problem.hint())
     }
 }
 
@@ -222,7 +227,7 @@ fn checked(api: &Api, call: &'static str, code: Code) -> Result<(), Problem> {
     if code.is_success() {
         return Ok(());
     }
-    Err(Problem::Failed { call, code: api.describe(code), hint: code.hint() })
+    Err(Problem::Failed { call, number: code.0, code: api.describe(code), hint: code.hint() })
 }
 
 /// Asks for a property of a device that is never negative.

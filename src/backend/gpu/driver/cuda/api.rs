@@ -216,7 +216,8 @@ fn load(library: &Library) -> Result<Api, Problem> {
     // SAFETY: writes one int, which lives on this stack.
     let code = unsafe { ask(&mut number) };
     if !code.is_success() {
-        return Err(Problem::Failed { call: VERSION, code: code.to_string(), hint: code.hint() });
+        let (number, hint) = (code.0, code.hint());
+        return Err(Problem::Failed { call: VERSION, number, code: code.to_string(), hint });
     }
     // An old driver is told by its version, not by the first entry point that it lacks.
     let version = Version::from_driver(number);
