@@ -240,6 +240,7 @@ __device__ __forceinline__ void plain_bwd_dkv(Backward<T> in, Heads heads, Score
             // Other warps' rows are read next.
             __syncthreads();
             float s[2], dp[2], ds[2];
+            float* weights_s = p_s + r * kPlainPitch;
             plain_dots(s, k_s + r * plain_pitch(d), q_s + c * plain_pitch(d), d);
             plain_dots(dp, v_s + r * plain_pitch(d), dout_s + c * plain_pitch(d), d);
 #pragma unroll
@@ -253,17 +254,17 @@ __device__ __forceinline__ void plain_bwd_dkv(Backward<T> in, Heads heads, Score
                     p = expf(score - in.lse[stat]);
                     ds[j] = p * (dp[j] - in.dot[stat]) * scores.slope(score);
                 }
-                p_s[r * kPlainPitch + t] = p;
+                weights_s[t] = p;
             }
             // A row of p_s is written and read by the same half warp.
             __syncwarp();
-            plain_add(dv, p_s + r * kPlainPitch, dout_s, c, d);
+            plain_add(dv, weights_s, dout_s, c, d);
             // The other lanes have read p.
             __syncwarp();
 #pragma unroll
-            for (uint32_t j = 0; j < 2; ++j) p_s[r * kPlainPitch + c + 16 * j] = ds[j];
+            for (uint32_t j = 0; j < 2; ++j) weights_s[c + 16 * j] = ds[j];
             __syncwarp();
-            plain_add(dk, p_s + r * kPlainPitch, q_s, c, d);
+            plain_add(dk, weights_s, q_s, c, d);
         }
     }
     if (r < part.count) {

@@ -183,17 +183,18 @@ fn fill(probe: &mut Probe) -> Result<(), Problem> {
     })?;
     (probe.driver_present, probe.version) = (true, Some(api.version));
     // Devices are told of even where this build's kernels cannot run on them.
-    let kernels = connect_any(api).and_then(|count| Ok((count, suits(api.version))))?;
+    let kernels =
+        connect_any(api).and_then(|count| Ok((count, suits(api.version, images::NVCC_VERSION))))?;
     for ordinal in 0..kernels.0 {
         probe.devices.push(describe(api, ordinal)?);
     }
     if probe.devices.is_empty() { Err(Problem::NoDevice) } else { kernels.1 }
 }
 
-/// Tells whether a driver of this version runs code of the nvcc that compiled this build's kernels: within a major
-/// release of CUDA it does, whatever the minor one.
-fn suits(found: Version) -> Result<(), Problem> {
-    let Some(nvcc) = images::NVCC_VERSION else { return Ok(()) };
+/// Tells whether a driver of this version runs code of this nvcc: within a major release of CUDA it does, whatever the
+/// minor one.
+fn suits(found: Version, nvcc: Option<&'static str>) -> Result<(), Problem> {
+    let Some(nvcc) = nvcc else { return Ok(()) };
     let major = nvcc.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
     let wanted = Version { major, minor: 0 };
     if found < wanted { Err(Problem::TooOldForKernels { found, wanted, nvcc }) } else { Ok(()) }
@@ -201,11 +202,11 @@ fn suits(found: Version) -> Result<(), Problem> {
 
 /// Starts the driver and returns how many devices it has.
 ///
-/// Errors: [`Problem::TooOldForKernels`] where it does not run this build's kernels.
+/// Errors: [`Problem::TooOldForKernels`] where it does not run code of this nvcc.
 #[cfg(feature = "cuda")]
-pub(super) fn connect(api: &Api) -> Result<i32, Problem> {
+pub(super) fn connect(api: &Api, nvcc: Option<&'static str>) -> Result<i32, Problem> {
     let count = connect_any(api)?;
-    suits(api.version).map(|()| count)
+    suits(api.version, nvcc).map(|()| count)
 }
 
 #[cfg(feature = "cuda")]
@@ -369,12 +370,15 @@ mod tests {
 
     #[test]
     fn a_driver_of_the_kernels_major_release_suits_and_an_older_one_does_not() {
-        let Some(nvcc) = images::NVCC_VERSION else { return };
-        let major: u32 = nvcc.split('.').next().unwrap().parse().unwrap();
-        assert_eq!(suits(Version { major, minor: 0 }), Ok(()));
-        let older = Version { major: major - 1, minor: 9 };
-        let problem = suits(older).unwrap_err();
-        assert!(problem.to_string().contains(nvcc), "{problem}");
+        let of = |major, minor, nvcc| suits(Version { major, minor }, nvcc);
+        assert_eq!(of(13, 0, Some("13.2.10")), Ok(()));
+        assert_eq!(of(12, 0, Some("12.8.93")), Ok(()));
+        assert_eq!(of(12, 0, None), Ok(()));
+        let problem = of(12, 8, Some("13.0.88")).unwrap_err();
+        assert_eq!(
+            problem.to_string(),
+            "the NVIDIA driver supports CUDA 12.8, wanted 13.0 or newer for the kernels of this build (nvcc 13.0.88)"
+        );
         assert!(problem.hint().contains("update the NVIDIA driver"));
     }
 

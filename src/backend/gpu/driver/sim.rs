@@ -1,7 +1,8 @@
 //! The simulator as a device: kernels/sim/ and all kernels, compiled by g++ into one library that is loaded here.
 
+use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -133,6 +134,9 @@ pub struct Simulator {
     recorded: Mutex<Vec<Vec<Work>>>,
     /// How many recordings there may be.
     recordings: AtomicUsize,
+    /// Whether launches are noted and checked, and no kernel runs.
+    dry: AtomicBool,
+    launched: Mutex<BTreeSet<&'static str>>,
     marks: Mutex<[Option<Instant>; MARKS]>,
 }
 
@@ -178,6 +182,8 @@ impl Simulator {
             recording: Mutex::default(),
             recorded: Mutex::default(),
             recordings: AtomicUsize::new(usize::MAX),
+            dry: AtomicBool::new(false),
+            launched: Mutex::default(),
             marks: Mutex::default(),
         }))
     }
@@ -185,6 +191,16 @@ impl Simulator {
     /// Records at most `most` pieces of work, and says of further ones that it could not, as a device without memory does.
     pub fn limit_recordings(&self, most: usize) {
         self.recordings.store(most, Ordering::Relaxed);
+    }
+
+    /// Checks launches from now on without running their kernels, to see which ones some work takes.
+    pub fn run_nothing(&self) {
+        self.dry.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns the kernels that were launched.
+    pub fn launched(&self) -> BTreeSet<&'static str> {
+        lock(&self.launched).clone()
     }
 
     /// Refuses what a device refuses while work is recorded.
@@ -333,6 +349,10 @@ impl Driver for Simulator {
         if wanted != launch.args.sizes() {
             let got = launch.args.sizes();
             return Err(failed(format!("{kernel}: argument sizes {got:?}, wanted {wanted:?}")));
+        }
+        lock(&self.launched).insert(kernel);
+        if self.dry.load(Ordering::Relaxed) {
+            return Ok(());
         }
         let [x, y, z] = launch.grid;
         let mut addresses = launch.args.addresses();

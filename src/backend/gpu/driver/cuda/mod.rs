@@ -68,7 +68,7 @@ impl Cuda {
     /// Errors: [`Kind::Device`] where there is no driver, no such device, one below capability 8.0, no kernel in this
     /// build, or kernels that the driver refuses; [`Kind::Memory`] where the device has no memory for them.
     pub fn open(ordinal: u32) -> Result<Arc<Self>> {
-        Self::open_with(api::driver()?, ordinal, images::IMAGES)
+        Self::open_with(api::driver()?, ordinal, images::IMAGES, images::NVCC_VERSION)
     }
 
     /// Does the work of [`Cuda::open`] with these entry points and kernels.
