@@ -71,9 +71,14 @@ impl Cuda {
         Self::open_with(api::driver()?, ordinal, images::IMAGES, images::NVCC_VERSION)
     }
 
-    /// Does the work of [`Cuda::open`] with these entry points and kernels.
-    fn open_with(api: &'static Api, ordinal: u32, images: &'static [Image]) -> Result<Arc<Self>> {
-        let count = probe::connect(api)?;
+    /// Does the work of [`Cuda::open`] with these entry points and these kernels of this nvcc.
+    fn open_with(
+        api: &'static Api,
+        ordinal: u32,
+        images: &'static [Image],
+        nvcc: Option<&'static str>,
+    ) -> Result<Arc<Self>> {
+        let count = probe::connect(api, nvcc)?;
         if i64::from(ordinal) >= i64::from(count) {
             return Err(Error::new(
                 Kind::Device,
