@@ -193,9 +193,9 @@ impl Simulator {
         self.recordings.store(most, Ordering::Relaxed);
     }
 
-    /// Checks launches from now on without running their kernels, to see which ones some work takes.
-    pub fn run_nothing(&self) {
-        self.dry.store(true, Ordering::Relaxed);
+    /// Checks launches from now on without running their kernels, or runs them again: to see which ones some work takes.
+    pub fn run_kernels(&self, on: bool) {
+        self.dry.store(!on, Ordering::Relaxed);
     }
 
     /// Returns the kernels that were launched.

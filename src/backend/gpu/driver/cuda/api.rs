@@ -5,6 +5,7 @@
 //! outside of a Rust enum would be undefined behaviour. Names, types and numbers are those of cuda.h of CUDA 12.0,
 //! which later versions keep.
 
+use std::error::Error;
 use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::sync::OnceLock;
 
@@ -194,16 +195,21 @@ fn library() -> Result<Library, Problem> {
         match unsafe { Library::new(name) } {
             Ok(library) => return Ok(library),
             Err(error) => {
-                let text = error.to_string();
-                // A library that is there and does not load is no reason to look for another one.
-                let absent = cfg!(windows) || text.contains(&format!("{name}: cannot open"));
-                if !absent && damaged.is_none() {
-                    damaged = Some(Problem::Unloadable { why: text });
+                // What the loader says is the error's source.
+                let why = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+                if !is_absent(name, &why) && damaged.is_none() {
+                    damaged = Some(Problem::Unloadable { why });
                 }
             }
         }
     }
     Err(damaged.unwrap_or(Problem::NoDriver))
+}
+
+/// Tells whether the loader found no library of this name, as opposed to one that does not load: of that, and of one
+/// that lacks another library, it says something else.
+fn is_absent(name: &str, why: &str) -> bool {
+    cfg!(windows) || why.starts_with(&format!("{name}: cannot open shared object file"))
 }
 
 fn load(library: &Library) -> Result<Api, Problem> {
@@ -243,6 +249,20 @@ mod tests {
             (56, 32)
         );
         assert_eq!(std::mem::offset_of!(LaunchConfig, attribute_count), 48);
+    }
+
+    #[cfg(not(windows))]
+    #[test]
+    fn a_library_that_does_not_load_is_told_from_none() {
+        let name = "libcuda.so.1";
+        let absent = "libcuda.so.1: cannot open shared object file: No such file or directory";
+        assert!(is_absent(name, absent));
+        for damaged in [
+            "/usr/lib/libcuda.so.1: file too short",
+            "libnvidia-other.so: cannot open shared object file: No such file or directory",
+        ] {
+            assert!(!is_absent(name, damaged), "{damaged}");
+        }
     }
 
     #[test]

@@ -217,9 +217,8 @@ impl Api {
         if code != Code::OUT_OF_MEMORY {
             return self.failed(format!("{what}: {bytes} bytes"), code);
         }
-        let free = free.map_or_else(|| "unknown".to_owned(), |free| free.to_string());
-        Error::new(Kind::Memory, format!("cuda: {what}: wanted {bytes} bytes, free are {free}"))
-            .hint(MEMORY)
+        let free = free.map_or(String::new(), |free| format!(", free are {free}"));
+        Error::new(Kind::Memory, format!("cuda: {what}: wanted {bytes} bytes{free}")).hint(MEMORY)
     }
 }
 
