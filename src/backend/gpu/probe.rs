@@ -183,12 +183,13 @@ fn fill(probe: &mut Probe) -> Result<(), Problem> {
     })?;
     (probe.driver_present, probe.version) = (true, Some(api.version));
     // Devices are told of even where this build's kernels cannot run on them.
-    let kernels =
-        connect_any(api).and_then(|count| Ok((count, suits(api.version, images::NVCC_VERSION))))?;
-    for ordinal in 0..kernels.0 {
+    for ordinal in 0..connect_any(api)? {
         probe.devices.push(describe(api, ordinal)?);
     }
-    if probe.devices.is_empty() { Err(Problem::NoDevice) } else { kernels.1 }
+    if probe.devices.is_empty() {
+        return Err(Problem::NoDevice);
+    }
+    suits(api.version, images::NVCC_VERSION)
 }
 
 /// Tells whether a driver of this version runs code of this nvcc: within a major release of CUDA it does, whatever the

@@ -267,7 +267,7 @@ unsafe extern "C" fn host_alloc(out: *mut *mut c_void, bytes: usize, _: c_uint) 
 }
 
 unsafe extern "C" fn host_free(at: *mut c_void) -> Code {
-    state(|fake| fake.pinned.retain(|owned| owned.as_ptr() as usize != at as usize));
+    state(|fake| fake.pinned.retain(|owned| !std::ptr::eq(owned.as_ptr(), at.cast())));
     destroy("cuMemFreeHost", "pinned", at as usize)
 }
 
