@@ -364,14 +364,19 @@ fn packing_changes_rounding_only() {
     }
 }
 
-/// Steps whose packs come again in shape are started from recordings, with the bytes of steps started op by op.
+/// Steps whose packs come again in shape are started from recordings, with the bytes of steps started op by op; also where
+/// the device stops recording halfway.
 #[test]
 fn recorded_work_gives_the_bytes_of_work_started_op_by_op() {
     for (loss, config) in [("nlul", LLAMA), ("npo_mt", QWEN3), ("nlul", GPT2), ("nlul", NEOX)] {
         let loss = FORGET.iter().position(|o| o.name() == loss).unwrap();
-        let [Some(recorded), Some(alone)] =
-            [Timing::ALL[0], Timing::ALL[0]].map(|timing| simulated(timing, Precision::Bf16))
-        else {
+        let device = |recordings: usize| {
+            let driver = Simulator::open(Timing::ALL[0]).ok()?;
+            driver.limit_recordings(recordings);
+            Some(Gpu::guarded(driver, Precision::Bf16).unwrap())
+        };
+        let [Some(recorded), Some(stopped), Some(alone)] = [usize::MAX, 2, 0].map(device) else {
+            eprintln!("skipped: no simulator");
             return;
         };
         alone.record_work(false);
@@ -388,17 +393,23 @@ fn recorded_work_gives_the_bytes_of_work_started_op_by_op() {
                 .collect();
             (reports, tensors(ops, &run))
         };
-        let (got, want) = (run(&recorded), run(&alone));
-        assert_eq!(got.0, want.0);
-        assert!(got.0.windows(2).all(|pair| pair[0] != pair[1]), "each step has its own documents");
-        for ((name, got), (_, want)) in got.1.iter().zip(&want.1) {
-            let bits =
-                |all: &[Vec<f32>; 3]| all.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();
-            assert!(bits(got) == bits(want), "{name}");
+        let want = run(&alone);
+        for got in [run(&recorded), run(&stopped)] {
+            assert_eq!(got.0, want.0);
+            let apart = got.0.windows(2).all(|pair| pair[0] != pair[1]);
+            assert!(apart, "each step has its own documents");
+            for ((name, got), (_, want)) in got.1.iter().zip(&want.1) {
+                let bits = |all: &[Vec<f32>; 3]| {
+                    all.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>()
+                };
+                assert!(bits(got) == bits(want), "{name}");
+            }
         }
         let (recordings, replays) = recorded.replays();
         assert!(recordings >= 5 && replays > 20, "{recordings} recordings, {replays} replays");
         assert_eq!(alone.replays(), (0, 0));
+        let (recordings, replays) = stopped.replays();
+        assert!(recordings == 2 && replays > 2, "{recordings} recordings, {replays} replays");
     }
 }
 

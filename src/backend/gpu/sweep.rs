@@ -48,6 +48,8 @@ pub(super) struct Recordings {
     flags: Mutex<Option<Vec<Flag>>>,
     replays: AtomicU64,
     off: AtomicBool,
+    /// True once the device could not record something; what it has recorded stays usable.
+    full: AtomicBool,
     /// True while the last gradients of a step are written.
     last: AtomicBool,
 }
@@ -114,7 +116,8 @@ impl Gpu {
             }
             return;
         }
-        if count >= RECORDINGS {
+        if count >= RECORDINGS || self.recordings.full.load(Ordering::Relaxed) || self.has_failed()
+        {
             drop(known);
             return work();
         }
@@ -125,7 +128,7 @@ impl Gpu {
         slot(Some(Vec::new()));
         let recorded = self.driver.capture(&mut || {
             work();
-            Ok(())
+            self.take_failure()
         });
         let mut flags = slot(None).unwrap_or_default();
         for flag in &mut flags {
@@ -136,8 +139,15 @@ impl Gpu {
                 recordings.push(Recording { graph, flags });
                 self.start_recorded(graph);
             }
-            // The device records nothing, and the work is done.
-            Ok(None) => {}
+            // Nothing was done: the gradients are what they were before.
+            Ok(None) => {
+                for Flag { marks, before, .. } in &flags {
+                    marks.written.store(*before, Ordering::Relaxed);
+                }
+                self.recordings.full.store(true, Ordering::Relaxed);
+                drop(known);
+                work();
+            }
             Err(error) => self.keep(Err(error)),
         }
     }
@@ -147,11 +157,11 @@ impl Sweep for Gpu {
     type Tally = Tally;
 
     fn tally_room(&self) -> Result<Tally> {
-        Ok(Tally { at: self.arena.alloc(TALLY_BYTES)? })
+        Ok(Tally { at: self.alloc(TALLY_BYTES)? })
     }
 
     fn clear_tally(&self, tally: &mut Tally) {
-        self.keep(self.driver.fill(tally.at, 0, TALLY_BYTES));
+        self.keep(self.fill(tally.at, 0, TALLY_BYTES));
     }
 
     fn tally(&self, pack: &Pack, rows: Range<usize>, stats: &RowStats<Stat>, tally: &mut Tally) {
@@ -164,7 +174,7 @@ impl Sweep for Gpu {
 
     fn read_tally(&self, tally: &Tally) -> Tallied {
         let mut sums = [0f64; 3];
-        self.keep(self.driver.download(tally.at, bytemuck::cast_slice_mut(&mut sums)));
+        self.keep(self.download(tally.at, bytemuck::cast_slice_mut(&mut sums)));
         let [value, nll, hit] = sums;
         Tallied { value, nll, hit }
     }

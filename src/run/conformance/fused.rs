@@ -20,8 +20,9 @@ const HEADS: [(usize, usize, usize, usize, usize); 8] = [
 ];
 
 /// Rows, F and C of SwiGLU products: one number, odd widths, ragged tiles, several tiles each way.
-const SHAPES: [(usize, usize, usize); 7] = [
+const SHAPES: [(usize, usize, usize); 8] = [
     (1, 1, 1),
+    (9, 40, 72),
     (3, 41, 401),
     (17, 64, 96),
     (65, 40, 72),

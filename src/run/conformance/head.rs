@@ -1,9 +1,9 @@
 //! Head and loss rows: both families, with and without gradients.
 
 use super::embed::grad_output;
-use super::{Bench, Dtype, Output, Random, Verdict, documents, grad};
+use super::{Bench, Dtype, Output, Random, Verdict, documents, grad, hopper_tiles, with_tile};
 use crate::backend::cpu::Grad as CpuGrad;
-use crate::backend::gpu::{Act, Gpu, Grad, Pack, Stat, Weight};
+use crate::backend::gpu::{Act, Gpu, Grad, Pack, Stat, Tile, Weight};
 use crate::ops::{
     Compute, HeadGrads, HeadShape, HeadWeight, Matched, PackData, RowStats, StateMode,
     TokenFormula, TokenWeight,
@@ -68,6 +68,7 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
     capped(&bench, &mut verdicts);
     chunked(&bench, &mut verdicts);
     edges(&bench, &mut verdicts);
+    recorded(&bench, &mut verdicts);
     for (n, c, v, first) in [(7, 16, 41, 3), (12, 24, 401, 11), (5, 33, 1000, 1), (9, 8, 3, 5)] {
         verdicts.push(parts(&bench, (n, c, v), first, None));
         for target in TARGETS {
@@ -151,6 +152,27 @@ fn capped(bench: &Bench<'_>, verdicts: &mut Vec<Verdict>) {
         let equal = Job { h_ref: equal.h.clone(), w_ref: equal.w.clone(), ..equal };
         for own in [false, true] {
             verdicts.push(equal.matched(bench, Matched::Kl, own));
+        }
+    }
+}
+
+/// Products whose tiles record statistics, on compute capability 9.0: where the device chooses them by itself, and on
+/// narrower shapes, of which some end inside a tile.
+fn recorded(bench: &Bench<'_>, verdicts: &mut Vec<Verdict>) {
+    if hopper_tiles(bench).is_empty() {
+        return;
+    }
+    let wide = [(3, 16, 8200), (129, 8, 8448)].map(|shape| (shape, None));
+    let narrow = [(9, 16, 512), (131, 72, 1000), (5, 8, 4)];
+    let narrow = narrow.map(|shape| (shape, Some(Tile::HopperLarge)));
+    for (i, ((n, c, v), tile)) in wide.into_iter().chain(narrow).enumerate() {
+        for (j, formula) in formulas().into_iter().enumerate() {
+            let shape = HeadShape { n, c, v };
+            let job = Job::new(bench, shape, MASKS[(i + j) % 3], WAYS[(i + j) % 4]);
+            let job = Job { biases: None, ..job };
+            let verdict = with_tile(bench, tile, || job.onehot(bench, formula));
+            verdicts
+                .push(Verdict { case: format!("{} records {tile:?}", verdict.case), ..verdict });
         }
     }
 }
