@@ -71,7 +71,7 @@
 //! let MeanTeacher { model, passes, .. } = &mut run;
 //! let mut fisher = Fisher::new(&ops, model, passes, &end, start.student(), &retain);
 //! let zeros = vec![0.0; end.len()];
-//! let gradient = fisher.gradient(method.loss, &method.knobs, &zeros, Some(&forget))?;
+//! let gradient = fisher.gradient(method.loss(), &method.knobs, &zeros, Some(&forget))?;
 //! fisher.calibrate(&step)?;
 //! let mut curvature = |v: &[f64]| Ok::<_, nepenthe::Error>(dot(v, &fisher.product(v)?) / dot(v, v));
 //! let (of_step, of_gradient) = (curvature(&step)?, curvature(&gradient)?);
@@ -142,7 +142,7 @@ impl<O: Ops> Replay<O> {
             Saving::same(Level::All),
             retain.as_ref(),
         )?;
-        let retain = retain.filter(|_| state.method.penalty.is_some());
+        let retain = retain.filter(|_| state.method.penalty().is_some());
         Ok(Self { name, recipe, forget, retain, state, notices: folder.notices })
     }
 
