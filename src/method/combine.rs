@@ -17,7 +17,7 @@ pub struct Combined {
 }
 
 /// The way in which the gradients of the terms become the gradient of a step.
-pub trait Combine<O: Ops> {
+pub trait Combine<O: Ops>: Send {
     /// Tells whether terms have gradients of their own.
     fn separates(&self) -> bool {
         false

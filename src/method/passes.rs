@@ -174,14 +174,14 @@ impl<O: Ops> Passes<O> {
         &mut self,
         ops: &O,
         model: &mut Model<O>,
-        mut base: Option<&mut Model<O>>,
+        base: Option<&mut Model<O>>,
         objective: &dyn Objective,
         knobs: &Knobs,
         batches: &[MicroBatch],
         weight: Option<f64>,
     ) -> Result<Sums> {
         let task = Task { objective, batches, weight, hooked: false };
-        self.sweep_into(ops, model, base.as_deref_mut(), knobs, task, &mut Sink::own())
+        self.sweep_into(ops, model, base, knobs, task, &mut Sink::own())
     }
 
     /// Runs forward and backward passes over `batches` for the inputs of linear layers, which `hook` is shown; no

@@ -11,7 +11,7 @@ pub fn clear<O: Ops>(ops: &O, grads: &mut Gradients<O>) {
 }
 
 /// A hook on the inputs of linear layers in the backward pass, for methods that work in the space these inputs span.
-pub trait InputHook<O: Ops> {
+pub trait InputHook<O: Ops>: Send {
     /// Returns the inputs that the weight gradient of block `matrix` is made of, given its inputs `x` [N, I]; `None`
     /// leaves out the gradients of the layer.
     fn inputs<'a>(
