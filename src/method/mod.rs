@@ -4,7 +4,7 @@
 //! No loss has code of its own on a device.
 
 mod ceu;
-mod combine;
+pub mod combine;
 mod docs;
 mod dpo;
 mod kl;
@@ -17,12 +17,12 @@ mod npo;
 mod packs;
 pub mod passes;
 mod pdu;
+pub mod projection;
 mod qkl;
 pub mod rmu;
 mod satimp;
-pub mod shield;
 mod simnpo;
-mod subspace;
+pub mod term;
 mod uce;
 mod undial;
 mod wga;
@@ -35,9 +35,10 @@ use crate::ops::{DocumentFormula, Matched, TokenFormula};
 pub use combine::Combination;
 pub use docs::page;
 pub use kl::Kl;
-pub use mean_teacher::{Dual, MeanTeacher, Method, Settings, StepReport};
+pub use mean_teacher::{MeanTeacher, Settings, StepReport};
 pub use nll::Nll;
 pub use qkl::Qkl;
+pub use term::{Documents, Method, Reference, Term, WeightRule};
 
 /// The family of loss rows that an objective belongs to.
 #[derive(Debug, Clone, Copy)]
@@ -160,6 +161,28 @@ pub struct Knobs {
     pub rmu_layer: usize,
     /// RMU: the length of the vector that rows of forget documents are pulled to.
     pub rmu_steering: f64,
+}
+
+impl Knobs {
+    /// Returns all of them as numbers.
+    pub fn numbers(&self) -> [f64; 11] {
+        let Self { tol, nlul_threshold, beta_npo, beta_simnpo, delta_simnpo, .. } = *self;
+        let Self { beta_undial, beta_wga, satimp_beta1, satimp_beta2, .. } = *self;
+        let (rmu_layer, rmu_steering) = (self.rmu_layer as f64, self.rmu_steering);
+        [
+            tol,
+            nlul_threshold,
+            beta_npo,
+            beta_simnpo,
+            delta_simnpo,
+            beta_undial,
+            beta_wga,
+            satimp_beta1,
+            satimp_beta2,
+            rmu_layer,
+            rmu_steering,
+        ]
+    }
 }
 
 impl Default for Knobs {

@@ -1,6 +1,8 @@
 //! RMU: representation misdirection, on rows of the residual stream.
 
-use super::{Hidden, Knobs, Normaliser, Objective, Rows};
+use super::{Hidden, Knobs, MeanTeacher, Normaliser, Objective, Rows};
+use crate::error::Result;
+use crate::ops::Ops;
 use crate::rng::Stream;
 
 /// The two halves of RMU.
@@ -66,6 +68,16 @@ impl Objective for Rmu {
     fn normaliser(&self) -> Normaliser {
         Normaliser::OwnPositions
     }
+}
+
+/// Sets the vector that hidden states are steered to, where the forget loss has one.
+pub fn prepare<O: Ops>(ops: &O, state: &mut MeanTeacher<O>, seed: u64) -> Result<()> {
+    let MeanTeacher { model, passes, method, .. } = state;
+    let knobs = &method.knobs;
+    if matches!(method.loss().rows(knobs), Rows::Hidden(hidden) if hidden.steered) {
+        passes.steer(ops, &steering(seed, model.config.width, knobs.rmu_steering))?;
+    }
+    Ok(())
 }
 
 /// Returns the vector that rows of `width` numbers are pulled to: random, all at least 0, of length `length`.

@@ -25,11 +25,11 @@ pub use state::{
     Distances, GradScan, ParamSpec, Role, State, StateBytes, StateMode, StepOutcome, StepSettings,
     TeacherForm, UpdateRule, UpdateScalars,
 };
-pub use sweep::{Sweep, Tallied};
+pub use sweep::{Sweep, Tallied, WorkKey};
 pub use weight::{DocumentFormula, Matched, TokenFormula, TokenWeight, Toward};
 
 /// A backend that can do everything.
-pub trait Ops: Compute + Sweep + State {
+pub trait Ops: Compute + Sweep + State + 'static {
     /// Waits for all work, gives all memory back and starts anew on the same device: what was allocated before means
     /// nothing afterwards.
     ///

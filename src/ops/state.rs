@@ -299,7 +299,7 @@ pub struct Distances {
 /// Parameters and their update.
 pub trait State: Compute {
     /// A parameter with its teacher and optimizer state.
-    type Param;
+    type Param: Send;
     /// An update of all parameters whose outcome nobody has read yet.
     type Pending;
 

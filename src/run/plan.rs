@@ -10,7 +10,7 @@ use super::Recipe;
 use crate::backend::gpu::{PARTS_BYTES, Precision, chunk_rows, scan_bytes};
 use crate::error::{Error, Kind, Result};
 use crate::method::Rows;
-use crate::model::tap::layers_at_once;
+use crate::method::projection::layers_at_once;
 use crate::model::workspace::gains;
 use crate::model::{Layout, Level, ModelConfig, Saving, generate};
 use crate::ops::{StateMode, TeacherForm};
@@ -163,8 +163,8 @@ struct Count {
 impl Count {
     fn per_token(&self, saving: Saving) -> u64 {
         let numbers = saving.numbers(&self.config);
-        // Two rows of statistics are those of the passes.
-        self.number * numbers.acts + 4 * (numbers.stats + 2) + self.pack
+        // The passes have rows of weights and the results of the frozen model's head.
+        self.number * numbers.acts + 4 * (numbers.stats + 4) + self.pack
     }
 
     fn evaluation(&self, saving: Saving, tokens: u64) -> u64 {
@@ -250,7 +250,7 @@ impl Plan {
         let trained_bytes = |each: f64| (each * trained as f64) as u64;
         let number = if target == Target::Cuda { 2 } else { 4 };
         let moments = if recipe.optim.optimizer == Optimizer::Adamw { 2.0 } else { 1.0 };
-        let loss = recipe.method().ok().map(|method| method.loss.rows(&recipe.method.knobs));
+        let loss = recipe.method().ok().map(|method| method.loss().rows(&recipe.method.knobs));
         let has_base = loss.is_some_and(Rows::reads_base);
         let teacher = if form == TeacherForm::None { 0.0 } else { kept.teacher };
         let penalties = [&recipe.method.penalty, &recipe.method.second_penalty];

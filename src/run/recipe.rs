@@ -14,7 +14,7 @@ use super::presets;
 use super::watch::Stop;
 use crate::error::{Error, Result, nearest};
 use crate::eval::muse;
-use crate::method::Method;
+use crate::method::Reference;
 use crate::model::Level;
 use crate::model::params::Keeping;
 use crate::ops::{StateMode, TeacherForm};
@@ -356,8 +356,9 @@ impl Recipe {
     /// Returns how the teacher is kept under `mode`.
     pub fn teacher(&self, mode: StateMode) -> TeacherForm {
         let method = self.method().ok();
-        let mut penalties = method.iter().flat_map(Method::penalties);
-        let read = penalties.any(|p| p.rows(&self.method.knobs).reads_teacher());
+        let read = method.is_some_and(|method| {
+            method.terms[1..].iter().any(|term| term.reference == Reference::Teacher)
+        });
         let unused = !read && self.method.damping == 0.0;
         match (unused, mode, self.model.teacher) {
             (true, ..) => TeacherForm::None,

@@ -57,7 +57,7 @@ pub(super) fn save<O: Ops>(
     let meta = json!({
         "step": state.step,
         "identity": identity,
-        "retain_weight": state.retain_weight,
+        "retain_weight": state.weights.get(1),
         "evaluations": entries,
     });
     writer.finish(meta, keep)
@@ -101,8 +101,11 @@ pub(super) fn restore<O: Ops>(
     }
     state.step = checkpoint.step();
     // Checkpoints from before there were dual variables have a weight that never moves.
-    let weight = checkpoint.meta()["retain_weight"].as_f64();
-    state.retain_weight = weight.unwrap_or(state.settings.retain_weight);
+    if let (Some(own), Some(stored)) =
+        (state.weights.get_mut(1), checkpoint.meta()["retain_weight"].as_f64())
+    {
+        *own = stored;
+    }
     serde_json::from_value(checkpoint.meta()["evaluations"].clone())
         .map_err(|e| Error::model(format!("{}: evaluations: {e}", checkpoint.dir().display())))
 }

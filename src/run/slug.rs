@@ -12,7 +12,8 @@ use super::recipe::Recipe;
 use super::train::{Stream, load, overlap, stream};
 use crate::data::MicroBatch;
 use crate::error::{Error, Kind, Result};
-use crate::method::passes::Task;
+use crate::method::combine::{Combination, Separate};
+use crate::method::passes::{Step, Task};
 use crate::method::{MeanTeacher, Nll};
 use crate::model::{Layout, Level, Model, Saving};
 use crate::ops::{Ops, Role, StateMode, UpdateScalars};
@@ -105,8 +106,9 @@ impl Slug {
         let [forget, retain] =
             [corpora[0].first(self.documents)?, corpora[1].first(self.documents)?];
         let mut bench = Bench { ops, state: &mut state, forget, retain };
-        let other = bench.state.model.more_grads(ops, &keep)?;
-        let (matrices, own) = bench.matrices(other)?;
+        let model = &bench.state.model;
+        let both = Separate::new(ops, Combination::Sum, model, &keep, 2)?;
+        let (matrices, own) = bench.matrices(both)?;
         let before = bench.figures()?;
         let mut trials: Vec<Trial> = Vec::new();
         let mut front: Vec<&Matrix> = matrices.iter().filter(|matrix| matrix.front).collect();
@@ -234,17 +236,15 @@ struct Bench<'a, O: Ops> {
 impl<O: Ops> Bench<'_, O> {
     /// Makes both gradients and says of every matrix that trains what they say of it; returns the forget gradients too.
     #[allow(clippy::type_complexity)]
-    fn matrices(
-        &mut self,
-        mut other: Vec<Option<O::Grad>>,
-    ) -> Result<(Vec<Matrix>, Vec<Option<O::Grad>>)> {
+    fn matrices(&mut self, mut both: Separate<O>) -> Result<(Vec<Matrix>, Vec<Option<O::Grad>>)> {
         let Self { ops, state, forget, retain } = self;
         let MeanTeacher { model, passes, method, .. } = &mut **state;
-        let task = |batches| Task { objective: &Nll, batches, weight: Some(1.0) };
-        let (own, kept) = (task(&forget[..]), [task(&retain[..])]);
+        let task = |batches| Task { objective: &Nll, batches, weight: Some(1.0), hooked: false };
+        let tasks = [task(&forget[..]), task(&retain[..])];
         model.clear_grads(*ops);
-        let apart = Some(std::slice::from_mut(&mut other));
-        passes.start_step(*ops, model, None, &method.knobs, own, &kept, apart)?;
+        let step = Step { tasks: &tasks, knobs: &method.knobs, combine: &mut both, hook: None };
+        passes.start_step(*ops, model, None, step)?;
+        let other = both.grads.remove(0);
         let Model { layout, params, grads, .. } = model;
         let mut matrices = Vec::new();
         let mut values = Vec::new();

@@ -21,11 +21,10 @@ use crate::error::{Error, Kind, Result};
 use crate::io::atomic::{recover_all, write_file_atomic};
 use crate::io::checkpoint::Checkpoint;
 use crate::method::passes::Passes;
-use crate::method::rmu::steering;
-use crate::method::shield::directions;
-use crate::method::{Combination, MeanTeacher, Method, Rows, StepReport};
+use crate::method::{
+    Combination, MeanTeacher, Method, Reference, StepReport, combine, projection, rmu,
+};
 use crate::model::params::Keeping;
-use crate::model::tap::{Shield, Tap};
 use crate::model::{Layout, Model, ModelConfig, Saving};
 use crate::ops::{CustomRule, Ops, UpdateRule};
 use crate::report::progress::{Progress, StepLine};
@@ -151,11 +150,11 @@ impl<'a, O: Ops> Run<'a, O> {
         let mut folder = Folder::open(&recipe.model.path)?;
         let tokenizer = folder.tokenizer()?;
         let method = recipe.method()?;
-        let loss = method.loss.rows(&method.knobs);
+        let loss = method.loss().rows(&method.knobs);
         if loss.paired() && recipe.data.alternate.as_os_str().is_empty() {
             return Err(Error::config(format!(
                 "data.alternate: is not set, and loss {} compares each forget document with another",
-                method.loss.name()
+                method.loss().name()
             ))
             .hint("name a file with one preferred document for each forget document, in order"));
         }
@@ -220,7 +219,7 @@ impl<'a, O: Ops> Run<'a, O> {
 
     /// Draws the forget and the retain documents of a step.
     fn draw(&self, step: u64) -> Result<(Vec<MicroBatch>, Vec<MicroBatch>)> {
-        let retain = self.retain.as_ref().filter(|_| self.method.penalty.is_some());
+        let retain = self.retain.as_ref().filter(|_| self.method.penalty().is_some());
         let retained = retain.map_or(Ok(Vec::new()), |from| from.draw(step))?;
         Ok((self.forget.draw(step)?, retained))
     }
@@ -355,7 +354,7 @@ impl<'a, O: Ops> Run<'a, O> {
             "steps": self.state.step,
             "clipped_steps": clipped.count(),
             "stopped_early": self.stopped,
-            "shielded": self.state.shielded,
+            "shielded": self.state.prepared.get("shielded"),
             "best_step": self.best,
             "seconds": self.seconds,
             "last": self.last,
@@ -416,12 +415,12 @@ fn record(recipe: &Recipe, method: &Method, identity: &Value, summary: &Value) -
         "program": "nepenthe",
         "version": env!("CARGO_PKG_VERSION"),
         "seed": recipe.seed,
-        "loss": method.loss.name(),
-        "loss_formula": method.loss.formula(),
-        "penalty": method.penalty.map(|p| p.name()),
-        "penalty_formula": method.penalty.map(|p| p.formula()),
-        "second_penalty": method.second.map(|p| p.name()),
-        "second_penalty_formula": method.second.map(|p| p.formula()),
+        "loss": method.loss().name(),
+        "loss_formula": method.loss().formula(),
+        "penalty": method.penalty().map(|p| p.name()),
+        "penalty_formula": method.penalty().map(|p| p.formula()),
+        "second_penalty": method.second().map(|p| p.name()),
+        "second_penalty_formula": method.second().map(|p| p.formula()),
         "direction": recipe.combination().map_or("", Combination::formula),
         "recipe": recipe,
         "identity": identity,
@@ -457,30 +456,17 @@ pub(super) fn load<O: Ops>(
     recipe.check_model(&folder.config)?;
     let method = recipe.method()?;
     let model = Model::load(ops, folder.config.clone(), &folder.weights, keep)?;
-    let mut passes = Passes::saving(ops, &model, tokens, Some(saving))?;
-    let knobs = &method.knobs;
-    if matches!(method.loss.rows(knobs), Rows::Hidden(hidden) if hidden.steered) {
-        let vector = steering(recipe.seed, model.config.width, knobs.rmu_steering);
-        passes.steer(ops, &vector)?;
-    }
-    let reads_base = method.loss.rows(&method.knobs).reads_base();
-    let base = reads_base.then(|| base_model(ops, recipe, &model.config, &mut folder.notices));
-    let base = base.transpose()?;
-    let combination = recipe.combination()?;
-    let apart = if combination == Combination::Sum { 0 } else { method.penalties().count() };
-    let more = (0..apart).map(|_| model.more_grads(ops, keep)).collect::<Result<Vec<_>>>()?;
-    let mut state = MeanTeacher::new(model, base, passes, method, recipe.settings());
-    if !more.is_empty() {
-        state.combine(combination, more);
-    }
+    let passes = Passes::saving(ops, &model, tokens, Some(saving))?;
+    let base = method.reads(Reference::Frozen);
+    let base = base.then(|| base_model(ops, recipe, &model.config, &mut folder.notices));
+    let mut state = MeanTeacher::new(model, base.transpose()?, passes, method, recipe.settings());
+    rmu::prepare(ops, &mut state, recipe.seed)?;
+    combine::prepare(ops, &mut state, recipe.combination()?, keep)?;
     if let Some(retain) = retain.filter(|_| recipe.method.shield > 0.0) {
-        let MethodSection { shield: share, shield_rank, shield_documents, knobs, .. } =
-            &recipe.method;
-        let texts = retain.first(*shield_documents)?;
-        let MeanTeacher { model, passes, .. } = &mut state;
-        let found = directions(ops, model, passes, knobs, &texts, *share, *shield_rank)?;
-        model.tap = Tap::Shield(Shield::new(ops, tokens, found.bases)?);
-        state.shielded = Some(found.share);
+        let MethodSection { shield: share, shield_rank: rank, shield_documents, .. } =
+            recipe.method;
+        let setup = projection::Setup { share, rank, tokens };
+        projection::prepare(ops, &mut state, setup, &retain.first(shield_documents)?)?;
     }
     Ok(state)
 }

@@ -9,7 +9,7 @@ use crate::support::model::weights;
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::data::MicroBatch;
 use nepenthe::method::passes::Passes;
-use nepenthe::method::{FORGET, Knobs, MeanTeacher, Method, PENALTIES, Settings};
+use nepenthe::method::{FORGET, Knobs, MeanTeacher, Method, PENALTIES, Settings, WeightRule};
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Train};
 use nepenthe::ops::{
@@ -85,16 +85,13 @@ fn start<O: Ops>(
     }
     let passes = Passes::new(ops, &model, 64, true)?;
     let settings = Settings {
-        forget_weight: 0.5,
-        retain_weight: 1.0,
-        second_weight: 0.0,
-        dual: None,
         clip: 0.25,
         damping: if penalty.is_some() { 0.3 } else { 0.0 },
         teacher_rate: 0.1,
         schedule: Schedule { lr: 0.05, warmup: None },
     };
-    let method = Method { loss: FORGET[0], penalty, second: None, knobs: Knobs::default() };
+    let penalty = penalty.map(|penalty| (penalty, WeightRule::Constant(1.0)));
+    let method = Method::new((FORGET[0], 0.5), penalty, Knobs::default());
     Ok(MeanTeacher::new(model, None, passes, method, settings))
 }
 

@@ -7,7 +7,7 @@ use nepenthe::backend::cpu::Cpu;
 use nepenthe::data::MicroBatch;
 use nepenthe::method::passes::Passes;
 use nepenthe::method::{
-    FORGET, Knobs, MeanTeacher, Method, Nll, PENALTIES, Settings, StepReport, find,
+    FORGET, Knobs, MeanTeacher, Method, Nll, PENALTIES, Settings, StepReport, WeightRule, find,
 };
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Train};
@@ -214,17 +214,11 @@ fn settle(rate: f64, lr: f64, momentum: f64, steps: u64) -> (f64, f64) {
     let ops = Ops::new();
     let start = model(&ops, momentum);
     let passes = Passes::new(&ops, &start, 64, true).unwrap();
-    let method = Method {
-        loss: find(&FORGET, "", "nlul").unwrap(),
-        penalty: Some(find(&PENALTIES, "", "qkl").unwrap()),
-        second: None,
-        knobs: Knobs::default(),
-    };
+    let loss = find(&FORGET, "", "nlul").unwrap();
+    let penalty = find(&PENALTIES, "", "qkl").unwrap();
+    let beta = WeightRule::Constant(BETA);
+    let method = Method::new((loss, ALPHA), [(penalty, beta)], Knobs::default());
     let settings = Settings {
-        forget_weight: ALPHA,
-        retain_weight: BETA,
-        second_weight: 0.0,
-        dual: None,
         clip: f64::INFINITY,
         damping: DAMPING,
         teacher_rate: rate,
@@ -240,7 +234,7 @@ fn settle(rate: f64, lr: f64, momentum: f64, steps: u64) -> (f64, f64) {
     let MeanTeacher { model, passes, .. } = &mut run;
     let mut fisher = Fisher::new(&ops, model, passes, &point, point.teacher(), &retain);
     let zeros = vec![0.0; point.len()];
-    let g = fisher.gradient(method.loss, &method.knobs, &zeros, Some(&forget)).unwrap();
+    let g = fisher.gradient(loss, &Knobs::default(), &zeros, Some(&forget)).unwrap();
     fisher.calibrate(&g).unwrap();
     let b: Vec<f64> = g.iter().map(|g| -ALPHA * g).collect();
     let mut product = |v: &[f64]| {

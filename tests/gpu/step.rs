@@ -9,13 +9,14 @@ use nepenthe::backend::gpu::driver::sim::{Simulator, Timing};
 use nepenthe::backend::gpu::{Gpu, Precision};
 use nepenthe::data::MicroBatch;
 use nepenthe::method::passes::Passes;
+use nepenthe::method::projection::Projection;
 use nepenthe::method::rmu::steering;
 use nepenthe::method::{
     Combination, FORGET, Knobs, MeanTeacher, Method, Objective, PENALTIES, Settings, StepReport,
+    WeightRule, combine,
 };
 use nepenthe::model::generate::{Choice, Request};
 use nepenthe::model::params::Keeping;
-use nepenthe::model::tap::{Shield, Tap};
 use nepenthe::model::{Level, Model, ModelConfig, Saving, Train};
 use nepenthe::ops::{Compute, Ops, PackData, Role, StateMode, TeacherForm, UpdateRule};
 use nepenthe::optim::Schedule;
@@ -81,22 +82,20 @@ fn start<O: Ops>(ops: &O, job: Job) -> MeanTeacher<O> {
     let mut passes = Passes::saving(ops, &model, job.pack, Some(job.saving)).unwrap();
     passes.steer(ops, &steering(1, model.config.width, 3.0)).unwrap();
     let settings = Settings {
-        forget_weight: 0.5,
-        retain_weight: 1.0,
-        second_weight: 0.7,
-        dual: None,
         clip: 0.25,
         damping: 0.3,
         teacher_rate: 0.1,
         schedule: Schedule { lr: 0.05, warmup: None },
     };
     let knobs = Knobs { beta_npo: 2.0, rmu_layer: 0, ..Knobs::default() };
-    let method = Method { loss: job.loss, penalty: job.penalty, second: job.second, knobs };
+    let weight = |weight| move |penalty| (penalty, WeightRule::Constant(weight));
+    let penalties = job.penalty.map(weight(1.0)).into_iter().chain(job.second.map(weight(0.7)));
+    let method = Method::new((job.loss, 0.5), penalties, knobs);
     MeanTeacher::new(model, Some(base), passes, method, settings)
 }
 
-/// Room for each penalty's own gradients.
-fn more_grads<O: Ops>(ops: &O, run: &MeanTeacher<O>, job: Job) -> Vec<Vec<Option<O::Grad>>> {
+/// Gives each term a gradient of its own.
+fn separate<O: Ops>(ops: &O, run: &mut MeanTeacher<O>, job: Job, combination: Combination) {
     let keep = Keeping {
         train: Some(job.train),
         mode: job.mode,
@@ -104,8 +103,7 @@ fn more_grads<O: Ops>(ops: &O, run: &MeanTeacher<O>, job: Job) -> Vec<Vec<Option
         rule: job.rule,
         seed: 1,
     };
-    let penalties = job.penalty.iter().chain(&job.second);
-    penalties.map(|_| run.model.more_grads(ops, &keep).unwrap()).collect()
+    combine::prepare(ops, run, combination, &keep).unwrap();
 }
 
 fn step<O: Ops>(ops: &O, job: Job) -> Outcome {
@@ -248,7 +246,7 @@ fn combined_gradients_step_as_on_the_cpu() {
             ..job(LLAMA, at(&FORGET, "ll"), Some(at(&PENALTIES, "nll")))
         };
         let mut run = start(ops, job);
-        run.combine(combination, more_grads(ops, &run, job));
+        separate(ops, &mut run, job, combination);
         let mut random = Random::new("documents");
         let steps = (0..4).map(|_| {
             // Texts that are both forgotten and kept, so that the gradients go against each other.
@@ -303,7 +301,7 @@ fn a_shielded_loss_steps_as_on_the_cpu() {
                 bases[block] = Some((rows, width));
             }
         }
-        run.model.tap = Tap::Shield(Shield::new(ops, job.pack, bases).unwrap());
+        run.hook = Some(Box::new(Projection::new(ops, job.pack, bases).unwrap()));
         let mut random = Random::new("documents");
         let reports = (0..3).map(|_| {
             let (forget, retain) = batches(&mut random, 0);
@@ -425,7 +423,7 @@ fn the_norm_that_products_leave_is_that_of_the_gradients() {
         let job = Job { pack: 64, ..job(WIDE, loss, Some(1)) };
         let (mut run, mut random) = (start(&gpu, job), Random::new("documents"));
         if combined {
-            run.combine(Combination::MinNorm, more_grads(&gpu, &run, job));
+            separate(&gpu, &mut run, job, Combination::MinNorm);
         }
         for step in 0..4 {
             let (forget, retain) = batches(&mut random, 0);
@@ -546,8 +544,10 @@ fn plan_counts_the_memory_of_a_run() {
         let student = weights(&parsed, "student", folder.path());
         let model = Model::load(&ops, parsed.clone(), &student, &keep).unwrap();
         let passes = Passes::saving(&ops, &model, job.pack, Some(plan.saving)).unwrap();
-        let method =
-            Method { loss: job.loss, penalty: job.penalty, second: None, knobs: Knobs::default() };
+        let beta = WeightRule::Constant(recipe.method.retain_weight);
+        let penalty = job.penalty.map(|penalty| (penalty, beta));
+        let loss = (job.loss, recipe.method.forget_weight);
+        let method = Method::new(loss, penalty, Knobs::default());
         let mut run = MeanTeacher::new(model, None, passes, method, recipe.settings());
         let mut random = Random::new("documents");
         let prompts: Vec<Vec<u32>> =

@@ -9,7 +9,7 @@ use super::buffer::GradMarks;
 use super::driver::Args;
 use super::{Gpu, Grad, Pack, Stat};
 use crate::error::Result;
-use crate::ops::{DocumentFormula, RowStats, Sweep, Tallied};
+use crate::ops::{DocumentFormula, RowStats, Sweep, Tallied, WorkKey};
 
 /// Sums over rows: three fp64 numbers at an address.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ struct Recording {
 /// Recorded graphs, by key.
 #[derive(Debug, Default)]
 pub(super) struct Recordings {
-    known: Mutex<HashMap<String, Vec<Recording>>>,
+    known: Mutex<HashMap<WorkKey, Vec<Recording>>>,
     /// First writes seen by the recording at work.
     flags: Mutex<Option<Vec<Flag>>>,
     replays: AtomicU64,
@@ -96,14 +96,14 @@ impl Gpu {
     ///
     /// The first time of a key the work is done as it is: kernels are loaded, and scratch grows. The second time it is
     /// recorded, and from then on started as a whole.
-    pub(super) fn replay_as(&self, key: &str, work: &mut dyn FnMut()) {
+    pub(super) fn replay_as(&self, key: WorkKey, work: &mut dyn FnMut()) {
         if self.recordings.off.load(Ordering::Relaxed) {
             return work();
         }
         let mut known = self.recordings.known.lock().unwrap_or_else(PoisonError::into_inner);
         let count: usize = known.values().map(Vec::len).sum();
-        let Some(recordings) = known.get_mut(key) else {
-            known.insert(key.to_owned(), Vec::new());
+        let Some(recordings) = known.get_mut(&key) else {
+            known.insert(key, Vec::new());
             drop(known);
             return work();
         };
@@ -198,16 +198,15 @@ impl Sweep for Gpu {
         self.recordings.last.store(on, Ordering::Relaxed);
     }
 
-    fn replay(&self, packs: &[&Pack], key: &str, work: &mut dyn FnMut()) {
-        let mut shapes = String::new();
+    fn replay(&self, packs: &[&Pack], mut key: WorkKey, work: &mut dyn FnMut()) {
         for Pack { ids, block_count, reach, data, .. } in packs {
             // Tables of angles are made for powers of two.
-            let reach = reach.next_power_of_two();
-            let (n, documents) = (data.tokens(), data.spans.len());
-            shapes += &format!("pack {ids:#x}: {n} {documents} {block_count} {reach}; ");
+            let reach = reach.next_power_of_two() as u64;
+            let (n, documents) = (data.tokens() as u64, data.spans.len() as u64);
+            key.word(*ids).word(n).word(documents).word(*block_count as u64).word(reach);
         }
-        let last = if self.writes_last() { "last " } else { "" };
-        self.replay_as(&(shapes + last + key), work);
+        key.word(u64::from(self.writes_last()));
+        self.replay_as(key, work);
     }
 
     fn mark(&self, at: usize) {

@@ -18,7 +18,7 @@ use crate::data::MicroBatch;
 use crate::error::{Error, Result};
 use crate::io::safetensors::Weights;
 use crate::method::passes::Passes;
-use crate::method::{self, Knobs, MeanTeacher, Method, Settings};
+use crate::method::{self, Knobs, MeanTeacher, Method, Reference, Settings, WeightRule};
 use crate::model::params::Keeping;
 use crate::model::{Model, ModelConfig, Train};
 use crate::ops::{Ops, Role, StateMode, TeacherForm};
@@ -227,17 +227,11 @@ fn settings(args: &Value) -> Result<(OptimConfig, Method, Settings)> {
         clip: arg("clip")?,
         ..OptimConfig::default()
     };
-    let method = Method {
-        loss: method::find(&method::FORGET, "loss", loss_name(word(args, "loss")?))?,
-        penalty: Some(method::find(&method::PENALTIES, "penalty", word(args, "penalty")?)?),
-        second: None,
-        knobs: knobs(args),
-    };
+    let loss = method::find(&method::FORGET, "loss", loss_name(word(args, "loss")?))?;
+    let penalty = method::find(&method::PENALTIES, "penalty", word(args, "penalty")?)?;
+    let beta = WeightRule::Constant(arg("beta")?);
+    let method = Method::new((loss, arg("alpha")?), [(penalty, beta)], knobs(args));
     let settings = Settings {
-        forget_weight: arg("alpha")?,
-        retain_weight: arg("beta")?,
-        second_weight: 0.0,
-        dual: None,
         clip: optim.clip,
         damping: arg("damp")?,
         teacher_rate: arg("delta")?,
@@ -264,7 +258,7 @@ pub fn run<O: Ops>(ops: &O, case: &Recorded, plan: Plan) -> Result<Trace> {
     };
     let load = |keep: &Keeping| Model::load(ops, case.config.clone(), &case.initial, keep);
     let model = load(&keep)?;
-    let compares = method.loss.rows(&method.knobs).reads_base();
+    let compares = method.reads(Reference::Frozen);
     let base = compares.then(|| load(&Keeping::inference())).transpose()?;
     let forget = batches(&case.batches, "forget.", true)?;
     let retain = batches(&case.batches, "penalty.", true)?;

@@ -10,7 +10,7 @@
 //! use nepenthe::backend::cpu::Cpu;
 //! use nepenthe::data::MicroBatch;
 //! use nepenthe::method::passes::Passes;
-//! use nepenthe::method::{FORGET, Knobs, MeanTeacher, Method, PENALTIES, Settings, find};
+//! use nepenthe::method::{FORGET, Knobs, MeanTeacher, Method, PENALTIES, Settings, WeightRule, find};
 //! use nepenthe::model::params::Keeping;
 //! use nepenthe::model::{Model, Train};
 //! use nepenthe::ops::{CustomRule, StateMode, TeacherForm, TensorView, UpdateRule, UpdateScalars};
@@ -42,17 +42,9 @@
 //! };
 //! let model = Model::load(&ops, folder.config, &folder.weights, &keep)?;
 //! let passes = Passes::new(&ops, &model, 64, true)?;
-//! let method = Method {
-//!     loss: find(&FORGET, "loss", "nlul")?,
-//!     penalty: Some(find(&PENALTIES, "penalty", "qkl")?),
-//!     second: None,
-//!     knobs: Knobs::default(),
-//! };
+//! let (loss, penalty) = (find(&FORGET, "loss", "nlul")?, find(&PENALTIES, "penalty", "qkl")?);
+//! let method = Method::new((loss, 1.0), [(penalty, WeightRule::Constant(1.0))], Knobs::default());
 //! let settings = Settings {
-//!     forget_weight: 1.0,
-//!     retain_weight: 1.0,
-//!     second_weight: 0.0,
-//!     dual: None,
 //!     clip: f64::INFINITY,
 //!     damping: 0.1,
 //!     teacher_rate: 0.01,
@@ -71,7 +63,7 @@
 //! let MeanTeacher { model, passes, .. } = &mut run;
 //! let mut fisher = Fisher::new(&ops, model, passes, &end, start.student(), &retain);
 //! let zeros = vec![0.0; end.len()];
-//! let gradient = fisher.gradient(method.loss, &method.knobs, &zeros, Some(&forget))?;
+//! let gradient = fisher.gradient(loss, &Knobs::default(), &zeros, Some(&forget))?;
 //! fisher.calibrate(&step)?;
 //! let mut curvature = |v: &[f64]| Ok::<_, nepenthe::Error>(dot(v, &fisher.product(v)?) / dot(v, v));
 //! let (of_step, of_gradient) = (curvature(&step)?, curvature(&gradient)?);
@@ -142,7 +134,7 @@ impl<O: Ops> Replay<O> {
             Saving::same(Level::All),
             retain.as_ref(),
         )?;
-        let retain = retain.filter(|_| state.method.penalty.is_some());
+        let retain = retain.filter(|_| state.method.penalty().is_some());
         Ok(Self { name, recipe, forget, retain, state, notices: folder.notices })
     }
 

@@ -248,11 +248,11 @@ impl Ngd {
     ) -> Result<Comparison> {
         let texts = Texts::draw(replay, done, self)?;
         let system = System {
-            alpha: replay.state.settings.forget_weight,
-            beta: replay.state.retain_weight,
+            alpha: replay.state.weights[0],
+            beta: replay.state.weights[1],
             damping: replay.state.settings.damping,
         };
-        let (method, drift) = (replay.state.method, point.drift());
+        let (method, drift) = (replay.state.method.clone(), point.drift());
         let zeros = vec![0.0; point.len()];
         let state = &mut replay.state;
         let mut fisher = Fisher::new(
@@ -264,7 +264,8 @@ impl Ngd {
             &texts.retain,
         )
         .with_base(state.base.as_mut());
-        let gradient = fisher.gradient(method.loss, &method.knobs, &zeros, Some(&texts.forget))?;
+        let gradient =
+            fisher.gradient(method.loss(), &method.knobs, &zeros, Some(&texts.forget))?;
         let product_error = fisher.calibrate(&gradient)?;
         let scale = system.diagonal(&mut fisher, point.len(), self.diagonal)?;
         let kept = self.kept(done, point.len())?;
@@ -393,8 +394,8 @@ impl Ngd {
         let texts = Texts::draw(replay, done, self)?;
         let settings = replay.state.settings;
         let system = System {
-            alpha: settings.forget_weight,
-            beta: replay.state.retain_weight,
+            alpha: replay.state.weights[0],
+            beta: replay.state.weights[1],
             damping: settings.damping,
         };
         let state = &mut replay.state;

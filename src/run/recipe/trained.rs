@@ -56,7 +56,7 @@ impl Recipe {
             config.check_layer("model.train_layers", last)?;
         }
         let method = self.method()?;
-        for objective in std::iter::once(method.loss).chain(method.penalties()) {
+        for objective in std::iter::once(method.loss()).chain(method.penalties()) {
             let Rows::Hidden(hidden) = objective.rows(&method.knobs) else { continue };
             config.check_layer("method.rmu_layer", hidden.layer)?;
             if let Some((first, _)) = layers.filter(|(first, _)| *first > hidden.layer) {

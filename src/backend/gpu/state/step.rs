@@ -12,7 +12,7 @@ use crate::backend::gpu::{Gpu, Grad, blocks};
 use crate::error::{Error, Result};
 use crate::ops::rule::other_rule;
 use crate::ops::state::{AdamNumbers, GradScan, StepOutcome, StepSettings, moments_bound};
-use crate::ops::{TeacherForm, UpdateRule, UpdateScalars};
+use crate::ops::{TeacherForm, UpdateRule, UpdateScalars, WorkKey};
 
 /// Numbers a block of the scan takes: kChunk of kernels/norm.cu.
 const CHUNK: usize = 16384;
@@ -281,9 +281,14 @@ impl Gpu {
         if trained.iter().any(|(_, param, _)| param.rule != rule) {
             return Err(Error::config("the parameters of one step follow different rules"));
         }
-        if matches!(rule, UpdateRule::Custom { .. }) {
-            return Err(other_rule());
-        }
+        let mut key = WorkKey::new("update");
+        match rule {
+            UpdateRule::Sgd { momentum } => key.name("sgd").numbers(&[momentum]),
+            UpdateRule::AdamW { betas: (b1, b2), eps, weight_decay } => {
+                key.name("adamw").numbers(&[b1, b2, eps, weight_decay])
+            }
+            UpdateRule::Custom { .. } => return Err(other_rule()),
+        };
         let entries = entries(&trained);
         let step = Step::new(&rule, settings);
         self.upload(self.step.at, bytemuck::bytes_of(&step))?;
@@ -293,8 +298,8 @@ impl Gpu {
         let places: Vec<u64> = trained.iter().map(|(_, _, grad)| grad.at).collect();
         let [rows, places] = [bytemuck::cast_slice(&entries), bytemuck::cast_slice(&places)]
             .map(|bytes: &[u8]| xxh3_64(bytes));
-        let key = format!("update {at:#x} {idle} {rule:?} {rows:#x} {places:#x}");
-        self.replay_as(&key, &mut || self.launch_all(&trained, (at, scans), idle));
+        key.word(at).word(u64::from(idle)).word(rows).word(places);
+        self.replay_as(key, &mut || self.launch_all(&trained, (at, scans), idle));
         Ok(())
     }
 

@@ -1,24 +1,56 @@
-//! Finds what a loss is to leave alone: the subspaces that the inputs of a model's matrices mostly lie in on texts.
+//! Gradient projection (PGU): finds principal subspaces of retain-set activations, to be projected out of the forget
+//! gradients.
+
+mod hooks;
+mod subspace;
 
 use rayon::prelude::*;
 
+use self::subspace::principal;
 use super::passes::Passes;
-use super::subspace::principal;
-use super::{Knobs, Nll};
+use super::{Knobs, MeanTeacher};
 use crate::data::MicroBatch;
 use crate::error::{Error, Kind, Result};
 use crate::model::Model;
-use crate::model::tap::{Grams, Tap, layers_at_once};
 use crate::ops::Ops;
 
-/// The leading directions of every matrix' inputs.
+pub use self::hooks::{Grams, Projection, layers_at_once};
+
+/// Principal directions of the inputs of every matrix.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Directions {
-    /// Of each block, where it is such a matrix, orthonormal rows and their width: what
-    /// [`Shield::new`](crate::model::tap::Shield::new) takes.
+    /// Orthonormal rows and their width for each block that is such a matrix: the input of [`Projection::new`].
     pub bases: Vec<Option<(Vec<f32>, usize)>>,
     /// The share of the inputs' squares that they hold, the mean over matrices.
     pub share: f64,
+}
+
+/// Subspaces to find.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Setup {
+    /// Fraction of the squares of each matrix' inputs to capture.
+    pub share: f64,
+    /// Directions of each matrix at most.
+    pub rank: usize,
+    /// Tokens of a packed batch at most.
+    pub tokens: usize,
+}
+
+/// Finds the subspaces of `texts`, and has the gradients of the forget loss projected out of them.
+///
+/// Errors: as [`directions`].
+pub fn prepare<O: Ops>(
+    ops: &O,
+    state: &mut MeanTeacher<O>,
+    setup: Setup,
+    texts: &[MicroBatch],
+) -> Result<()> {
+    let Setup { share, rank, tokens } = setup;
+    let MeanTeacher { model, passes, method, .. } = &mut *state;
+    let found = directions(ops, model, passes, &method.knobs, texts, share, rank)?;
+    state.hook = Some(Box::new(Projection::new(ops, tokens, found.bases)?));
+    state.prepared.insert("shielded", found.share);
+    Ok(())
 }
 
 /// Finds the fewest directions that hold `share` of the squares of each matrix' inputs on `texts`, `rank` at most, with the
@@ -45,11 +77,7 @@ pub fn directions<O: Ops>(
     let (mut held, mut count) = (0.0, 0);
     for first in (0..layers).step_by(at_once) {
         grams.open(ops, model, first..layers.min(first + at_once));
-        model.tap = Tap::Grams(grams);
-        // With weight 0 the way back carries zeros; only the inputs of matrices are asked for.
-        passes.sweep(ops, model, None, &Nll, knobs, texts, Some(0.0))?;
-        let Tap::Grams(filled) = std::mem::replace(&mut model.tap, Tap::Closed) else { break };
-        grams = filled;
+        passes.observe(ops, model, knobs, texts, &mut grams)?;
         let sums = grams.read(ops);
         ops.sync()?;
         let blocks = &model.layout.blocks;

@@ -1,26 +1,16 @@
-//! What stands between the inputs of linear maps and the weight gradients made of them: for methods that work in the
-//! space that these inputs span.
+//! Hooks on the inputs of linear layers: sums of x^T x, and the projection of inputs out of a subspace.
 
 use std::ops::Range;
 
-use super::params::Model;
 use crate::error::Result;
+use crate::model::Model;
+use crate::model::sink::InputHook;
 use crate::ops::{Ops, ParamSpec, Role, StateMode, TeacherForm, UpdateRule};
 
-/// What becomes of the inputs of linear maps on the way back.
-pub enum Tap<O: Ops> {
-    /// The weight gradients, and nothing else.
-    Closed,
-    /// The sums of x^T x of the matrices of some layers; no gradients of linear maps are made.
-    Grams(Grams<O>),
-    /// The weight gradients, of inputs without their part in a subspace.
-    Shield(Shield<O>),
-}
-
-/// Bytes of sums that layers are taken together up to: a pass over the texts costs more than they do.
+/// Limit of the sums that layers are processed together up to, in bytes: a pass over the texts costs more than they do.
 const GRAMS: usize = 256 << 20;
 
-/// Returns of how many of `layers` layers with matrices of these input widths the sums of x^T x are made in one pass.
+/// Returns the number of layers, of `layers` with matrices of these input widths, whose sums of x^T x are made in one pass.
 pub fn layers_at_once(widths: [usize; 4], layers: usize) -> usize {
     let bytes: usize = widths.iter().map(|width| 4 * width * width).sum();
     (GRAMS / bytes.max(1)).clamp(1, layers.max(1))
@@ -64,11 +54,25 @@ impl<O: Ops> Grams<O> {
         })
         .collect()
     }
+}
 
-    pub(super) fn add(&mut self, ops: &O, n: usize, matrix: usize, x: &O::Act) {
+impl<O: Ops> InputHook<O> for Grams<O> {
+    fn inputs<'a>(
+        &'a mut self,
+        ops: &O,
+        (n, width): (usize, usize),
+        matrix: usize,
+        x: &'a O::Act,
+    ) -> Option<&'a O::Act> {
         if let Some(i) = self.of.iter().position(|block| *block == matrix) {
-            ops.linear_wgrad(n, (self.widths[i], self.widths[i]), x, x, &mut self.sums[i]);
+            ops.linear_wgrad(n, (width, width), x, x, &mut self.sums[i]);
         }
+        None
+    }
+
+    fn key(&self) -> u64 {
+        // The blocks are consecutive.
+        1 + self.of.first().map_or(0, |first| (first << 32 | self.of.len()) as u64)
     }
 }
 
@@ -78,7 +82,7 @@ impl<O: Ops> Grams<O> {
 /// the step does to inputs inside the subspace is nothing.
 ///
 /// Source: PGU, Hoang et al., WACV 2024, section 3.2, there on the gradient itself.
-pub struct Shield<O: Ops> {
+pub struct Projection<O: Ops> {
     /// By block.
     bases: Vec<Option<Basis<O>>>,
     /// Coordinates of rows in the subspace [N, k],
@@ -87,7 +91,6 @@ pub struct Shield<O: Ops> {
     rest: O::Act,
     /// For weights that are never shown through it.
     scratch: O::Act,
-    on: bool,
 }
 
 struct Basis<O: Ops> {
@@ -98,7 +101,7 @@ struct Basis<O: Ops> {
     back: O::Param,
 }
 
-impl<O: Ops> Shield<O> {
+impl<O: Ops> Projection<O> {
     /// Makes room for packs of up to `tokens` tokens; of each block that `bases` has some for, `k` orthonormal rows of the
     /// width given with them.
     pub fn new(ops: &O, tokens: usize, bases: Vec<Option<(Vec<f32>, usize)>>) -> Result<Self> {
@@ -129,28 +132,29 @@ impl<O: Ops> Shield<O> {
             coordinates: ops.act(tokens * most)?,
             rest: ops.act(tokens * widest)?,
             scratch: ops.act(0)?,
-            on: true,
         })
     }
+}
 
-    /// Lends the rows `x` [N, I] of a matrix without their part in its subspace.
-    pub(super) fn rows<'a>(
+impl<O: Ops> InputHook<O> for Projection<O> {
+    fn inputs<'a>(
         &'a mut self,
         ops: &O,
-        n: usize,
-        width: usize,
+        (n, width): (usize, usize),
         matrix: usize,
         x: &'a O::Act,
-    ) -> &'a O::Act {
-        let Self { bases, coordinates, rest, scratch, on } = self;
-        let Some(Basis { k, rows, back }) = bases[matrix].as_ref().filter(|_| *on) else {
-            return x;
-        };
+    ) -> Option<&'a O::Act> {
+        let Self { bases, coordinates, rest, scratch } = self;
+        let Some(Basis { k, rows, back }) = &bases[matrix] else { return Some(x) };
         let w = ops.view(rows, Role::Student, scratch);
         ops.linear(n, (*k, width), x, w, None, None, coordinates);
         let w = ops.view(back, Role::Student, scratch);
         ops.linear(n, (width, *k), coordinates, w, None, Some(x), rest);
-        rest
+        Some(rest)
+    }
+
+    fn key(&self) -> u64 {
+        0
     }
 }
 
@@ -164,28 +168,5 @@ fn frozen(len: usize) -> ParamSpec {
         teacher: TeacherForm::None,
         rule: UpdateRule::Sgd { momentum: 0.0 },
         seed: 0,
-    }
-}
-
-impl<O: Ops> Model<O> {
-    /// Tells whether a subspace is kept off gradients where [`Model::shield`] says so.
-    pub fn shields(&self) -> bool {
-        matches!(self.tap, Tap::Shield(_))
-    }
-
-    /// Says whether gradients from here on are kept off the subspace, if there is one.
-    pub fn shield(&mut self, on: bool) {
-        if let Tap::Shield(shield) = &mut self.tap {
-            shield.on = on;
-        }
-    }
-
-    /// Says what the way back does beside its own work, for the key of recorded passes.
-    pub fn tap_name(&self) -> String {
-        match &self.tap {
-            Tap::Closed => String::new(),
-            Tap::Grams(grams) => format!("grams {:?}", grams.of),
-            Tap::Shield(_) => "shield".into(),
-        }
     }
 }
