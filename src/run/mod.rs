@@ -11,7 +11,6 @@ pub mod import;
 pub mod notices;
 pub mod page;
 pub mod plan;
-pub mod presets;
 pub mod probe;
 pub mod recipe;
 pub mod recorded;

@@ -92,7 +92,7 @@ fn start<O: Ops>(
         clip: 0.25,
         damping: if penalty.is_some() { 0.3 } else { 0.0 },
         teacher_rate: 0.1,
-        schedule: Schedule { lr: 0.05, warmup: None },
+        schedule: Schedule::constant(0.05),
     };
     let method = Method { loss: FORGET[0], penalty, second: None, knobs: Knobs::default() };
     Ok(MeanTeacher::new(model, None, passes, method, settings))
