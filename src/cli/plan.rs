@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::model::Saving;
 use crate::ops::StateMode;
 use crate::run::plan::{ATTENTION_RATE, MODELS, Need, PRODUCT_RATE, Plan, Target, model};
-use crate::run::{Recipe, folder, train};
+use crate::run::{Recipe, folder, stream};
 
 /// Options of `plan`.
 #[derive(Debug, clap::Args)]
@@ -125,7 +125,7 @@ fn length(args: &Args, recipe: &mut Recipe) -> Result<Length> {
     let derived = match (&args.model, run.epochs) {
         (Some(dir), 1..) if named => {
             check_data("data.forget", &recipe.data.forget)?;
-            let documents = train::forget_documents(dir, recipe)?;
+            let documents = stream::forget_documents(dir, recipe)?;
             recipe.settle_steps(documents)
         }
         _ => None,

@@ -17,6 +17,7 @@ pub mod recorded;
 pub mod resume;
 mod signals;
 pub mod slug;
+pub mod stream;
 pub mod suite;
 pub mod task_vector;
 pub mod train;

@@ -93,7 +93,8 @@ use std::path::{Path, PathBuf};
 
 use super::notices;
 use super::recipe::Recipe;
-use super::train::{Stream, load, stream};
+use super::stream::{Stream, stream};
+use super::train::load;
 use super::{Folder, recorded::Recorded};
 use crate::error::Result;
 use crate::method::{MeanTeacher, StepReport};

@@ -17,7 +17,8 @@ use crate::run::Folder;
 use crate::run::notices;
 use crate::run::recipe::Recipe;
 use crate::run::recorded::Recorded;
-use crate::run::train::{line_of, load, stream};
+use crate::run::stream::stream;
+use crate::run::train::{line_of, load};
 
 /// What is replayed.
 #[derive(Debug, Clone)]
