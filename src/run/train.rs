@@ -64,7 +64,7 @@ pub fn run<O: Ops>(
 }
 
 /// Like [`run`], with the parameters moved by `rule` where there is one; of the recipe's optimizer only learning rate,
-/// clip and warm-up then count.
+/// schedule, warm-up and clip then count.
 ///
 /// Errors: as [`run`], and [`Kind::Config`] where the parameters would be in compact state.
 pub fn run_by<O: Ops>(

@@ -72,7 +72,7 @@ pub const SETTINGS: [Setting; 78] = [
     s("optim.optimizer", Word(|| vec!["sgd", "adamw"]), "\"sgd\"", "", "The optimizer: `sgd` with momentum, or `adamw`.", ""),
     s("optim.lr", Number, "5e-4", "", "Learning rate.", ""),
     s("optim.schedule", Word(|| vec!["constant", "linear", "cosine", "paper"]), "\"constant\"", "", "The learning rate over steps. `constant`, `linear` and `cosine` warm up over optim.warmup steps w, step s (from 0) at lr (s+1)/w, then stay or decay to optim.lr_min at the end of the run. `paper` is the schedule of the paper's code: with AdamW, lr/100 for w+1 steps, then a ramp that reaches lr at step 2w, even w=0 having its first step at lr/100; with SGD a constant rate.", ""),
-    s("optim.warmup", Count, "0", "steps", "Warm-up steps w; 0: none.", "unless optim.schedule=paper and optim.optimizer=sgd"),
+    s("optim.warmup", Count, "0", "steps", "Warm-up steps w; 0: none.", "with optim.schedule=constant, linear or cosine, or with optim.optimizer=adamw"),
     s("optim.lr_min", Number, "0.0", "", "The learning rate at the end of the decay.", "with optim.schedule=linear or cosine"),
     s("optim.momentum", Number, "0.95", "", "SGD momentum.", "with optim.optimizer=sgd"),
     s("optim.b1", Number, "0.9", "", "Decay rate of AdamW's first moment.", ADAMW),
