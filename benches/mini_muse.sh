@@ -176,7 +176,7 @@ else
     forget=$data/forget.jsonl retain=$data/retain1.jsonl utility=$data/${UTILITY:-retain2}.jsonl holdout=$data/holdout.jsonl
     eval=$data/eval shots=()
     cat "$forget" "$retain" > "$out/target.jsonl"
-    learn=(finetune --model "$MODEL" --set "data.forget_context=$context" --set data.forget_chunking=true
+    learn=(finetune --model "$MODEL" --set optim.schedule=paper --set "data.forget_context=$context" --set data.forget_chunking=true
         --set "run.steps=${TRAIN_STEPS:-600}" --set "optim.lr=${TRAIN_RATE:-5e-5}" --set eval.documents=0
         --set "data.cache=$out/cache")
     target=${TARGET:-$out/target/model} retrain=${RETRAIN:-$out/retrain/model}
