@@ -73,7 +73,7 @@ impl Recipe {
             };
             said.push(format!(
                 "{WARNING}the learning rate never reaches optim.lr={lr:e}: {why}, but the run has {steps} (highest rate \
-                 {highest:e}); {way}"
+                 {highest:.2e}); {way}"
             ));
         }
         said
@@ -131,7 +131,7 @@ mod tests {
             said,
             [
                 "warning: the learning rate never reaches optim.lr=1e-5: optim.schedule=paper holds lr/100 for 101 steps and \
-              reaches optim.lr after 200, but the run has 40 (highest rate 1e-7); lower optim.warmup, or set \
+              reaches optim.lr after 200, but the run has 40 (highest rate 1.00e-7); lower optim.warmup, or set \
               optim.schedule=constant"
             ]
         );
