@@ -203,6 +203,19 @@ fn a_weight_of_zero_that_leaves_something_to_train_is_fine() {
 }
 
 #[test]
+fn a_step_without_a_gradient_and_a_run_without_steps_are_said() {
+    let place = Place::new();
+    let silent = ["run.steps=2", "method.nlul_threshold=0.999999", "method.penalty=none"];
+    let (code, _, stderr) = place.unlearn("silent", &sets(&silent));
+    assert_eq!(code, 0, "{stderr}");
+    let said = "warning: the gradient of step 0 is zero: no parameter moves";
+    assert_eq!(stderr.matches(said).count(), 1, "{stderr}");
+    assert!(place.json("silent/summary.json")["notices"].to_string().contains(said));
+    let (code, _, stderr) = place.unlearn("none", &sets(&["run.steps=0"]));
+    assert!(code == 0 && stderr.contains("warning: run.steps is 0: nothing trains"), "{stderr}");
+}
+
+#[test]
 fn train_down_without_layers_moves_that_matrix_of_every_layer_and_nothing_else() {
     let place = Place::new();
     let more = sets(&["run.steps=2", "model.train=down", "model.save_dtype=f32", "optim.lr=0.05"]);

@@ -158,7 +158,7 @@ fn text(name: &str, target: Target, plans: &[Plan], used: &Plan) -> String {
     row("resident", &|p| bytes(p.resident_bytes));
     row("per token", &|p| bytes(p.bytes_per_token));
     row("generation beside them", &|p| bytes(p.evaluation_bytes));
-    row("largest micro-batch, tokens", &|p| p.max_tokens.to_string());
+    row("largest pack, tokens", &|p| p.max_tokens.to_string());
     row("forget documents in it", &|p| p.forget_documents.to_string());
     row("retain documents in it", &|p| p.retain_documents.to_string());
     let Need { state, save, tokens, bytes: least } = plans[1].need();

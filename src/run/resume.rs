@@ -224,3 +224,35 @@ impl Log {
         self.file.sync_data().map_err(|e| Error::io("flush", &self.path, &e))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn check_names_what_differs_and_knows_the_schedule_of_runs_before_there_were_several() {
+        let of = |sets: &[&str]| {
+            let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
+            let recipe = Recipe::assemble(None, None, &sets).unwrap();
+            json!({"recipe": recipe, "forget": "00", "retain": null, "alternate": null})
+        };
+        let paper = ["optim.optimizer=adamw", "optim.schedule=paper"];
+        let mut old = of(&paper);
+        for key in ["schedule", "lr_min"] {
+            old["recipe"]["optim"].as_object_mut().unwrap().remove(key);
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::create(dir.path(), 3).unwrap();
+        writer.blob("x", &[1]).unwrap();
+        writer.finish(json!({"identity": old}), 1).unwrap();
+        let checkpoint = Checkpoint::latest(dir.path()).unwrap().unwrap();
+        check(&checkpoint, &of(&paper)).unwrap();
+        let error = check(&checkpoint, &of(&["optim.optimizer=adamw", "seed=2"])).unwrap_err();
+        let wanted = "its recipe differs: optim.schedule is paper there, constant here; seed is 0 there, 2 here";
+        assert!(error.message().ends_with(wanted), "{error}");
+        let mut other = of(&paper);
+        other["forget"] = json!("01");
+        let error = check(&checkpoint, &other).unwrap_err();
+        assert!(error.message().ends_with("its forget set (data.forget) differs"), "{error}");
+    }
+}

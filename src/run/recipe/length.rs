@@ -59,7 +59,8 @@ impl Recipe {
                 "{WARNING}run.steps is 0: nothing trains, and the written model is the start model"
             ));
         } else if schedule.full_from() >= steps {
-            let highest = (0..steps).map(|step| schedule.rate(step)).fold(0.0, f64::max);
+            // Up to there no rate falls, but for the step from lr/100 to the foot of the paper's ramp.
+            let highest = schedule.rate(0).max(schedule.rate(steps - 1));
             let (why, way) = match schedule.shape {
                 Shape::Paper => (
                     format!(
