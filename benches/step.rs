@@ -143,7 +143,7 @@ fn main() {
         clip: 1.0,
         damping: 5.0,
         teacher_rate: 0.005,
-        schedule: Schedule { lr: 5e-4, warmup: None },
+        schedule: Schedule::constant(5e-4),
     };
     let mut state = MeanTeacher::new(model, None, passes, method, settings);
     let ids = [Stream::new(1, "forget"), Stream::new(1, "retain")];

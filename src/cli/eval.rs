@@ -74,9 +74,9 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     let mut memories = Vec::with_capacity(args.verbmem.len());
     for path in &args.verbmem {
         let memory = Memory::open(path, &tokenizer, args.max_new_tokens)?;
-        let longest = memory.longest() + args.max_new_tokens;
         let shown = path.display().to_string();
-        folder.check_length(&shown, longest, "--max-new-tokens")?;
+        let (prompt, new, key) = (memory.longest(), args.max_new_tokens, "--max-new-tokens");
+        folder.check_generation(&shown, prompt, new, key, "shorten the prompts")?;
         notices::add(&mut folder.notices, memory.notice(&shown));
         memories.push((path.as_path(), memory));
     }

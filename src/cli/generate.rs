@@ -60,7 +60,8 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     };
     let prompts = ids(&texts, &tokenizer, true, &mut folder)?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    folder.check_length("the longest prompt", longest + args.max_new_tokens, "--max-new-tokens")?;
+    let (new, key) = (args.max_new_tokens, "--max-new-tokens");
+    folder.check_generation("the longest prompt", longest, new, key, "shorten the prompt")?;
     notices::say(&folder.notices);
     let end_tokens = if args.stop_at_eos { folder.end_tokens(&tokenizer)? } else { Vec::new() };
     let request =

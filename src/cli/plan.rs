@@ -6,16 +6,18 @@ use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 use serde_json::json;
 
+use super::checks::check_data;
 use super::doctor::host_memory;
 use super::engine::{Device, Storage};
 use super::output::{Output, bytes, table};
+use super::unlearn::lay;
 use crate::backend::gpu::driver::CAPABILITIES;
 use crate::backend::gpu::{Precision, obstacle, probe};
 use crate::error::{Error, Kind, Result};
 use crate::model::{ModelConfig, Saving};
 use crate::ops::StateMode;
 use crate::run::plan::{ATTENTION_RATE, MODELS, Need, PRODUCT_RATE, Plan, Target, model};
-use crate::run::{Recipe, folder};
+use crate::run::{Recipe, folder, stream};
 
 /// Options of `plan`.
 #[derive(Debug, clap::Args)]
@@ -42,6 +44,9 @@ pub(super) struct Args {
         default_value_if("device", "cpu", Some("auto"))
     )]
     gpu_memory: String,
+    /// The forget set; only read to turn run.epochs into steps
+    #[arg(long, value_name = "FILE", requires = "model")]
+    forget: Option<PathBuf>,
     /// Longest forget document, in tokens
     #[arg(long, value_name = "N")]
     forget_tokens: Option<usize>,
@@ -65,12 +70,16 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     sets.extend(
         contexts.into_iter().filter_map(|(set, n)| Some(format!("data.{set}_context={}", n?))),
     );
-    let recipe = Recipe::assemble(args.preset.as_deref(), args.config.as_deref(), &sets)?;
+    let mut recipe = Recipe::assemble(args.preset.as_deref(), args.config.as_deref(), &sets)?;
     let (name, config) = match (&args.model, &args.params_preset) {
         (Some(dir), _) => (dir.display().to_string(), folder::config(dir)?),
         (None, Some(name)) => (name.clone(), model(name)?),
         (None, None) => return Err(Error::config("--model: is not set")),
     };
+    recipe.check_model(&config)?;
+    lay(&mut recipe.data.forget, &args.forget);
+    let mut length = length(args, &mut recipe)?;
+    length.remarks.extend(recipe.long_contexts(&config));
     let target = match args.device {
         Device::Cpu => Target::Cpu,
         Device::Auto | Device::Cuda => Target::gpu(args.precision.into()),
@@ -84,10 +93,15 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     let used = plans.iter().find(|plan| plan.mode == mode.name()).unwrap_or(&plans[0]);
     let value = json!({
         "model": name, "device": target, "memory_bytes": memory, "state": used.mode,
+        "steps": length.steps, "length": length.said, "remarks": length.remarks,
         "fits": used.fits, "modes": plans, "smallest": plans[1].need(), "cannot_run": obstacles,
         "assumed_rates": {"product": PRODUCT_RATE, "attention": ATTENTION_RATE},
     });
-    out.result(&value, || text(&name, target, &plans, used) + &unfit(&obstacles))?;
+    let remarks: String = length.remarks.iter().map(|line| format!("{line}\n")).collect();
+    out.result(&value, || {
+        let plan = text(&name, target, &plans, used) + &unfit(&obstacles);
+        format!("{plan}{}\n{MICRO_BATCH}\n{remarks}", length.said)
+    })?;
     let checked = device.as_ref().map_or(CAPABILITIES.len(), |_| 1);
     if let Some(obstacle) = obstacles.first().filter(|_| obstacles.len() == checked) {
         let device = device.map_or("no GPU runs this model".to_owned(), |device| {
@@ -97,6 +111,49 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
             .hint("use --device cpu"));
     }
     used.require()
+}
+
+/// What the rows of documents must not be read as.
+const MICRO_BATCH: &str = "run.micro_batch is a hyperparameter: losses are averaged over each micro-batch, so changing it changes \
+    the result. For memory and speed change run.pack_tokens, which does not";
+
+/// How long the run is, and what its length makes of its settings.
+struct Length {
+    /// `None` where it depends on data that is not named.
+    steps: Option<u64>,
+    said: String,
+    remarks: Vec<String>,
+}
+
+/// Computes the steps of a run, from its forget set where it is measured in passes over that.
+fn length(args: &Args, recipe: &mut Recipe) -> Result<Length> {
+    let run = &recipe.run;
+    let each = format!(
+        "{} forget and {} retain documents each",
+        recipe.forget_per_step(),
+        if recipe.method.penalty == "none" { 0 } else { run.micro_batch * run.kl_accum_steps }
+    );
+    let named = !recipe.data.forget.as_os_str().is_empty();
+    let derived = match (&args.model, run.epochs) {
+        (Some(dir), 1..) if named => {
+            check_data("data.forget", &recipe.data.forget)?;
+            let documents = stream::forget_documents(dir, recipe)?;
+            recipe.settle_steps(documents)
+        }
+        _ => None,
+    };
+    let (steps, said) = match (derived, recipe.run.epochs) {
+        (Some(derived), _) => (Some(recipe.run.steps), format!("{derived}; {each}")),
+        (None, 0) => (Some(recipe.run.steps), format!("{} steps, {each}", recipe.run.steps)),
+        (None, epochs) => (
+            None,
+            format!(
+                "run.epochs={epochs}: the steps follow from the number of forget documents (name them with --forget); \
+                 {each}"
+            ),
+        ),
+    };
+    Ok(Length { steps, said, remarks: recipe.remarks() })
 }
 
 /// Why devices of a compute capability cannot run a model.
@@ -158,7 +215,7 @@ fn text(name: &str, target: Target, plans: &[Plan], used: &Plan) -> String {
     row("resident", &|p| bytes(p.resident_bytes));
     row("per token", &|p| bytes(p.bytes_per_token));
     row("generation beside them", &|p| bytes(p.evaluation_bytes));
-    row("largest micro-batch, tokens", &|p| p.max_tokens.to_string());
+    row("largest pack, tokens", &|p| p.max_tokens.to_string());
     row("forget documents in it", &|p| p.forget_documents.to_string());
     row("retain documents in it", &|p| p.retain_documents.to_string());
     let Need { state, save, tokens, bytes: least } = plans[1].need();

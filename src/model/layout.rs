@@ -338,9 +338,9 @@ impl Layout {
         if let Train::Layers { first, last, down } = train {
             let chosen: Vec<usize> = layers
                 .iter()
-                .skip(first)
-                .take((last + 1).saturating_sub(first))
-                .flat_map(|l| match down {
+                .enumerate()
+                .filter(|(layer, _)| (first..=last).contains(layer))
+                .flat_map(|(_, l)| match down {
                     true => vec![l.down],
                     false => l.all().collect(),
                 })

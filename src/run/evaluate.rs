@@ -320,7 +320,12 @@ impl Suite {
                     [prompts, file, fallback].into_iter().find(|p| !p.as_os_str().is_empty());
                 let shown = file.map_or_else(String::new, |path| path.display().to_string());
                 notices::add(&mut folder.notices, memory.notice(&shown));
-                folder.check_length(&shown, memory.longest() + new, "eval.max_new_tokens")?;
+                let prompts = match prompts.as_os_str().is_empty() {
+                    true => "lower eval.context",
+                    false => "shorten the prompts",
+                };
+                let key = "eval.max_new_tokens";
+                folder.check_generation(&shown, memory.longest(), new, key, prompts)?;
                 if !memory.is_empty() {
                     memories.push((memory_name, memory));
                 }

@@ -212,7 +212,11 @@ impl Folder {
     /// Errors: [`Kind::Config`] where the model has learned positions and none for them.
     pub fn check_length(&mut self, name: &str, tokens: usize, key: &str) -> Result<()> {
         let hint = format!("lower {key} to at most {}", self.config.max_positions);
-        self.config.check_length(tokens).map_err(|e| e.at(name).hint(hint.clone()))?;
+        self.check_positions(name, tokens, &hint)
+    }
+
+    fn check_positions(&mut self, name: &str, tokens: usize, hint: &str) -> Result<()> {
+        self.config.check_length(tokens).map_err(|e| e.at(name).hint(hint))?;
         if tokens > self.config.max_positions {
             let text = format!(
                 "{}{name}: up to {tokens} tokens in a row, but the model was made for {} \
@@ -223,6 +227,24 @@ impl Folder {
             notices::add(&mut self.notices, [text]);
         }
         Ok(())
+    }
+
+    /// Like [`Folder::check_length`], for prompts of up to `prompt` tokens that are continued by `new` tokens; `key` sets the
+    /// latter, `prompts` is what shortens the former.
+    pub fn check_generation(
+        &mut self,
+        name: &str,
+        prompt: usize,
+        new: usize,
+        key: &str,
+        prompts: &str,
+    ) -> Result<()> {
+        let left = self.config.max_positions.saturating_sub(prompt);
+        let hint = match left {
+            0 => format!("{prompts}: prompts of up to {prompt} tokens leave none to generate"),
+            left => format!("lower {key} to at most {left}, or {prompts}"),
+        };
+        self.check_positions(name, prompt + new, &hint)
     }
 
     /// Returns the ids that end a generation: those of generation_config.json, else the tokenizer's.

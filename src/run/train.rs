@@ -10,13 +10,12 @@ use super::export::{Kept, RECORD, check_target, write_model};
 use super::folder::Folder;
 use super::notices;
 use super::page::{self, Outcome};
-use super::recipe::{MethodSection, OrderKey, Recipe};
+use super::recipe::{MethodSection, Recipe};
 use super::resume::{self, Log};
 use super::signals::StopFlag;
+use super::stream::{Stream, overlap, stream};
 use super::watch::Watch;
-use crate::data::{
-    Chunking, Corpus, CorpusOptions, MicroBatch, Order, Sampler, Tokenizer, draw, first,
-};
+use crate::data::MicroBatch;
 use crate::error::{Error, Kind, Result};
 use crate::io::atomic::{recover_all, write_file_atomic};
 use crate::io::checkpoint::Checkpoint;
@@ -30,6 +29,8 @@ use crate::ops::{CustomRule, Ops, UpdateRule};
 use crate::report::progress::{Progress, StepLine};
 use crate::report::tensorboard::Events;
 
+/// The recipe of a run, in its folder.
+pub const RESOLVED: &str = "config.resolved.toml";
 /// The folder of the last model in a run folder.
 const MODEL: &str = "model";
 /// The folder of the best model, where there is one.
@@ -40,38 +41,6 @@ const TENSORBOARD: &str = "tensorboard";
 /// What the distances are called, beside the figures of an evaluation.
 pub const DISTANCES: [&str; 3] =
     ["student_from_start", "teacher_from_start", "student_from_teacher"];
-
-/// A corpus with the order its documents are drawn in.
-pub(super) struct Stream {
-    corpus: Corpus,
-    /// A preferred document for each of the corpus.
-    alternate: Option<Corpus>,
-    sampler: Sampler,
-    accum: usize,
-    micro_batch: usize,
-}
-
-impl Stream {
-    /// Draws the micro-batches of a step.
-    pub(super) fn draw(&self, step: u64) -> Result<Vec<MicroBatch>> {
-        let of = |corpus| draw(corpus, &self.sampler, step, self.accum, self.micro_batch);
-        let Some(alternate) = &self.alternate else { return of(&self.corpus) };
-        let pair = |(own, other): (MicroBatch, MicroBatch)| {
-            MicroBatch::new((0..own.rows()).flat_map(|b| [own.row(b), other.row(b)]))
-        };
-        Ok(of(&self.corpus)?.into_iter().zip(of(alternate)?).map(pair).collect())
-    }
-
-    /// Returns the first `count` documents of the corpus, or all, in micro-batches.
-    pub(super) fn first(&self, count: usize) -> Result<Vec<MicroBatch>> {
-        first(&self.corpus, count, self.micro_batch)
-    }
-
-    /// Returns the tokens of the longest documents that must lie in one pack.
-    pub(super) fn longest(&self) -> usize {
-        self.corpus.longest() + self.alternate.as_ref().map_or(0, Corpus::longest)
-    }
-}
 
 /// Runs `recipe` and writes everything into `out`; with `resume` from its newest complete checkpoint.
 ///
@@ -94,7 +63,7 @@ pub fn run<O: Ops>(
 }
 
 /// Like [`run`], with the parameters moved by `rule` where there is one; of the recipe's optimizer only learning rate,
-/// clip and warm-up then count.
+/// schedule, warm-up and clip then count.
 ///
 /// Errors: as [`run`], and [`Kind::Config`] where the parameters would be in compact state.
 pub fn run_by<O: Ops>(
@@ -112,7 +81,8 @@ pub fn run_by<O: Ops>(
 
 /// A run between its first and its last step.
 struct Run<'a, O: Ops> {
-    recipe: &'a Recipe,
+    /// The recipe, its steps computed.
+    recipe: Recipe,
     out: &'a Path,
     folder: Folder,
     method: Method,
@@ -136,18 +106,20 @@ struct Run<'a, O: Ops> {
 impl<'a, O: Ops> Run<'a, O> {
     fn prepare(
         ops: &O,
-        recipe: &'a Recipe,
+        recipe: &Recipe,
         saving: Saving,
         out: &'a Path,
         resume: bool,
         rule: Option<Box<dyn CustomRule>>,
     ) -> Result<Self> {
+        let mut recipe = recipe.clone();
         let interrupt = StopFlag::listen()?;
         // Before the first step, not after the last one.
         for name in [MODEL, BEST] {
             check_target(&recipe.model.path, &out.join(name))?;
         }
         let mut folder = Folder::open(&recipe.model.path)?;
+        recipe.check_model(&folder.config)?;
         let tokenizer = folder.tokenizer()?;
         let method = recipe.method()?;
         let loss = method.loss().rows(&method.knobs);
@@ -158,12 +130,14 @@ impl<'a, O: Ops> Run<'a, O> {
             ))
             .hint("name a file with one preferred document for each forget document, in order"));
         }
-        let forget = stream(recipe, &mut folder, &tokenizer, true)?;
+        let forget = stream(&recipe, &mut folder, &tokenizer, true)?;
+        let length = recipe.settle_steps(forget.corpus.len());
+        notices::add(&mut folder.notices, length.into_iter().chain(recipe.remarks()));
         let retain = recipe.reads_retain();
-        let retain = retain.then(|| stream(recipe, &mut folder, &tokenizer, false)).transpose()?;
-        let shared = retain.as_ref().and_then(|retain| overlap(recipe, &forget, retain));
+        let retain = retain.then(|| stream(&recipe, &mut folder, &tokenizer, false)).transpose()?;
+        let shared = retain.as_ref().and_then(|retain| overlap(&recipe, &forget, retain));
         notices::add(&mut folder.notices, shared);
-        let suite = Suite::open(recipe, &mut folder, tokenizer)?;
+        let suite = Suite::open(&recipe, &mut folder, tokenizer)?;
         notices::say(&folder.notices);
         let trainable = Layout::new(&folder.config, recipe.train()).trainable();
         let mut keep = recipe.keeping(recipe.state_mode(trainable));
@@ -173,21 +147,29 @@ impl<'a, O: Ops> Run<'a, O> {
         let longest = retain.iter().chain([&forget]).map(Stream::longest);
         let longest = longest.chain([suite.longest()]).max().unwrap_or(0);
         let tokens = recipe.run.pack_tokens.max(longest);
-        let mut state = load(ops, recipe, &mut folder, &keep, tokens, saving, retain.as_ref())?;
-        std::fs::create_dir_all(out).map_err(|e| Error::io("make folder", out, &e))?;
-        recover_all(out)?;
         let retained = retain.as_ref().map(|stream| &stream.corpus);
         let alternate = forget.alternate.as_ref();
-        let mut identity = resume::identity(recipe, &forget.corpus, retained, alternate)?;
-        if let Some(rule) = rule {
+        let mut identity = resume::identity(&recipe, &forget.corpus, retained, alternate)?;
+        if let Some(rule) = &rule {
             identity["rule"] = json!(rule.name());
+        }
+        // Before the model is loaded: a run that cannot go on is told so at once.
+        recover_all(out)?;
+        let checkpoints = out.join("checkpoints");
+        let checkpoint = if resume { Checkpoint::latest(&checkpoints)? } else { None };
+        if let Some(checkpoint) = &checkpoint {
+            resume::check(checkpoint, &identity)?;
+        }
+        let mut state = load(ops, &recipe, &mut folder, &keep, tokens, saving, retain.as_ref())?;
+        std::fs::create_dir_all(out).map_err(|e| Error::io("make folder", out, &e))?;
+        if let Some(rule) = rule {
             state.follow(rule);
         }
         let mut watch =
             Watch { every: recipe.eval.every, stop: recipe.stop(), entries: Vec::new() };
         let mut saved = None;
-        if resume && let Some(checkpoint) = Checkpoint::latest(&out.join("checkpoints"))? {
-            watch.entries = resume::restore(ops, &mut state, &checkpoint, &identity)?;
+        if let Some(checkpoint) = &checkpoint {
+            watch.entries = resume::restore(ops, &mut state, checkpoint)?;
             // An evaluation of this very step may have ended the run: it is made, and judged, again.
             watch.entries.pop_if(|last| last.step == state.step);
             saved = Some(state.step);
@@ -195,7 +177,7 @@ impl<'a, O: Ops> Run<'a, O> {
         let events = recipe.report.tensorboard;
         let events =
             events.then(|| Events::create(&out.join(TENSORBOARD), state.step)).transpose()?;
-        write_file_atomic(&out.join("config.resolved.toml"), recipe.to_toml()?.as_bytes())?;
+        write_file_atomic(&out.join(RESOLVED), recipe.to_commented_toml()?.as_bytes())?;
         Ok(Self {
             recipe,
             out,
@@ -225,10 +207,11 @@ impl<'a, O: Ops> Run<'a, O> {
     }
 
     fn steps(&mut self, ops: &O) -> Result<()> {
-        let settings = &self.recipe.run;
+        let settings = self.recipe.run.clone();
         let mut log = Log::open(&self.out.join("metrics.jsonl"), self.state.step)?;
         let mut bar = Progress::new(settings.steps).resume_at(self.state.step);
         let (mut skipped, mut ahead) = (0, None);
+        let first = self.state.step;
         loop {
             if self.watch.due(self.state.step) && self.suite.names().next().is_some() {
                 self.evaluate(ops, &bar)?;
@@ -260,13 +243,14 @@ impl<'a, O: Ops> Run<'a, O> {
                     ],
                 )?;
             }
-            bar.step(StepLine {
-                loss: report.loss_tr,
-                penalty: report.loss_kl,
-                norm: report.grad_norm,
-                clip: report.clip_coef,
-                tokens: report.tokens as u64,
-            });
+            bar.step(line_of(&report, &self.method));
+            if step == first && report.grad_norm == 0.0 {
+                let text = format!(
+                    "{}the gradient of step {step} is zero: no parameter moves unless later documents have one",
+                    notices::WARNING
+                );
+                notices::say_more(&mut self.folder.notices, [text]);
+            }
             skipped = if report.skipped { skipped + 1 } else { 0 };
             if skipped > settings.max_skipped {
                 return Err(self.state.nonfinite(ops, step));
@@ -352,6 +336,7 @@ impl<'a, O: Ops> Run<'a, O> {
             lines.iter().filter(|line| line["clip_coef"].as_f64().is_some_and(|c| c < 1.0));
         let mut summary = json!({
             "steps": self.state.step,
+            "epochs": self.recipe.passes(self.state.step, self.forget.corpus.len()),
             "clipped_steps": clipped.count(),
             "stopped_early": self.stopped,
             "shielded": self.state.prepared.get("shielded"),
@@ -382,12 +367,12 @@ impl<'a, O: Ops> Run<'a, O> {
             }
         }
         if outcome.after.is_some() {
-            let record = record(recipe, &method, &identity, &summary);
+            let record = record(&recipe, &method, &identity, &summary);
             write_file_atomic(&target.join(RECORD), format!("{record:#}\n").as_bytes())?;
         }
         summary["samples"] = outcome.samples();
         summary["notices"] = json!(notices);
-        page::write(out, recipe, &method, &summary, &outcome)?;
+        page::write(out, &recipe, &method, &summary, &outcome)?;
         summary["model"] = json!(target.display().to_string());
         Ok(summary)
     }
@@ -398,7 +383,20 @@ impl<'a, O: Ops> Run<'a, O> {
     }
 
     fn record(&self, summary: &Value) -> Value {
-        record(self.recipe, &self.method, &self.identity, summary)
+        record(&self.recipe, &self.method, &self.identity, summary)
+    }
+}
+
+/// Returns what progress shows of a step.
+pub(super) fn line_of(report: &StepReport, method: &Method) -> StepLine {
+    let hidden = method.loss().rows(&method.knobs).hidden();
+    StepLine {
+        name: if hidden { method.loss().name() } else { "nll_forget" },
+        value: report.loss_tr,
+        penalty: method.penalty().map(|penalty| (penalty.name(), report.loss_kl)),
+        norm: report.grad_norm,
+        clip: report.clip_coef,
+        tokens: report.tokens as u64,
     }
 }
 
@@ -493,72 +491,4 @@ pub(super) fn base_model<O: Ops>(
         .hint("compare models of one architecture"));
     }
     Model::load(ops, folder.config, &folder.weights, &Keeping::inference())
-}
-
-/// Says how many rows of the forget corpus are in the retain corpus too: they are to be forgotten and kept at once.
-pub(super) fn overlap(recipe: &Recipe, forget: &Stream, retain: &Stream) -> Option<String> {
-    let data = &recipe.data;
-    let most = data.forget_context.min(data.retain_context);
-    let (shared, all) = (forget.corpus.shared_rows(&retain.corpus, most), forget.corpus.len());
-    (shared > 0).then(|| {
-        format!(
-            "{}{} and {}: {shared} of {all} rows to be forgotten are in the retain set too: the run would keep what it \
-             is to forget",
-            notices::WARNING,
-            data.forget.display(),
-            data.retain.display()
-        )
-    })
-}
-
-/// Opens the forget or the retain corpus of a recipe.
-pub(super) fn stream(
-    recipe: &Recipe,
-    folder: &mut Folder,
-    tokenizer: &Tokenizer,
-    forget: bool,
-) -> Result<Stream> {
-    let data = &recipe.data;
-    let (path, context, chunk, accum, name, key) = if forget {
-        let accum = recipe.run.forget_accum_steps;
-        (
-            &data.forget,
-            data.forget_context,
-            data.forget_chunking,
-            accum,
-            "forget",
-            "data.forget_context",
-        )
-    } else {
-        let accum = recipe.run.kl_accum_steps;
-        (
-            &data.retain,
-            data.retain_context,
-            data.retain_chunking,
-            accum,
-            "retain",
-            "data.retain_context",
-        )
-    };
-    let options = CorpusOptions {
-        context,
-        chunking: if chunk { Chunking::Chunk } else { Chunking::Truncate },
-        cache_dir: data.cache_dir(),
-    };
-    let corpus = folder.corpus(path, tokenizer, &options, key)?;
-    let named = forget && !data.alternate.as_os_str().is_empty();
-    let alternate =
-        named.then(|| folder.corpus(&data.alternate, tokenizer, &options, key)).transpose()?;
-    if let Some(found) = alternate.as_ref().map(Corpus::len).filter(|len| *len != corpus.len()) {
-        return Err(Error::data(format!(
-            "data.alternate: {found} documents, wanted one for each of the {} forget documents",
-            corpus.len()
-        )));
-    }
-    let order = match data.order {
-        OrderKey::Replacement => Order::Replacement,
-        OrderKey::Epochs => Order::Epochs,
-    };
-    let sampler = Sampler::new(order, recipe.seed, name, corpus.len())?;
-    Ok(Stream { corpus, alternate, sampler, accum, micro_batch: recipe.run.micro_batch })
 }

@@ -49,7 +49,7 @@ fn recorded() -> Case {
             clip: 1.0,
             damping: 5.0,
             teacher_rate: 0.005,
-            schedule: Schedule { lr, warmup: None },
+            schedule: Schedule::constant(lr),
         },
     }
 }

@@ -88,7 +88,7 @@ fn start<O: Ops>(
         clip: 0.25,
         damping: if penalty.is_some() { 0.3 } else { 0.0 },
         teacher_rate: 0.1,
-        schedule: Schedule { lr: 0.05, warmup: None },
+        schedule: Schedule::constant(0.05),
     };
     let penalty = penalty.map(|penalty| (penalty, WeightRule::Constant(1.0)));
     let method = Method::new((FORGET[0], 0.5), penalty, Knobs::default());

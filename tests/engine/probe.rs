@@ -222,7 +222,7 @@ fn settle(rate: f64, lr: f64, momentum: f64, steps: u64) -> (f64, f64) {
         clip: f64::INFINITY,
         damping: DAMPING,
         teacher_rate: rate,
-        schedule: Schedule { lr, warmup: None },
+        schedule: Schedule::constant(lr),
     };
     let mut run = MeanTeacher::new(start, None, passes, method, settings);
     let (retain, forget) = (texts("retain", &[5, 3]), texts("forget", &[6]));

@@ -85,7 +85,7 @@ fn start<O: Ops>(ops: &O, job: Job) -> MeanTeacher<O> {
         clip: 0.25,
         damping: 0.3,
         teacher_rate: 0.1,
-        schedule: Schedule { lr: 0.05, warmup: None },
+        schedule: Schedule::constant(0.05),
     };
     let knobs = Knobs { beta_npo: 2.0, rmu_layer: 0, ..Knobs::default() };
     let weight = |weight| move |penalty| (penalty, WeightRule::Constant(weight));

@@ -22,7 +22,7 @@ use crate::method::{self, Knobs, MeanTeacher, Method, Reference, Settings, Weigh
 use crate::model::params::Keeping;
 use crate::model::{Model, ModelConfig, Train};
 use crate::ops::{Ops, Role, StateMode, TeacherForm};
-use crate::optim::{OptimConfig, Optimizer};
+use crate::optim::{OptimConfig, Optimizer, Shape};
 
 /// A recorded run.
 pub struct Recorded {
@@ -223,6 +223,7 @@ fn settings(args: &Value) -> Result<(OptimConfig, Method, Settings)> {
         momentum: arg("momentum")?,
         b1: arg("b1")?,
         b2: arg("b2")?,
+        schedule: Shape::Paper,
         warmup: arg("warmup")? as u64,
         clip: arg("clip")?,
         ..OptimConfig::default()
@@ -235,7 +236,8 @@ fn settings(args: &Value) -> Result<(OptimConfig, Method, Settings)> {
         clip: optim.clip,
         damping: arg("damp")?,
         teacher_rate: arg("delta")?,
-        schedule: optim.schedule(),
+        // The paper's schedule does not depend on the length of a run.
+        schedule: optim.schedule(0),
     };
     Ok((optim, method, settings))
 }

@@ -8,13 +8,14 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Replay, line_of};
+use super::Replay;
 use crate::error::{Error, Result};
 use crate::io::atomic::write_file_atomic;
 use crate::method::{FORGET, Rows};
 use crate::ops::Ops;
 use crate::report::progress::Progress;
 use crate::report::svg::Chart;
+use crate::run::train::line_of;
 
 /// Bins of the probability, each a tenth.
 const BINS: usize = 10;
@@ -120,7 +121,8 @@ impl Gradients {
                 lines.extend(healths(done, &self.log_probs(ops, &mut replay)?, &formulas));
             }
             if done < steps {
-                bar.step(line_of(&replay.step(ops)?));
+                let report = replay.step(ops)?;
+                bar.step(line_of(&report, &replay.state.method));
             }
         }
         bar.finish();

@@ -48,7 +48,7 @@
 //!     clip: f64::INFINITY,
 //!     damping: 0.1,
 //!     teacher_rate: 0.01,
-//!     schedule: Schedule { lr: 1e-3, warmup: None },
+//!     schedule: Schedule::constant(1e-3),
 //! };
 //! let mut run = MeanTeacher::new(model, None, passes, method, settings);
 //! run.follow(Box::new(SignSgd));
@@ -85,13 +85,13 @@ use std::path::{Path, PathBuf};
 
 use super::notices;
 use super::recipe::Recipe;
-use super::train::{Stream, load, stream};
+use super::stream::{Stream, stream};
+use super::train::load;
 use super::{Folder, recorded::Recorded};
 use crate::error::Result;
 use crate::method::{MeanTeacher, StepReport};
 use crate::model::{Level, Saving};
 use crate::ops::{Ops, StateMode};
-use crate::report::progress::StepLine;
 
 /// A run that is replayed in exact state: its recipe, its texts, and the model before the first step.
 pub(super) struct Replay<O: Ops> {
@@ -158,17 +158,6 @@ impl<O: Ops> Replay<O> {
 /// Errors: [`crate::Kind::Config`] for a file that is no recipe.
 fn recipe_of(run: &Path) -> Result<Recipe> {
     Recipe::assemble(None, Some(&run.join("config.resolved.toml")), &[])
-}
-
-/// Returns what progress shows of a step.
-fn line_of(report: &StepReport) -> StepLine {
-    StepLine {
-        loss: report.loss_tr,
-        penalty: report.loss_kl,
-        norm: report.grad_norm,
-        clip: report.clip_coef,
-        tokens: report.tokens as u64,
-    }
 }
 
 /// Returns the folder that a probe of `run` writes to where none is named.

@@ -10,10 +10,10 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::Replay;
 use super::fisher::{Fisher, Point, cosine, distance, dot, norm};
 use super::lanczos::{Nodes, nodes};
 use super::solve::{Limits, conjugate_gradients, diagonal};
-use super::{Replay, line_of};
 use crate::data::{Chunking, CorpusOptions, MicroBatch, first};
 use crate::error::{Error, Result};
 use crate::io::atomic::write_file_atomic;
@@ -26,7 +26,7 @@ use crate::report::svg::Chart;
 use crate::rng::Stream as Random;
 use crate::run::Folder;
 use crate::run::notices;
-use crate::run::train::base_model;
+use crate::run::train::{base_model, line_of};
 
 /// What is asked of a run.
 #[derive(Debug, Clone)]
@@ -227,7 +227,7 @@ impl Ngd {
                 let after = Point::take(ops, &replay.state.model)?;
                 self.follow(ops, &mut replay, &after, &mut paths, done)?;
             }
-            report.iter().for_each(|report| bar.step(line_of(report)));
+            report.iter().for_each(|report| bar.step(line_of(report, &replay.state.method)));
             replayed = report.or(replayed);
         }
         bar.finish();

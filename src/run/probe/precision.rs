@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{line_of, recipe_of};
+use super::recipe_of;
 use crate::error::{Error, Result};
 use crate::io::atomic::write_file_atomic;
 use crate::method::MeanTeacher;
@@ -17,7 +17,8 @@ use crate::run::Folder;
 use crate::run::notices;
 use crate::run::recipe::Recipe;
 use crate::run::recorded::Recorded;
-use crate::run::train::{load, stream};
+use crate::run::stream::stream;
+use crate::run::train::{line_of, load};
 
 /// What is replayed.
 #[derive(Debug, Clone)]
@@ -195,7 +196,7 @@ impl Precision {
             let retained = retain.as_ref().map_or(Ok(Vec::new()), |from| from.draw(step))?;
             let drawn = forget.draw(step)?;
             let wanted = exact.step(ops, &drawn, &retained)?;
-            bar.step(line_of(&wanted));
+            bar.step(line_of(&wanted, &exact.method));
             for ((other, mode), state) in others.iter_mut().zip(modes).zip(&self.states) {
                 let got = other.step(ops, &drawn, &retained)?;
                 if got.skipped || wanted.skipped {

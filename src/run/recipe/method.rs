@@ -112,7 +112,7 @@ impl Recipe {
             clip: self.optim.clip,
             damping: self.method.damping,
             teacher_rate: self.method.teacher_rate,
-            schedule: self.optim.schedule(),
+            schedule: self.schedule(),
         }
     }
 

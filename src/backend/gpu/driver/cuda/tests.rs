@@ -6,7 +6,7 @@ use self::table::{Fake, fail, fake, live, with};
 use super::*;
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Gpu, Precision};
-use crate::ops::Compute;
+use crate::ops::{Compute, WorkKey};
 
 /// Codes of newer drivers than any binding here knows, memory that is full, and a number that nobody uses.
 const CODES: [u32; 5] = [226, 721, 913, 2, 4711];
@@ -234,7 +234,9 @@ fn a_gpu_does_work_that_was_not_recorded_once_each_time() {
     let gpu = Gpu::new(open().unwrap(), Precision::Bf16, 0).unwrap();
     let launches = || table::count("cuLaunchKernelEx");
     let step = |gpu: &Gpu| {
-        gpu.replay_as("key", &mut || gpu.launch("plain", [1, 1, 1], 32, 0, kernel("plain").args));
+        gpu.replay_as(WorkKey::new("key"), &mut || {
+            gpu.launch("plain", [1, 1, 1], 32, 0, kernel("plain").args)
+        });
         gpu.sync().unwrap();
     };
     step(&gpu);
