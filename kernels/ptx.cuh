@@ -153,7 +153,7 @@ __device__ __forceinline__ void mma_tile_tf32(float (&c)[MT][NT][4], const uint3
 // Rounds to tf32 (10 fraction bits), nearest, ties away. PTX: cvt.rna.tf32.f32.
 __device__ __forceinline__ uint32_t to_tf32(float x) {
     uint32_t out;
-    asm volatile("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(out) : "f"(x));
+    asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(out) : "f"(x));
     return out;
 }
 

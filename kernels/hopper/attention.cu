@@ -226,6 +226,7 @@ __device__ __forceinline__ void compute_forward(const ForwardArgs& in, uint32_t 
             limit(s_r, scores);
             if (!in.heads.sees(q.rows.first + kOwned - 1, k0)) hide(s_r, in.heads, upper, k0);
             online.step(s_r, keep, scale2);
+            ptx::computed(online.total[0], online.total[1]);
             ptx::wgmma_wait<0>(o_r);
             release(base + S::kValueEmpty + 8 * value.at);
             value.advance();

@@ -121,6 +121,15 @@ __device__ __forceinline__ void move_dq(const ptx::TensorMap& qkv, const ptx::Te
     }
 }
 
+// Hides the weights of the keys of the tile at k0 that the thread's rows, `upper` and 8 further down, do not see.
+__device__ __forceinline__ void hide(float (&p)[kKeys / 2], const Heads& heads, uint32_t upper, uint32_t k0) {
+#pragma unroll
+    for (uint32_t i = 0; i < kKeys / 2; ++i) {
+        const uint32_t k = k0 + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2, q = upper + i / 2 % 2 * 8;
+        if (!heads.sees(q, k)) p[i] = 0.0f;
+    }
+}
+
 template <int D, bool CAPPED>
 __device__ __forceinline__ void compute_dq(const BackwardArgs& in, uint32_t base, uint32_t w) {
     using S = QueryShape<D>;
@@ -166,11 +175,13 @@ __device__ __forceinline__ void compute_dq(const BackwardArgs& in, uint32_t base
                                     !in.heads.sees(q.rows.first + kOwned - 1, k0);
 #pragma unroll
                 for (uint32_t i = 0; i < kKeys / 2; ++i) {
-                    uint32_t half = i / 2 % 2, k = k0 + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
+                    const uint32_t half = i / 2 % 2;
                     const float score = scores.at(s_r[i]);
                     s_r[i] = ptx::exp2_approx(fmaf(score, scale2, -lse2[half])) * scores.slope(score);
-                    if (masked && !in.heads.sees(upper + 8 * half, k)) s_r[i] = 0.0f;
                 }
+                // A branch, and no condition of each weight: the exponentials of all tiles end in front of it, and so
+                // in front of the wait, beside the product that it waits for.
+                if (masked) hide(s_r, in.heads, upper, k0);
                 ptx::wgmma_wait<0>(ds_r);
                 if (step + 1 == q.tiles) release(base + S::kOwnedEmpty);
 #pragma unroll
@@ -333,6 +344,12 @@ __device__ __forceinline__ void compute_dkv(const BackwardArgs& in, uint32_t bas
                     }
                 }
                 round_weights<kQueries>(p_r, weights);
+                // Until its product has ended nobody may read it; these are other registers with the same numbers.
+                uint32_t swapped[kQueries / 16][4];
+#pragma unroll
+                for (uint32_t i = 0; i < kQueries / 4; ++i) {
+                    swapped[i / 4][i % 4] = __byte_perm(weights[i / 4][i % 4], 0, 0x1032);
+                }
                 ptx::wgmma_fence();
                 add_rows<D, kQueries>(dv_r, weights, douts);
                 ptx::wgmma_commit();
@@ -343,8 +360,8 @@ __device__ __forceinline__ void compute_dkv(const BackwardArgs& in, uint32_t bas
                     const float2 dot = stats[kQueries / 2 + 4 * n], lse2 = stats[4 * n];
 #pragma unroll
                     for (uint32_t e = 0; e < 4; ++e) {
-                        const uint32_t pair = weights[n / 2][n % 2 * 2 + e / 2];
-                        const float p = __uint_as_float(e % 2 == 0 ? pair << 16 : pair & 0xFFFF0000u);
+                        const uint32_t pair = swapped[n / 2][n % 2 * 2 + e / 2];
+                        const float p = __uint_as_float(e % 2 == 0 ? pair & 0xFFFF0000u : pair << 16);
                         float& ds = ds_r[4 * n + e];
                         ds = p * (ds - (e % 2 == 0 ? dot.x : dot.y));
                         // A weight of 0 has no score; then any slope is right that is a number.

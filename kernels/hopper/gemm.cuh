@@ -175,13 +175,13 @@ __device__ __forceinline__ void add_bias(float (&sum_r)[R], const uint16_t* bias
     col += threadIdx.x % 4 * 2;
 #pragma unroll
     for (int j = FIRST; j < LAST; ++j) {
-        uint32_t at = col + (j - FIRST) * 8;
-        float first = at < limit ? bf16_to_float(bias[at]) : 0.0f;
-        float second = at + 1 < limit ? bf16_to_float(bias[at + 1]) : 0.0f;
-        sum_r[4 * j] += first;
-        sum_r[4 * j + 1] += second;
-        sum_r[4 * j + 2] += first;
-        sum_r[4 * j + 3] += second;
+        const uint32_t at = col + (j - FIRST) * 8;
+        // Aligned: at is even, and so is `limit`, since rows of C are whole packs of 16 bytes.
+        const uint32_t pair = at < limit ? *reinterpret_cast<const uint32_t*>(bias + at) : 0;
+        sum_r[4 * j] += low_of(pair);
+        sum_r[4 * j + 1] += high_of(pair);
+        sum_r[4 * j + 2] += low_of(pair);
+        sum_r[4 * j + 3] += high_of(pair);
     }
 }
 
@@ -197,11 +197,12 @@ __device__ __forceinline__ void put_bf16(const float (&sum_r)[R], int b, const R
     }
 }
 
-// Issues all loads of operands. `second`: how many outer rows the second half of B's tile lies behind the first.
+// Issues all loads of operands and returns the stage behind the last one. `second`: how many outer rows the second half
+// of B's tile lies behind the first.
 template <class S, bool A_OUTER, bool B_OUTER, bool CUT>
-__device__ __forceinline__ void load_operands(const ptx::TensorMap& a, const ptx::TensorMap& b, const Raster& raster,
-                                              const Parts<CUT>& parts, uint32_t k, uint32_t second,
-                                              uint32_t base) {
+__device__ __forceinline__ Place<S::kStages> load_operands(const ptx::TensorMap& a, const ptx::TensorMap& b,
+                                                           const Raster& raster, const Parts<CUT>& parts, uint32_t k,
+                                                           uint32_t second, uint32_t base) {
     const uint32_t rank = kCluster == 1 ? 0 : blockIdx.x % kCluster;
     auto load_b = [&](uint32_t to, uint32_t x, uint32_t y, uint32_t bar) {
         if (kCluster == 1) {
@@ -242,6 +243,7 @@ __device__ __forceinline__ void load_operands(const ptx::TensorMap& a, const ptx
             at.advance();
         }
     }
+    return at;
 }
 
 // Opens and stores the boxes of C of consumer `w`, always as many ahead as the ring holds but for one, whose store
@@ -252,23 +254,26 @@ __device__ __forceinline__ void move_boxes(const E& epilogue, const Raster& rast
     if (boxes == 0) return;
     const uint32_t slots = base + S::kRing + w * kSlots * kBox;
     const uint32_t open = base + S::kOpen + 8 * w * kSlots, written = base + S::kWritten + 8 * w * kSlots;
-    uint32_t row, col, ahead_index = raster.first(), ahead_box = 0, ahead_slot = 0;
+    // The tile whose boxes are being opened; its place is found once, and not while a box waits for it.
+    uint32_t ahead = raster.first(), ahead_row = 0, ahead_col = 0, ahead_box = 0, ahead_slot = 0;
+    raster.find(ahead, ahead_row, ahead_col);
     auto open_next = [&] {
-        if (ahead_index >= raster.count()) return;
-        raster.find(ahead_index, row, col);
-        epilogue.open(ahead_box, col, row + w * 64, slots + ahead_slot * kBox, open + 8 * ahead_slot);
+        if (ahead >= raster.count()) return;
+        epilogue.open(ahead_box, ahead_col, ahead_row + w * 64, slots + ahead_slot * kBox, open + 8 * ahead_slot);
         ahead_slot = ahead_slot + 1 == kSlots ? 0 : ahead_slot + 1;
         if (++ahead_box == boxes) {
             ahead_box = 0;
-            ahead_index += raster.step();
+            ahead += raster.step();
+            raster.find(ahead, ahead_row, ahead_col);
         }
     };
     for (int i = 0; i < kSlots - 1; ++i) open_next();
     Place<kSlots> at;
     for (uint32_t index = raster.first(); index < raster.count(); index += raster.step()) {
+        uint32_t row, col;
+        raster.find(index, row, col);
         for (uint32_t box = 0; box < boxes; ++box) {
             ptx::mbar_wait(written + 8 * at.at, at.parity);
-            raster.find(index, row, col);
             epilogue.store(box, col, row + w * 64, slots + at.at * kBox);
             ptx::bulk_commit();
             at.advance();
@@ -298,17 +303,19 @@ __device__ __forceinline__ void multiply(float (&sum_r)[S::BN / 2], uint32_t bas
 #pragma unroll 1
     for (uint32_t x = 0; x < k; x += kDepth) {
         ptx::mbar_wait(base + S::kFull + 8 * at.at, at.parity);
-        uint32_t a = base + at.at * S::kStage + w * kBox, b = base + at.at * S::kStage + S::kA;
+        const uint32_t a = base + at.at * S::kStage + w * kBox, b = base + at.at * S::kStage + S::kA;
+        const uint64_t of_a = ptx::describe128(a, A_OUTER ? kBox : 16, 1024);
+        const uint64_t of_b = ptx::describe128(b, B_OUTER ? kBox : 16, 1024);
         ptx::wgmma_fence();
 #pragma unroll
         for (int i = 0; i < kDepth / 16; ++i) {
-            uint64_t of_a = A_OUTER ? ptx::describe128(a + i * 2048, kBox, 1024) : ptx::describe128(a + i * 32, 16, 1024);
-            uint64_t of_b = B_OUTER ? ptx::describe128(b + i * 2048, kBox, 1024) : ptx::describe128(b + i * 32, 16, 1024);
-            ptx::wgmma_ss<S::BN, A_OUTER, B_OUTER>(sum_r, of_a, of_b, x > 0 || i > 0);
+            // 16 of k further, in units of 16 bytes.
+            constexpr int kStepA = (A_OUTER ? 2048 : 32) / 16, kStepB = (B_OUTER ? 2048 : 32) / 16;
+            ptx::wgmma_ss<S::BN, A_OUTER, B_OUTER>(sum_r, of_a + i * kStepA, of_b + i * kStepB, x > 0 || i > 0);
         }
         ptx::wgmma_commit();
         // The batch before this one is done.
-        ptx::wgmma_wait<1>(sum_r);
+        ptx::wgmma_wait<1>();
         if (x > 0) release(before);
         before = at.at;
         at.advance();
@@ -356,8 +363,14 @@ __device__ __forceinline__ void product(const ptx::TensorMap& a, const ptx::Tens
     if (group == 0) {
         ptx::registers_down<kProducerRegisters>();
         if (threadIdx.x == 0) {
-            load_operands<S, A_OUTER, B_OUTER, CUT>(a, b, raster, parts, k, E::kHalves ? second : S::BN / 2, base);
+            auto at = load_operands<S, A_OUTER, B_OUTER, CUT>(a, b, raster, parts, k, E::kHalves ? second : S::BN / 2,
+                                                              base);
             ptx::grid_release();
+            // A block must outlive the other one's arrivals at its barriers: it has them all when its stages are empty.
+            for (int s = 0; s < S::kStages; ++s) {
+                ptx::mbar_wait(base + S::kEmpty + 8 * at.at, at.parity ^ 1);
+                at.advance();
+            }
         } else if (threadIdx.x == kWarp || threadIdx.x == 2 * kWarp) {
             move_boxes<S>(epilogue, raster, threadIdx.x / kWarp - 1, base);
         }
@@ -375,17 +388,13 @@ __device__ __forceinline__ void product(const ptx::TensorMap& a, const ptx::Tens
         Place<S::kStages> at;
         for (uint32_t index = raster.first(); index < raster.count(); index += raster.step()) {
             uint32_t row, col, from, to;
+            // Once, in front of the products: four divisions behind them would be seen.
             raster.find(index, row, col);
-            parts.find(row, k, from, to);
+            uint32_t row_of_a = row;
+            parts.find(row_of_a, k, from, to);
             multiply<S, A_OUTER, B_OUTER>(sum_r, base, w, to - from, at);
-            raster.find(index, row, col);
             epilogue.run(sum_r, ring, row + w * 64 + ring.row, col);
         }
-    }
-    // The other block may still arrive at this one's barriers.
-    if (kCluster > 1) {
-        __syncwarp();
-        ptx::cluster_sync();
     }
 }
 

@@ -27,6 +27,20 @@ struct TileScan {
     // Adds 16 of the thread's numbers.
     template <int R>
     __device__ __forceinline__ void add(const float (&x_r)[R], int first) {
+        // Nearly always: ordinary numbers, and zeros outside C, whose squares need no scale.
+        float largest = 0.0f, plain = 0.0f;
+#pragma unroll
+        for (int e = 0; e < 16; ++e) {
+            const float x = x_r[first + e];
+            largest = fmaxf(largest, fabsf(x));
+            plain = fmaf(x, x, plain);
+        }
+        // A NaN shows in the sum, which the maximum passes over.
+        if (largest >= 0x1p-60f && largest <= 0x1p60f && plain < INFINITY) {
+            max_bits = max(max_bits, __float_as_uint(largest));
+            sum_sq += static_cast<double>(plain);
+            return;
+        }
         uint32_t bits_r[16], top = 0;
 #pragma unroll
         for (int e = 0; e < 16; ++e) {
@@ -130,8 +144,10 @@ struct Store {
                 if (SCANS) {
                     // As they are stored.
 #pragma unroll
-                    for (int i = 32 * b; i < 32 * b + 32; ++i) {
-                        sum_r[i] = bf16_to_float(float_to_bf16_rne(sum_r[i]));
+                    for (int i = 32 * b; i < 32 * b + 32; i += 2) {
+                        const uint32_t pair = ptx::pack_bf16(sum_r[i], sum_r[i + 1]);
+                        sum_r[i] = low_of(pair);
+                        sum_r[i + 1] = high_of(pair);
                     }
                     scan.add(sum_r, 32 * b);
                     scan.add(sum_r, 32 * b + 16);

@@ -84,10 +84,15 @@ __device__ __forceinline__ void registers_down() {
 __device__ __forceinline__ void bar_arrive(int id, int threads) { sim::barrier_arrive(id, threads); }
 __device__ __forceinline__ void wgmma_fence() { sim::wgmma_fence(); }
 __device__ __forceinline__ void wgmma_commit() { sim::wgmma_commit(); }
+template <int N>
+__device__ __forceinline__ void wgmma_wait() {
+    sim::wgmma_wait(N, nullptr, 0);
+}
 template <int N, int R>
 __device__ __forceinline__ void wgmma_wait(float (&d)[R]) {
     sim::wgmma_wait(N, d, R);
 }
+__device__ __forceinline__ void computed(float, float) {}
 template <int N, int TA, int TB>
 __device__ __forceinline__ void wgmma_ss(float (&d)[N / 2], uint64_t a, uint64_t b, bool add) {
     sim::wgmma_ss(d, a, b, N, TA != 0, TB != 0, add);
@@ -117,12 +122,15 @@ __device__ __forceinline__ void mbar_expect(uint32_t bar, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(bar), "r"(bytes) : "memory");
 }
 
-// Arrives at the barrier that lies at this address in the block `rank` of the cluster.
+// Arrives at the barrier that lies at this address in the block `rank` of the cluster. Without qualifiers, as CUTLASS and
+// FlashAttention-3 have it: what arrivals and waits order here are products' reads and bulk copies, which have their own
+// rules. `.release.cluster` is a fence of the whole GPU in front of the arrival (MEMBAR.ALL.GPU), `.acquire.cluster` of a
+// wait invalidates the L1 (CCTL.IVALL); both would be in every step of every product.
 __device__ __forceinline__ void mbar_arrive_at(uint32_t bar, uint32_t rank) {
     asm volatile(
         "{\n.reg .b32 there;\n"
         "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}\n" ::"r"(bar),
+        "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(bar),
         "r"(rank)
         : "memory");
 }
@@ -133,7 +141,7 @@ __device__ __forceinline__ void mbar_wait(uint32_t bar, uint32_t parity) {
     do {
         asm volatile(
             "{\n.reg .pred p;\n"
-            "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+            "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
             "selp.u32 %0, 1, 0, p;\n}\n"
             : "=r"(done)
             : "r"(bar), "r"(parity)
@@ -208,10 +216,11 @@ __device__ __forceinline__ uint32_t cluster_rank() {
     return rank;
 }
 
-// A barrier of all threads of the cluster.
+// A barrier of all threads of the cluster that orders no memory but mbarriers behind fence_mbar_init(): a releasing
+// arrival would be a fence of the whole GPU by every thread. PTX ISA: the example of fence.mbarrier_init.
 __device__ __forceinline__ void cluster_sync() {
     asm volatile(
-        "barrier.cluster.arrive.release.aligned;\n"
+        "barrier.cluster.arrive.relaxed.aligned;\n"
         "barrier.cluster.wait.acquire.aligned;\n" ::: "memory");
 }
 
@@ -235,12 +244,33 @@ __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.a
 
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
 
-// Waits until at most N groups of products are in flight. The sums are operands, so that no use of them moves up.
+// Waits until at most N groups of products are in flight. For a wait whose finished sums nobody touches before a later
+// wait names them: naming sums that other products still add to would be an access to them, and ptxas of CUDA 12 then
+// runs the products one by one (C7515).
+template <int N>
+__device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(N) : "memory");
+}
+
+// The same; the sums, which no product in flight may have, are operands, so that no use of them moves up.
 template <int N, int R>
 __device__ __forceinline__ void wgmma_wait(float (&d)[R]) {
     asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(N) : "memory");
 #pragma unroll
     for (int i = 0; i < R; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+// Keeps what makes these two numbers in front of the waits that follow: ptxas, which sees no dependence between arithmetic
+// and a wait for products, would move the wait up and leave the tensor cores alone. Numbers of 0 and more, or NaN: the
+// trap, which it cannot move or fold, never happens.
+__device__ __forceinline__ void computed(float x, float y) {
+    asm volatile(
+        "{\n.reg .pred p, q;\n"
+        "setp.lt.f32 p, %0, 0f00000000;\n"
+        "setp.lt.or.f32 q, %1, 0f00000000, p;\n"
+        "@q trap;\n}\n" ::"f"(x),
+        "f"(y)
+        : "memory");
 }
 
 #define PTX_F4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
@@ -306,7 +336,7 @@ __device__ __forceinline__ void wgmma_rs(float (&d)[N / 2], const uint32_t (&a)[
 // Rounds two numbers to bf16, nearest even; the first one into the low half.
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
     uint32_t out;
-    asm volatile("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(out) : "f"(high), "f"(low));
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(out) : "f"(high), "f"(low));
     return out;
 }
 
