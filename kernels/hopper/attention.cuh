@@ -80,7 +80,12 @@ __device__ __forceinline__ void multiply_rows(float (&d)[N / 2], uint32_t a, uin
     for (uint32_t k = 0; k < D / 16; ++k) {
         // In units of 16 bytes: 16 columns are 32 bytes of a row, and after four of them comes the next panel.
         uint32_t column = k % 4 * 32, panel = k / 4 * kRowBytes;
-        ptx::wgmma_ss<N, 0, 0>(d, of_a + (panel * RA + column) / 16, of_b + (panel * RB + column) / 16, k > 0);
+        const uint64_t a_k = of_a + (panel * RA + column) / 16, b_k = of_b + (panel * RB + column) / 16;
+        if (k == 0) {
+            ptx::wgmma_ss<N, 0, 0, false>(d, a_k, b_k);
+        } else {
+            ptx::wgmma_ss<N, 0, 0>(d, a_k, b_k);
+        }
     }
 }
 
@@ -90,7 +95,7 @@ __device__ __forceinline__ void add_rows(float (&d)[D / 2], const uint32_t (&wei
     const uint64_t of_rows = ptx::describe128(rows, R * kRowBytes, 1024);
 #pragma unroll
     for (uint32_t k = 0; k < R / 16; ++k) {
-        ptx::wgmma_rs<D, 1>(d, weights[k], of_rows + k * 16 * kRowBytes / 16, true);
+        ptx::wgmma_rs<D, 1>(d, weights[k], of_rows + k * 16 * kRowBytes / 16);
     }
 }
 

@@ -67,6 +67,12 @@ struct Shape {
 using Wide = Shape<256>;
 using Square = Shape<128>;
 
+// A truth that a type carries.
+template <bool VALUE>
+struct Flag {
+    static constexpr bool value = VALUE;
+};
+
 // A place in a ring of N, and the parity of its round.
 template <int N>
 struct Place {
@@ -286,7 +292,7 @@ __device__ __forceinline__ void move_boxes(const E& epilogue, const Raster& rast
     ptx::bulk_wait<0>();
 }
 
-// sum_r = the products of `k` indices, for consumer `w`.
+// sum_r = the products of `k` indices, at least one, for consumer `w`.
 template <class S, bool A_OUTER, bool B_OUTER>
 __device__ __forceinline__ void multiply(float (&sum_r)[S::BN / 2], uint32_t base, uint32_t w, uint32_t k,
                                          Place<S::kStages>& at) {
@@ -299,24 +305,31 @@ __device__ __forceinline__ void multiply(float (&sum_r)[S::BN / 2], uint32_t bas
             ptx::mbar_arrive_at(empty, lane);
         }
     };
-    uint32_t before = 0;
-#pragma unroll 1
-    for (uint32_t x = 0; x < k; x += kDepth) {
+    // A stage's products; the first one of a tile overwrites the sums.
+    auto start = [&](auto first) {
         ptx::mbar_wait(base + S::kFull + 8 * at.at, at.parity);
         const uint32_t a = base + at.at * S::kStage + w * kBox, b = base + at.at * S::kStage + S::kA;
         const uint64_t of_a = ptx::describe128(a, A_OUTER ? kBox : 16, 1024);
         const uint64_t of_b = ptx::describe128(b, B_OUTER ? kBox : 16, 1024);
         ptx::wgmma_fence();
+        ptx::wgmma_ss<S::BN, A_OUTER, B_OUTER, !first.value>(sum_r, of_a, of_b);
 #pragma unroll
-        for (int i = 0; i < kDepth / 16; ++i) {
+        for (int i = 1; i < kDepth / 16; ++i) {
             // 16 of k further, in units of 16 bytes.
             constexpr int kStepA = (A_OUTER ? 2048 : 32) / 16, kStepB = (B_OUTER ? 2048 : 32) / 16;
-            ptx::wgmma_ss<S::BN, A_OUTER, B_OUTER>(sum_r, of_a + i * kStepA, of_b + i * kStepB, x > 0 || i > 0);
+            ptx::wgmma_ss<S::BN, A_OUTER, B_OUTER>(sum_r, of_a + i * kStepA, of_b + i * kStepB);
         }
         ptx::wgmma_commit();
+    };
+    start(Flag<true>());
+    uint32_t before = at.at;
+    at.advance();
+#pragma unroll 1
+    for (uint32_t x = kDepth; x < k; x += kDepth) {
+        start(Flag<false>());
         // The batch before this one is done.
         ptx::wgmma_wait<1>();
-        if (x > 0) release(before);
+        release(before);
         before = at.at;
         at.advance();
     }

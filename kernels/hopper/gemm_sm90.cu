@@ -157,10 +157,6 @@ struct Store {
         if (SCANS) {
             const Partial partial = scan.end();
             if (threadIdx.x % kWarp == 0) scans[row / 16 * ((n + S::BN - 1) / S::BN) + col / S::BN] = partial;
-            // The next products start at 0 anyway; ptxas, which does not see that, would keep the sums for them and run
-            // them one by one (C7520).
-#pragma unroll
-            for (int i = 0; i < S::BN / 2; ++i) sum_r[i] = 0.0f;
         }
     }
 };

@@ -93,13 +93,13 @@ __device__ __forceinline__ void wgmma_wait(float (&d)[R]) {
     sim::wgmma_wait(N, d, R);
 }
 __device__ __forceinline__ void computed(float, float) {}
-template <int N, int TA, int TB>
-__device__ __forceinline__ void wgmma_ss(float (&d)[N / 2], uint64_t a, uint64_t b, bool add) {
-    sim::wgmma_ss(d, a, b, N, TA != 0, TB != 0, add);
+template <int N, int TA, int TB, bool ADD = true>
+__device__ __forceinline__ void wgmma_ss(float (&d)[N / 2], uint64_t a, uint64_t b) {
+    sim::wgmma_ss(d, a, b, N, TA != 0, TB != 0, ADD);
 }
-template <int N, int TB>
-__device__ __forceinline__ void wgmma_rs(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool add) {
-    sim::wgmma_rs(d, a, b, N, TB != 0, add);
+template <int N, int TB, bool ADD = true>
+__device__ __forceinline__ void wgmma_rs(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b) {
+    sim::wgmma_rs(d, a, b, N, TB != 0, ADD);
 }
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
     return float_to_bf16_rne(low) | static_cast<uint32_t>(float_to_bf16_rne(high)) << 16;
@@ -273,11 +273,14 @@ __device__ __forceinline__ void computed(float x, float y) {
         : "memory");
 }
 
-#define PTX_F4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define PTX_F16(d, i) PTX_F4(d, i), PTX_F4(d, i + 4), PTX_F4(d, i + 8), PTX_F4(d, i + 12)
-#define PTX_F32(d, i) PTX_F16(d, i), PTX_F16(d, i + 16)
-#define PTX_F64(d, i) PTX_F32(d, i), PTX_F32(d, i + 32)
-#define PTX_F128(d) PTX_F64(d, 0), PTX_F64(d, 64)
+// The sums of a product as operands of asm: USE is PTX_ADDED or PTX_WRITTEN.
+#define PTX_ADDED(x) "+f"(x)
+#define PTX_WRITTEN(x) "=f"(x)
+#define PTX_F4(USE, d, i) USE(d[i]), USE(d[i + 1]), USE(d[i + 2]), USE(d[i + 3])
+#define PTX_F16(USE, d, i) PTX_F4(USE, d, i), PTX_F4(USE, d, i + 4), PTX_F4(USE, d, i + 8), PTX_F4(USE, d, i + 12)
+#define PTX_F32(USE, d, i) PTX_F16(USE, d, i), PTX_F16(USE, d, i + 16)
+#define PTX_F64(USE, d, i) PTX_F32(USE, d, i), PTX_F32(USE, d, i + 32)
+#define PTX_F128(USE, d, i) PTX_F64(USE, d, i), PTX_F64(USE, d, i + 64)
 #define PTX_R32_0                                                                                            \
     "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27," \
     "%28,%29,%30,%31"
@@ -290,47 +293,62 @@ __device__ __forceinline__ void computed(float x, float y) {
     "%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 
 // One width of wgmma: REGS names the sums, LIST binds them, P0 to P6 number the operands behind them.
-#define PTX_WGMMA(N, REGS, LIST, P0, P1, P2, P3, P4, P5, P6)                                                       \
-    template <int TA, int TB>                                                                                      \
-    __device__ __forceinline__ void wgmma_ss_##N(float (&d)[N / 2], uint64_t a, uint64_t b, bool add) {            \
-        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P2 ", 0;\n"                                               \
-                     "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" REGS "}, " P0 ", " P1            \
-                     ", p, 1, 1, " P3 ", " P4 ";\n}\n"                                                             \
-                     : LIST                                                                                        \
-                     : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(TA), "n"(TB));                              \
-    }                                                                                                              \
-    template <int TB>                                                                                              \
-    __device__ __forceinline__ void wgmma_rs_##N(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool add) { \
-        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P5 ", 0;\n"                                               \
-                     "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" REGS "}, {" P0 "," P1 "," P2     \
-                     "," P3 "}, " P4 ", p, 1, 1, " P6 ";\n}\n"                                                     \
-                     : LIST                                                                                        \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)), "n"(TB));   \
+#define PTX_WGMMA_SS(N, REGS, SUMS, P0, P1, P2, P3, P4, ADD)                                            \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P2 ", 0;\n"                                       \
+                 "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" REGS "}, " P0 ", " P1     \
+                 ", p, 1, 1, " P3 ", " P4 ";\n}\n"                                                      \
+                 : SUMS                                                                                 \
+                 : "l"(a), "l"(b), "n"(ADD), "n"(TA), "n"(TB))
+#define PTX_WGMMA_RS(N, REGS, SUMS, P0, P1, P2, P3, P4, P5, P6, ADD)                                    \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P5 ", 0;\n"                                       \
+                 "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" REGS "}, {" P0 "," P1     \
+                 "," P2 "," P3 "}, " P4 ", p, 1, 1, " P6 ";\n}\n"                                       \
+                 : SUMS                                                                                 \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(ADD), "n"(TB))
+#define PTX_WGMMA(N, REGS, LIST, P0, P1, P2, P3, P4, P5, P6)                                            \
+    template <int TA, int TB, bool ADD>                                                                 \
+    __device__ __forceinline__ void wgmma_ss_##N(float (&d)[N / 2], uint64_t a, uint64_t b) {           \
+        if constexpr (ADD) {                                                                            \
+            PTX_WGMMA_SS(N, REGS, LIST(PTX_ADDED, d, 0), P0, P1, P2, P3, P4, 1);                        \
+        } else {                                                                                        \
+            PTX_WGMMA_SS(N, REGS, LIST(PTX_WRITTEN, d, 0), P0, P1, P2, P3, P4, 0);                      \
+        }                                                                                               \
+    }                                                                                                   \
+    template <int TB, bool ADD>                                                                         \
+    __device__ __forceinline__ void wgmma_rs_##N(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b) { \
+        if constexpr (ADD) {                                                                            \
+            PTX_WGMMA_RS(N, REGS, LIST(PTX_ADDED, d, 0), P0, P1, P2, P3, P4, P5, P6, 1);                \
+        } else {                                                                                        \
+            PTX_WGMMA_RS(N, REGS, LIST(PTX_WRITTEN, d, 0), P0, P1, P2, P3, P4, P5, P6, 0);              \
+        }                                                                                               \
     }
 
-PTX_WGMMA(64, PTX_R32_0, PTX_F32(d, 0), "%32", "%33", "%34", "%35", "%36", "%37", "%38")
-PTX_WGMMA(128, PTX_R32_0 "," PTX_R32_32, PTX_F64(d, 0), "%64", "%65", "%66", "%67", "%68", "%69", "%70")
-PTX_WGMMA(256, PTX_R32_0 "," PTX_R32_32 "," PTX_R64_64, PTX_F128(d), "%128", "%129",
-          "%130", "%131", "%132", "%133", "%134")
+PTX_WGMMA(64, PTX_R32_0, PTX_F32, "%32", "%33", "%34", "%35", "%36", "%37", "%38")
+PTX_WGMMA(128, PTX_R32_0 "," PTX_R32_32, PTX_F64, "%64", "%65", "%66", "%67", "%68", "%69", "%70")
+PTX_WGMMA(256, PTX_R32_0 "," PTX_R32_32 "," PTX_R64_64, PTX_F128, "%128", "%129", "%130", "%131", "%132", "%133",
+          "%134")
 
 // d (+)= a b of a warpgroup: 64 rows, N columns, 16 of k; bf16 operands in shared memory, fp32 sums. Thread t holds
 // of row 16 (t / 32) + t % 32 / 4, and of the row 8 further down, the columns 8 j + 2 (t % 4) and the next one, in
-// d[4 j], d[4 j + 1], and d[4 j + 2], d[4 j + 3]. TA, TB: the operand is outer-major. Needs wgmma_fence() before the
-// first product and after every access to d by the threads. PTX: wgmma.mma_async.
-template <int N, int TA, int TB>
-__device__ __forceinline__ void wgmma_ss(float (&d)[N / 2], uint64_t a, uint64_t b, bool add) {
-    if constexpr (N == 64) wgmma_ss_64<TA, TB>(d, a, b, add);
-    if constexpr (N == 128) wgmma_ss_128<TA, TB>(d, a, b, add);
-    if constexpr (N == 256) wgmma_ss_256<TA, TB>(d, a, b, add);
+// d[4 j], d[4 j + 1], and d[4 j + 2], d[4 j + 3]. TA, TB: the operand is outer-major. ADD: whether d counts; to ptxas a
+// sum that does not is one that the product defines, and not whatever was there (which CUDA 12 takes for a reason to run
+// products one by one: C7515). Needs wgmma_fence() before the first product and after every access to d by the threads.
+// PTX: wgmma.mma_async.
+template <int N, int TA, int TB, bool ADD = true>
+__device__ __forceinline__ void wgmma_ss(float (&d)[N / 2], uint64_t a, uint64_t b) {
+    if constexpr (N == 64) wgmma_ss_64<TA, TB, ADD>(d, a, b);
+    if constexpr (N == 128) wgmma_ss_128<TA, TB, ADD>(d, a, b);
+    if constexpr (N == 256) wgmma_ss_256<TA, TB, ADD>(d, a, b);
 }
 
 // The same with a's 64x16 in registers: each warp's 16 rows as the a of mma.m16n8k16, hence two neighbouring
-// eight-column groups of sums, rounded to bf16 pairs, are an operand as they lie.
-template <int N, int TB>
-__device__ __forceinline__ void wgmma_rs(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool add) {
-    if constexpr (N == 64) wgmma_rs_64<TB>(d, a, b, add);
-    if constexpr (N == 128) wgmma_rs_128<TB>(d, a, b, add);
-    if constexpr (N == 256) wgmma_rs_256<TB>(d, a, b, add);
+// eight-column groups of sums, rounded to bf16 pairs, are an operand as they lie. No thread may touch these registers,
+// not even read them, before a wait for the product.
+template <int N, int TB, bool ADD = true>
+__device__ __forceinline__ void wgmma_rs(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b) {
+    if constexpr (N == 64) wgmma_rs_64<TB, ADD>(d, a, b);
+    if constexpr (N == 128) wgmma_rs_128<TB, ADD>(d, a, b);
+    if constexpr (N == 256) wgmma_rs_256<TB, ADD>(d, a, b);
 }
 
 // Rounds two numbers to bf16, nearest even; the first one into the low half.
