@@ -85,17 +85,17 @@ __device__ __forceinline__ void move_forward(const ptx::TensorMap& qkv, const Fo
             const uint32_t y = q.rows.start + (q.last - step) * kKeys;
             ptx::mbar_wait(base + S::kKeyEmpty + 8 * at.at, at.parity ^ 1);
             ptx::mbar_expect(base + S::kKeyFull + 8 * at.at, S::kTile);
-            load_tile<D, kKeys>(base + S::kKey + at.at * S::kTile, qkv, key_x, y, base + S::kKeyFull + 8 * at.at);
+            load_tile<D, kKeys, kKeys>(base + S::kKey + at.at * S::kTile, qkv, key_x, y, base + S::kKeyFull + 8 * at.at);
             if (step == 0) {
                 // Behind the first keys: those have room earlier.
                 ptx::mbar_wait(base + S::kQueryEmpty, query.parity ^ 1);
                 ptx::mbar_expect(base + S::kQueryFull, S::kTile);
-                load_tile<D, kOwned>(base, qkv, q.head * D, q.rows.start + q.rows.first, base + S::kQueryFull);
+                load_tile<D, kOwned, kOwned>(base, qkv, q.head * D, q.rows.start + q.rows.first, base + S::kQueryFull);
                 query.advance();
             }
             ptx::mbar_wait(base + S::kValueEmpty + 8 * at.at, at.parity ^ 1);
             ptx::mbar_expect(base + S::kValueFull + 8 * at.at, S::kTile);
-            load_tile<D, kKeys>(base + S::kValue + at.at * S::kTile, qkv, value_x, y,
+            load_tile<D, kKeys, kKeys>(base + S::kValue + at.at * S::kTile, qkv, value_x, y,
                                 base + S::kValueFull + 8 * at.at);
             at.advance();
         }

@@ -105,16 +105,16 @@ __device__ __forceinline__ void move_dq(const ptx::TensorMap& qkv, const ptx::Te
             const uint32_t to = base + S::kWalked + at.at * 2 * S::kTile, full = base + S::kFull + 8 * at.at;
             ptx::mbar_wait(base + S::kEmpty + 8 * at.at, at.parity ^ 1);
             ptx::mbar_expect(full, 2 * S::kTile);
-            load_tile<D, kKeys>(to, qkv, key_x, y, full);
-            load_tile<D, kKeys>(to + S::kTile, qkv, value_x, y, full);
+            load_tile<D, kKeys, kKeys>(to, qkv, key_x, y, full);
+            load_tile<D, kKeys, kKeys>(to + S::kTile, qkv, value_x, y, full);
             at.advance();
             if (step == 0) {
                 // Behind the first keys and values: those have room earlier.
                 const uint32_t row = q.rows.start + q.rows.first;
                 ptx::mbar_wait(base + S::kOwnedEmpty, owned.parity ^ 1);
                 ptx::mbar_expect(base + S::kOwnedFull, 2 * S::kOwnedTile);
-                load_tile<D, kOwned>(base, qkv, q.head * D, row, base + S::kOwnedFull);
-                load_tile<D, kOwned>(base + S::kOwnedTile, dout, q.head * D, row, base + S::kOwnedFull);
+                load_tile<D, kOwned, kOwned>(base, qkv, q.head * D, row, base + S::kOwnedFull);
+                load_tile<D, kOwned, kOwned>(base + S::kOwnedTile, dout, q.head * D, row, base + S::kOwnedFull);
                 owned.advance();
             }
         }
@@ -237,16 +237,16 @@ __device__ __forceinline__ void move_dkv(const ptx::TensorMap& qkv, const ptx::T
                 const uint32_t to = base + S::kWalked + at.at * 2 * S::kTile, full = base + S::kFull + 8 * at.at;
                 ptx::mbar_wait(base + S::kEmpty + 8 * at.at, at.parity ^ 1);
                 ptx::mbar_expect(full, 2 * S::kTile);
-                load_tile<D, kQueries>(to, qkv, x, y, full);
-                load_tile<D, kQueries>(to + S::kTile, dout, x, y, full);
+                load_tile<D, kQueries, kQueries>(to, qkv, x, y, full);
+                load_tile<D, kQueries, kQueries>(to + S::kTile, dout, x, y, full);
                 at.advance();
                 if (head == first && q0 == k.begin) {
                     // Behind the first queries: those have room earlier.
                     const uint32_t key_x = (in.heads.h + k.kv) * D, row = k.rows.start + k.rows.first;
                     ptx::mbar_wait(base + S::kOwnedEmpty, owned.parity ^ 1);
                     ptx::mbar_expect(base + S::kOwnedFull, 2 * S::kOwnedTile);
-                    load_tile<D, kOwned>(base, qkv, key_x, row, base + S::kOwnedFull);
-                    load_tile<D, kOwned>(base + S::kOwnedTile, qkv, key_x + in.heads.g * D, row,
+                    load_tile<D, kOwned, kQueries>(base, qkv, key_x, row, base + S::kOwnedFull);
+                    load_tile<D, kOwned, kQueries>(base + S::kOwnedTile, qkv, key_x + in.heads.g * D, row,
                                          base + S::kOwnedFull);
                     owned.advance();
                 }
@@ -344,11 +344,11 @@ __device__ __forceinline__ void compute_dkv(const BackwardArgs& in, uint32_t bas
                     }
                 }
                 round_weights<kQueries>(p_r, weights);
-                // Until its product has ended nobody may read it; these are other registers with the same numbers.
+                // Until its product has ended nobody may read it: the same numbers in other registers.
                 uint32_t swapped[kQueries / 16][4];
 #pragma unroll
                 for (uint32_t i = 0; i < kQueries / 4; ++i) {
-                    swapped[i / 4][i % 4] = __byte_perm(weights[i / 4][i % 4], 0, 0x1032);
+                    swapped[i / 4][i % 4] = ptx::swap_halves(weights[i / 4][i % 4]);
                 }
                 ptx::wgmma_fence();
                 add_rows<D, kQueries>(dv_r, weights, douts);

@@ -104,6 +104,7 @@ __device__ __forceinline__ void wgmma_rs(float (&d)[N / 2], const uint32_t (&a)[
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
     return float_to_bf16_rne(low) | static_cast<uint32_t>(float_to_bf16_rne(high)) << 16;
 }
+__device__ __forceinline__ uint32_t swap_halves(uint32_t pair) { return pair << 16 | pair >> 16; }
 
 #else
 
@@ -355,6 +356,13 @@ __device__ __forceinline__ void wgmma_rs(float (&d)[N / 2], const uint32_t (&a)[
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
     uint32_t out;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(out) : "f"(high), "f"(low));
+    return out;
+}
+
+// Exchanges the halves of a word. Volatile: the compiler neither undoes it nor moves it behind a product that has `pair`.
+__device__ __forceinline__ uint32_t swap_halves(uint32_t pair) {
+    uint32_t out;
+    asm volatile("prmt.b32 %0, %1, %1, 0x1032;\n" : "=r"(out) : "r"(pair));
     return out;
 }
 
