@@ -157,7 +157,8 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
     return out;
 }
 
-// 2^x to 2 ulp; 0 for -inf. PTX: ex2.approx.ftz.
+// 2^x to 2 ulp; 0 for -inf. Volatile, so that none moves behind a wait for products that is to hide it. PTX:
+// ex2.approx.ftz.
 __device__ __forceinline__ float exp2_approx(float x) {
     float out;
     asm volatile("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(out) : "f"(x));

@@ -9,7 +9,7 @@
 // of k, one swizzled row of 128 bytes of every operand row.
 // Stages: full[s] counts the bytes that arrive, empty[s] the warps that are done. Of two batches of products in
 // flight the older one is waited for and its stage released, so the tensor pipe always holds the next batch; the
-// first product of a tile overwrites the sums instead of zeros being loaded. The loads run up to three (four) stages
+// first product of a tile defines the sums instead of zeros being loaded. The loads run up to three (four) stages
 // ahead of the products, and across tiles: a tile's first stages arrive while the last tile's epilogue runs.
 // C: each consumer owns a ring of five boxes of 64 rows and 128 bytes. open[i] says that a box may be written, with
 // the old values in it where the epilogue adds to some; written[i] that it may be stored. The mover asks for old
@@ -20,15 +20,17 @@
 // tells its part; columns.cu adds them in order.
 // Cluster: two blocks take neighbouring tiles of rows at the same columns. Each loads half of B's stage and sends it
 // to both, so a stage costs 16 + 16 KB of L2 reads a block instead of 16 + 32; empty[s] counts both blocks' warps. An
-// odd last row of tiles is computed by a block whose partner multiplies zeros.
+// odd last row of tiles is computed by a block whose partner multiplies zeros. Before a block ends its stages must be
+// empty: then the other block has arrived at its barriers for the last time.
 // Order: groups of 16 rows of tiles go column by column, so what runs at once is about square in the L2: 16 rows x 8
 // columns of wide tiles read 2048 rows of A and 2048 of B for each 64 of k, 0.5 MB.
 // Bytes: A and B once from memory where they fit the L2; from the L2 (m / 128 / 2) B + (n / 256) A.
 // Roof: the tensor pipe, 4096 FLOP a clock and processor. A stage of the wide tile is 1024 clocks of it and 32 KB of
 // L2 reads, 4.1 KB a clock on 132 processors at full rate (7.2 TB/s at 1755 MHz, 10.8 without the cluster).
-// Predicted, wide tile, k = 4096: 65536 clocks of main loop; exposed epilogue about 900 clocks (64 conversions and 64
-// stores of shared memory a thread, 512 clocks of bank time) + 300 to refill the pipe: 98 % of the pipe's rate where
-// power allows it, some 700 to 780 TFLOP/s on an H100 that cuBLAS brings to 798.
+// Predicted, wide tile, k = 4096: 65536 clocks of main loop at some 90 % of the pipe; exposed epilogue about 900 clocks
+// (64 conversions and 64 stores of shared memory a thread, 512 clocks of bank time) + 300 to refill the pipe: 690 to 740
+// TFLOP/s on an H100 that cuBLAS brings to 798. The square tile is bound by shared memory: in the 512 clocks of a stage
+// products read 48 KB of it and copies write 32 KB, 160 bytes a clock of 128, which leaves 80 % of the pipe.
 // Source: CUTLASS's warp-specialised pipeline, fast.cu's matmul_12 and ThunderKittens' products, for the roles of
 // warpgroups; the ring of C is this project's own.
 #pragma once
