@@ -264,7 +264,10 @@ __device__ __forceinline__ void move_boxes(const E& epilogue, const Raster& rast
     const uint32_t open = base + S::kOpen + 8 * w * kSlots, written = base + S::kWritten + 8 * w * kSlots;
     // The tile whose boxes are being opened; its place is found once, and not while a box waits for it.
     uint32_t ahead = raster.first(), ahead_row = 0, ahead_col = 0, ahead_box = 0, ahead_slot = 0;
-    raster.find(ahead, ahead_row, ahead_col);
+    auto find_ahead = [&] {
+        if (ahead < raster.count()) raster.find(ahead, ahead_row, ahead_col);
+    };
+    find_ahead();
     auto open_next = [&] {
         if (ahead >= raster.count()) return;
         epilogue.open(ahead_box, ahead_col, ahead_row + w * 64, slots + ahead_slot * kBox, open + 8 * ahead_slot);
@@ -272,7 +275,7 @@ __device__ __forceinline__ void move_boxes(const E& epilogue, const Raster& rast
         if (++ahead_box == boxes) {
             ahead_box = 0;
             ahead += raster.step();
-            raster.find(ahead, ahead_row, ahead_col);
+            find_ahead();
         }
     };
     for (int i = 0; i < kSlots - 1; ++i) open_next();
