@@ -11,7 +11,7 @@ pub struct Listing {
     loops: Vec<(usize, usize)>,
 }
 
-/// What is counted in a kernel, and in its hot loop: the smallest one with products of warpgroups.
+/// What is counted in a kernel, and in its hot loop: the one with the largest share of products of warpgroups.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Figures {
     /// Instructions of the kernel.
@@ -134,12 +134,15 @@ pub fn read(text: &str) -> Vec<Listing> {
 }
 
 impl Listing {
-    /// The first and the last instruction of the smallest loop with products of warpgroups.
+    /// The first and the last instruction of the loop with the largest share of products of warpgroups: ptxas lays parts
+    /// of an outer loop in front of an inner one, so that the smallest loop need not be the innermost.
     fn hot(&self) -> Option<(usize, usize)> {
-        let multiplies = |&&(first, last): &&(usize, usize)| {
-            self.lines[first..=last].iter().any(|line| line.starts_with("HGMMA"))
+        let share = |&&(first, last): &&(usize, usize)| {
+            let lines = &self.lines[first..=last];
+            let products = lines.iter().filter(|line| line.starts_with("HGMMA")).count();
+            1_000_000 * products / lines.len()
         };
-        self.loops.iter().filter(multiplies).min_by_key(|(first, last)| last - first).copied()
+        self.loops.iter().filter(|of| share(of) > 0).max_by_key(share).copied()
     }
 
     /// Counts; `None` for a kernel without a loop of products.
