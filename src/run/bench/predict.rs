@@ -8,7 +8,7 @@ use super::floors::{self, Floor};
 use super::{Preset, Roofs};
 use crate::backend::gpu::parts;
 use crate::model::Layout;
-use crate::ops::{HeadShape, StateMode, UpdateRule};
+use crate::ops::{HeadShape, Heads, StateMode, UpdateRule};
 
 /// Multiprocessors of an H100 SXM.
 const PROCESSORS: f64 = 132.0;
@@ -18,20 +18,34 @@ const FLOP_PER_CLOCK: f64 = 4096.0;
 pub const ROOFS: Roofs = Roofs { flops: 798e12, bytes: 3.0e12 };
 /// The share of the tensor pipe that cuBLAS is believed to use at that rate; the rest is the clock under load.
 const PIPE_SHARE: f64 = 0.97;
-/// The share that our own main loop should reach: a stage's barriers and late operands cost the rest.
-const LOOP_SHARE: f64 = 0.94;
+/// The share that the main loop of tiles of 128 x 256 should reach: a stage's barriers and late operands cost the rest.
+const LOOP_SHARE: f64 = 0.90;
+/// What tiles of 128 x 128 reach of that: in the 512 clocks of a stage, wgmma reads 48 KB of shared memory and bulk copies
+/// write 32 KB, 160 bytes a clock where it has 128.
+const SQUARE_SHARE: f64 = 0.80;
 /// Seconds from the end of a kernel to the first work of the next one, where it was placed ahead of that end.
 const LAUNCH: f64 = 1.0e-6;
 /// Clocks of a tile of a product that no product hides: the last sums to shared memory, the first stage to arrive.
 const TILE_CLOCKS: f64 = 1200.0;
+/// What that is more for a tile of 128 x 256 whose product ends in another op: a turn of query and key heads, SwiGLU,
+/// SwiGLU's gradient with gates and ups to read, the statistics of the head (two exponentials for each of the special
+/// function unit's clocks, and their maxima). Half for a tile of half the columns.
+const ROPE_CLOCKS: f64 = 3500.0;
+const SWIGLU_CLOCKS: f64 = 5000.0;
+const UNGATED_CLOCKS: f64 = 8500.0;
+const STATISTICS_CLOCKS: f64 = 4000.0;
 /// The share of a copy's rate of kernels that read and write rows once, with 16 bytes a thread in flight.
 const ROWS_SHARE: f64 = 0.90;
 /// The same where rows are gathered or weights stream through few rows.
 const STREAM_SHARE: f64 = 0.80;
 /// The share of the tensor pipe of attention's whole tiles: exponentials and masks of one warpgroup hide behind the
 /// products of the other in part.
-const FORWARD_SHARE: f64 = 0.60;
-const BACKWARD_SHARE: f64 = 0.55;
+const FORWARD_SHARE: f64 = 0.63;
+const BACKWARD_SHARE: f64 = 0.54;
+/// Clocks of an item of 128 rows and a head that nothing hides: its first scores, its last product, its rows to memory;
+/// backward in each of two kernels.
+const FORWARD_ITEM: f64 = 3600.0;
+const BACKWARD_ITEM: f64 = 2.0 * 4400.0;
 /// Rows of keys or queries of attention's tiles.
 const ATTENTION_TILE: usize = 128;
 
@@ -61,15 +75,22 @@ fn clock() -> f64 {
 
 /// Seconds of a product by tiles of 128 x 256 or 128 x 128, whichever is done first: rounds of blocks, each with the
 /// clocks of its whole tile, or the bytes at a stream's rate.
-fn product((m, n, k): (usize, usize, usize), bytes: f64) -> f64 {
-    let tile = |columns: usize| {
-        let rounds = (m.div_ceil(128) * n.div_ceil(columns)) as f64 / PROCESSORS;
-        let products = (128 * columns * 2 * k.next_multiple_of(64)) as f64 / FLOP_PER_CLOCK;
-        let products = products / LOOP_SHARE;
-        rounds.ceil() * (products + TILE_CLOCKS)
-    };
-    let clocks = tile(256).min(tile(128));
+fn product(shape: (usize, usize, usize), bytes: f64) -> f64 {
+    fused(shape, 0.0, bytes)
+}
+
+/// Seconds of a product that ends in another op, which adds `more` clocks to a tile of 128 x 256.
+fn fused(shape: (usize, usize, usize), more: f64, bytes: f64) -> f64 {
+    let clocks = clocks(shape, 256, more).min(clocks(shape, 128, more));
     LAUNCH + (clocks / clock()).max(bytes / (ROOFS.bytes * STREAM_SHARE))
+}
+
+/// Clocks of a product by tiles of 128 rows and `columns` columns; a tile of 256 has `more` that nothing hides.
+fn clocks((m, n, k): (usize, usize, usize), columns: usize, more: f64) -> f64 {
+    let rounds = (m.div_ceil(128) * n.div_ceil(columns)) as f64 / PROCESSORS;
+    let pipe = (128 * columns * 2 * k.next_multiple_of(64)) as f64 / FLOP_PER_CLOCK;
+    let share = if columns == 128 { LOOP_SHARE * SQUARE_SHARE } else { LOOP_SHARE };
+    rounds.ceil() * (pipe / share + TILE_CLOCKS + more * columns as f64 / 256.0)
 }
 
 /// Seconds of a weight gradient: of its product, or of the parts that its k is cut in and the pass that adds them.
@@ -99,6 +120,14 @@ fn tiles(lengths: &[usize], width: usize, products: f64) -> f64 {
     products * 2.0 * width as f64 * lengths.iter().map(pairs).sum::<f64>()
 }
 
+/// Seconds of causal attention, launches apart: the pipe's share of whole tiles, and `item` clocks for each 128 rows of a
+/// query head.
+fn attention(lengths: &[usize], heads: Heads, products: f64, share: f64, item: f64) -> f64 {
+    let pipe = tiles(lengths, heads.out_width(), products) / FLOP_PER_CLOCK / share;
+    let items: usize = lengths.iter().map(|t| t.div_ceil(ATTENTION_TILE) * heads.h).sum();
+    (pipe + item * items as f64) / (PROCESSORS * clock())
+}
+
 /// Collects predictions under the names that measurements have.
 struct List<'a> {
     preset: &'a Preset,
@@ -125,7 +154,12 @@ impl List<'_> {
 
     /// Adds a product.
     fn product(&mut self, what: &str, shape: (usize, usize, usize), floor: Floor) -> f64 {
-        self.add("gemm", what, floor, product(shape, floor.bytes))
+        self.fused(what, shape, 0.0, floor)
+    }
+
+    /// Adds a product that ends in another op; see [`fused`].
+    fn fused(&mut self, what: &str, shape: (usize, usize, usize), more: f64, floor: Floor) -> f64 {
+        self.add("gemm", what, floor, fused(shape, more, floor.bytes))
     }
 
     /// Adds a pass over rows.
@@ -183,24 +217,23 @@ fn layers(list: &mut List<'_>) -> Layer {
     }
     let config = &list.preset.config;
     let rope = floors::linear_rope(n, c, heads, stored);
-    layer.forward += list.product("qkv forward with rope", (n, width, c), rope);
+    layer.forward += list.fused("qkv forward with rope", (n, width, c), ROPE_CLOCKS, rope);
     let kept = floors::linear_swiglu(n, (f, c), stored, true);
-    layer.forward += list.product("gate and up forward with swiglu", (n, 2 * f, c), kept);
+    let shape = (n, 2 * f, c);
+    layer.forward += list.fused("gate and up forward with swiglu", shape, SWIGLU_CLOCKS, kept);
     let dropped = floors::linear_swiglu(n, (f, c), stored, false);
-    list.product("gate and up forward with swiglu, teacher", (n, 2 * f, c), dropped);
+    list.fused("gate and up forward with swiglu, teacher", shape, SWIGLU_CLOCKS, dropped);
     let back = floors::linear_dgrad_swiglu(n, (c, f), stored);
-    layer.backward += list.product("down input gradient with swiglu", (n, f, c), back);
+    layer.backward +=
+        list.fused("down input gradient with swiglu", (n, f, c), UNGATED_CLOCKS, back);
 
-    let pipe =
-        |flop: f64, share: f64| LAUNCH + flop / (PROCESSORS * FLOP_PER_CLOCK * clock() * share);
     let forward = floors::attention(&lengths, heads, stored);
-    let flop = tiles(&lengths, heads.out_width(), 2.0);
-    layer.forward += list.add("attention", "forward", forward, pipe(flop, FORWARD_SHARE));
+    let seconds = attention(&lengths, heads, 2.0, FORWARD_SHARE, FORWARD_ITEM);
+    layer.forward += list.add("attention", "forward", forward, LAUNCH + seconds);
     let backward = floors::attention_bwd(&lengths, heads, stored);
     // Scores are made in both of its kernels: seven products.
-    let flop = tiles(&lengths, heads.out_width(), 7.0);
-    layer.backward +=
-        list.add("attention", "backward", backward, 3.0 * LAUNCH + pipe(flop, BACKWARD_SHARE));
+    let seconds = attention(&lengths, heads, 7.0, BACKWARD_SHARE, BACKWARD_ITEM);
+    layer.backward += list.add("attention", "backward", backward, 4.0 * LAUNCH + seconds);
     let decode = floors::decode(&vec![cached.1; cached.0], heads, stored);
     list.add("attention", "decode", decode, LAUNCH + memory(decode.bytes, STREAM_SHARE));
 
@@ -228,7 +261,11 @@ fn head(list: &mut List<'_>) -> [f64; 2] {
     let logits = (n * v) as f64;
     let mut sweep = |name: &str, products: usize, bytes: f64| {
         let floor = floors::head(HeadShape { n, c, v }, products, 2.0);
-        let out = product((n, v, c), 0.0) * if products == 3 { 2.0 } else { 1.0 };
+        // The one-hot losses' product leaves statistics; the penalty has a product for each of two models.
+        let out = match products {
+            3 => 2.0 * product((n, v, c), 0.0),
+            _ => fused((n, v, c), STATISTICS_CLOCKS, 0.0),
+        };
         let back = if products > 1 { product((n, c, v), 0.0) } else { 0.0 };
         list.add("head", name, floor, out + back + memory(bytes * logits, ROWS_SHARE))
     };
@@ -347,6 +384,48 @@ mod tests {
         assert!(product((4352, 4096, 4096), 0.0) > 1.1 * four);
         let rate = 2.0 * 4096f64.powi(3) / four;
         assert!((680e12..ROOFS.flops).contains(&rate), "{rate:e}");
+    }
+
+    #[test]
+    fn rates_are_those_that_the_kernels_design_allows() {
+        let clock_rate = PROCESSORS * FLOP_PER_CLOCK * clock();
+        let rate = |(m, n, k): (usize, usize, usize), seconds: f64| {
+            2.0 * (m * n * k) as f64 / (seconds - LAUNCH)
+        };
+        // One round of each tile.
+        let square = (128 * 132, 128, 8192);
+        let share = rate(square, LAUNCH + clocks(square, 128, 0.0) / clock()) / clock_rate;
+        assert!((0.58..0.80).contains(&share), "{share}");
+        let wide = (128 * 132, 256, 4096);
+        let plain = rate(wide, product(wide, 0.0));
+        assert!((690e12..740e12).contains(&plain), "{plain:e}");
+        for (more, range) in
+            [(ROPE_CLOCKS, 0.94..0.96), (SWIGLU_CLOCKS, 0.92..0.95), (UNGATED_CLOCKS, 0.88..0.91)]
+        {
+            let share = rate(wide, fused(wide, more, 0.0)) / plain;
+            assert!(range.contains(&share), "{more}: {share}");
+        }
+        for (k, range) in [(4096, 690e12..730e12), (576, 430e12..500e12)] {
+            let shape = (128 * 132, 256, k);
+            let head = rate(shape, fused(shape, STATISTICS_CLOCKS, 0.0));
+            assert!(range.contains(&head), "k {k}: {head:e}");
+        }
+        // Whole rounds of documents of 1024 and 8192 tokens, by head width.
+        for (d, length, forward, backward) in [
+            (128, 1024, 340e12..400e12, 220e12..270e12),
+            (128, 8192, 460e12..530e12, 280e12..330e12),
+            (64, 1024, 280e12..330e12, 180e12..270e12),
+        ] {
+            let heads = Heads { h: 132, g: 132, d, window: None, cap: None };
+            let useful = 2.0 * (d * 132) as f64 * (length * (length + 1) / 2) as f64;
+            let of = |products, counted: f64, share, item| {
+                counted * useful / attention(&[length], heads, products, share, item)
+            };
+            let rate = of(2.0, 2.0, FORWARD_SHARE, FORWARD_ITEM);
+            assert!(forward.contains(&rate), "forward, {d}, {length}: {rate:e}");
+            let rate = of(7.0, 5.0, BACKWARD_SHARE, BACKWARD_ITEM);
+            assert!(backward.contains(&rate), "backward, {d}, {length}: {rate:e}");
+        }
     }
 
     #[test]

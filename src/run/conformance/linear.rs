@@ -25,9 +25,10 @@ const SHAPES: [(usize, usize, usize); 14] = [
 ];
 
 /// Shapes for the tiles of compute capability 9.0: sums that go round the ring of stages twice and end inside one,
-/// several tiles for each block of a small device, ragged ends of every kind; rows that cross a group of tiles.
-const HOPPER_SHAPES: [(usize, usize, usize); 5] =
-    [(301, 520, 648), (130, 264, 1096), (64, 64, 64), (2100, 264, 8), (9, 8, 16)];
+/// several tiles for each block of a small device, ragged ends of every kind; rows that cross a group of tiles, and rows
+/// that fill one.
+const HOPPER_SHAPES: [(usize, usize, usize); 6] =
+    [(301, 520, 648), (130, 264, 1096), (64, 64, 64), (2100, 264, 8), (9, 8, 16), (2048, 72, 8)];
 
 /// Weight gradients whose tokens come in two and three parts, the last one short: packed rows, and rows that are not.
 const PARTS: [(usize, usize, usize); 3] = [(2051, 72, 136), (3100, 264, 8), (2060, 9, 41)];

@@ -198,8 +198,11 @@ impl Plan {
             }
             Blocks::Turns => {
                 let rows = pack.data.tokens();
+                // Boxes as high as the smallest tile that the kernel loads.
+                let box_rows = if kernel == self.dkv { 64 } else { 128 };
                 let matrix = |&(at, columns): &(u64, usize)| {
-                    hopper::result(at, (rows, columns), columns, false)
+                    let whole = hopper::result(at, (rows, columns), columns, false);
+                    Matrix { box_rows, ..whole }
                 };
                 let matrices: Vec<Matrix> = read.iter().map(matrix).collect();
                 let Some(start) = hopper::maps(gpu, &matrices) else { return };
