@@ -307,6 +307,7 @@ fn device_cuda_exits_6_before_anything_is_read() {
     }
 }
 
+#[cfg(feature = "cuda")]
 /// Runs the program where `libcuda.so.1` is a file that is no library, and with `visible` devices.
 #[cfg(target_os = "linux")]
 fn with_a_broken_driver(args: &[&str], visible: Option<&str>) -> (Option<i32>, String, String) {

@@ -11,6 +11,7 @@ pub mod driver;
 pub mod images;
 mod ops;
 pub mod probe;
+pub mod problem;
 mod state;
 mod sweep;
 

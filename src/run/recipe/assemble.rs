@@ -4,7 +4,8 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::{Recipe, hint, presets, settings};
+use super::settings::hint;
+use super::{Recipe, presets, settings};
 use crate::error::{Error, Result};
 
 impl Recipe {

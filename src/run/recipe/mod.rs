@@ -2,7 +2,6 @@
 
 mod assemble;
 mod check;
-mod hint;
 mod length;
 mod method;
 mod page;

@@ -3,11 +3,11 @@
 //!
 //! `tests/settings.rs` compares keys, defaults and types with the structs that recipes are read into.
 
+pub(super) mod hint;
 mod table;
 
 use toml::Value;
 
-use super::hint;
 use crate::error::{Error, Result, nearest};
 use crate::eval::muse;
 use crate::method::{Combination, FORGET, PENALTIES};

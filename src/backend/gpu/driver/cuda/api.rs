@@ -11,8 +11,12 @@ use std::sync::OnceLock;
 
 use libloading::Library;
 
-use super::code::Code;
-use crate::backend::gpu::probe::{OLDEST, Problem, Version};
+use crate::backend::gpu::problem::{OLDEST, Problem, Version};
+
+/// `CUresult` as an integer: a newer driver returns codes that are not listed here.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(in crate::backend::gpu) struct Code(pub u32);
 
 /// An opaque handle: a context, stream, event, module, function or graph.
 pub(in crate::backend::gpu) type Handle = *mut c_void;

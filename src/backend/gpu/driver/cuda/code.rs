@@ -3,13 +3,8 @@
 use std::ffi::{CStr, c_char};
 use std::fmt;
 
-use super::api::Api;
+use super::api::{Api, Code};
 use crate::error::{Error, Kind, Result};
-
-/// `CUresult` as an integer: a newer driver returns codes that are not listed here.
-#[repr(transparent)]
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(in crate::backend::gpu) struct Code(pub u32);
 
 /// What helps where the device's memory is full.
 const MEMORY: &str = "smaller packs, --set model.state=compact, or fewer trained parameters; `nepenthe plan` counts them, \

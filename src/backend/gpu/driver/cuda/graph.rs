@@ -1,7 +1,7 @@
 //! Work that is recorded once and started as a whole: stream capture and what becomes of it.
 
+use super::api::Code;
 use super::api::{Api, CAPTURE_THREAD_LOCAL};
-use super::code::Code;
 use super::handles::{Graph, GraphExec, Stream};
 
 /// A call that did not go through.

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::ffi::CString;
 
+use super::api::Code;
 use super::api::{Api, Handle, MAX_DYNAMIC_SHARED};
-use super::code::Code;
 use super::handles::Module;
 use crate::backend::gpu::driver::{Identity, Launch};
 use crate::backend::gpu::images::{self, Image};

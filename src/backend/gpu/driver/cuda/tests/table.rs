@@ -4,11 +4,11 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_int, c_uint, c_ulonglong, c_void};
 
+use super::super::api::Code;
 use super::super::api::{
     Api, CAPABILITY_MAJOR, CAPABILITY_MINOR, Handle, LaunchAttribute, LaunchConfig,
     SHARED_MEMORY_OPTIN,
 };
-use super::super::code::Code;
 use crate::backend::gpu::driver::shared_limit;
 use crate::backend::gpu::images::{Image, Kernel};
 use crate::backend::gpu::probe::Version;

@@ -2,7 +2,7 @@
 
 use toml::Value;
 
-use super::settings::{self, SETTINGS, Setting, Type};
+use super::{SETTINGS, Setting, Type};
 use crate::error::Error;
 
 /// Names that other programs and papers give to settings.
@@ -34,8 +34,8 @@ const ELSEWHERE: [(&str, &str); 24] = [
 ];
 
 /// Returns the error for a key that no setting has; `value`, if there is one, helps to guess what was meant.
-pub(super) fn unknown(key: &str, value: Option<&Value>) -> Error {
-    let inside = settings::section(key);
+pub(in crate::run::recipe) fn unknown(key: &str, value: Option<&Value>) -> Error {
+    let inside = super::section(key);
     if !inside.is_empty() {
         let names: Vec<&str> = inside.iter().map(|setting| setting.key).collect();
         return Error::config(format!("`{key}` is a section, not a setting"))
