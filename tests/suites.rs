@@ -12,13 +12,14 @@ use std::path::{Path, PathBuf};
 use assert_cmd::Command;
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::data::Tokenizer;
+use nepenthe::eval::outcome::Outcome;
 use nepenthe::io::safetensors::Dtype;
 use nepenthe::method::passes::Passes;
 use nepenthe::model::Model;
 use nepenthe::model::params::Keeping;
 use nepenthe::ops::StateMode;
 use nepenthe::run::export::{Save, write_model};
-use nepenthe::run::suite::{Outcome, Subject, Suite, muse, tofu};
+use nepenthe::run::suite::{Options, SUITES, Subject, Suite};
 use serde_json::{Value, json};
 use support::folder::{load, rewrite, trained};
 use tempfile::TempDir;
@@ -407,7 +408,7 @@ fn between(dir: &Path, to: &str, dtype: Dtype) -> PathBuf {
 fn measure(
     ops: &Cpu<f32>,
     model: &mut Model<Cpu<f32>>,
-    suite: &Suite,
+    suite: &dyn Suite,
     training: bool,
     batch: usize,
 ) -> Outcome {
@@ -423,13 +424,10 @@ fn measure(
 fn figures_before_saving_and_after_loading_are_equal_bits_at_any_batch_size() {
     let dir = TempDir::new().unwrap();
     let ops = Cpu::<f32>::new();
-    let muse_options = muse::Options { limit: Some(3), ..muse::Options::default() };
-    let tofu_options =
-        tofu::Options { limit: Some(2), template: "qa".to_owned(), ..tofu::Options::default() };
-    let all = [
-        Suite::Muse(Box::new(muse::Muse::open(&suites().join("muse"), muse_options).unwrap())),
-        Suite::Tofu(tofu::Tofu::open(&suites().join("tofu"), tofu_options).unwrap()),
-    ];
+    let all = SUITES.map(|kind| {
+        let limit = Some(if kind.name == "muse" { 3 } else { 2 });
+        (kind.open)(&suites().join(kind.name), Options { limit, ..Options::default() }).unwrap()
+    });
     let exact = between(dir.path(), "f32", Dtype::F32);
     for (source, mode) in [
         (exact.clone(), StateMode::Exact),
@@ -441,8 +439,8 @@ fn figures_before_saving_and_after_loading_are_equal_bits_at_any_batch_size() {
         write_model(&ops, &student, &source, &out, Save::default(), &json!({})).unwrap();
         let mut saved = load(&ops, &out, &Keeping::inference());
         for suite in &all {
-            let before = measure(&ops, &mut student, suite, true, 5);
-            let after = measure(&ops, &mut saved, suite, false, 2);
+            let before = measure(&ops, &mut student, suite.as_ref(), true, 5);
+            let after = measure(&ops, &mut saved, suite.as_ref(), false, 2);
             assert!(before.figures.len() > 9, "{:?}", before.figures);
             // Details hold every log-probability that the figures are made of, and every generated text.
             assert!(before == after, "{mode:?}: {:?} {:?}", before.figures, after.figures);

@@ -2,20 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::engine::{self, DeviceArgs, Job};
 use super::output::{Output, note, table};
 use super::suite;
 use crate::data::{CorpusOptions, Tokenizer};
 use crate::error::{Error, Result};
+use crate::eval::likelihood::{Likelihood, Nll};
 use crate::eval::muse;
+use crate::eval::verbatim::{Memory, Sample};
 use crate::method::passes::Passes;
 use crate::model::Model;
 use crate::model::generate::{Choice, Request};
 use crate::model::params::Keeping;
 use crate::ops::Ops;
-use crate::run::evaluate::{Likelihood, Memory};
 use crate::run::plan::Plan;
 use crate::run::{Folder, notices};
 
@@ -47,14 +48,14 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
-    if let Some(name) = args.suite.suite {
+    if let Some(kind) = args.suite.suite {
         let common = suite::Common {
             models: &args.model,
             device: &args.device,
             batch: args.batch,
             context: args.context,
         };
-        return suite::run(name, &args.suite, &common, out);
+        return suite::run(kind, &args.suite, &common, out);
     }
     let [path] = args.model.as_slice() else {
         return Err(Error::config(format!("--model: {} folders, wanted one", args.model.len()))
@@ -91,42 +92,62 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     let job =
         Evaluation { folder, tokenizer, likelihoods: &likelihoods, memories: &memories, request };
     let (nll, verbmem) = engine::compute(&engine, job)?;
-    let value = json!({
-        "model": path.display().to_string(), "nll": nll, "verbmem": verbmem, "notices": notices,
-    });
-    out.result(&value, || text(&nll, &verbmem))
+    let results = Results { model: path.display().to_string(), nll, verbmem, notices };
+    out.result(&results, || text(&results))
 }
 
-fn text(nll: &[Value], verbmem: &[Value]) -> String {
-    let lay = |items: &[Value], columns: &[(&str, &str)]| {
-        if items.is_empty() {
-            return String::new();
-        }
-        let head = columns.iter().map(|(label, _)| (*label).to_owned()).collect();
-        let row = |item: &Value| {
-            let cell = |(_, key): &(&str, &str)| match &item[*key] {
-                Value::String(text) => text.clone(),
-                Value::Number(n) if n.is_f64() => format!("{:.4}", n.as_f64().unwrap_or(0.0)),
-                other => other.to_string(),
-            };
-            columns.iter().map(cell).collect::<Vec<_>>()
-        };
-        let rows: Vec<Vec<String>> = std::iter::once(head).chain(items.iter().map(row)).collect();
-        table(&rows)
+/// What `eval` prints.
+#[derive(Debug, Serialize)]
+struct Results {
+    model: String,
+    nll: Vec<FileNll>,
+    verbmem: Vec<FileMemory>,
+    notices: Vec<String>,
+}
+
+/// The NLL of one file.
+#[derive(Debug, Serialize)]
+struct FileNll {
+    file: String,
+    #[serde(flatten)]
+    nll: Nll,
+}
+
+/// The verbatim memory of the prompts of one file.
+#[derive(Debug, Serialize)]
+struct FileMemory {
+    file: String,
+    prompts: usize,
+    rouge_l_f1: f64,
+    rouge_l_recall: f64,
+    items: Vec<Sample>,
+}
+
+fn text(results: &Results) -> String {
+    let number = |value: f64| match value.is_finite() {
+        true => format!("{value:.4}"),
+        false => "null".to_owned(),
     };
+    let lay = |head: &[&str], rows: Vec<Vec<String>>| {
+        let head = head.iter().map(|label| (*label).to_owned()).collect();
+        let empty = rows.is_empty();
+        let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
+        (!empty).then(|| table(&rows))
+    };
+    let nll = |FileNll { file, nll }: &FileNll| {
+        let counts = [nll.documents.to_string(), nll.tokens.to_string()];
+        let numbers = [number(nll.nll), number(nll.perplexity)];
+        [file.clone()].into_iter().chain(counts).chain(numbers).collect()
+    };
+    let verbmem =
+        |one: &FileMemory| vec![one.file.clone(), one.prompts.to_string(), number(one.rouge_l_f1)];
     let first = lay(
-        nll,
-        &[
-            ("text", "file"),
-            ("documents", "documents"),
-            ("tokens", "tokens"),
-            ("nats/token", "nll"),
-            ("perplexity", "perplexity"),
-        ],
+        &["text", "documents", "tokens", "nats/token", "perplexity"],
+        results.nll.iter().map(nll).collect(),
     );
     let second =
-        lay(verbmem, &[("verbatim", "file"), ("prompts", "prompts"), ("ROUGE-L F1", "rouge_l_f1")]);
-    [first, second].into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>().join("\n")
+        lay(&["verbatim", "prompts", "ROUGE-L F1"], results.verbmem.iter().map(verbmem).collect());
+    first.into_iter().chain(second).collect::<Vec<_>>().join("\n")
 }
 
 struct Evaluation<'a> {
@@ -138,7 +159,7 @@ struct Evaluation<'a> {
 }
 
 impl Job for Evaluation<'_> {
-    type Out = (Vec<Value>, Vec<Value>);
+    type Out = (Vec<FileNll>, Vec<FileMemory>);
 
     fn run<O: Ops>(self, ops: O, _plan: Option<&Plan>) -> Result<Self::Out> {
         let ops = &ops;
@@ -153,27 +174,21 @@ impl Job for Evaluation<'_> {
             note(&format!("{}: scoring", path.display()));
             let result = one.measure(ops, &mut model, &mut passes);
             let result = result.map_err(|e| e.at(path.display()))?;
-            let mut value = json!({"file": path.display().to_string()});
-            extend(&mut value, json!(result));
-            nll.push(value);
+            nll.push(FileNll { file: path.display().to_string(), nll: result });
         }
         let mut verbmem = Vec::with_capacity(self.memories.len());
         for (path, one) in self.memories {
             note(&format!("{}: generating for {} prompts", path.display(), one.len()));
             let result = one.measure(ops, &mut model, &mut passes, &self.tokenizer, &self.request);
             let (all, items) = result.map_err(|e| e.at(path.display()))?;
-            verbmem.push(json!({
-                "file": path.display().to_string(), "prompts": items.len(),
-                "rouge_l_f1": all.mean_rouge_l, "rouge_l_recall": all.mean_rouge_l_recall,
-                "items": items,
-            }));
+            verbmem.push(FileMemory {
+                file: path.display().to_string(),
+                prompts: items.len(),
+                rouge_l_f1: all.mean_rouge_l,
+                rouge_l_recall: all.mean_rouge_l_recall,
+                items,
+            });
         }
         Ok((nll, verbmem))
-    }
-}
-
-fn extend(value: &mut Value, more: Value) {
-    if let (Some(value), Value::Object(more)) = (value.as_object_mut(), more) {
-        value.extend(more);
     }
 }

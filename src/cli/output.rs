@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -19,8 +20,16 @@ impl Output {
     }
 
     /// Prints the one result of a command: `value` under `--json`, else `text`.
-    pub(super) fn result(&self, value: &Value, text: impl FnOnce() -> String) -> Result<()> {
-        print(if self.json { value.to_string() } else { text() })
+    pub(super) fn result(
+        &self,
+        value: &impl Serialize,
+        text: impl FnOnce() -> String,
+    ) -> Result<()> {
+        if !self.json {
+            return print(text());
+        }
+        let json = serde_json::to_string(value);
+        print(json.map_err(|e| Error::data(format!("the result is no JSON: {e}")))?)
     }
 
     /// Prints one of many results under `--json`, as soon as it is there.

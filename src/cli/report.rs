@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use serde_json::json;
+use serde::Serialize;
 
 use super::output::{Output, table};
 use crate::error::Result;
 use crate::io::atomic::write_file_atomic;
-use crate::run::compare::Comparison;
+use crate::run::compare::{Comparison, RunResults};
 use crate::run::recorded::Recorded;
 
 /// Options of `report`.
@@ -31,15 +31,16 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
         comparison.write_figures(dir)?;
     }
     let groups = comparison.groups();
-    let value = json!({
-        "report": args.out.display().to_string(),
-        "runs": comparison.json(),
-        "groups": groups
+    let names = |group: &Comparison| group.names().into_iter().map(str::to_owned).collect();
+    let results = Results {
+        report: args.out.display().to_string(),
+        runs: comparison.results(),
+        groups: groups
             .iter()
-            .map(|(label, group)| json!({"of": label, "runs": group.names()}))
-            .collect::<Vec<_>>(),
-    });
-    out.result(&value, || {
+            .map(|(label, group)| Group { of: label.clone(), runs: names(group) })
+            .collect(),
+    };
+    out.result(&results, || {
         let plain = |row: Vec<(String, _)>| row.into_iter().map(|(text, _)| text).collect();
         let groups = groups.into_iter().map(|(label, group)| {
             let rows: Vec<Vec<String>> = group.figures().into_iter().map(plain).collect();
@@ -51,4 +52,19 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
         let gap = if seeds.is_empty() { "" } else { "\n" };
         format!("{figures}{gap}{}\nreport: {}\n", table(&seeds), args.out.display())
     })
+}
+
+/// What `report` prints.
+#[derive(Debug, Serialize)]
+struct Results {
+    report: String,
+    runs: Vec<RunResults>,
+    groups: Vec<Group>,
+}
+
+/// Runs that are comparable.
+#[derive(Debug, Serialize)]
+struct Group {
+    of: String,
+    runs: Vec<String>,
 }

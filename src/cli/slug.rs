@@ -9,6 +9,8 @@ use super::engine::{self, DeviceArgs, Engine, Job};
 use super::output::{Output, warn_rounded};
 use super::unlearn::Sources;
 use crate::error::Result;
+use crate::eval::likelihood::NLL;
+use crate::eval::monitored::{FORGET, RETAIN, Texts};
 use crate::ops::Ops;
 use crate::run::plan::Plan;
 use crate::run::{Recipe, Slug, folder};
@@ -84,7 +86,8 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     let done = engine::compute(&engine, Search { slug, out: &args.out })?;
     warn_rounded(&done);
     out.result(&done, || {
-        let figure = |at: &str, name: &str| done[at][name].as_f64().unwrap_or(f64::NAN);
+        let nll =
+            |at: &str, texts: Texts| done[at][NLL.key(texts.key)].as_f64().unwrap_or(f64::NAN);
         format!(
             "{}: {} moved by {:.4e} times its gradient, {} steps tried\n\
              NLL of forget documents {:.4} to {:.4}, of retain documents {:.4} to {:.4}\n",
@@ -92,10 +95,10 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
             done["matrix"].as_str().unwrap_or_default(),
             done["step"].as_f64().unwrap_or(f64::NAN),
             done["trials"].as_array().map_or(0, Vec::len),
-            figure("before", "nll_forget"),
-            figure("after", "nll_forget"),
-            figure("before", "nll_retain"),
-            figure("after", "nll_retain"),
+            nll("before", FORGET),
+            nll("after", FORGET),
+            nll("before", RETAIN),
+            nll("after", RETAIN),
         )
     })
 }

@@ -1,32 +1,28 @@
 //! `eval --suite`: benchmarks on one model or several, with a file of results.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use serde_json::{Map, Value, json};
+use clap::builder::{PossibleValue, PossibleValuesParser, StyledStr, TypedValueParser};
+use serde::Serialize;
+use serde_json::Value;
 
 use super::engine::{self, DeviceArgs, Engine, Job};
 use super::output::{Output, note, table};
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::eval::membership::{AUC_RETRAIN_BOOKS, AUC_RETRAIN_NEWS};
+use crate::eval::metric::Direction;
+use crate::eval::outcome::{Named, Outcome};
 use crate::method::passes::Passes;
 use crate::model::Model;
 use crate::model::params::Keeping;
 use crate::ops::Ops;
 use crate::run::plan::Plan;
 use crate::run::suite::record::{Entry, Found, Key, Record, model_hash};
-use crate::run::suite::{Outcome, Prepared, Retrained, Subject, Suite, conclude, good, muse, tofu};
+use crate::run::suite::{Kind, Options, Prepared, Retrained, SUITES, Subject, Suite, muse, tofu};
 use crate::run::{Folder, notices};
-
-/// A benchmark.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Name {
-    /// Verbatim and knowledge memorisation, privacy leakage, MMLU.
-    Muse,
-    /// Probability, ROUGE, truth ratio, model utility, forget quality.
-    Tofu,
-}
 
 /// A sequence of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -35,6 +31,15 @@ pub(super) enum Series {
     Sust,
     /// Growing forget sets: scalability.
     Scal,
+}
+
+impl From<Series> for muse::Series {
+    fn from(series: Series) -> Self {
+        match series {
+            Series::Sust => Self::Sust,
+            Series::Scal => Self::Scal,
+        }
+    }
 }
 
 /// Which tokens of an answer are scored.
@@ -60,8 +65,8 @@ impl From<AnswerTokens> for tofu::AnswerTokens {
 #[group(skip)]
 pub(super) struct Args {
     /// A benchmark; reads its files from --data
-    #[arg(long, value_enum, requires = "data")]
-    pub(super) suite: Option<Name>,
+    #[arg(long, value_parser = kinds(), requires = "data")]
+    pub(super) suite: Option<&'static Kind>,
     /// The benchmark's folder: that of one corpus of MUSE or mini-MUSE, or of TOFU's files
     #[arg(long, value_name = "DIR", requires = "suite")]
     data: Option<PathBuf>,
@@ -72,9 +77,7 @@ pub(super) struct Args {
     /// Llama-2-7B
     #[arg(long, value_name = "AREA", value_parser = area, conflicts_with = "retrain", requires = "suite")]
     retrain_auc: Option<f64>,
-    /// Measure only this metric; can be repeated. muse: verbmem_f, extraction, knowmem_f, knowmem_r, privleak, mmlu_val;
-    /// tofu: probability, rouge, extraction
-    #[arg(long, value_name = "NAME", requires = "suite")]
+    #[arg(long, value_name = "NAME", requires = "suite", help = metric_help())]
     metric: Vec<String>,
     /// Look at the first N items of every file
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), requires = "suite")]
@@ -101,6 +104,19 @@ pub(super) struct Args {
     /// Measure again what --out already has
     #[arg(long, requires = "out")]
     fresh: bool,
+}
+
+/// Reads the name of a benchmark.
+fn kinds() -> impl TypedValueParser<Value = &'static Kind> {
+    let names = SUITES.map(|kind| PossibleValue::new(kind.name).help(kind.about));
+    PossibleValuesParser::new(names)
+        .try_map(|name| SUITES.into_iter().find(|kind| kind.name == name).ok_or("no such suite"))
+}
+
+fn metric_help() -> StyledStr {
+    let names = |kind: &Kind| format!("{}: {}", kind.name, kind.part_names().join(", "));
+    let all = SUITES.map(names).join("; ");
+    format!("Measure only this metric; can be repeated. {all}").into()
 }
 
 fn area(text: &str) -> std::result::Result<f64, String> {
@@ -132,9 +148,10 @@ struct Candidate<'a> {
     key: Key,
 }
 
-pub(super) fn run(name: Name, args: &Args, common: &Common<'_>, out: &Output) -> Result<()> {
+pub(super) fn run(kind: &Kind, args: &Args, common: &Common<'_>, out: &Output) -> Result<()> {
     let engine = common.device.open()?;
-    let suite = args.open(name, common)?;
+    let suite = args.open(kind, common)?;
+    let suite = suite.as_ref();
     let mut record = Record::new(Vec::new());
     if let Some(path) = &args.out {
         record = Record::open(path)?;
@@ -143,7 +160,7 @@ pub(super) fn run(name: Name, args: &Args, common: &Common<'_>, out: &Output) ->
         note(&format!("not measured, since its files are not there: {missing}"));
     }
     // Everything is opened before the first model is measured.
-    let settings = settings(&suite, &engine, common);
+    let settings = settings(suite, &engine, common);
     let models = common.models.iter().map(|path| (path.as_path(), false));
     let retrain = args.retrain.iter().map(|path| (path.as_path(), true));
     let mut candidates = Vec::new();
@@ -181,7 +198,7 @@ pub(super) fn run(name: Name, args: &Args, common: &Common<'_>, out: &Output) ->
         reused.push(kept.is_some());
         let outcome = match kept {
             Some(outcome) => outcome,
-            None => measure(&engine, &suite, candidate, common.batch, &mut said)?,
+            None => measure(&engine, suite, candidate, common.batch, &mut said)?,
         };
         entries.push(Entry { model: shown, retrained, key, outcome });
     }
@@ -191,7 +208,7 @@ pub(super) fn run(name: Name, args: &Args, common: &Common<'_>, out: &Output) ->
         (None, None) => Retrained::Unknown,
     };
     for entry in &mut entries {
-        conclude(&mut entry.outcome, &retrained).map_err(|e| e.at(&entry.model))?;
+        suite.conclude(&mut entry.outcome, &retrained).map_err(|e| e.at(&entry.model))?;
     }
     if let Some(path) = &args.out {
         // What was measured of other models on the same terms stays, compared with what these are compared with.
@@ -202,94 +219,112 @@ pub(super) fn run(name: Name, args: &Args, common: &Common<'_>, out: &Output) ->
             };
             if entries.iter().all(|entry| same(entry) && entry.model != old.model) {
                 old.retrained = false;
-                conclude(&mut old.outcome, &retrained).map_err(|e| e.at(&old.model))?;
+                suite.conclude(&mut old.outcome, &retrained).map_err(|e| e.at(&old.model))?;
                 all.push(old);
             }
         }
         Record::new(all).write(path)?;
     }
-    let shown = |(entry, reused): (&Entry, &bool)| {
-        json!({"model": entry.model, "retrained": entry.retrained, "reused": reused,
-            "model_hash": entry.key.model, "figures": entry.outcome.figures})
+    let shown = |(entry, reused): (&'_ Entry, &bool)| Measured {
+        model: entry.model.clone(),
+        retrained: entry.retrained,
+        reused: *reused,
+        model_hash: entry.key.model.clone(),
+        figures: entry.outcome.figures.clone(),
     };
     let first = entries.first();
-    let value = json!({
-        "suite": name.to_possible_value().map(|v| v.get_name().to_owned()),
-        "data": first.map(|entry| &entry.key.data), "settings": settings,
-        "good": first.map(|entry| directions(&entry.outcome)),
-        "notices": said,
-        "models": entries.iter().zip(&reused).map(shown).collect::<Vec<_>>(),
-    });
-    let rule = settings["answer_tokens"].as_str().map(str::to_owned);
-    out.result(&value, || match rule {
-        Some(rule) => format!("{}answer tokens: {rule} (--answer-tokens)\n", text(&entries)),
-        None => text(&entries),
+    let results = Results {
+        suite: kind.name,
+        data: first.map(|entry| entry.key.data.clone()),
+        good: first
+            .map(|entry| entry.outcome.figures.names().map(|key| (key, good(kind, key))).collect()),
+        settings,
+        notices: said,
+        models: entries.iter().zip(&reused).map(shown).collect(),
+    };
+    out.result(&results, || match results.settings["answer_tokens"].as_str() {
+        Some(rule) => format!("{}answer tokens: {rule} (--answer-tokens)\n", text(kind, &entries)),
+        None => text(kind, &entries),
     })
 }
 
+/// What `eval --suite` prints.
+#[derive(Debug, Serialize)]
+struct Results {
+    suite: &'static str,
+    data: Option<BTreeMap<String, String>>,
+    settings: Value,
+    good: Option<Named<&'static str>>,
+    notices: Vec<String>,
+    models: Vec<Measured>,
+}
+
+/// What it prints of one model.
+#[derive(Debug, Serialize)]
+struct Measured {
+    model: String,
+    retrained: bool,
+    reused: bool,
+    model_hash: String,
+    figures: Named<Option<f64>>,
+}
+
+/// Returns the direction in which a metric of the suite is good, in the words of a report.
+fn good(kind: &Kind, key: &str) -> &'static str {
+    kind.direction(key).map_or("-", Direction::label)
+}
+
 impl Args {
-    fn open(&self, name: Name, common: &Common<'_>) -> Result<Suite> {
+    fn open(&self, kind: &Kind, common: &Common<'_>) -> Result<Box<dyn Suite>> {
         let dir = self.data.as_deref().unwrap_or(Path::new("."));
         if !dir.is_dir() {
             return Err(Error::data(format!("{}: no such folder", dir.display()))
                 .hint("--data takes the folder of a benchmark's files"));
         }
-        let limit = self.limit.and_then(|n| usize::try_from(n).ok());
-        match name {
-            Name::Muse => {
-                let given = [
-                    ("--forget-set", self.forget_set.is_some()),
-                    ("--answer-tokens all", self.answer_tokens != AnswerTokens::Benchmark),
-                ];
-                self.refuse(&given, "tofu")?;
-                let series = self.series.map(|series| match series {
-                    Series::Sust => "sust".to_owned(),
-                    Series::Scal => "scal".to_owned(),
-                });
-                let (metrics, shots, context) = (self.metric.clone(), self.shots, common.context);
-                let options = muse::Options { metrics, limit, shots, series, context };
-                let suite = muse::Muse::open(dir, options)?;
-                let requests = suite.requests();
-                if requests > 0 && common.models.len() != requests {
-                    return Err(Error::config(format!(
-                        "--series: {} models for {requests} requests",
-                        common.models.len()
-                    ))
-                    .hint("give one --model for each request, in their order"));
-                }
-                Ok(Suite::Muse(Box::new(suite)))
-            }
-            Name::Tofu => {
-                let given = [
-                    ("--shots", self.shots.is_some()),
-                    ("--series", self.series.is_some()),
-                    ("--retrain-auc", self.retrain_auc.is_some()),
-                ];
-                self.refuse(&given, "muse")?;
-                let options = tofu::Options {
-                    metrics: self.metric.clone(),
-                    limit,
-                    forget_set: self.forget_set.clone(),
-                    template: self.template.clone(),
-                    answer_tokens: self.answer_tokens.into(),
-                };
-                Ok(Suite::Tofu(tofu::Tofu::open(dir, options)?))
-            }
+        self.refuse_foreign(kind)?;
+        let options = Options {
+            metrics: self.metric.clone(),
+            limit: self.limit.and_then(|n| usize::try_from(n).ok()),
+            shots: self.shots,
+            series: self.series.map(Into::into),
+            context: common.context,
+            forget_set: self.forget_set.clone(),
+            template: Some(self.template.clone()),
+            answer_tokens: self.answer_tokens.into(),
+        };
+        let suite = (kind.open)(dir, options)?;
+        match suite.models() {
+            Some(wanted) if wanted != common.models.len() => Err(Error::config(format!(
+                "--series: {} models for {wanted} requests",
+                common.models.len()
+            ))
+            .hint("give one --model for each request, in their order")),
+            _ => Ok(suite),
         }
     }
 
-    /// Refuses options of the other suite: they would do nothing.
-    fn refuse(&self, given: &[(&str, bool)], other: &str) -> Result<()> {
-        match given.iter().find(|(_, given)| *given) {
-            Some((option, _)) => Err(Error::config(format!("{option}: is of --suite {other}"))
-                .hint("leave it out, or name that suite")),
-            None => Ok(()),
+    /// Refuses options of another suite: they would do nothing.
+    fn refuse_foreign(&self, kind: &Kind) -> Result<()> {
+        let given = [
+            ("--forget-set", "", self.forget_set.is_some()),
+            ("--answer-tokens", " all", self.answer_tokens != AnswerTokens::Benchmark),
+            ("--shots", "", self.shots.is_some()),
+            ("--series", "", self.series.is_some()),
+            ("--retrain-auc", "", self.retrain_auc.is_some()),
+        ];
+        for (option, value, _) in given.into_iter().filter(|(.., given)| *given) {
+            let owner = SUITES.into_iter().find(|suite| suite.options.contains(&option));
+            if let Some(other) = owner.filter(|owner| owner.name != kind.name) {
+                let message = format!("{option}{value}: is of --suite {}", other.name);
+                return Err(Error::config(message).hint("leave it out, or name that suite"));
+            }
         }
+        Ok(())
     }
 }
 
 /// Everything that decides figures beside model and data.
-fn settings(suite: &Suite, engine: &Engine, common: &Common<'_>) -> Value {
+fn settings(suite: &dyn Suite, engine: &Engine, common: &Common<'_>) -> Value {
     let mut settings = suite.settings();
     if let Value::Object(map) = &mut settings {
         map.insert("batch".into(), common.batch.into());
@@ -303,7 +338,7 @@ fn settings(suite: &Suite, engine: &Engine, common: &Common<'_>) -> Value {
 
 fn measure(
     engine: &Engine,
-    suite: &Suite,
+    suite: &dyn Suite,
     candidate: Candidate<'_>,
     batch: usize,
     said: &mut Vec<String>,
@@ -315,14 +350,15 @@ fn measure(
     folder.check_length("the longest sequence", prepared.longest(), "--context")?;
     notices::say_more(said, std::mem::take(&mut folder.notices));
     let end_tokens = folder.end_tokens(&tokenizer)?;
-    let job = Measuring { folder, tokenizer: &tokenizer, prepared: &prepared, end_tokens, batch };
+    let job =
+        Measuring { folder, tokenizer: &tokenizer, prepared: prepared.as_ref(), end_tokens, batch };
     engine::compute(engine, job).map_err(|e| e.at(path.display()))
 }
 
 struct Measuring<'a> {
     folder: Folder,
     tokenizer: &'a Tokenizer,
-    prepared: &'a Prepared,
+    prepared: &'a dyn Prepared,
     end_tokens: Vec<u32>,
     batch: usize,
 }
@@ -346,14 +382,10 @@ impl Job for Measuring<'_> {
     }
 }
 
-fn directions(outcome: &Outcome) -> Map<String, Value> {
-    outcome.figures.keys().map(|name| (name.clone(), good(name).into())).collect()
-}
-
 /// Lays figures out as rows and models as columns.
-fn text(entries: &[Entry]) -> String {
-    let mut names: Vec<&String> = Vec::new();
-    for name in entries.iter().flat_map(|entry| entry.outcome.figures.keys()) {
+fn text(kind: &Kind, entries: &[Entry]) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for name in entries.iter().flat_map(|entry| entry.outcome.figures.names()) {
         if !names.contains(&name) {
             names.push(name);
         }
@@ -370,7 +402,7 @@ fn text(entries: &[Entry]) -> String {
             Some(value) => format!("{value:.4}"),
             None => "-".to_owned(),
         };
-        let mut row = vec![name.clone(), good(name).to_owned()];
+        let mut row = vec![name.to_owned(), good(kind, name).to_owned()];
         row.extend(entries.iter().map(cell));
         rows.push(row);
     }

@@ -3,6 +3,29 @@
 //! Both look at the most probable token after every true prefix (no generation). Source: OpenUnlearning,
 //! `src/evals/metrics/memorization.py`, `exact_memorization` and `extraction_strength`.
 
+use super::metric::{Direction, Metric};
+
+/// Mean of [`exact_memorisation`].
+pub const EXACT_MEMORIZATION: Metric = Metric {
+    name: "exact_memorization",
+    label: None,
+    unit: "0 to 1",
+    definition: "fraction of tokens of the true continuation that are the argmax after the true prefix (OpenUnlearning)",
+    direction: Direction::Retrained,
+    on_forget: None,
+};
+
+/// Mean of [`extraction_strength`].
+pub const EXTRACTION_STRENGTH: Metric = Metric {
+    name: "extraction_strength",
+    definition: "fraction of its tokens after the shortest prefix from which all remaining tokens are the argmax \
+                 (OpenUnlearning)",
+    ..EXACT_MEMORIZATION
+};
+
+/// The fraction of one continuation, in [0, 1].
+pub type Fraction = Option<f64>;
+
 /// Returns the share of tokens that are the most probable ones; `None` of nothing.
 pub fn exact_memorisation(hits: &[bool]) -> Option<f64> {
     let right = hits.iter().filter(|hit| **hit).count();

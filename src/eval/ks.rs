@@ -1,6 +1,27 @@
 //! The two-sample Kolmogorov-Smirnov test, whose p-value TOFU calls forget quality.
 
+use serde::{Deserialize, Serialize};
+
+use super::metric::{Direction, Metric};
 use super::sorted_finite;
+
+/// The p-value of [`ks_test`] on the truth ratios of this and a retrained model.
+pub const FORGET_QUALITY: Metric = Metric {
+    name: "forget_quality",
+    label: None,
+    unit: "0 to 1",
+    definition: "p-value of the two-sided two-sample KS test on R over the forget set, this model against `--retrain`; exact \
+                 at any size",
+    direction: Direction::Higher,
+    on_forget: None,
+};
+
+/// The distance that a p-value is of.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Distance {
+    /// [`KsTest::distance`].
+    pub ks_distance: f64,
+}
 
 /// What the test says of two samples.
 #[derive(Debug, Clone, Copy, PartialEq)]

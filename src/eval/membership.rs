@@ -3,7 +3,32 @@
 //! Per text, ten quantities (small = familiar to the model); per ordered pair of splits and quantity, the
 //! area under the ROC curve; from one of these areas the headline `privleak`.
 
+use super::metric::{Direction, Metric};
 use super::{mean, zlib};
+
+/// [`privleak`].
+pub const PRIVLEAK: Metric = Metric {
+    name: "privleak",
+    label: Some("Privacy leakage"),
+    unit: "%",
+    definition: "100 (A - R) / R, with A the AUC above and R that of the retrained model (`--retrain`, or `--retrain-auc`)",
+    direction: Direction::Zero,
+    on_forget: None,
+};
+
+/// The area [`HEADLINE_KEY`].
+pub const AUC_FORGET_HOLDOUT: Metric = Metric {
+    name: "auc_forget_holdout",
+    label: None,
+    unit: "0 to 1",
+    definition: "probability that a holdout text has a smaller Min-40 % score than a forget text, ties counting half (the \
+                 reference's key `forget_holdout_Min-40%`); 0 for a memorized forget set",
+    direction: Direction::Retrained,
+    on_forget: None,
+};
+
+/// The quantities of one text in the order of [`QUANTITIES`]; `None` where one is not defined.
+pub type Quantities = [Option<f64>; 10];
 
 /// The shares of least likely tokens of the Min-K% quantities.
 pub const MIN_K_RATIOS: [f64; 7] = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6];

@@ -3,8 +3,117 @@
 //! The model side (greedy decoding) stands elsewhere; these functions take its raw output. The odd parts
 //! (a prompt that ends in a space, "Quesion", one newline before it) are the benchmark's and change scores.
 
+use serde::{Deserialize, Serialize};
+
+use super::finite;
+use super::metric::{Direction, Metric};
 use super::rouge::{Aggregate, Rouge, Scorer};
 use crate::error::Result;
+
+/// [`headline`] of continuations of the forget set.
+pub const VERBMEM_F: Metric = Metric {
+    name: "verbmem_f",
+    label: None,
+    unit: "%",
+    definition: "100 times the mean ROUGE-L F1 of greedy continuations (128 tokens) of forget prompts against the true text, \
+                 of which the first 128 ids count, including BOS",
+    direction: Direction::Retrained,
+    on_forget: None,
+};
+
+/// [`headline`] of answers to questions on the forget set.
+pub const KNOWMEM_F: Metric = Metric {
+    name: "knowmem_f",
+    definition: "100 times the mean ROUGE-L F1 of greedy answers (32 tokens) to questions on the forget set; the prompt is \
+                 `Question: q\\nAnswer: a\\n\\n` for each example, then `Question: q\\nAnswer: ` with the trailing space; the \
+                 answer ends at the first empty line, `\\nQuestion` or `Question:` and is not stripped",
+    ..VERBMEM_F
+};
+
+/// [`headline`] of answers to questions on the retain set.
+pub const KNOWMEM_R: Metric = Metric {
+    name: "knowmem_r",
+    definition: "the same for questions on the retain set",
+    direction: Direction::Higher,
+    ..VERBMEM_F
+};
+
+/// [`accuracy`] in percent.
+pub const MMLU_VAL: Metric = Metric {
+    name: "mmlu_val",
+    definition: "accuracy: examples, one newline, `Quesion: ...` (spelled so in the benchmark), four choices, `Correct \
+                 answer:`; 4 greedy tokens, cut as above, stripped; only the first character counts, so `(A)` is wrong and \
+                 `AB` counts as A",
+    direction: Direction::Higher,
+    ..VERBMEM_F
+};
+
+/// Continuations of prompts or answers to questions: means over all, and each of them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Continuations {
+    /// Mean ROUGE-L F1.
+    #[serde(rename = "mean_rougeL")]
+    pub mean_rouge_l: Option<f64>,
+    /// Mean ROUGE-L recall.
+    #[serde(rename = "mean_rougeL_recall")]
+    pub mean_rouge_l_recall: Option<f64>,
+    /// Mean ROUGE-1 F1.
+    pub mean_rouge1: Option<f64>,
+    /// Mean ROUGE-1 recall.
+    pub mean_rouge1_recall: Option<f64>,
+    /// The continuations, in the order of the file.
+    pub items: Vec<Continuation>,
+}
+
+impl Continuations {
+    /// Keeps scored items with the texts they were scored against.
+    pub fn new(truths: &[String], scored: &[Scored]) -> Self {
+        let all = aggregate(scored);
+        let item = |(truth, one): (&String, &Scored)| Continuation {
+            gt: truth.clone(),
+            response: one.response.clone(),
+            rouge_l: one.rouge.rouge_l.f1,
+            rouge_l_recall: one.rouge.rouge_l.recall,
+            rouge1: one.rouge.rouge1.f1,
+            rouge1_recall: one.rouge.rouge1.recall,
+        };
+        Self {
+            mean_rouge_l: finite(all.mean_rouge_l),
+            mean_rouge_l_recall: finite(all.mean_rouge_l_recall),
+            mean_rouge1: finite(all.mean_rouge1),
+            mean_rouge1_recall: finite(all.mean_rouge1_recall),
+            items: truths.iter().zip(scored).map(item).collect(),
+        }
+    }
+}
+
+/// A continuation or an answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Continuation {
+    /// The true text.
+    pub gt: String,
+    /// The text that was scored.
+    pub response: String,
+    /// ROUGE-L F1.
+    #[serde(rename = "rougeL")]
+    pub rouge_l: f64,
+    /// ROUGE-L recall.
+    #[serde(rename = "rougeL_recall")]
+    pub rouge_l_recall: f64,
+    /// ROUGE-1 F1.
+    pub rouge1: f64,
+    /// ROUGE-1 recall.
+    pub rouge1_recall: f64,
+}
+
+/// Answers to multiple-choice questions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Choices {
+    /// The raw outputs.
+    pub outputs: Vec<String>,
+    /// The choices read from them, from 0.
+    pub read: Vec<Option<usize>>,
+}
 
 /// Tokens generated per knowmem question.
 pub const KNOWMEM_NEW_TOKENS: usize = 32;

@@ -3,7 +3,80 @@
 //! Source: OpenUnlearning, `src/evals/metrics/memorization.py` and `utility.py`, whose definitions are those of TOFU's own
 //! code. The small number in the denominators is theirs; it moves a ratio only where a probability is near it.
 
+use serde::{Deserialize, Serialize};
+
 use super::mean;
+use super::metric::{Direction, Metric};
+
+/// Mean of [`probability`].
+pub const Q_A_PROB: Metric = Metric {
+    name: "{}_Q_A_Prob",
+    label: None,
+    unit: "0 to 1",
+    definition: "mean of exp(-mean NLL of the answer)",
+    direction: Direction::Higher,
+    on_forget: Some(Direction::Retrained),
+};
+
+/// Mean of [`probability_among`].
+pub const Q_A_PROB_NORMALISED: Metric = Metric {
+    name: "{}_Q_A_Prob_normalised",
+    definition: "mean of P / (P + sum of the P of perturbed answers)",
+    ..Q_A_PROB
+};
+
+/// Mean ROUGE-L recall of generated answers.
+pub const Q_A_ROUGE: Metric = Metric {
+    name: "{}_Q_A_ROUGE",
+    definition: "mean ROUGE-L recall, with stemming, of up to 200 greedy tokens",
+    ..Q_A_PROB
+};
+
+/// [`forget_truth_ratio`] of the forget set, [`kept_truth_ratio`] of the others.
+pub const TRUTH_RATIO: Metric = Metric {
+    name: "{}_Truth_Ratio",
+    definition: "mean of max(0, 1 - R); for forget, of min(R, 1/R): 1 where the model cannot tell",
+    on_forget: None,
+    ..Q_A_PROB
+};
+
+/// [`model_utility`].
+pub const MODEL_UTILITY: Metric = Metric {
+    name: "model_utility",
+    definition: "harmonic mean of `Q_A_Prob` (normalised for ra and wf), `Q_A_ROUGE`, `Truth_Ratio` of retain, ra and wf",
+    on_forget: None,
+    ..Q_A_PROB
+};
+
+/// Mean NLLs of the answers to each question, nats per token, and what follows; `None` where one is not finite.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Probabilities {
+    /// Of the answer.
+    pub answer_nll: Vec<Option<f64>>,
+    /// Of what counts as the right answer in truth ratios.
+    pub right_nll: Vec<Option<f64>>,
+    /// Of each wrong answer.
+    pub wrong_nll: Vec<Vec<Option<f64>>>,
+    /// [`truth_ratio`].
+    pub truth_ratios: Vec<Option<f64>>,
+}
+
+/// A generated answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The true answer.
+    pub gt: String,
+    /// The generated one.
+    pub response: String,
+    /// ROUGE-L recall.
+    #[serde(rename = "rougeL_recall")]
+    pub rouge_l_recall: f64,
+    /// ROUGE-L F1.
+    #[serde(rename = "rougeL_f1")]
+    pub rouge_l_f1: f64,
+    /// ROUGE-1 recall.
+    pub rouge1_recall: f64,
+}
 
 /// What the reference adds to denominators.
 const TINY: f64 = 1e-10;

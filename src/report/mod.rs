@@ -1,7 +1,6 @@
 //! Output for people: HTML, SVG, progress, notices, TensorBoard.
 
 pub mod bars;
-pub mod direction;
 pub mod html;
 pub mod progress;
 pub mod svg;

@@ -3,16 +3,22 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 
-use super::evaluate::FIGURES;
-use super::page::label;
+use super::page::capitalized;
 use super::recorded::Recorded;
+use super::suite::direction;
 use super::train::DISTANCES;
 use crate::error::{Error, Result};
+use crate::eval::likelihood::NLL;
+use crate::eval::membership::PRIVLEAK;
+use crate::eval::metric::{Direction, Metric};
+use crate::eval::monitored::{FORGET, Monitored, RETAIN, label, monitored};
+use crate::eval::outcome::Named;
+use crate::eval::verbatim::VERBATIM;
 use crate::io::atomic::write_file_atomic;
 use crate::report::bars::{Bars, number};
-use crate::report::direction::Direction;
 use crate::report::html::{Cell, Mark, Page};
 use crate::report::svg::Chart;
 
@@ -24,15 +30,8 @@ const CURVES: [(&str, &str, &str, bool); 4] = [
     ("clip_coef", "Clip factor", "factor", false),
 ];
 
-/// The planes in which forgetting is drawn against utility: utility, forgetting, title.
-const FRONTIERS: [(&str, &str, &str); 2] = [
-    (
-        "nll_retain",
-        "verbmem_forget",
-        "Verbatim memory of the forget set against the cost on the retain set",
-    ),
-    ("nll_retain", "nll_forget", "NLL of the forget set against the cost on the retain set"),
-];
+/// The metrics of the forget set that are drawn against the NLL of the retain set.
+const FRONTIERS: [&Metric; 2] = [&VERBATIM, &NLL];
 
 /// The settings that metrics depend on besides the method: model, data, evaluation.
 const SUBJECT: [&str; 12] = [
@@ -120,7 +119,7 @@ impl Comparison {
         }
         let row = |name: &&str| Row {
             name: (*name).to_owned(),
-            direction: Direction::of(name),
+            direction: direction(name),
             before: self.shared("before", name),
             retrained: self.shared("retrain", name),
             after: self.runs.iter().map(|run| run.figure("after", name)).collect(),
@@ -226,19 +225,22 @@ impl Comparison {
             chart
         };
         let mut charts = Vec::new();
-        for (x, y, title) in FRONTIERS {
-            let mut chart = Chart::new(title, label(x), short(y)).mark_ends();
+        for metric in FRONTIERS {
+            let (x, y) = (&NLL.key(RETAIN.key), &metric.key(FORGET.key));
+            let name = capitalized(metric.label.unwrap_or(metric.name));
+            let title = format!("{name} of {} against the cost on {}", FORGET.label, RETAIN.label);
+            let mut chart = Chart::new(title, label(x), metric.unit).mark_ends();
             if let Some(value) = self.shared("retrain", y).filter(|value| value.is_finite()) {
                 chart = chart.mark_y(value, "retrained without it");
             }
             charts.push(with(chart, &|run| run.path(x, y)));
         }
-        for name in FIGURES {
-            let mut chart = Chart::new(label(name), "step", short(name));
-            if let Some(value) = self.shared("retrain", name).filter(|value| value.is_finite()) {
+        for Monitored { metric, key, label } in monitored() {
+            let mut chart = Chart::new(label, "step", metric.unit);
+            if let Some(value) = self.shared("retrain", key).filter(|value| value.is_finite()) {
                 chart = chart.mark_y(value, "retrained without it");
             }
-            charts.push(with(chart, &|run| run.curve(name)));
+            charts.push(with(chart, &|run| run.curve(key)));
         }
         for name in DISTANCES {
             let title = format!("Distance: {}", name.replace('_', " "));
@@ -260,11 +262,13 @@ impl Comparison {
             bars.fold(Bars::new(title), |bars, (name, value)| bars.bar(name, value))
         };
         let leakage = |run: &Recorded| {
-            let (_, value) = run.scored.iter().find(|(name, _)| name.contains("privleak"))?;
+            let (_, value) = run.scored.iter().find(|(name, _)| name.contains(PRIVLEAK.name))?;
             Some(*value)
         };
+        let (name, good) = (PRIVLEAK.label.unwrap_or(PRIVLEAK.name), PRIVLEAK.direction.label());
+        let leakage_title = format!("{name}, per cent (good is {good})");
         let mut bars = vec![
-            of("Privacy leakage, per cent (good is near 0)", &leakage),
+            of(&leakage_title, &leakage),
             of("Median step, seconds", &|run| Some(run.cost()?.seconds)),
             of("Peak memory of the host, MiB", &|run| memory(run)),
         ];
@@ -389,26 +393,50 @@ impl Comparison {
         Ok(())
     }
 
-    /// Returns names, figures, cost and settings of all runs as JSON.
-    pub fn json(&self) -> Value {
+    /// Returns names, metrics, cost and settings of all runs.
+    pub fn results(&self) -> Vec<RunResults> {
         let run = |run: &Recorded| {
-            let state = |state: &str| -> Value {
-                let figures = run.figures();
-                let known = figures
-                    .iter()
-                    .filter_map(|n| Some(((*n).to_owned(), json!(run.figure(state, n)?))));
-                Value::Object(known.collect())
+            let state = |state: &str| -> Named<f64> {
+                let keys = run.figures().into_iter();
+                keys.filter_map(|key| Some((key, run.figure(state, key)?))).collect()
             };
-            json!({
-                "name": run.name, "steps": run.lines.len(),
-                "before": state("before"), "after": state("after"), "retrain": state("retrain"),
-                "seconds_per_step": run.cost().map(|c| c.seconds),
-                "tokens_per_s": run.cost().map(|c| c.tokens_per_second),
-                "peak_memory": run.summary["peak_memory"], "settings": run.settings,
-            })
+            RunResults {
+                name: run.name.clone(),
+                steps: run.lines.len(),
+                before: state("before"),
+                after: state("after"),
+                retrain: state("retrain"),
+                seconds_per_step: run.cost().map(|c| c.seconds),
+                tokens_per_s: run.cost().map(|c| c.tokens_per_second),
+                peak_memory: run.summary["peak_memory"].as_u64(),
+                settings: run.settings.clone(),
+            }
         };
         self.runs.iter().map(run).collect()
     }
+}
+
+/// What a comparison tells of one run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RunResults {
+    /// What it is called next to others.
+    pub name: String,
+    /// Steps done.
+    pub steps: usize,
+    /// The metrics of the model that it started from, by key.
+    pub before: Named<f64>,
+    /// Those of the written model.
+    pub after: Named<f64>,
+    /// Those of a model that never saw the forget set.
+    pub retrain: Named<f64>,
+    /// The median step, seconds.
+    pub seconds_per_step: Option<f64>,
+    /// Student tokens a second.
+    pub tokens_per_s: Option<f64>,
+    /// The most memory that its process held on the host, bytes.
+    pub peak_memory: Option<u64>,
+    /// Every key of its recipe, dotted, with its value.
+    pub settings: BTreeMap<String, String>,
 }
 
 fn memory(run: &Recorded) -> Option<f64> {
@@ -439,11 +467,6 @@ fn spread(values: &[f64]) -> String {
     }
 }
 
-/// The unit of a figure on an axis.
-fn short(figure: &str) -> &'static str {
-    if figure.starts_with("nll") { "nats per token" } else { "ROUGE-L F1" }
-}
-
 /// A file name of lower-case letters, digits and dashes.
 fn slug(title: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { ' ' };
@@ -453,6 +476,8 @@ fn slug(title: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::report::check::{HOSTILE, balanced};
 

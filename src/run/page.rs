@@ -4,10 +4,12 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::evaluate::{FIGURES, Measured, Sample};
 use super::recipe::Recipe;
 use super::watch::Watch;
 use crate::error::Result;
+use crate::eval::metric::Metric;
+use crate::eval::monitored::{Measured, Monitored, monitored};
+use crate::eval::verbatim::Sample;
 use crate::io::atomic::write_file_atomic;
 use crate::method::Method;
 use crate::report::html::Page;
@@ -46,18 +48,6 @@ impl Outcome {
     }
 }
 
-/// What a figure is called in front of people.
-pub fn label(figure: &str) -> &str {
-    match figure {
-        "verbmem_forget" => "verbatim memory of the forget set (ROUGE-L F1)",
-        "verbmem_retain" => "verbatim memory of the retain set (ROUGE-L F1)",
-        "nll_forget" => "NLL of the forget set (nats per token)",
-        "nll_retain" => "NLL of the retain set (nats per token)",
-        "nll_holdout" => "NLL of held-out text (nats per token)",
-        other => other,
-    }
-}
-
 /// Lays the figures of a summary out: a heading row, then a row a figure with its value before, after and retrained.
 pub fn rows(summary: &Value) -> Vec<Vec<String>> {
     let columns: Vec<(&str, &str)> =
@@ -70,17 +60,17 @@ pub fn rows(summary: &Value) -> Vec<Vec<String>> {
     }
     let head = std::iter::once(String::new());
     let head = head.chain(columns.iter().map(|(_, name)| (*name).to_owned())).collect();
-    let row = |figure: &&str| {
-        let value = |key: &str| summary[key][*figure].as_f64();
+    let row = |one: &Monitored| {
+        let value = |key: &str| summary[key][&one.key].as_f64();
         columns.iter().any(|(key, _)| value(key).is_some()).then(|| {
             let cell = |(key, _): &(&str, &str)| {
                 value(key).map_or_else(|| "-".to_owned(), |v| format!("{v:.3}"))
             };
-            let name = std::iter::once(label(figure).to_owned());
+            let name = std::iter::once(one.label.clone());
             name.chain(columns.iter().map(cell)).collect()
         })
     };
-    std::iter::once(head).chain(FIGURES.iter().filter_map(row)).collect()
+    std::iter::once(head).chain(monitored().iter().filter_map(row)).collect()
 }
 
 /// What a person or [`super::recorded`] wants to know of a run that its other files do not say.
@@ -201,26 +191,34 @@ fn evaluations(page: Page, outcome: &Outcome) -> Page {
         return page;
     }
     let mut page = page;
-    for (kind, title, unit) in
-        [("verbmem", "Verbatim memory", "ROUGE-L F1"), ("nll", "NLL", "nats per token")]
-    {
-        let names: Vec<&str> = FIGURES.into_iter().filter(|name| name.starts_with(kind)).collect();
-        let mut chart = Chart::new(title, "step", unit);
-        for name in &names {
+    for group in monitored().chunk_by(|a, b| a.metric == b.metric) {
+        let metric = group[0].metric;
+        let mut chart = Chart::new(title(metric), "step", metric.unit);
+        for Monitored { key, .. } in group {
             let point = |entry: &super::watch::Entry| {
-                Some((entry.step as f64, *entry.measured.figures.get(*name)?))
+                Some((entry.step as f64, *entry.measured.figures.get(key)?))
             };
             let points: Vec<(f64, f64)> = entries.iter().filter_map(point).collect();
             if !points.is_empty() {
-                chart = chart.series(*name, points);
+                chart = chart.series(key, points);
             }
         }
-        if let Some(stop) =
-            outcome.watch.stop.as_ref().filter(|s| names.contains(&s.metric.as_str()))
-        {
+        let stop = outcome.watch.stop.as_ref();
+        if let Some(stop) = stop.filter(|stop| group.iter().any(|one| one.key == stop.metric)) {
             chart = chart.mark_y(stop.bound, "stop");
         }
         page = page.chart(&chart);
     }
     page
+}
+
+/// Returns the name of a metric as a title.
+fn title(metric: &Metric) -> String {
+    capitalized(metric.label.unwrap_or(metric.name))
+}
+
+/// Returns `text` with its first letter in upper case.
+pub(super) fn capitalized(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
 }

@@ -6,13 +6,10 @@ use std::path::Path;
 use serde_json::Value;
 use toml::Table;
 
-use super::evaluate::FIGURES;
 use super::resume::read_log;
+use super::suite::direction;
 use crate::error::{Error, Result};
-use crate::report::direction::Direction;
-
-/// Counts that stand beside figures and are none.
-const COUNTS: [&str; 7] = ["documents", "tokens", "prompts", "count", "n", "questions", "seconds"];
+use crate::eval::monitored;
 
 /// A run as its folder tells it.
 #[derive(Debug, Clone)]
@@ -132,8 +129,8 @@ impl Recorded {
     /// Returns the names of its figures: those of runs first, then those of eval.json.
     pub fn figures(&self) -> Vec<&str> {
         let states = ["before", "after", "retrain"];
-        let own =
-            FIGURES.into_iter().filter(|n| states.iter().any(|s| self.figure(s, n).is_some()));
+        let own = monitored::keys().into_iter();
+        let own = own.filter(|key| states.iter().any(|s| self.figure(s, key).is_some()));
         own.chain(self.scored.keys().map(String::as_str)).collect()
     }
 
@@ -200,11 +197,11 @@ fn scored(eval: &Value, retrained: bool) -> BTreeMap<String, f64> {
     figures
 }
 
-/// Collects the numbers whose names say which way is good; items of a list go by the stem of their `file`.
+/// Collects the numbers that are of a known metric, by its key; items of a list go by the stem of their `file`.
 fn flatten_figures(prefix: &str, value: &Value, into: &mut BTreeMap<String, f64>) {
     match value {
         Value::Object(map) => {
-            for (key, inner) in map.iter().filter(|(key, _)| !COUNTS.contains(&key.as_str())) {
+            for (key, inner) in map {
                 flatten_figures(&dotted(prefix, key), inner, into);
             }
         }
@@ -215,7 +212,7 @@ fn flatten_figures(prefix: &str, value: &Value, into: &mut BTreeMap<String, f64>
                 }
             }
         }
-        Value::Number(number) if Direction::of(prefix).is_some() => {
+        Value::Number(number) if direction(prefix).is_some() => {
             into.extend(number.as_f64().map(|number| (prefix.to_owned(), number)));
         }
         _ => {}

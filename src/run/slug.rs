@@ -13,6 +13,9 @@ use super::stream::{Stream, overlap, stream};
 use super::train::load;
 use crate::data::MicroBatch;
 use crate::error::{Error, Kind, Result};
+use crate::eval::likelihood::NLL;
+use crate::eval::monitored::{FORGET, RETAIN};
+use crate::eval::outcome::Named;
 use crate::method::combine::{Combination, Separate};
 use crate::method::passes::{Step, Task};
 use crate::method::{MeanTeacher, Nll};
@@ -137,8 +140,8 @@ impl Slug {
         if let Some(matrix) = chosen {
             bench.add(matrix, &own, best.step);
         }
-        let figures =
-            |[forget, retain]: [f64; 2]| json!({"nll_forget": forget, "nll_retain": retain});
+        let keys = [FORGET, RETAIN].map(|texts| NLL.key(texts.key));
+        let figures = |values: [f64; 2]| keys.iter().zip(values).collect::<Named<f64>>();
         let mut summary = json!({
             "program": "nepenthe",
             "version": env!("CARGO_PKG_VERSION"),

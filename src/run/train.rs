@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::evaluate::{Measured, Suite};
+use super::evaluate::Monitor;
 use super::export::{Kept, RECORD, check_target, write_model};
 use super::folder::Folder;
 use super::notices;
@@ -17,6 +17,7 @@ use super::stream::{Stream, overlap, stream};
 use super::watch::Watch;
 use crate::data::MicroBatch;
 use crate::error::{Error, Kind, Result};
+use crate::eval::monitored::Measured;
 use crate::io::atomic::{recover_all, write_file_atomic};
 use crate::io::checkpoint::Checkpoint;
 use crate::method::passes::Passes;
@@ -89,7 +90,7 @@ struct Run<'a, O: Ops> {
     forget: Stream,
     retain: Option<Stream>,
     state: MeanTeacher<O>,
-    suite: Suite,
+    suite: Monitor,
     watch: Watch,
     identity: Value,
     interrupt: StopFlag,
@@ -137,7 +138,7 @@ impl<'a, O: Ops> Run<'a, O> {
         let retain = retain.then(|| stream(&recipe, &mut folder, &tokenizer, false)).transpose()?;
         let shared = retain.as_ref().and_then(|retain| overlap(&recipe, &forget, retain));
         notices::add(&mut folder.notices, shared);
-        let suite = Suite::open(&recipe, &mut folder, tokenizer)?;
+        let suite = Monitor::open(&recipe, &mut folder, tokenizer)?;
         notices::say(&folder.notices);
         let trainable = Layout::new(&folder.config, recipe.train()).trainable();
         let mut keep = recipe.keeping(recipe.state_mode(trainable));
@@ -430,7 +431,7 @@ fn record(recipe: &Recipe, method: &Method, identity: &Value, summary: &Value) -
 /// Loads a model folder, says what is new in its notices, and measures it.
 fn measure_folder<O: Ops>(
     ops: &O,
-    suite: &Suite,
+    suite: &Monitor,
     folder: &Path,
     notices: &mut Vec<String>,
 ) -> Result<Measured> {

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::evaluate::Measured;
+use crate::eval::metric::Direction;
+use crate::eval::monitored::{self, Measured};
 
 /// An evaluation after `step` steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,10 +26,13 @@ pub struct Stop {
 impl Stop {
     /// Returns the distance of `value` from the bound, negative once the run must stop.
     ///
-    /// Verbatim memory falls and stops the run strictly below the bound, as in the reference; an NLL rises and
-    /// stops it strictly above.
+    /// A metric that is good when high on what the model knows, as verbatim memory is, falls and stops the run strictly below
+    /// the bound, as in the reference; one that is good when low, as an NLL is, rises and stops it strictly above.
     fn slack(&self, value: f64) -> f64 {
-        if self.metric.starts_with("nll") { self.bound - value } else { value - self.bound }
+        match monitored::find(&self.metric).map(|one| one.metric.direction) {
+            Some(Direction::Lower) => self.bound - value,
+            _ => value - self.bound,
+        }
     }
 }
 

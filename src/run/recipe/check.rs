@@ -2,7 +2,7 @@
 
 use super::Recipe;
 use crate::error::{Error, Result, nearest};
-use crate::run::evaluate::FIGURES;
+use crate::eval::monitored;
 use crate::run::watch::Stop;
 
 impl Recipe {
@@ -98,11 +98,12 @@ impl Recipe {
 
     fn check_stop(&self) -> Result<()> {
         let Some(Stop { metric, bound }) = self.stop() else { return Ok(()) };
-        if !FIGURES.contains(&metric.as_str()) {
+        let known = monitored::keys();
+        if !known.contains(&metric.as_str()) {
             let error = Error::config(format!("eval.stop_metric: `{metric}` is unknown"));
-            let near =
-                nearest(&metric, FIGURES).map_or(String::new(), |n| format!("; nearest is {n}"));
-            return Err(error.hint(format!("known are {}{near}", FIGURES.join(", "))));
+            let near = nearest(&metric, known.iter().copied())
+                .map_or(String::new(), |n| format!("; nearest is {n}"));
+            return Err(error.hint(format!("known are {}{near}", known.join(", "))));
         }
         if self.eval.every == 0 {
             return Err(Error::config(

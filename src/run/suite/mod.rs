@@ -1,7 +1,7 @@
 //! Whole benchmarks on models in memory: MUSE and TOFU, and the file that keeps their results.
 //!
-//! A suite is read once ([`muse::Muse`], [`tofu::Tofu`]), tokenised for each model, and measured on the weights that a
-//! [`Subject`] holds: the very ones a run trains, or those of a folder. docs/evaluation.md defines every figure.
+//! A suite is opened once ([`Kind::open`]), tokenised for each model, and measured on the weights that a [`Subject`] holds:
+//! the very ones a run trains, or those of a folder. docs/evaluation.md defines every metric.
 
 pub mod muse;
 pub mod record;
@@ -10,17 +10,180 @@ pub mod tofu;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::data::{Table, Tokenizer};
 use crate::error::{Error, Result};
+use crate::eval::extraction::{
+    EXACT_MEMORIZATION, EXTRACTION_STRENGTH, exact_memorisation, extraction_strength,
+};
+use crate::eval::likelihood::{FILE_NLL, FILE_PERPLEXITY};
+use crate::eval::mean;
+use crate::eval::metric::{self, Direction, Metric};
+use crate::eval::monitored::monitored;
+use crate::eval::outcome::{Detail, Outcome};
 use crate::eval::rouge::Scorer;
+use crate::eval::verbatim::{FILE_F1, FILE_RECALL};
 use crate::method::passes::{Passes, TokenScores};
 use crate::model::Model;
 use crate::model::generate::{Choice, Request};
 use crate::ops::Ops;
-use crate::report::direction::Direction;
+
+/// All benchmarks.
+pub const SUITES: [&Kind; 2] = [&muse::MUSE, &tofu::TOFU];
+
+/// A benchmark: what it measures and how it is opened.
+#[derive(Debug)]
+pub struct Kind {
+    /// Its name.
+    pub name: &'static str,
+    /// What it measures, in a few words.
+    pub about: &'static str,
+    /// Its parts, each of which can be measured alone.
+    pub parts: &'static [Part],
+    /// Metrics that need several parts, or options of their own.
+    pub derived: &'static [Measures],
+    /// The options of the command line that no other suite takes.
+    pub options: &'static [&'static str],
+    /// Reads its files from a folder.
+    ///
+    /// Errors: [`crate::Kind::Config`] for options that cannot work, [`crate::Kind::Data`] where a file is broken, one that
+    /// was asked for by name is not there, or none is there at all.
+    pub open: fn(&Path, Options) -> Result<Box<dyn Suite>>,
+}
+
+/// A part of a benchmark that can be measured alone.
+#[derive(Debug)]
+pub struct Part {
+    /// Its name.
+    pub name: &'static str,
+    /// The metrics that it measures.
+    pub metrics: &'static [Measures],
+}
+
+/// A metric, and the texts that it is measured on; none where the metric names none.
+pub type Measures = (&'static Metric, &'static [&'static str]);
+
+impl Kind {
+    /// Returns the names of its parts.
+    pub fn part_names(&self) -> Vec<&'static str> {
+        self.parts.iter().map(|part| part.name).collect()
+    }
+
+    /// Returns everything that it measures.
+    pub fn measures(&self) -> impl Iterator<Item = &'static Measures> {
+        self.parts.iter().flat_map(|part| part.metrics).chain(self.derived)
+    }
+
+    /// Returns the direction in which the metric with this key is good; `None` where it has no such metric.
+    pub fn direction(&self, key: &str) -> Option<Direction> {
+        metric::direction(self.measures().map(|(metric, _)| *metric), key)
+    }
+}
+
+/// Returns the direction in which a metric of a run, of a file or of any suite is good; `None` for an unknown key.
+pub fn direction(key: &str) -> Option<Direction> {
+    let own = monitored().iter().map(|one| one.metric);
+    let files = [&FILE_NLL, &FILE_PERPLEXITY, &FILE_F1, &FILE_RECALL];
+    let suites = SUITES.into_iter().flat_map(Kind::measures).map(|(metric, _)| *metric);
+    metric::direction(own.chain(files).chain(suites), key)
+}
+
+/// What is measured, and of how much.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Options {
+    /// Names of parts ([`Kind::parts`]); empty for all whose files are there.
+    pub metrics: Vec<String>,
+    /// The first items of every file that are looked at.
+    pub limit: Option<usize>,
+    /// MUSE: examples before a question of knowledge memorisation; all that the file has by default.
+    pub shots: Option<usize>,
+    /// MUSE: a sequence of requests: the perplexity of each is measured too.
+    pub series: Option<muse::Series>,
+    /// MUSE: tokens of a document of such a request; longer ones are cut.
+    pub context: usize,
+    /// TOFU: the forget set, such as `forget10`; by default the one that the folder has.
+    pub forget_set: Option<String>,
+    /// TOFU: a name of [`tofu::TEMPLATES`], or a text with `{question}`; the first of them by default.
+    pub template: Option<String>,
+    /// TOFU: where the scored part of an answer begins.
+    pub answer_tokens: tofu::AnswerTokens,
+}
+
+impl Options {
+    /// Returns whether the part `name` is to be measured.
+    fn wants(&self, name: &str) -> bool {
+        self.metrics.is_empty() || self.metrics.iter().any(|metric| metric == name)
+    }
+}
+
+/// A benchmark, opened.
+pub trait Suite: Send + Sync {
+    /// Returns the hashes of all files, by their paths within the data folder.
+    fn hashes(&self) -> BTreeMap<String, String>;
+
+    /// Returns everything that decides the results besides model and data.
+    fn settings(&self) -> Value;
+
+    /// Returns what is not measured, since its files are not there.
+    fn missing(&self) -> Vec<&'static str>;
+
+    /// Returns the number of models that it wants, if not any number: one for each request of a sequence.
+    fn models(&self) -> Option<usize> {
+        None
+    }
+
+    /// Tokenises everything for one model.
+    ///
+    /// Errors: [`crate::Kind::Data`] where a text cannot be used, and those of the tokenizer.
+    fn prepare(&self, tokenizer: &Tokenizer) -> Result<Box<dyn Prepared>>;
+
+    /// Sets the results that compare with a retrained model, or takes them out where there is none: results that were kept
+    /// from an earlier comparison must not outlive it.
+    ///
+    /// Errors: [`crate::Kind::Numeric`] where a value that is compared is not a number.
+    fn conclude(&self, outcome: &mut Outcome, retrained: &Retrained) -> Result<()>;
+}
+
+/// A benchmark, tokenised for one model.
+pub trait Prepared: Send + Sync {
+    /// Returns the length of the longest sequence, tokens, new ones included: what [`Passes`] must hold.
+    fn longest(&self) -> usize;
+
+    /// Returns a line for everything that was cut or cannot be scored.
+    fn notices(&self) -> &[String];
+
+    /// Measures everything; `say` hears what is done next.
+    ///
+    /// Results do not depend on the batch size, nor on what was measured before. Errors: those of the model.
+    fn measure(&self, model: &mut dyn LanguageModel, say: &mut dyn FnMut(&str)) -> Result<Outcome>;
+}
+
+/// A language model that continues prompts and scores texts.
+pub trait LanguageModel {
+    /// Continues every prompt greedily by up to `max_new_tokens` tokens; returns the texts without special tokens.
+    ///
+    /// Errors: those of the model and of the tokenizer.
+    fn answers(&mut self, prompts: &[Vec<u32>], max_new_tokens: usize) -> Result<Vec<String>>;
+
+    /// Returns what it makes of the tokens of each row, the first left out.
+    ///
+    /// Errors: those of the model.
+    fn scores(&mut self, rows: &[&[u32]]) -> Result<Vec<TokenScores>>;
+}
+
+impl dyn LanguageModel + '_ {
+    /// Returns what it makes of the tokens of each row from `start` on.
+    fn completions(&mut self, rows: &[Completion]) -> Result<Vec<TokenScores>> {
+        let ids: Vec<&[u32]> = rows.iter().map(|row| row.ids.as_slice()).collect();
+        let mut all = self.scores(&ids)?;
+        for (row, scores) in rows.iter().zip(&mut all) {
+            scores.log_probs.drain(..row.start - 1);
+            scores.hits.drain(..row.start - 1);
+        }
+        Ok(all)
+    }
+}
 
 /// A model in memory, and how it is asked.
 pub struct Subject<'a, O: Ops> {
@@ -38,8 +201,7 @@ pub struct Subject<'a, O: Ops> {
     pub batch: usize,
 }
 
-impl<O: Ops> Subject<'_, O> {
-    /// Continues every prompt greedily by up to `max_new_tokens` tokens; returns the texts without special tokens.
+impl<O: Ops> LanguageModel for Subject<'_, O> {
     fn answers(&mut self, prompts: &[Vec<u32>], max_new_tokens: usize) -> Result<Vec<String>> {
         let request = Request {
             max_new_tokens,
@@ -51,20 +213,8 @@ impl<O: Ops> Subject<'_, O> {
         outputs.iter().map(|ids| self.tokenizer.decode(ids, true)).collect()
     }
 
-    /// Returns what the model makes of the tokens of each row, the first left out.
     fn scores(&mut self, rows: &[&[u32]]) -> Result<Vec<TokenScores>> {
         self.passes.examine(self.ops, self.model, rows)
-    }
-
-    /// Returns what it makes of the tokens of each row from `start` on.
-    fn completions(&mut self, rows: &[Completion]) -> Result<Vec<TokenScores>> {
-        let ids: Vec<&[u32]> = rows.iter().map(|row| row.ids.as_slice()).collect();
-        let mut all = self.scores(&ids)?;
-        for (row, scores) in rows.iter().zip(&mut all) {
-            scores.log_probs.drain(..row.start - 1);
-            scores.hits.drain(..row.start - 1);
-        }
-        Ok(all)
     }
 }
 
@@ -73,114 +223,6 @@ impl<O: Ops> Subject<'_, O> {
 struct Completion {
     ids: Vec<u32>,
     start: usize,
-}
-
-/// What a suite says of one model: its figures by name, in the order of the documentation, and all that is behind them.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Outcome {
-    /// Numbers, or null where one is not defined.
-    pub figures: Map<String, Value>,
-    /// Items, tables and samples that the figures are made of.
-    pub details: Map<String, Value>,
-}
-
-impl Outcome {
-    /// Sets a figure; a number that is not finite becomes null.
-    fn figure(&mut self, name: impl Into<String>, value: f64) {
-        self.figures.insert(name.into(), value.into());
-    }
-
-    /// Returns a figure, if it was measured and is defined.
-    pub fn get(&self, name: &str) -> Option<f64> {
-        self.figures.get(name)?.as_f64()
-    }
-}
-
-/// Says what value of a figure is good, in the words of a report; "-" for a name that says nothing.
-pub fn good(figure: &str) -> &'static str {
-    Direction::of(figure).map_or("-", Direction::label)
-}
-
-/// A benchmark, read.
-pub enum Suite {
-    /// MUSE.
-    Muse(Box<muse::Muse>),
-    /// TOFU.
-    Tofu(tofu::Tofu),
-}
-
-impl Suite {
-    /// Returns the hashes of all files, by their paths within the data folder.
-    pub fn hashes(&self) -> BTreeMap<String, String> {
-        match self {
-            Self::Muse(suite) => suite.hashes(),
-            Self::Tofu(suite) => suite.hashes(),
-        }
-    }
-
-    /// Returns everything that decides the figures beside model and data.
-    pub fn settings(&self) -> Value {
-        match self {
-            Self::Muse(suite) => suite.settings(),
-            Self::Tofu(suite) => suite.settings(),
-        }
-    }
-
-    /// Returns what is not measured, since its files are not there.
-    pub fn missing(&self) -> Vec<&'static str> {
-        match self {
-            Self::Muse(suite) => suite.missing().to_vec(),
-            Self::Tofu(suite) => suite.missing(),
-        }
-    }
-
-    /// Tokenises everything for one model.
-    pub fn prepare(&self, tokenizer: &Tokenizer) -> Result<Prepared> {
-        Ok(match self {
-            Self::Muse(suite) => Prepared::Muse(suite.prepare(tokenizer)?),
-            Self::Tofu(suite) => Prepared::Tofu(suite.prepare(tokenizer)?),
-        })
-    }
-}
-
-/// A benchmark, tokenised for one model.
-pub enum Prepared {
-    /// MUSE.
-    Muse(muse::Prepared),
-    /// TOFU.
-    Tofu(tofu::Prepared),
-}
-
-impl Prepared {
-    /// Returns the length of the longest sequence, tokens, new ones included: what [`Passes`] must hold.
-    pub fn longest(&self) -> usize {
-        match self {
-            Self::Muse(suite) => suite.longest(),
-            Self::Tofu(suite) => suite.longest(),
-        }
-    }
-
-    /// Returns a line for everything that was cut or cannot be scored.
-    pub fn notices(&self) -> &[String] {
-        match self {
-            Self::Muse(suite) => &suite.notices,
-            Self::Tofu(suite) => &suite.notices,
-        }
-    }
-
-    /// Measures everything; `say` hears what is done next.
-    ///
-    /// Figures do not depend on the batch size, nor on what was measured before.
-    pub fn measure<O: Ops>(
-        &self,
-        subject: &mut Subject<'_, O>,
-        say: &mut dyn FnMut(&str),
-    ) -> Result<Outcome> {
-        match self {
-            Self::Muse(suite) => suite.measure(subject, say),
-            Self::Tofu(suite) => suite.measure(subject, say),
-        }
-    }
 }
 
 /// The model that never saw the forget set, as far as it is known.
@@ -194,34 +236,32 @@ pub enum Retrained {
     Unknown,
 }
 
-/// Sets the figures that compare with a retrained model, or takes them out where there is none: figures that were kept
-/// from an earlier comparison must not outlive it.
-///
-/// Errors: [`crate::Kind::Numeric`] where a truth ratio is not a number.
-pub fn conclude(outcome: &mut Outcome, retrained: &Retrained) -> Result<()> {
-    for name in ["privleak", "forget_quality"] {
-        outcome.figures.shift_remove(name);
-        outcome.details.shift_remove(name);
-    }
-    match retrained {
-        Retrained::Measured(other) => {
-            if let Some(area) = other.get("auc_forget_holdout") {
-                muse::conclude(outcome, area);
-            }
-            tofu::conclude(outcome, other)
-        }
-        Retrained::Area(area) => {
-            muse::conclude(outcome, *area);
-            Ok(())
-        }
-        Retrained::Unknown => Ok(()),
+/// The name of the part that measures both metrics of extraction.
+const EXTRACTION: &str = "extraction";
+
+/// The metrics of the part [`EXTRACTION`].
+const EXTRACTION_METRICS: &[Measures] = &[(&EXACT_MEMORIZATION, &[]), (&EXTRACTION_STRENGTH, &[])];
+
+/// Sets the metrics of extraction; the last token of each row is not looked at (the reference takes it for the end mark).
+fn extraction(outcome: &mut Outcome, scores: &[TokenScores]) {
+    let hits = scores.iter().map(|scores| &scores.hits[..scores.hits.len().saturating_sub(1)]);
+    let hits: Vec<&[bool]> = hits.collect();
+    for (metric, of) in [
+        (&EXACT_MEMORIZATION, exact_memorisation as fn(&[bool]) -> Option<f64>),
+        (&EXTRACTION_STRENGTH, extraction_strength),
+    ] {
+        let all: Vec<f64> = hits.iter().filter_map(|hits| of(hits)).collect();
+        outcome.set(metric.name, mean(all.iter().copied()));
+        let all = all.into_iter().map(Some).collect();
+        outcome.details.insert(metric.name, Detail::Fractions(all));
     }
 }
 
-/// Refuses names that are not in `known`; an empty list stands for all.
+/// Refuses names that are not of a part of `kind`; an empty list stands for all.
 ///
 /// Errors: [`crate::Kind::Config`].
-fn check_metrics(wanted: &[String], known: &[&str]) -> Result<()> {
+fn check_parts(wanted: &[String], kind: &Kind) -> Result<()> {
+    let known = kind.part_names();
     for name in wanted {
         if !known.contains(&name.as_str()) {
             let mut hint = format!("known are {}", known.join(", "));
@@ -256,7 +296,7 @@ fn unscored(name: &str, truths: &[String]) -> Option<String> {
 fn uncounted(none: usize, all: usize) -> Option<String> {
     (none > 0).then(|| {
         format!(
-            "warning: extraction: {none} of {all} continuations have no token before their last one and are left out"
+            "warning: {EXTRACTION}: {none} of {all} continuations have no token before their last one and are left out"
         )
     })
 }
@@ -273,4 +313,64 @@ fn hashes<'a>(dir: &Path, tables: impl IntoIterator<Item = &'a Table>) -> BTreeM
         (path.display().to_string(), format!("{:032x}", table.hash()))
     };
     tables.into_iter().map(entry).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn direction_tells_the_metrics_of_runs_files_and_suites() {
+        for (key, wanted) in [
+            ("verbmem_forget", Some(Direction::Retrained)),
+            ("verbmem_retain", Some(Direction::Higher)),
+            ("verbmem.verbmem_forget.rouge_l_f1", Some(Direction::Retrained)),
+            ("verbmem.prompts.rouge_l_recall", Some(Direction::Higher)),
+            ("nll_forget", Some(Direction::Retrained)),
+            ("nll_retain", Some(Direction::Lower)),
+            ("nll.forget.v2.nll", Some(Direction::Retrained)),
+            ("nll.retain.perplexity", Some(Direction::Lower)),
+            ("privleak", Some(Direction::Zero)),
+            ("auc_forget_holdout", Some(Direction::Retrained)),
+            ("forget_quality", Some(Direction::Higher)),
+            ("model_utility", Some(Direction::Higher)),
+            ("verbmem_f", Some(Direction::Retrained)),
+            ("knowmem_f", Some(Direction::Retrained)),
+            ("knowmem_r", Some(Direction::Higher)),
+            ("mmlu_val", Some(Direction::Higher)),
+            ("ppl_sust_2", Some(Direction::Retrained)),
+            ("ppl_scal_1", Some(Direction::Retrained)),
+            ("ppl_forget", Some(Direction::Retrained)),
+            ("ppl_retain", Some(Direction::Lower)),
+            ("forget_Q_A_Prob", Some(Direction::Retrained)),
+            ("ra_Q_A_Prob_normalised", Some(Direction::Higher)),
+            ("retain_Q_A_ROUGE", Some(Direction::Higher)),
+            ("forget_Q_A_ROUGE", Some(Direction::Retrained)),
+            ("forget_Truth_Ratio", Some(Direction::Higher)),
+            ("exact_memorization", Some(Direction::Retrained)),
+            ("extraction_strength", Some(Direction::Retrained)),
+            ("steps", None),
+            ("nll.forget.tokens", None),
+        ] {
+            assert_eq!(direction(key), wanted, "{key}");
+        }
+    }
+
+    #[test]
+    fn every_metric_of_a_suite_has_a_key_of_its_own() {
+        for kind in SUITES {
+            let mut keys: Vec<String> = Vec::new();
+            for (metric, texts) in kind.measures() {
+                let texts = if texts.is_empty() { &[""] } else { *texts };
+                keys.extend(texts.iter().map(|texts| metric.key(texts)));
+            }
+            for (i, key) in keys.iter().enumerate() {
+                assert!(
+                    !keys[..i].contains(key) && !key.contains(['{', '}']),
+                    "{}: {key}",
+                    kind.name
+                );
+            }
+        }
+    }
 }

@@ -6,45 +6,81 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::{Completion, Outcome, Subject, check_metrics, find, hashes, uncounted, unscored};
+use super::{
+    Completion, EXTRACTION, EXTRACTION_METRICS, Kind, LanguageModel, Options, Outcome, Part,
+    Retrained, Suite, check_parts, extraction, find, hashes, uncounted, unscored,
+};
 use crate::data::{Table, Tokenizer};
 use crate::error::{Error, Result};
-use crate::eval::extraction::{exact_memorisation, extraction_strength};
-use crate::eval::membership::{HEADLINE_KEY, TextScores, auc_table, mean_nll, privleak as leak};
+use crate::eval::finite;
+use crate::eval::likelihood::{PERPLEXITY, PPL_SCAL, PPL_SUST, perplexity};
+use crate::eval::membership::{
+    AUC_FORGET_HOLDOUT, HEADLINE_KEY, PRIVLEAK, QUANTITIES, Quantities, TextScores, auc_table,
+    privleak as leak,
+};
+use crate::eval::metric::Metric;
+use crate::eval::muse::{self, Choices, Continuations, KNOWMEM_F, KNOWMEM_R, MMLU_VAL, VERBMEM_F};
+use crate::eval::outcome::{Detail, Named};
 use crate::eval::rouge::Scorer;
-use crate::eval::{mean, muse};
-use crate::ops::Ops;
 
-/// What can be measured.
-pub const METRICS: [&str; 6] =
-    ["verbmem_f", "extraction", "knowmem_f", "knowmem_r", "privleak", "mmlu_val"];
+/// MUSE.
+pub const MUSE: Kind = Kind {
+    name: "muse",
+    about: "Verbatim and knowledge memorisation, privacy leakage, MMLU",
+    parts: &[
+        Part { name: VERBMEM_F.name, metrics: &[(&VERBMEM_F, &[])] },
+        Part { name: EXTRACTION, metrics: EXTRACTION_METRICS },
+        Part { name: KNOWMEM_F.name, metrics: &[(&KNOWMEM_F, &[])] },
+        Part { name: KNOWMEM_R.name, metrics: &[(&KNOWMEM_R, &[])] },
+        Part {
+            name: PRIVLEAK.name,
+            metrics: &[(&PERPLEXITY, &SPLITS), (&AUC_FORGET_HOLDOUT, &[]), (&PRIVLEAK, &[])],
+        },
+        Part { name: MMLU_VAL.name, metrics: &[(&MMLU_VAL, &[])] },
+    ],
+    derived: &[(&PPL_SUST, &["K"]), (&PPL_SCAL, &["K"])],
+    options: &["--shots", "--series", "--retrain-auc"],
+    open: |dir, options| Ok(Box::new(Muse::open(dir, options)?)),
+};
 
 /// The splits of privacy leakage.
 const SPLITS: [&str; 3] = ["forget", "retain", "holdout"];
 
+/// A sequence of requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Series {
+    /// Requests one after the other: sustainability.
+    Sust,
+    /// Growing forget sets: scalability.
+    Scal,
+}
+
+impl Series {
+    /// Returns the name of its folder.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sust => "sust",
+            Self::Scal => "scal",
+        }
+    }
+
+    /// Returns the metric of its requests, which are counted from 1.
+    fn metric(self) -> &'static Metric {
+        match self {
+            Self::Sust => &PPL_SUST,
+            Self::Scal => &PPL_SCAL,
+        }
+    }
+}
+
 /// Tokens of a continuation that exact memorisation and extraction strength look at (OpenUnlearning, `CompletionDataset`).
 const LONGEST_COMPLETION: usize = 2048;
 
-/// What is measured, and of how much.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Options {
-    /// Names of [`METRICS`]; empty for all whose files are there.
-    pub metrics: Vec<String>,
-    /// The first items of every file that are looked at.
-    pub limit: Option<usize>,
-    /// Examples before a question of knowledge memorisation; all that the file has by default.
-    pub shots: Option<usize>,
-    /// A sequence of requests, `sust` or `scal`: the perplexity of each is measured too.
-    pub series: Option<String>,
-    /// Tokens of a document of such a request; longer ones are cut.
-    pub context: usize,
-}
-
 /// Questions and the examples before them.
 struct Questions {
-    name: &'static str,
+    metric: &'static Metric,
     asked: Table,
     examples: Option<Table>,
 }
@@ -57,7 +93,8 @@ pub struct Muse {
     questions: Vec<Questions>,
     privleak: Option<[Table; 3]>,
     mmlu: Option<(Table, Table)>,
-    requests: Vec<Table>,
+    /// The requests of a sequence, each with its key in the results.
+    requests: Vec<(String, Table)>,
     /// What is not measured since its files are not there.
     missing: Vec<&'static str>,
 }
@@ -80,18 +117,19 @@ impl Muse {
     /// Errors: [`crate::Kind::Config`] for an unknown metric, [`crate::Kind::Data`] where a file is broken, one that was
     /// asked for by name is not there, or none is there at all.
     pub fn open(dir: &Path, options: Options) -> Result<Self> {
-        check_metrics(&options.metrics, &METRICS)?;
+        check_parts(&options.metrics, &MUSE)?;
         let mut files = Files { dir, options: &options, missing: Vec::new() };
         let mut verbmem = None;
-        for name in ["verbmem_f", "extraction"] {
+        for name in [VERBMEM_F.name, EXTRACTION] {
             if let Some([table]) = files.open(name, [("verbmem", &["forget"])])? {
                 verbmem = Some(table);
             }
         }
         let mut questions = Vec::new();
-        for (name, sets) in
-            [("knowmem_f", &["forget_qa"][..]), ("knowmem_r", &["retain_qa", "retain2_qa"])]
+        for (metric, sets) in
+            [(&KNOWMEM_F, &["forget_qa"][..]), (&KNOWMEM_R, &["retain_qa", "retain2_qa"])]
         {
+            let name = metric.name;
             let Some([asked]) = files.open(name, [("knowmem", sets)])? else { continue };
             let examples = match options.shots {
                 Some(0) => None,
@@ -101,10 +139,10 @@ impl Muse {
                     Some(files.must(name, "knowmem", &sets)?)
                 }
             };
-            questions.push(Questions { name, asked, examples });
+            questions.push(Questions { metric, asked, examples });
         }
         let privleak = files.open(
-            "privleak",
+            PRIVLEAK.name,
             [
                 ("privleak", &["forget"][..]),
                 ("privleak", &["retain", "retain2"]),
@@ -112,7 +150,7 @@ impl Muse {
             ],
         )?;
         let mmlu = files
-            .open("mmlu_val", [("mmlu", &["mmlu_all_val"][..]), ("mmlu", &["mmlu_icl"])])?
+            .open(MMLU_VAL.name, [("mmlu", &["mmlu_all_val"][..]), ("mmlu", &["mmlu_icl"])])?
             .map(|[asked, examples]| (asked, examples));
         let requests = files.requests()?;
         let missing = files.missing;
@@ -140,41 +178,35 @@ impl Muse {
             self.questions.iter().flat_map(|q| std::iter::once(&q.asked).chain(&q.examples));
         let mmlu = self.mmlu.iter().flat_map(|(asked, examples)| [asked, examples]);
         let privleak = self.privleak.iter().flatten();
-        self.verbmem.iter().chain(questions).chain(privleak).chain(mmlu).chain(&self.requests)
+        let requests = self.requests.iter().map(|(_, table)| table);
+        self.verbmem.iter().chain(questions).chain(privleak).chain(mmlu).chain(requests)
     }
+}
 
-    /// Returns the hashes of all files, by their paths within the folder.
-    pub fn hashes(&self) -> BTreeMap<String, String> {
+impl Suite for Muse {
+    fn hashes(&self) -> BTreeMap<String, String> {
         hashes(&self.dir, self.tables())
     }
 
-    /// Returns what is not measured, since its files are not there.
-    pub fn missing(&self) -> &[&'static str] {
-        &self.missing
+    fn settings(&self) -> Value {
+        let Options { metrics, limit, shots, series, context, .. } = &self.options;
+        let series = series.map(|series| json!({"name": series.name(), "context": context}));
+        json!({"suite": MUSE.name, "metrics": metrics, "limit": limit, "shots": shots, "series": series})
     }
 
-    /// Returns the number of requests of the sequence that was asked for.
-    pub fn requests(&self) -> usize {
-        self.requests.len()
+    fn missing(&self) -> Vec<&'static str> {
+        self.missing.clone()
     }
 
-    /// Returns everything that decides the figures beside model and data.
-    pub fn settings(&self) -> Value {
-        let Options { metrics, limit, shots, series, context } = &self.options;
-        let series = series.as_ref().map(|name| json!({"name": name, "context": context}));
-        json!({"suite": "muse", "metrics": metrics, "limit": limit, "shots": shots, "series": series})
+    fn models(&self) -> Option<usize> {
+        Some(self.requests.len()).filter(|requests| *requests > 0)
     }
 
-    fn wants(&self, name: &str) -> bool {
-        self.options.metrics.is_empty() || self.options.metrics.iter().any(|m| m == name)
-    }
-
-    /// Tokenises everything for one model.
-    pub fn prepare(&self, tokenizer: &Tokenizer) -> Result<Prepared> {
+    fn prepare(&self, tokenizer: &Tokenizer) -> Result<Box<dyn super::Prepared>> {
         let mut prepared = Prepared::default();
         if let Some(table) = &self.verbmem {
             let (prompts, truths) = (table.texts("prompt")?, table.texts("gt")?);
-            if self.wants("verbmem_f") {
+            if self.options.wants(VERBMEM_F.name) {
                 let truth = |text: &&str| {
                     let new = muse::VERBMEM_NEW_TOKENS;
                     let decode = |ids: &[u32]| tokenizer.decode(ids, true);
@@ -185,7 +217,7 @@ impl Muse {
                     truths: truths.iter().map(truth).collect::<Result<_>>()?,
                 });
             }
-            if self.wants("extraction") {
+            if self.options.wants(EXTRACTION) {
                 let pairs = prompts.iter().zip(&truths);
                 let rows = pairs.map(|(prompt, gt)| completion(tokenizer, prompt, gt));
                 prepared.extraction = rows.collect::<Result<_>>()?;
@@ -193,14 +225,14 @@ impl Muse {
                 let cut = prepared.extraction.iter().filter(full).count();
                 if cut > 0 {
                     prepared.notices.push(format!(
-                        "{}: extraction looks at the first {LONGEST_COMPLETION} tokens of {cut} of {} continuations",
+                        "{}: {EXTRACTION} looks at the first {LONGEST_COMPLETION} tokens of {cut} of {} continuations",
                         table.path().display(),
                         truths.len()
                     ));
                 }
             }
         }
-        for Questions { name, asked, examples } in &self.questions {
+        for Questions { metric, asked, examples } in &self.questions {
             let mut shown = Vec::new();
             if let Some(table) = examples {
                 let pairs = table.texts("question")?.into_iter().zip(table.texts("answer")?);
@@ -216,7 +248,7 @@ impl Muse {
             let truths = asked.texts("answer")?.into_iter().map(str::to_owned).collect();
             prepared
                 .knowmem
-                .push((name, Asked { prompts: tokenizer.encode_batch(&prompts)?, truths }));
+                .push((metric, Asked { prompts: tokenizer.encode_batch(&prompts)?, truths }));
         }
         if let Some(tables) = &self.privleak {
             for (name, table) in SPLITS.into_iter().zip(tables) {
@@ -247,7 +279,7 @@ impl Muse {
             let prompts: Vec<String> = pairs.map(prompt).collect();
             prepared.mmlu = Some((tokenizer.encode_batch(&prompts)?, asked.indices("answer", 3)?));
         }
-        for table in &self.requests {
+        for (key, table) in &self.requests {
             let mut rows = tokenizer.encode_batch(&table.texts("text")?)?;
             let (context, documents) = (self.options.context, rows.len());
             let long = rows.iter().filter(|ids| ids.len() > context).count();
@@ -258,20 +290,32 @@ impl Muse {
                 ));
             }
             rows.iter_mut().for_each(|ids| ids.truncate(context));
-            prepared.requests.push(rows);
+            prepared.requests.push((key.clone(), rows));
         }
-        for (name, asked) in prepared
+        for (metric, asked) in prepared
             .verbmem
             .iter()
-            .map(|asked| ("verbmem_f", asked))
-            .chain(prepared.knowmem.iter().map(|(name, asked)| (*name, asked)))
+            .map(|asked| (&VERBMEM_F, asked))
+            .chain(prepared.knowmem.iter().map(|(metric, asked)| (*metric, asked)))
         {
-            prepared.notices.extend(unscored(name, &asked.truths));
+            prepared.notices.extend(unscored(metric.name, &asked.truths));
         }
         let single = prepared.extraction.iter().filter(|row| row.ids.len() <= row.start + 1);
         prepared.notices.extend(uncounted(single.count(), prepared.extraction.len()));
-        prepared.series = self.options.series.clone().unwrap_or_default();
-        Ok(prepared)
+        Ok(Box::new(prepared))
+    }
+
+    fn conclude(&self, outcome: &mut Outcome, retrained: &Retrained) -> Result<()> {
+        outcome.remove(PRIVLEAK.name);
+        let retrained = match retrained {
+            Retrained::Measured(other) => other.get(AUC_FORGET_HOLDOUT.name),
+            Retrained::Area(area) => Some(*area),
+            Retrained::Unknown => None,
+        };
+        if let (Some(area), Some(retrained)) = (outcome.get(AUC_FORGET_HOLDOUT.name), retrained) {
+            outcome.set(PRIVLEAK.name, leak(area, retrained));
+        }
+        Ok(())
     }
 }
 
@@ -326,19 +370,22 @@ impl Files<'_> {
     }
 
     /// Opens `SERIES/forget_1`, `SERIES/forget_2` and so on.
-    fn requests(&self) -> Result<Vec<Table>> {
-        let Some(series) = &self.options.series else { return Ok(Vec::new()) };
+    fn requests(&self) -> Result<Vec<(String, Table)>> {
+        let Some(series) = self.options.series else { return Ok(Vec::new()) };
+        let name = series.name();
         let mut tables = Vec::new();
-        while let Some(path) =
-            Table::find(self.dir, &format!("{series}/forget_{}", tables.len() + 1))
-        {
+        loop {
+            let number = tables.len() + 1;
+            let Some(path) = Table::find(self.dir, &format!("{name}/forget_{number}")) else {
+                break;
+            };
             let mut table = Table::open(&path)?;
             table.truncate(self.options.limit.unwrap_or(usize::MAX));
-            tables.push(table);
+            tables.push((series.metric().key(&number.to_string()), table));
         }
         if tables.is_empty() {
             return Err(Error::data(format!(
-                "{}: --series {series} needs {series}/forget_1.json and on, which are not there",
+                "{}: --series {name} needs {name}/forget_1.json and on, which are not there",
                 self.dir.display()
             )));
         }
@@ -375,98 +422,93 @@ struct Split {
 
 /// The benchmark, tokenised for one model.
 #[derive(Default)]
-pub struct Prepared {
+struct Prepared {
     verbmem: Option<Asked>,
     extraction: Vec<Completion>,
-    knowmem: Vec<(&'static str, Asked)>,
+    knowmem: Vec<(&'static Metric, Asked)>,
     splits: Vec<Split>,
     mmlu: Option<(Vec<Vec<u32>>, Vec<usize>)>,
-    series: String,
-    requests: Vec<Vec<Vec<u32>>>,
+    requests: Vec<(String, Vec<Vec<u32>>)>,
     /// Notices about what was cut or cannot be scored.
-    pub(super) notices: Vec<String>,
+    notices: Vec<String>,
 }
 
-impl Prepared {
-    /// Returns the length of the longest sequence, tokens, new ones included.
-    pub fn longest(&self) -> usize {
+impl super::Prepared for Prepared {
+    fn longest(&self) -> usize {
         let long = |rows: &[Vec<u32>], new| rows.iter().map(|ids| ids.len() + new).max();
         let asked = self.verbmem.iter().map(|a| long(&a.prompts, muse::VERBMEM_NEW_TOKENS));
         let knowmem = self.knowmem.iter().map(|(_, a)| long(&a.prompts, muse::KNOWMEM_NEW_TOKENS));
         let mmlu = self.mmlu.iter().map(|(rows, _)| long(rows, muse::MMLU_NEW_TOKENS));
         let splits = self.splits.iter().flat_map(|s| [long(&s.rows, 0), long(&s.lower, 0)]);
-        let requests = self.requests.iter().map(|rows| long(rows, 0));
+        let requests = self.requests.iter().map(|(_, rows)| long(rows, 0));
         let all = asked.chain(knowmem).chain(mmlu).chain(splits).chain(requests).flatten();
         all.chain(self.extraction.iter().map(|row| row.ids.len())).max().unwrap_or(1)
     }
 
-    /// Measures everything; `say` hears what is done next.
-    pub fn measure<O: Ops>(
-        &self,
-        subject: &mut Subject<'_, O>,
-        say: &mut dyn FnMut(&str),
-    ) -> Result<Outcome> {
+    fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    fn measure(&self, model: &mut dyn LanguageModel, say: &mut dyn FnMut(&str)) -> Result<Outcome> {
         let mut outcome = Outcome::default();
         let scorer = Scorer::new();
         if let Some(asked) = &self.verbmem {
-            say(&format!("verbmem_f: {} prompts", asked.prompts.len()));
-            let outputs = subject.answers(&asked.prompts, muse::VERBMEM_NEW_TOKENS)?;
+            say(&format!("{}: {} prompts", VERBMEM_F.name, asked.prompts.len()));
+            let outputs = model.answers(&asked.prompts, muse::VERBMEM_NEW_TOKENS)?;
             let pairs = asked.truths.iter().zip(&outputs);
             let scored = pairs.map(|(truth, output)| muse::verbmem_score(&scorer, truth, output));
-            rouge(&mut outcome, "verbmem_f", &asked.truths, &scored.collect::<Vec<_>>());
+            rouge(&mut outcome, &VERBMEM_F, &asked.truths, &scored.collect::<Vec<_>>());
         }
         if !self.extraction.is_empty() {
-            say(&format!("extraction: {} prompts", self.extraction.len()));
-            extraction(
-                &mut outcome,
-                subject.completions(&self.extraction)?.iter().map(|s| &s.hits[..]),
-            );
+            say(&format!("{EXTRACTION}: {} prompts", self.extraction.len()));
+            extraction(&mut outcome, &model.completions(&self.extraction)?);
         }
-        for (name, asked) in &self.knowmem {
-            say(&format!("{name}: {} questions", asked.prompts.len()));
-            let outputs = subject.answers(&asked.prompts, muse::KNOWMEM_NEW_TOKENS)?;
+        for (metric, asked) in &self.knowmem {
+            say(&format!("{}: {} questions", metric.name, asked.prompts.len()));
+            let outputs = model.answers(&asked.prompts, muse::KNOWMEM_NEW_TOKENS)?;
             let pairs = asked.truths.iter().zip(&outputs);
             let scored = pairs.map(|(truth, output)| muse::knowmem_score(&scorer, truth, output));
-            rouge(&mut outcome, name, &asked.truths, &scored.collect::<Vec<_>>());
+            rouge(&mut outcome, metric, &asked.truths, &scored.collect::<Vec<_>>());
         }
         if !self.splits.is_empty() {
-            self.membership(subject, say, &mut outcome)?;
+            self.membership(model, say, &mut outcome)?;
         }
         if let Some((prompts, answers)) = &self.mmlu {
-            say(&format!("mmlu_val: {} questions", prompts.len()));
-            let outputs = subject.answers(prompts, muse::MMLU_NEW_TOKENS)?;
+            say(&format!("{}: {} questions", MMLU_VAL.name, prompts.len()));
+            let outputs = model.answers(prompts, muse::MMLU_NEW_TOKENS)?;
             let read: Vec<Option<usize>> = outputs.iter().map(|o| muse::mmlu_answer(o)).collect();
             let accuracy = muse::accuracy(read.iter().copied().zip(answers.iter().copied()));
-            outcome.figure("mmlu_val", 100.0 * accuracy);
-            outcome.details.insert("mmlu_val".into(), json!({"outputs": outputs, "read": read}));
+            outcome.set(MMLU_VAL.name, 100.0 * accuracy);
+            outcome.details.insert(MMLU_VAL.name, Detail::Choices(Choices { outputs, read }));
         }
-        for (k, rows) in self.requests.iter().enumerate() {
-            let name = format!("ppl_{}_{}", self.series, k + 1);
-            say(&format!("{name}: {} documents", rows.len()));
+        for (key, rows) in &self.requests {
+            say(&format!("{key}: {} documents", rows.len()));
             let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
-            let scores = subject.scores(&rows)?;
-            outcome.figure(name, perplexity(scores.iter().map(|s| &s.log_probs[..])));
+            let scores = model.scores(&rows)?;
+            outcome.set(key, perplexity(scores.iter().map(|s| &s.log_probs[..])));
         }
         Ok(outcome)
     }
+}
 
-    fn membership<O: Ops>(
+impl Prepared {
+    fn membership(
         &self,
-        subject: &mut Subject<'_, O>,
+        model: &mut dyn LanguageModel,
         say: &mut dyn FnMut(&str),
         outcome: &mut Outcome,
     ) -> Result<()> {
         let mut all = Vec::new();
-        let mut texts = Map::new();
+        let mut texts = Named::default();
         for split in &self.splits {
-            say(&format!("privleak: {} texts of {}", split.texts.len(), split.name));
+            say(&format!("{}: {} texts of {}", PRIVLEAK.name, split.texts.len(), split.name));
             let [plain, lower] = [&split.rows, &split.lower].map(|rows| {
                 let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
-                subject.scores(&rows)
+                model.scores(&rows)
             });
             let (plain, lower) = (plain?, lower?);
-            outcome.figure(
-                format!("ppl_{}", split.name),
+            outcome.set(
+                PERPLEXITY.key(split.name),
                 perplexity(plain.iter().map(|s| &s.log_probs[..])),
             );
             let triples = split.texts.iter().zip(plain.iter().zip(&lower));
@@ -475,65 +517,29 @@ impl Prepared {
                     TextScores::new(text, &plain.log_probs, &lower.log_probs)
                 })
                 .collect();
-            let values: Vec<_> = scores.iter().map(|scores| scores.values).collect();
-            texts.insert(split.name.into(), json!(values));
+            let values: Vec<Quantities> =
+                scores.iter().map(|scores| scores.values.map(finite)).collect();
+            texts.insert(split.name, values);
             all.push((split.name, scores));
         }
         let splits: Vec<(&str, &[TextScores])> =
             all.iter().map(|(name, scores)| (*name, scores.as_slice())).collect();
-        let areas: Map<String, Value> =
-            auc_table(&splits).into_iter().map(|(name, area)| (name, json!(area))).collect();
-        outcome.figures.insert("auc_forget_holdout".into(), areas[HEADLINE_KEY].clone());
-        outcome.details.insert("auc".into(), Value::Object(areas));
-        outcome.details.insert("quantities".into(), json!(crate::eval::membership::QUANTITIES));
-        outcome.details.insert("texts".into(), Value::Object(texts));
+        let areas: Named<Option<f64>> = auc_table(&splits).into_iter().collect();
+        let area = areas.get(HEADLINE_KEY).copied().flatten();
+        outcome.figures.insert(AUC_FORGET_HOLDOUT.name, area);
+        outcome.details.insert("auc", Detail::Areas(areas));
+        let columns = QUANTITIES.map(str::to_owned).into();
+        outcome.details.insert("quantities", Detail::Columns(columns));
+        outcome.details.insert("texts", Detail::Quantities(texts));
         Ok(())
     }
 }
 
-/// exp of the mean NLL over all tokens.
-fn perplexity<'a>(log_probs: impl Iterator<Item = &'a [f64]>) -> f64 {
-    let all: Vec<f64> = log_probs.flatten().copied().collect();
-    mean_nll(&all).exp()
-}
-
-/// Sets the headline of `name` and keeps the items.
-fn rouge(outcome: &mut Outcome, name: &str, truths: &[String], scored: &[muse::Scored]) {
+/// Sets the headline of `metric` and keeps the items.
+fn rouge(outcome: &mut Outcome, metric: &Metric, truths: &[String], scored: &[muse::Scored]) {
     // Where no true text has a token, 0 would say that all is forgotten.
     let defined = truths.iter().any(|truth| Scorer::new().defined(truth));
-    outcome.figure(name, if defined { muse::headline(scored) } else { f64::NAN });
-    let all = muse::aggregate(scored);
-    let items: Vec<Value> = truths
-        .iter()
-        .zip(scored)
-        .map(|(truth, one)| {
-            json!({"gt": truth, "response": one.response, "rougeL": one.rouge.rouge_l.f1,
-                "rougeL_recall": one.rouge.rouge_l.recall, "rouge1": one.rouge.rouge1.f1,
-                "rouge1_recall": one.rouge.rouge1.recall})
-        })
-        .collect();
-    let value = json!({
-        "mean_rougeL": all.mean_rouge_l, "mean_rougeL_recall": all.mean_rouge_l_recall,
-        "mean_rouge1": all.mean_rouge1, "mean_rouge1_recall": all.mean_rouge1_recall, "items": items,
-    });
-    outcome.details.insert(name.into(), value);
-}
-
-/// Sets exact memorisation and extraction strength; the last token of each row is not looked at (the reference takes it
-/// for the end mark).
-pub(super) fn extraction<'a>(outcome: &mut Outcome, hits: impl Iterator<Item = &'a [bool]>) {
-    let hits: Vec<&[bool]> = hits.map(|hits| &hits[..hits.len().saturating_sub(1)]).collect();
-    let exact: Vec<f64> = hits.iter().filter_map(|hits| exact_memorisation(hits)).collect();
-    let strength: Vec<f64> = hits.iter().filter_map(|hits| extraction_strength(hits)).collect();
-    outcome.figure("exact_memorization", mean(exact.iter().copied()));
-    outcome.figure("extraction_strength", mean(strength.iter().copied()));
-    outcome.details.insert("exact_memorization".into(), json!(exact));
-    outcome.details.insert("extraction_strength".into(), json!(strength));
-}
-
-/// Adds the leak of a model with `outcome` against the area of a model that never saw the forget set.
-pub fn conclude(outcome: &mut Outcome, retrained: f64) {
-    if let Some(area) = outcome.get("auc_forget_holdout") {
-        outcome.figure("privleak", leak(area, retrained));
-    }
+    outcome.set(metric.name, if defined { muse::headline(scored) } else { f64::NAN });
+    let items = Continuations::new(truths, scored);
+    outcome.details.insert(metric.name, Detail::Continuations(items));
 }

@@ -159,8 +159,8 @@ mod tests {
         let data = BTreeMap::from([("verbmem/forget.json".to_owned(), "ab".to_owned())]);
         let key = Key { model: hash.to_owned(), data, settings: json!({"limit": limit}) };
         let mut outcome = Outcome::default();
-        outcome.figure("verbmem_f", 1.0 / 3.0);
-        outcome.figure("ppl_forget", f64::NAN);
+        outcome.set("verbmem_f", 1.0 / 3.0);
+        outcome.set("ppl_forget", f64::NAN);
         Entry { model: model.to_owned(), retrained: false, key, outcome }
     }
 

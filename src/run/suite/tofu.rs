@@ -9,18 +9,71 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::muse::extraction;
-use super::{Completion, Outcome, Subject, check_metrics, hashes, uncounted, unscored};
+use super::{
+    Completion, EXTRACTION, EXTRACTION_METRICS, Kind, LanguageModel, Options, Outcome, Part,
+    Retrained, Suite, check_parts, extraction, hashes, uncounted, unscored,
+};
 use crate::data::{Table, Tokenizer, clean_up_tokenization};
 use crate::error::{Error, Result};
-use crate::eval::ks::ks_test;
+use crate::eval::ks::{Distance, FORGET_QUALITY, ks_test};
 use crate::eval::membership::mean_nll;
+use crate::eval::metric::Metric;
+use crate::eval::outcome::Detail;
 use crate::eval::rouge::Scorer;
-use crate::eval::{mean, tofu};
-use crate::ops::Ops;
+use crate::eval::tofu::{
+    self, Answer, MODEL_UTILITY, Probabilities, Q_A_PROB, Q_A_PROB_NORMALISED, Q_A_ROUGE,
+    TRUTH_RATIO,
+};
+use crate::eval::{finite, mean};
 
-/// What can be measured: `probability` includes truth ratios.
-pub const METRICS: [&str; 3] = ["probability", "rouge", "extraction"];
+/// TOFU.
+pub const TOFU: Kind = Kind {
+    name: "tofu",
+    about: "Probability, ROUGE, truth ratio, model utility, forget quality",
+    parts: &[
+        Part {
+            name: PROBABILITY,
+            metrics: &[
+                (&Q_A_PROB, &SETS),
+                (&Q_A_PROB_NORMALISED, &GENERAL),
+                (&TRUTH_RATIO, &SETS),
+                (&FORGET_QUALITY, &[]),
+            ],
+        },
+        Part { name: ROUGE, metrics: &[(&Q_A_ROUGE, &SETS)] },
+        Part { name: EXTRACTION, metrics: EXTRACTION_METRICS },
+    ],
+    derived: &[(&MODEL_UTILITY, &[])],
+    options: &["--forget-set", "--answer-tokens"],
+    open: |dir, options| Ok(Box::new(Tofu::open(dir, options)?)),
+};
+
+/// The part of probabilities and truth ratios.
+const PROBABILITY: &str = "probability";
+/// The part of generated answers.
+const ROUGE: &str = "rouge";
+
+/// The forget set in keys.
+const FORGET: &str = "forget";
+/// Real authors and world facts in keys: their questions have no paraphrased answer.
+const GENERAL: [&str; 2] = ["ra", "wf"];
+/// All sets of questions in keys.
+const SETS: [&str; 4] = [FORGET, "retain", "ra", "wf"];
+
+/// The results that model utility is the mean of: those of all sets but the forget set.
+fn utility_keys() -> Vec<String> {
+    let of = |set: &&'static str| {
+        let general = GENERAL.contains(set);
+        let probability = if general { &Q_A_PROB_NORMALISED } else { &Q_A_PROB };
+        [probability, &Q_A_ROUGE, &TRUTH_RATIO].map(|metric: &Metric| metric.key(set))
+    };
+    SETS.iter().filter(|set| **set != FORGET).flat_map(of).collect()
+}
+
+/// The key of the NLLs of a set in the details.
+fn probability_key(set: &str) -> String {
+    format!("{set}_probability")
+}
 
 /// How a question is put; `{question}` stands for it.
 pub const TEMPLATES: [(&str, &str); 2] =
@@ -45,21 +98,6 @@ impl AnswerTokens {
             Self::All => "all",
         }
     }
-}
-
-/// What is measured, and of how much.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Options {
-    /// Names of [`METRICS`]; empty for all.
-    pub metrics: Vec<String>,
-    /// The first questions of every file that are asked.
-    pub limit: Option<usize>,
-    /// The forget set, such as `forget10`; by default the one that the folder has.
-    pub forget_set: Option<String>,
-    /// A name of [`TEMPLATES`], or a text with `{question}`.
-    pub template: String,
-    /// Where the scored part of an answer begins.
-    pub answer_tokens: AnswerTokens,
 }
 
 /// The questions of one file.
@@ -92,14 +130,12 @@ impl Tofu {
     /// Errors: [`crate::Kind::Config`] for settings that cannot work, [`crate::Kind::Data`] where there is no forget set,
     /// or a file is broken.
     pub fn open(dir: &Path, options: Options) -> Result<Self> {
-        check_metrics(&options.metrics, &METRICS)?;
-        let known = TEMPLATES.iter().find(|(name, _)| *name == options.template);
-        let template = known.map_or(options.template.as_str(), |(_, text)| text).to_owned();
+        check_parts(&options.metrics, &TOFU)?;
+        let asked = options.template.as_deref().unwrap_or(TEMPLATES[0].0);
+        let known = TEMPLATES.iter().find(|(name, _)| *name == asked);
+        let template = known.map_or(asked, |(_, text)| text).to_owned();
         if !template.contains("{question}") {
-            return Err(Error::config(format!(
-                "--template: {:?} has no {{question}} in it",
-                options.template
-            ))
+            return Err(Error::config(format!("--template: {asked:?} has no {{question}} in it"))
             .hint("known are qa and llama2; or write how a question is put, with {question} in its place"));
         }
         let find = |name: &str| Table::find(dir, &format!("{name}_perturbed"));
@@ -112,7 +148,7 @@ impl Tofu {
             Error::data(format!("{}: holds no {wanted}_perturbed.json", dir.display()))
                 .hint("--data takes the folder of TOFU's files; --forget-set names another set, such as forget05")
         })?;
-        let mut sets = vec![Set { name: "forget", table: Table::open(&path)? }];
+        let mut sets = vec![Set { name: FORGET, table: Table::open(&path)? }];
         for (name, stem) in KEPT {
             if let Some(path) = Table::find(dir, stem) {
                 sets.push(Set { name, table: Table::open(&path)? });
@@ -122,34 +158,29 @@ impl Tofu {
         sets.iter_mut().for_each(|set| set.table.truncate(limit));
         Ok(Self { dir: dir.to_owned(), options, template, sets })
     }
+}
 
-    /// Returns the hashes of all files, by their paths within the folder.
-    pub fn hashes(&self) -> BTreeMap<String, String> {
+impl Suite for Tofu {
+    fn hashes(&self) -> BTreeMap<String, String> {
         hashes(&self.dir, self.sets.iter().map(|set| &set.table))
     }
 
-    /// Returns the names of files of what is to be kept that are not there: without them there is no model utility.
-    pub fn missing(&self) -> Vec<&'static str> {
+    fn settings(&self) -> Value {
+        let Options { metrics, limit, forget_set, answer_tokens, .. } = &self.options;
+        json!({"suite": TOFU.name, "metrics": metrics, "limit": limit, "forget_set": forget_set,
+            "template": self.template, "answer_tokens": answer_tokens.name()})
+    }
+
+    /// Without the files of what is to be kept there is no model utility.
+    fn missing(&self) -> Vec<&'static str> {
         let there = |name: &str| self.sets.iter().any(|set| set.name == name);
         KEPT.iter().filter(|(name, _)| !there(name)).map(|(_, stem)| *stem).collect()
     }
 
-    /// Returns everything that decides the figures beside model and data.
-    pub fn settings(&self) -> Value {
-        let Options { metrics, limit, forget_set, answer_tokens, .. } = &self.options;
-        json!({"suite": "tofu", "metrics": metrics, "limit": limit, "forget_set": forget_set,
-            "template": self.template, "answer_tokens": answer_tokens.name()})
-    }
-
-    fn wants(&self, name: &str) -> bool {
-        self.options.metrics.is_empty() || self.options.metrics.iter().any(|m| m == name)
-    }
-
-    /// Tokenises everything for one model.
-    pub fn prepare(&self, tokenizer: &Tokenizer) -> Result<Prepared> {
+    fn prepare(&self, tokenizer: &Tokenizer) -> Result<Box<dyn super::Prepared>> {
         let mut prepared = Prepared {
-            rouge: self.wants("rouge"),
-            extraction: self.wants("extraction"),
+            rouge: self.options.wants(ROUGE),
+            extraction: self.options.wants(EXTRACTION),
             sets: Vec::new(),
             notices: Vec::new(),
         };
@@ -180,9 +211,9 @@ impl Tofu {
                 });
             }
             let mut set = Asked { name, prompts, truths, answers, right: None, wrong: Vec::new() };
-            if self.wants("probability") {
+            if self.options.wants(PROBABILITY) {
                 // Real authors and world facts have no paraphrase: the answer itself stands against the wrong ones.
-                if table.has("paraphrased_answer") && !["ra", "wf"].contains(name) {
+                if table.has("paraphrased_answer") && !GENERAL.contains(name) {
                     set.right = Some(rows(table.texts("paraphrased_answer")?)?);
                 }
                 for (i, (question, wrong)) in
@@ -194,15 +225,36 @@ impl Tofu {
             }
             prepared.notices.extend(counts.notices(&table.path().display().to_string()));
             if prepared.rouge {
-                prepared.notices.extend(unscored(&format!("{name}_Q_A_ROUGE"), &set.truths));
+                prepared.notices.extend(unscored(&Q_A_ROUGE.key(name), &set.truths));
             }
-            if prepared.extraction && *name == "forget" {
+            if prepared.extraction && *name == FORGET {
                 let single = set.answers.iter().filter(|row| row.ids.len() <= row.start + 1);
                 prepared.notices.extend(uncounted(single.count(), set.answers.len()));
             }
             prepared.sets.push(set);
         }
-        Ok(prepared)
+        Ok(Box::new(prepared))
+    }
+
+    fn conclude(&self, outcome: &mut Outcome, retrained: &Retrained) -> Result<()> {
+        outcome.remove(FORGET_QUALITY.name);
+        let ratios = |outcome: &Outcome| -> Option<Vec<f64>> {
+            match outcome.details.get(&probability_key(FORGET))? {
+                Detail::Probabilities(Probabilities { truth_ratios, .. }) => {
+                    Some(truth_ratios.iter().map(|ratio| ratio.unwrap_or(f64::NAN)).collect())
+                }
+                _ => None,
+            }
+        };
+        let Retrained::Measured(other) = retrained else { return Ok(()) };
+        let (Some(own), Some(other)) = (ratios(outcome), ratios(other)) else { return Ok(()) };
+        let test = ks_test(&own, &other).ok_or_else(|| {
+            Error::new(crate::Kind::Numeric, "a truth ratio of the forget set is not a number")
+        })?;
+        outcome.set(FORGET_QUALITY.name, test.p);
+        let distance = Distance { ks_distance: test.distance };
+        outcome.details.insert(FORGET_QUALITY.name, Detail::Distance(distance));
+        Ok(())
     }
 }
 
@@ -290,17 +342,16 @@ struct Asked {
 }
 
 /// The benchmark, tokenised for one model.
-pub struct Prepared {
+struct Prepared {
     rouge: bool,
     extraction: bool,
     sets: Vec<Asked>,
     /// Notices about what was cut or is not scored.
-    pub(super) notices: Vec<String>,
+    notices: Vec<String>,
 }
 
-impl Prepared {
-    /// Returns the length of the longest sequence, tokens, new ones included.
-    pub fn longest(&self) -> usize {
+impl super::Prepared for Prepared {
+    fn longest(&self) -> usize {
         let new = if self.rouge { tofu::NEW_TOKENS } else { 0 };
         let prompts =
             self.sets.iter().flat_map(|set| set.prompts.iter().map(|ids| ids.len() + new));
@@ -310,63 +361,50 @@ impl Prepared {
         prompts.chain(rows.map(|row| row.ids.len())).max().unwrap_or(1)
     }
 
-    /// Measures everything; `say` hears what is done next.
-    pub fn measure<O: Ops>(
-        &self,
-        subject: &mut Subject<'_, O>,
-        say: &mut dyn FnMut(&str),
-    ) -> Result<Outcome> {
+    fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    fn measure(&self, model: &mut dyn LanguageModel, say: &mut dyn FnMut(&str)) -> Result<Outcome> {
         let mut outcome = Outcome::default();
         for set in &self.sets {
             say(&format!("{}: {} questions", set.name, set.prompts.len()));
             if !set.wrong.is_empty() {
-                set.probabilities(subject, &mut outcome)?;
+                set.probabilities(model, &mut outcome)?;
             }
             if self.rouge {
-                set.rouge(subject, &mut outcome)?;
+                set.rouge(model, &mut outcome)?;
             }
-            if self.extraction && set.name == "forget" {
-                let scores = subject.completions(&set.answers)?;
-                extraction(&mut outcome, scores.iter().map(|s| &s.hits[..]));
+            if self.extraction && set.name == FORGET {
+                extraction(&mut outcome, &model.completions(&set.answers)?);
             }
         }
-        const UTILITY: [&str; 9] = [
-            "retain_Q_A_Prob",
-            "retain_Q_A_ROUGE",
-            "retain_Truth_Ratio",
-            "ra_Q_A_Prob_normalised",
-            "ra_Q_A_ROUGE",
-            "ra_Truth_Ratio",
-            "wf_Q_A_Prob_normalised",
-            "wf_Q_A_ROUGE",
-            "wf_Truth_Ratio",
-        ];
-        let figures: Option<Vec<f64>> = UTILITY.iter().map(|name| outcome.get(name)).collect();
-        if let Some(figures) = figures {
-            outcome.figure("model_utility", tofu::model_utility(&figures));
+        let kept: Option<Vec<f64>> = utility_keys().iter().map(|key| outcome.get(key)).collect();
+        if let Some(kept) = kept {
+            outcome.set(MODEL_UTILITY.name, tofu::model_utility(&kept));
         }
         Ok(outcome)
     }
 }
 
 /// The mean NLL of each row from where the answer starts, nats per token.
-fn losses<O: Ops>(subject: &mut Subject<'_, O>, rows: &[Completion]) -> Result<Vec<f64>> {
-    Ok(subject.completions(rows)?.iter().map(|scores| mean_nll(&scores.log_probs)).collect())
+fn losses(model: &mut dyn LanguageModel, rows: &[Completion]) -> Result<Vec<f64>> {
+    Ok(model.completions(rows)?.iter().map(|scores| mean_nll(&scores.log_probs)).collect())
+}
+
+fn all_finite(values: &[f64]) -> Vec<Option<f64>> {
+    values.iter().copied().map(finite).collect()
 }
 
 impl Asked {
-    fn probabilities<O: Ops>(
-        &self,
-        subject: &mut Subject<'_, O>,
-        outcome: &mut Outcome,
-    ) -> Result<()> {
-        let answers = losses(subject, &self.answers)?;
+    fn probabilities(&self, model: &mut dyn LanguageModel, outcome: &mut Outcome) -> Result<()> {
+        let answers = losses(model, &self.answers)?;
         let right = match &self.right {
-            Some(rows) => losses(subject, rows)?,
+            Some(rows) => losses(model, rows)?,
             None => answers.clone(),
         };
         let flat: Vec<Completion> = self.wrong.concat();
-        let mut flat = losses(subject, &flat)?.into_iter();
+        let mut flat = losses(model, &flat)?.into_iter();
         let wrong: Vec<Vec<f64>> =
             self.wrong.iter().map(|rows| flat.by_ref().take(rows.len()).collect()).collect();
         let each = |right: &[f64], f: fn(f64, &[f64]) -> f64| -> Vec<f64> {
@@ -374,62 +412,49 @@ impl Asked {
         };
         let ratios = each(&right, tofu::truth_ratio);
         let name = self.name;
-        outcome.figure(
-            format!("{name}_Q_A_Prob"),
-            mean(answers.iter().map(|nll| tofu::probability(*nll))),
-        );
+        let probabilities = answers.iter().map(|nll| tofu::probability(*nll));
+        outcome.set(Q_A_PROB.key(name), mean(probabilities));
         let all = match name {
-            "forget" => tofu::forget_truth_ratio(&ratios),
+            FORGET => tofu::forget_truth_ratio(&ratios),
             _ => tofu::kept_truth_ratio(&ratios),
         };
-        if ["ra", "wf"].contains(&name) {
+        if GENERAL.contains(&name) {
             let among = each(&answers, tofu::probability_among);
-            outcome.figure(format!("{name}_Q_A_Prob_normalised"), mean(among));
+            outcome.set(Q_A_PROB_NORMALISED.key(name), mean(among));
         }
-        outcome.figure(format!("{name}_Truth_Ratio"), all);
-        outcome.details.insert(
-            format!("{name}_probability"),
-            json!({"answer_nll": answers, "right_nll": right, "wrong_nll": wrong, "truth_ratios": ratios}),
-        );
+        outcome.set(TRUTH_RATIO.key(name), all);
+        let probabilities = Probabilities {
+            answer_nll: all_finite(&answers),
+            right_nll: all_finite(&right),
+            wrong_nll: wrong.iter().map(|nlls| all_finite(nlls)).collect(),
+            truth_ratios: all_finite(&ratios),
+        };
+        outcome.details.insert(probability_key(name), Detail::Probabilities(probabilities));
         Ok(())
     }
 
-    fn rouge<O: Ops>(&self, subject: &mut Subject<'_, O>, outcome: &mut Outcome) -> Result<()> {
+    fn rouge(&self, model: &mut dyn LanguageModel, outcome: &mut Outcome) -> Result<()> {
         let scorer = Scorer::stemming();
-        let outputs = subject.answers(&self.prompts, tofu::NEW_TOKENS)?;
+        let outputs = model.answers(&self.prompts, tofu::NEW_TOKENS)?;
         let mut items = Vec::with_capacity(outputs.len());
         let mut recalls = Vec::with_capacity(outputs.len());
         for (truth, output) in self.truths.iter().zip(&outputs) {
             let response = clean_up_tokenization(output).trim().to_owned();
             let scores = scorer.score(truth, &response);
             recalls.push(scores.rouge_l.recall);
-            items.push(json!({"gt": truth, "response": response,
-                "rougeL_recall": scores.rouge_l.recall, "rougeL_f1": scores.rouge_l.f1,
-                "rouge1_recall": scores.rouge1.recall}));
+            items.push(Answer {
+                gt: truth.clone(),
+                response,
+                rouge_l_recall: scores.rouge_l.recall,
+                rouge_l_f1: scores.rouge_l.f1,
+                rouge1_recall: scores.rouge1.recall,
+            });
         }
         // Where no true text has a token, 0 would say that all is forgotten.
         let defined = self.truths.iter().any(|truth| scorer.defined(truth));
         let score = if defined { mean(recalls) } else { f64::NAN };
-        outcome.figure(format!("{}_Q_A_ROUGE", self.name), score);
-        outcome.details.insert(format!("{}_ROUGE", self.name), json!(items));
+        outcome.set(Q_A_ROUGE.key(self.name), score);
+        outcome.details.insert(format!("{}_ROUGE", self.name), Detail::Answers(items));
         Ok(())
     }
-}
-
-/// Adds the forget quality of a model with `outcome` against a model that never saw the forget set: the p-value of the
-/// KS test on the truth ratios of both.
-///
-/// Errors: [`crate::Kind::Numeric`] where a truth ratio is not a number.
-pub fn conclude(outcome: &mut Outcome, retrained: &Outcome) -> Result<()> {
-    let ratios = |outcome: &Outcome| -> Option<Vec<f64>> {
-        let all = outcome.details.get("forget_probability")?.get("truth_ratios")?.as_array()?;
-        Some(all.iter().map(|ratio| ratio.as_f64().unwrap_or(f64::NAN)).collect())
-    };
-    let (Some(own), Some(other)) = (ratios(outcome), ratios(retrained)) else { return Ok(()) };
-    let test = ks_test(&own, &other).ok_or_else(|| {
-        Error::new(crate::Kind::Numeric, "a truth ratio of the forget set is not a number")
-    })?;
-    outcome.figure("forget_quality", test.p);
-    outcome.details.insert("forget_quality".into(), json!({"ks_distance": test.distance}));
-    Ok(())
 }

@@ -9,9 +9,8 @@ mod table;
 use toml::Value;
 
 use crate::error::{Error, Result, nearest};
-use crate::eval::muse;
+use crate::eval::{monitored, muse};
 use crate::method::{Combination, FORGET, PENALTIES};
-use crate::run::evaluate::FIGURES;
 
 pub use table::SETTINGS;
 
@@ -184,7 +183,7 @@ fn combinations() -> Vec<&'static str> {
 }
 
 fn metrics() -> Vec<&'static str> {
-    FIGURES.to_vec()
+    monitored::keys().to_vec()
 }
 
 /// The table has this as text.
