@@ -9,15 +9,16 @@ use std::time::Instant;
 
 use clap::Parser;
 use nepenthe::backend::cpu::{Cpu, on_worker};
+use nepenthe::bench::floors;
 use nepenthe::data::MicroBatch;
 use nepenthe::method::passes::Passes;
 use nepenthe::method::{FORGET, MeanTeacher, Method, PENALTIES, Settings, WeightRule, find};
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Block, Model, Train};
-use nepenthe::ops::{StateMode, TeacherForm, UpdateRule};
+use nepenthe::ops::{StateMode, TeacherForm};
 use nepenthe::optim::Schedule;
+use nepenthe::optim::UpdateRule;
 use nepenthe::rng::Stream;
-use nepenthe::run::bench::floors;
 use nepenthe::run::plan;
 use serde_json::json;
 

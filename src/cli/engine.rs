@@ -11,10 +11,11 @@ use crate::backend::cpu::{Cpu, on_worker};
 use crate::backend::gpu::driver::Driver;
 use crate::backend::gpu::{self, Gpu, Precision};
 use crate::error::{Error, Kind, Result};
+use crate::folder;
 use crate::model::{Layout, Level, ModelConfig, Saving};
 use crate::ops::Ops;
 use crate::run::plan::{Plan, Target};
-use crate::run::{Recipe, folder, train};
+use crate::run::{Recipe, train};
 
 /// Compute device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

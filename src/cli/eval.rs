@@ -10,15 +10,16 @@ use super::suite;
 use crate::data::{CorpusOptions, Tokenizer};
 use crate::error::{Error, Result};
 use crate::eval::likelihood::{Likelihood, Nll};
-use crate::eval::muse;
+use crate::eval::metric::muse;
 use crate::eval::verbatim::{Memory, Sample};
+use crate::folder::Folder;
 use crate::method::passes::Passes;
 use crate::model::Model;
 use crate::model::generate::{Choice, Request};
 use crate::model::params::Keeping;
 use crate::ops::Ops;
+use crate::report::notices;
 use crate::run::plan::Plan;
-use crate::run::{Folder, notices};
 
 /// Options of `eval`.
 #[derive(Debug, clap::Args)]

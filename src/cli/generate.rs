@@ -8,12 +8,13 @@ use super::engine::{self, DeviceArgs, Job};
 use super::output::Output;
 use crate::data::{Document, Report, Tokenizer};
 use crate::error::{Error, Result};
+use crate::folder::Folder;
 use crate::model::Model;
 use crate::model::generate::{Choice, Request, generate};
 use crate::model::params::Keeping;
 use crate::ops::{Ops, Sampling};
+use crate::report::notices;
 use crate::run::plan::Plan;
-use crate::run::{Folder, notices};
 
 /// Options of `generate`.
 #[derive(Debug, clap::Args)]

@@ -14,10 +14,11 @@ use super::unlearn::lay;
 use crate::backend::gpu::driver::CAPABILITIES;
 use crate::backend::gpu::{Precision, obstacle, probe};
 use crate::error::{Error, Kind, Result};
+use crate::folder;
 use crate::model::{ModelConfig, Saving};
 use crate::ops::StateMode;
 use crate::run::plan::{ATTENTION_RATE, MODELS, Need, PRODUCT_RATE, Plan, Target, model};
-use crate::run::{Recipe, folder, stream};
+use crate::run::{Recipe, stream};
 
 /// Options of `plan`.
 #[derive(Debug, clap::Args)]

@@ -1,6 +1,6 @@
 //! Gradients of loss and penalties put together: added, or with regard to each other's direction.
 
-use super::{MeanTeacher, named};
+use super::loss::named;
 use crate::error::Result;
 use crate::model::Model;
 use crate::model::params::Keeping;
@@ -149,6 +149,21 @@ impl Combination {
         }
     }
 
+    /// Makes it for `terms` terms of `model`, with buffers for their gradients where it needs them.
+    pub fn prepare<O: Ops>(
+        self,
+        ops: &O,
+        model: &Model<O>,
+        keep: &Keeping,
+        terms: usize,
+    ) -> Result<Box<dyn Combine<O>>> {
+        Ok(match self {
+            Self::Sum => Box::new(Sum),
+            _ if terms < 2 => Box::new(Sum),
+            _ => Box::new(Separate::new(ops, self, model, keep, terms)?),
+        })
+    }
+
     /// Finds a combination by name.
     pub fn find(name: &str) -> Result<Self> {
         named("method.combine", name, Self::ALL.map(|c| (c.name(), c)))
@@ -180,20 +195,6 @@ impl Combination {
             Self::MinNorm => min_norm(gram),
         }
     }
-}
-
-/// Gives `state` buffers for the gradient of each term where `combination` asks for them.
-pub fn prepare<O: Ops>(
-    ops: &O,
-    state: &mut MeanTeacher<O>,
-    combination: Combination,
-    keep: &Keeping,
-) -> Result<()> {
-    let terms = state.method.terms.len();
-    if combination != Combination::Sum && terms > 1 {
-        state.combine = Box::new(Separate::new(ops, combination, &state.model, keep, terms)?);
-    }
-    Ok(())
 }
 
 /// Returns the weights, at least 0 and of sum 1, whose mixture of gradients with inner products `gram` is shortest.

@@ -11,8 +11,9 @@ use crate::data::MicroBatch;
 use crate::error::{Error, Kind, Result};
 use crate::model::Model;
 use crate::model::sink::InputHook;
-use crate::ops::{CustomRule, Ops, StepOutcome, StepSettings};
+use crate::ops::Ops;
 use crate::optim::Schedule;
+use crate::optim::{CustomRule, StepOutcome, StepSettings};
 
 /// Settings of the update.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -128,7 +129,7 @@ impl<O: Ops> MeanTeacher<O> {
     }
 
     /// Moves the parameters by a rule of the caller's own; they must have been made for
-    /// [`crate::ops::UpdateRule::custom`] of it.
+    /// [`crate::optim::UpdateRule::custom`] of it.
     pub fn follow(&mut self, rule: Box<dyn CustomRule>) {
         self.rule = Some(rule);
     }

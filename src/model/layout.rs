@@ -10,7 +10,7 @@ pub use order::Order;
 use super::config::{Family, ModelConfig, Norm, Residual};
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Dtype, Weights};
-use crate::ops::TensorPlace;
+use crate::optim::TensorPlace;
 use names::{Names, is_leftover};
 
 /// Which parameters are trained.

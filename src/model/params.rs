@@ -8,8 +8,8 @@ use crate::error::Result;
 use crate::io::safetensors::Weights;
 use crate::ops::{
     Compute, Distances, HeadWeight, Ops, ParamSpec, Role, RopeTable, StateMode, TeacherForm,
-    UpdateRule,
 };
+use crate::optim::UpdateRule;
 
 /// How the parameters of a model are kept.
 #[derive(Debug, Clone, Copy, PartialEq)]

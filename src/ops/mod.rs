@@ -9,7 +9,6 @@ pub mod choice;
 pub mod compute;
 pub mod format;
 pub mod mlp;
-pub mod rule;
 pub mod state;
 pub mod sweep;
 pub mod weight;
@@ -20,11 +19,7 @@ pub use compute::{
     RopeTable, RowCounts, RowStats,
 };
 pub use mlp::{Activation, Mlp};
-pub use rule::{CustomRule, DeviceView, KernelArg, Kernels, TensorPlace, TensorView};
-pub use state::{
-    Distances, GradScan, ParamSpec, Role, State, StateBytes, StateMode, StepOutcome, StepSettings,
-    TeacherForm, UpdateRule, UpdateScalars,
-};
+pub use state::{Distances, GradScan, ParamSpec, Role, State, StateBytes, StateMode, TeacherForm};
 pub use sweep::{Sweep, Tallied, WorkKey};
 pub use weight::{DocumentFormula, Matched, TokenFormula, TokenWeight, Toward};
 

@@ -1,10 +1,16 @@
-//! How parameters move: clip, learning-rate schedule, optimizer settings. A custom rule is a [`crate::ops::CustomRule`].
+//! How parameters move: clip, learning-rate schedule, optimizer settings. A custom rule is a [`crate::optim::CustomRule`].
 
 mod schedule;
 
+pub mod custom;
+mod rule;
+mod step;
+
 use serde::{Deserialize, Serialize};
 
-use crate::ops::UpdateRule;
+pub use custom::{CustomRule, DeviceView, KernelArg, Kernels, TensorPlace, TensorView};
+pub use rule::{AdamNumbers, UpdateRule};
+pub use step::{StepOutcome, StepSettings, UpdateScalars, clip_factor};
 
 pub use schedule::{Schedule, Shape};
 

@@ -2,19 +2,19 @@
 
 use std::path::Path;
 
-use super::folder::Folder;
-use super::notices;
 use super::recipe::{OrderKey, Recipe};
 use crate::data::{
     Chunking, Corpus, CorpusOptions, MicroBatch, Order, Sampler, Tokenizer, draw, first,
 };
 use crate::error::{Error, Result};
+use crate::folder::Folder;
+use crate::report::notices;
 
 /// A corpus with the order its documents are drawn in.
-pub(super) struct Stream {
-    pub(super) corpus: Corpus,
+pub(crate) struct Stream {
+    pub(crate) corpus: Corpus,
     /// A preferred document for each of the corpus.
-    pub(super) alternate: Option<Corpus>,
+    pub(crate) alternate: Option<Corpus>,
     sampler: Sampler,
     accum: usize,
     micro_batch: usize,
@@ -22,7 +22,7 @@ pub(super) struct Stream {
 
 impl Stream {
     /// Draws the micro-batches of a step.
-    pub(super) fn draw(&self, step: u64) -> Result<Vec<MicroBatch>> {
+    pub(crate) fn draw(&self, step: u64) -> Result<Vec<MicroBatch>> {
         let of = |corpus| draw(corpus, &self.sampler, step, self.accum, self.micro_batch);
         let Some(alternate) = &self.alternate else { return of(&self.corpus) };
         let pair = |(own, other): (MicroBatch, MicroBatch)| {
@@ -32,18 +32,18 @@ impl Stream {
     }
 
     /// Returns the first `count` documents of the corpus, or all, in micro-batches.
-    pub(super) fn first(&self, count: usize) -> Result<Vec<MicroBatch>> {
+    pub(crate) fn first(&self, count: usize) -> Result<Vec<MicroBatch>> {
         first(&self.corpus, count, self.micro_batch)
     }
 
     /// Returns the tokens of the longest documents that must lie in one pack.
-    pub(super) fn longest(&self) -> usize {
+    pub(crate) fn longest(&self) -> usize {
         self.corpus.longest() + self.alternate.as_ref().map_or(0, Corpus::longest)
     }
 }
 
 /// Says how many rows of the forget corpus are in the retain corpus too: they are to be forgotten and kept at once.
-pub(super) fn overlap(recipe: &Recipe, forget: &Stream, retain: &Stream) -> Option<String> {
+pub(crate) fn overlap(recipe: &Recipe, forget: &Stream, retain: &Stream) -> Option<String> {
     let data = &recipe.data;
     let most = data.forget_context.min(data.retain_context);
     let (shared, all) = (forget.corpus.shared_rows(&retain.corpus, most), forget.corpus.len());
@@ -83,7 +83,7 @@ fn corpus_options(recipe: &Recipe, forget: bool) -> CorpusOptions {
 }
 
 /// Opens the forget or the retain corpus of a recipe.
-pub(super) fn stream(
+pub(crate) fn stream(
     recipe: &Recipe,
     folder: &mut Folder,
     tokenizer: &Tokenizer,

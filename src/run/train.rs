@@ -1,32 +1,32 @@
 //! The loop of a run: draw, step, log, evaluate, checkpoint, and the model folder at the end.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::evaluate::Monitor;
-use super::export::{Kept, RECORD, check_target, write_model};
-use super::folder::Folder;
-use super::notices;
+use super::monitor::Monitor;
 use super::page::{self, Outcome};
-use super::recipe::{MethodSection, Recipe};
+use super::recipe::Recipe;
 use super::resume::{self, Log};
+use super::setup::load;
 use super::signals::StopFlag;
 use super::stream::{Stream, overlap, stream};
 use super::watch::Watch;
 use crate::data::MicroBatch;
 use crate::error::{Error, Kind, Result};
 use crate::eval::monitored::Measured;
+use crate::folder::Folder;
+use crate::folder::export::{Kept, RECORD, check_target, write_model};
 use crate::io::atomic::{recover_all, write_file_atomic};
 use crate::io::checkpoint::Checkpoint;
 use crate::method::passes::Passes;
-use crate::method::{
-    Combination, MeanTeacher, Method, Reference, StepReport, combine, projection, rmu,
-};
+use crate::method::{Combination, MeanTeacher, Method, StepReport};
 use crate::model::params::Keeping;
-use crate::model::{Layout, Model, ModelConfig, Saving};
-use crate::ops::{CustomRule, Ops, UpdateRule};
+use crate::model::{Layout, Model, Saving};
+use crate::ops::Ops;
+use crate::optim::{CustomRule, UpdateRule};
+use crate::report::notices;
 use crate::report::progress::{Progress, StepLine};
 use crate::report::tensorboard::Events;
 
@@ -389,7 +389,7 @@ impl<'a, O: Ops> Run<'a, O> {
 }
 
 /// Returns what progress shows of a step.
-pub(super) fn line_of(report: &StepReport, method: &Method) -> StepLine {
+pub(crate) fn line_of(report: &StepReport, method: &Method) -> StepLine {
     let hidden = method.loss().rows(&method.knobs).hidden();
     StepLine {
         name: if hidden { method.loss().name() } else { "nll_forget" },
@@ -440,56 +440,4 @@ fn measure_folder<O: Ops>(
     let mut model = Model::load(ops, folder.config, &folder.weights, &Keeping::inference())?;
     let mut passes = Passes::new(ops, &model, suite.longest().max(1), false)?;
     suite.measure(ops, &mut model, &mut passes)
-}
-
-/// Loads what a recipe trains, with buffers for packs of `tokens` tokens; `retain` is what a shield is found from.
-pub(super) fn load<O: Ops>(
-    ops: &O,
-    recipe: &Recipe,
-    folder: &mut Folder,
-    keep: &Keeping,
-    tokens: usize,
-    saving: Saving,
-    retain: Option<&Stream>,
-) -> Result<MeanTeacher<O>> {
-    recipe.check_model(&folder.config)?;
-    let method = recipe.method()?;
-    let model = Model::load(ops, folder.config.clone(), &folder.weights, keep)?;
-    let passes = Passes::saving(ops, &model, tokens, Some(saving))?;
-    let base = method.reads(Reference::Frozen);
-    let base = base.then(|| base_model(ops, recipe, &model.config, &mut folder.notices));
-    let mut state = MeanTeacher::new(model, base.transpose()?, passes, method, recipe.settings());
-    rmu::prepare(ops, &mut state, recipe.seed)?;
-    combine::prepare(ops, &mut state, recipe.combination()?, keep)?;
-    if let Some(retain) = retain.filter(|_| recipe.method.shield > 0.0) {
-        let MethodSection { shield: share, shield_rank: rank, shield_documents, .. } =
-            recipe.method;
-        let setup = projection::Setup { share, rank, tokens };
-        projection::prepare(ops, &mut state, setup, &retain.first(shield_documents)?)?;
-    }
-    Ok(state)
-}
-
-/// Loads the model that the loss compares with the one of `config`; says what is new in its notices.
-pub(super) fn base_model<O: Ops>(
-    ops: &O,
-    recipe: &Recipe,
-    config: &ModelConfig,
-    notices: &mut Vec<String>,
-) -> Result<Model<O>> {
-    let own = recipe.model.base.as_os_str().is_empty();
-    let folder: &PathBuf = if own { &recipe.model.path } else { &recipe.model.base };
-    let folder = Folder::open(folder)?;
-    notices::say_more(notices, folder.notices);
-    let (cap, wanted) = (folder.config.logit_cap, config.logit_cap);
-    if cap != wanted {
-        let show = |cap: Option<f64>| cap.map_or("no cap".into(), |cap| format!("a cap of {cap}"));
-        return Err(Error::config(format!(
-            "model.base: its logits have {}, those of model.path {}",
-            show(cap),
-            show(wanted)
-        ))
-        .hint("compare models of one architecture"));
-    }
-    Model::load(ops, folder.config, &folder.weights, &Keeping::inference())
 }

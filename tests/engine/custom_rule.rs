@@ -12,11 +12,9 @@ use nepenthe::method::passes::Passes;
 use nepenthe::method::{FORGET, Knobs, MeanTeacher, Method, PENALTIES, Settings, WeightRule};
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Train};
-use nepenthe::ops::{
-    CustomRule, DeviceView, KernelArg, Ops, Role, StateMode, TeacherForm, TensorView, UpdateRule,
-    UpdateScalars,
-};
+use nepenthe::ops::{Ops, Role, StateMode, TeacherForm};
 use nepenthe::optim::Schedule;
+use nepenthe::optim::{CustomRule, DeviceView, KernelArg, TensorView, UpdateRule, UpdateScalars};
 use nepenthe::{Kind, Result};
 
 const LLAMA: &str = r#"{"model_type":"llama","hidden_size":24,"num_attention_heads":4,"num_key_value_heads":2,

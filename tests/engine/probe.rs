@@ -11,11 +11,12 @@ use nepenthe::method::{
 };
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Train};
-use nepenthe::ops::{StateMode, TeacherForm, UpdateRule};
+use nepenthe::ops::{StateMode, TeacherForm};
 use nepenthe::optim::Schedule;
+use nepenthe::optim::UpdateRule;
+use nepenthe::probe::fisher::{Fisher, Point, cosine, distance, dot, norm};
+use nepenthe::probe::solve::{Limits, conjugate_gradients, diagonal};
 use nepenthe::report::svg::Chart;
-use nepenthe::run::probe::fisher::{Fisher, Point, cosine, distance, dot, norm};
-use nepenthe::run::probe::solve::{Limits, conjugate_gradients, diagonal};
 
 const V: usize = 11;
 const TOY: &str = r#"{"model_type":"llama","hidden_size":8,"num_attention_heads":2,"num_key_value_heads":1,

@@ -2,7 +2,7 @@
 
 use crate::support::on_a_gpu;
 use nepenthe::backend::gpu::Gpu;
-use nepenthe::run::conformance::FAMILIES;
+use nepenthe::conformance::FAMILIES;
 
 /// Runs the families that are `wanted` (or the one of them named by `NEPENTHE_FAMILY`) and fails with every case that
 /// failed.

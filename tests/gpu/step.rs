@@ -7,21 +7,22 @@ use crate::support::{Random, simulated, simulated_as};
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::backend::gpu::driver::sim::{Simulator, Timing};
 use nepenthe::backend::gpu::{Gpu, Precision};
+use nepenthe::conformance::{Dtype, tol};
 use nepenthe::data::MicroBatch;
+use nepenthe::method::loss::rmu::steering;
 use nepenthe::method::passes::Passes;
 use nepenthe::method::projection::Projection;
-use nepenthe::method::rmu::steering;
 use nepenthe::method::{
     Combination, FORGET, Knobs, MeanTeacher, Method, Objective, PENALTIES, Settings, StepReport,
-    WeightRule, combine,
+    WeightRule,
 };
 use nepenthe::model::generate::{Choice, Request};
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Level, Model, ModelConfig, Saving, Train};
-use nepenthe::ops::{Compute, Ops, PackData, Role, StateMode, TeacherForm, UpdateRule};
+use nepenthe::ops::{Compute, Ops, PackData, Role, StateMode, TeacherForm};
 use nepenthe::optim::Schedule;
+use nepenthe::optim::UpdateRule;
 use nepenthe::run::Recipe;
-use nepenthe::run::conformance::{Dtype, tol};
 use nepenthe::run::plan::{Plan, Target};
 
 const V: usize = 101;
@@ -103,7 +104,8 @@ fn separate<O: Ops>(ops: &O, run: &mut MeanTeacher<O>, job: Job, combination: Co
         rule: job.rule,
         seed: 1,
     };
-    combine::prepare(ops, run, combination, &keep).unwrap();
+    let terms = run.method.terms.len();
+    run.combine = combination.prepare(ops, &run.model, &keep, terms).unwrap();
 }
 
 fn step<O: Ops>(ops: &O, job: Job) -> Outcome {

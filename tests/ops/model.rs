@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::data::MicroBatch;
 use nepenthe::method::combine::Sum;
+use nepenthe::method::loss::rmu::steering;
 use nepenthe::method::passes::{Passes, Step, Task};
 use nepenthe::method::projection::{Grams, Projection, directions, layers_at_once};
-use nepenthe::method::rmu::steering;
 use nepenthe::method::{FORGET, Knobs, Nll, Objective, PENALTIES, Rows};
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Train};
-use nepenthe::ops::{State, StateMode, TeacherForm, UpdateRule};
+use nepenthe::ops::{State, StateMode, TeacherForm};
+use nepenthe::optim::UpdateRule;
 
 use crate::support::model::weights;
 use crate::support::{Dtype, Random, STEP, tol};

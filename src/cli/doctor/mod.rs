@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use super::engine::{DeviceArgs, Engine};
 use super::output::Output;
 use crate::backend::gpu::{Gpu, Precision, images, probe};
+use crate::conformance::FAMILIES;
+use crate::conformance::trajectory::{self, Recorded, Response, Row, judge};
 use crate::error::{Error, Kind, Result};
-use crate::run::conformance::FAMILIES;
-use crate::run::conformance::trajectory::{self, Recorded, Response, Row, judge};
 
 /// Options of `doctor`.
 #[derive(Debug, clap::Args)]

@@ -5,7 +5,8 @@ use std::ops::Range;
 use crate::error::Result;
 use crate::model::Model;
 use crate::model::sink::InputHook;
-use crate::ops::{Ops, ParamSpec, Role, StateMode, TeacherForm, UpdateRule};
+use crate::ops::{Ops, ParamSpec, Role, StateMode, TeacherForm};
+use crate::optim::UpdateRule;
 
 /// Limit of the sums that layers are processed together up to, in bytes: a pass over the texts costs more than they do.
 const GRAMS: usize = 256 << 20;

@@ -3,7 +3,7 @@
 use super::Recipe;
 use crate::model::ModelConfig;
 use crate::optim::{Schedule, Shape};
-use crate::run::notices::WARNING;
+use crate::report::notices::WARNING;
 
 impl Recipe {
     /// Returns the forget documents of a step.

@@ -13,8 +13,8 @@ mod write;
 
 use serde::{Deserialize, Serialize};
 
-use super::export::Save;
 use super::watch::Stop;
+use crate::folder::export::Save;
 use crate::method::Reference;
 use crate::model::params::Keeping;
 use crate::ops::{StateMode, TeacherForm};

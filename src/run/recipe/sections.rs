@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::eval::muse;
+use crate::eval::metric::muse;
+use crate::folder::export::{SaveDtype, SaveRounding};
 use crate::model::Level;
-use crate::run::export::{SaveDtype, SaveRounding};
 
 /// `[report]`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]

@@ -5,11 +5,11 @@ use super::{Param, Store};
 use crate::backend::gpu::driver::{Args, Launch};
 use crate::backend::gpu::{Gpu, Grad};
 use crate::error::{Error, Kind, Result};
-use crate::ops::rule::other_rule;
-use crate::ops::state::StepSettings;
-use crate::ops::{
-    CustomRule, DeviceView, KernelArg, Kernels, TeacherForm, TensorPlace, TensorView, UpdateRule,
-    UpdateScalars,
+use crate::ops::TeacherForm;
+use crate::optim::StepSettings;
+use crate::optim::custom::other_rule;
+use crate::optim::{
+    CustomRule, DeviceView, KernelArg, Kernels, TensorPlace, TensorView, UpdateRule, UpdateScalars,
 };
 
 /// Bytes that every buffer for a rule starts at a multiple of.

@@ -16,11 +16,10 @@ use crate::error::Result;
 use crate::ops::format::{
     EXPONENT_LIMIT, MOMENT_BLOCK, drift_exponent, from_f16, narrow_even, noise_seed, to_f16, widen,
 };
-use crate::ops::state::{Distances, GradScan, StepOutcome, StepSettings};
-use crate::ops::{
-    CustomRule, ParamSpec, Role, State, StateMode, TeacherForm, TensorPlace, UpdateRule,
-    UpdateScalars,
-};
+use crate::ops::state::{Distances, GradScan};
+use crate::ops::{ParamSpec, Role, State, StateMode, TeacherForm};
+use crate::optim::{CustomRule, TensorPlace, UpdateRule, UpdateScalars};
+use crate::optim::{StepOutcome, StepSettings};
 
 pub(super) use step::StepBlock;
 

@@ -10,9 +10,11 @@ use crate::backend::gpu::arena::Arena;
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Gpu, Grad, blocks};
 use crate::error::{Error, Result};
-use crate::ops::rule::other_rule;
-use crate::ops::state::{AdamNumbers, GradScan, StepOutcome, StepSettings, moments_bound};
-use crate::ops::{TeacherForm, UpdateRule, UpdateScalars, WorkKey};
+use crate::ops::state::{GradScan, moments_bound};
+use crate::ops::{TeacherForm, WorkKey};
+use crate::optim::custom::other_rule;
+use crate::optim::{AdamNumbers, StepOutcome, StepSettings};
+use crate::optim::{UpdateRule, UpdateScalars};
 
 /// Numbers a block of the scan takes: kChunk of kernels/norm.cu.
 const CHUNK: usize = 16384;

@@ -9,7 +9,8 @@ mod table;
 use toml::Value;
 
 use crate::error::{Error, Result, nearest};
-use crate::eval::{monitored, muse};
+use crate::eval::metric::muse;
+use crate::eval::monitored;
 use crate::method::{Combination, FORGET, PENALTIES};
 
 pub use table::SETTINGS;
