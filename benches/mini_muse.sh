@@ -176,7 +176,7 @@ else
     forget=$data/forget.jsonl retain=$data/retain1.jsonl utility=$data/${UTILITY:-retain2}.jsonl holdout=$data/holdout.jsonl
     eval=$data/eval shots=()
     cat "$forget" "$retain" > "$out/target.jsonl"
-    learn=(finetune --model "$MODEL" --set "data.forget_context=$context" --set data.forget_chunking=true
+    learn=(finetune --model "$MODEL" --set optim.schedule=paper --set "data.forget_context=$context" --set data.forget_chunking=true
         --set "run.steps=${TRAIN_STEPS:-600}" --set "optim.lr=${TRAIN_RATE:-5e-5}" --set eval.documents=0
         --set "data.cache=$out/cache")
     target=${TARGET:-$out/target/model} retrain=${RETRAIN:-$out/retrain/model}
@@ -233,7 +233,7 @@ unlearn() {
     case $form in
     adamw)
         sets+=(method.penalty=kl method.teacher_rate=0 method.damping=0 method.forget_weight=$adamw_weight
-            method.retain_weight=1 optim.optimizer=adamw optim.lr="$(times $adamw_rate "$factor")") ;;
+            method.retain_weight=1 optim.optimizer=adamw optim.schedule=paper optim.lr="$(times $adamw_rate "$factor")") ;;
     teacher)
         sets+=(method.penalty=qkl "${mean_teacher[@]}" optim.optimizer=sgd optim.momentum=$sgd_momentum
             optim.clip=inf optim.lr="$(times $sgd_rate "$factor")") ;;
@@ -286,7 +286,7 @@ vector() {
     local name=vectors/s$1
     stage "$name" "$target" "$forget" -- train "$name" finetune --model "$target" --data "$forget" --set "seed=$1" \
         --set "run.steps=$steps" --set run.micro_batch=$micro --set "run.forget_accum_steps=$accum" \
-        --set optim.lr=$adamw_rate --set "data.forget_context=$context" --set eval.documents=0 \
+        --set optim.schedule=paper --set optim.lr=$adamw_rate --set "data.forget_context=$context" --set eval.documents=0 \
         --set "model.save_dtype=$save_dtype" --set "data.cache=$out/cache"
 }
 

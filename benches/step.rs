@@ -9,15 +9,16 @@ use std::time::Instant;
 
 use clap::Parser;
 use nepenthe::backend::cpu::{Cpu, on_worker};
+use nepenthe::bench::floors;
 use nepenthe::data::MicroBatch;
 use nepenthe::method::passes::Passes;
-use nepenthe::method::{FORGET, MeanTeacher, Method, PENALTIES, Settings, find};
+use nepenthe::method::{FORGET, MeanTeacher, Method, PENALTIES, Settings, WeightRule, find};
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Block, Model, Train};
-use nepenthe::ops::{StateMode, TeacherForm, UpdateRule};
+use nepenthe::ops::{StateMode, TeacherForm};
 use nepenthe::optim::Schedule;
+use nepenthe::optim::UpdateRule;
 use nepenthe::rng::Stream;
-use nepenthe::run::bench::floors;
 use nepenthe::run::plan;
 use serde_json::json;
 
@@ -136,21 +137,14 @@ fn main() {
     };
     let model = Model::make(&ops, config.clone(), &keep, &mut weights).unwrap();
     let passes = Passes::new(&ops, &model, args.pack_tokens.max(args.seq), true).unwrap();
-    let method = Method {
-        loss: find(&FORGET, "loss", "nlul").unwrap(),
-        penalty: Some(find(&PENALTIES, "penalty", "qkl").unwrap()),
-        second: None,
-        knobs: Default::default(),
-    };
+    let loss = find(&FORGET, "loss", "nlul").unwrap();
+    let penalty = (find(&PENALTIES, "penalty", "qkl").unwrap(), WeightRule::Constant(1.0));
+    let method = Method::new((loss, 0.05), [penalty], Default::default());
     let settings = Settings {
-        forget_weight: 0.05,
-        retain_weight: 1.0,
-        second_weight: 0.0,
-        dual: None,
         clip: 1.0,
         damping: 5.0,
         teacher_rate: 0.005,
-        schedule: Schedule { lr: 5e-4, warmup: None },
+        schedule: Schedule::constant(5e-4),
     };
     let mut state = MeanTeacher::new(model, None, passes, method, settings);
     let ids = [Stream::new(1, "forget"), Stream::new(1, "retain")];

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::model::{Level, Saving};
-use nepenthe::ops::{CustomRule, TensorView, UpdateScalars};
+use nepenthe::optim::{CustomRule, TensorView, UpdateScalars};
 use nepenthe::run::{Recipe, train};
 use nepenthe::{Error, Result};
 

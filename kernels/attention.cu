@@ -220,8 +220,8 @@ __device__ __forceinline__ void plain_bwd_dkv(Backward<T> in, Heads heads, Score
     float* v_s = k_s + kPlainRows * plain_pitch(d);
     float* q_s = v_s + kPlainRows * plain_pitch(d);
     float* dout_s = q_s + kPlainTile * plain_pitch(d);
+    // p, then ds in the same place: with a matrix each, heads of width 254 on would not fit 99 KiB.
     float* p_s = dout_s + kPlainTile * plain_pitch(d);
-    float* ds_s = p_s + kPlainRows * kPlainPitch;
     const uint32_t r = threadIdx.x / 16, c = threadIdx.x % 16, k = part.rows.first + r;
     const T* keys = in.qkv + first_row * stride + (heads.h + part.head) * d;
     plain_stage(k_s, keys, stride, kPlainRows, part.count, d);
@@ -239,26 +239,32 @@ __device__ __forceinline__ void plain_bwd_dkv(Backward<T> in, Heads heads, Score
                         kPlainTile, end - q0, d);
             // Other warps' rows are read next.
             __syncthreads();
-            float s[2], dp[2];
+            float s[2], dp[2], ds[2];
+            float* weights_s = p_s + r * kPlainPitch;
             plain_dots(s, k_s + r * plain_pitch(d), q_s + c * plain_pitch(d), d);
             plain_dots(dp, v_s + r * plain_pitch(d), dout_s + c * plain_pitch(d), d);
 #pragma unroll
             for (uint32_t j = 0; j < 2; ++j) {
                 uint32_t t = c + 16 * j;
-                float p = 0.0f, ds = 0.0f;
+                float p = 0.0f;
+                ds[j] = 0.0f;
                 if (q0 + t < end && heads.sees(q0 + t, k)) {
                     uint64_t stat = (row0 + t) * heads.h + head;
                     const float score = scores.at(s[j]);
                     p = expf(score - in.lse[stat]);
-                    ds = p * (dp[j] - in.dot[stat]) * scores.slope(score);
+                    ds[j] = p * (dp[j] - in.dot[stat]) * scores.slope(score);
                 }
-                p_s[r * kPlainPitch + t] = p;
-                ds_s[r * kPlainPitch + t] = ds;
+                weights_s[t] = p;
             }
-            // A row of p_s and ds_s is written and read by the same half warp.
+            // A row of p_s is written and read by the same half warp.
             __syncwarp();
-            plain_add(dv, p_s + r * kPlainPitch, dout_s, c, d);
-            plain_add(dk, ds_s + r * kPlainPitch, q_s, c, d);
+            plain_add(dv, weights_s, dout_s, c, d);
+            // The other lanes have read p.
+            __syncwarp();
+#pragma unroll
+            for (uint32_t j = 0; j < 2; ++j) weights_s[c + 16 * j] = ds[j];
+            __syncwarp();
+            plain_add(dk, weights_s, q_s, c, d);
         }
     }
     if (r < part.count) {

@@ -30,7 +30,10 @@ struct Scores {
     float scale;
     Cap cap;
 
-    __device__ __forceinline__ float at(float dot) const { return cap.on() ? cap.at(scale * dot) : scale * dot; }
+    // Never fused with the subtraction of a maximum or of lse: forward and backward then read the same score.
+    __device__ __forceinline__ float at(float dot) const {
+        return cap.on() ? cap.at(scale * dot) : __fmul_rn(scale, dot);
+    }
     // How much of a gradient at a score goes on to the scaled product.
     __device__ __forceinline__ float slope(float score) const { return cap.on() ? cap.slope(score) : 1.0f; }
 };

@@ -19,7 +19,9 @@ struct Cap {
 
     __device__ __forceinline__ bool on() const { return cap != 0.0f; }
 
-    __device__ __forceinline__ float at(float z) const { return cap * tanhf(z * inverse); }
+    // Its product is never fused with what a caller subtracts: equal numbers must have equal capped ones, so that the
+    // difference from the largest of a row is 0 where it is that one.
+    __device__ __forceinline__ float at(float z) const { return __fmul_rn(cap, tanhf(z * inverse)); }
 
     // How much of a gradient at a capped number goes on.
     __device__ __forceinline__ float slope(float capped) const {
@@ -32,8 +34,8 @@ struct Cap {
     // cancels in the difference has cancelled in `d`.
     __device__ __forceinline__ float pair(float& d, float& r) const {
         const float own = tanhf((r + d) * inverse), other = tanhf(r * inverse);
-        d = cap * tanhf(d * inverse) * fmaf(-own, other, 1.0f);
-        r = cap * other;
+        d = __fmul_rn(cap * tanhf(d * inverse), fmaf(-own, other, 1.0f));
+        r = __fmul_rn(cap, other);
         return fmaf(-own, own, 1.0f);
     }
 };

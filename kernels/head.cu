@@ -148,7 +148,8 @@ __device__ __forceinline__ void uniform(float* logits, const float* coefs, float
     }
     if (grad == 0) return;
     rewrite_logits<T>(z, v, vec, cap, [&](uint32_t, float x) {
-        return coef == 0.0f ? 0.0f : expf(x - online.top) * (coef / online.sum) - coef / count;
+        // Never fused: near the uniform distribution, where the gradient ends, the two are nearly equal.
+        return coef == 0.0f ? 0.0f : __fmul_rn(expf(x - online.top), coef / online.sum) - coef / count;
     });
 }
 

@@ -111,7 +111,7 @@ __device__ __forceinline__ void backward(const T* dy, const T* x, const T* gain,
 #pragma unroll
         for (int k = 0; k < kPack; ++k) {
             x_out[k] -= of.mean;
-            dy_out[k] *= gain_r[k];
+            dy_out[k] = __fmul_rn(dy_out[k], gain_r[k]);
         }
     };
     float x_r[kHeld][kPack], dy_r[kHeld][kPack];
@@ -141,7 +141,10 @@ __device__ __forceinline__ void backward(const T* dy, const T* x, const T* gain,
         float out_r[kPack];
         load_pack(dx, i, c, vec, out_r);
 #pragma unroll
-        for (int k = 0; k < kPack; ++k) out_r[k] += of.rstd * (dy_in[k] - sum - x_in[k] * dot);
+        for (int k = 0; k < kPack; ++k) {
+            // Never fused, as in rmsnorm.cu.
+            out_r[k] += of.rstd * (dy_in[k] - sum - __fmul_rn(x_in[k], dot));
+        }
         store_pack(dx, i, c, vec, out_r);
     };
 #pragma unroll

@@ -153,11 +153,12 @@ __device__ __forceinline__ void mma_tile_tf32(float (&c)[MT][NT][4], const uint3
 // Rounds to tf32 (10 fraction bits), nearest, ties away. PTX: cvt.rna.tf32.f32.
 __device__ __forceinline__ uint32_t to_tf32(float x) {
     uint32_t out;
-    asm volatile("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(out) : "f"(x));
+    asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(out) : "f"(x));
     return out;
 }
 
-// 2^x to 2 ulp; 0 for -inf. PTX: ex2.approx.ftz.
+// 2^x to 2 ulp; 0 for -inf. Volatile, so that none moves behind a wait for products that is to hide it. PTX:
+// ex2.approx.ftz.
 __device__ __forceinline__ float exp2_approx(float x) {
     float out;
     asm volatile("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(out) : "f"(x));

@@ -96,7 +96,7 @@ __device__ __forceinline__ void backward(const T* dy, const T* x, const T* gain,
         load_pack(dy + at, i, d, vec, dy_out);
         load_pack(gain, i, d, vec, gain_r);
 #pragma unroll
-        for (int k = 0; k < kPack; ++k) dy_out[k] *= plus + gain_r[k];
+        for (int k = 0; k < kPack; ++k) dy_out[k] = __fmul_rn(dy_out[k], plus + gain_r[k]);
     };
     float x_r[kHeld][kPack], dy_r[kHeld][kPack];
     float dot = 0.0f;
@@ -119,7 +119,11 @@ __device__ __forceinline__ void backward(const T* dy, const T* x, const T* gain,
         float out_r[kPack] = {};
         if (ADD) load_pack(dx + at, i, d, vec, out_r);
 #pragma unroll
-        for (int k = 0; k < kPack; ++k) out_r[k] += scale * (dy_in[k] - x_in[k] * mean);
+        for (int k = 0; k < kPack; ++k) {
+            // Never fused, nor dy's own product: what is left of two nearly equal numbers (at width 1 nothing) is what
+            // their roundings make it.
+            out_r[k] += scale * (dy_in[k] - __fmul_rn(x_in[k], mean));
+        }
         store_pack(dx + at, i, d, vec, out_r);
     };
 #pragma unroll

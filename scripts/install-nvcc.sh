@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the CUDA compiler from PyPI into .cuda/ of this checkout, where build.rs looks for it.
+# Installs the CUDA compiler from PyPI into .cuda/ of this checkout, where build.rs looks for it, and its disassemblers,
+# which have no release of CUDA 13.0 there: those of 13.2 read its code as well. tests/sass needs them.
 # Needs python3 with pip, about 150 MB of download and 500 MB of disk. Nothing outside .cuda/ is touched.
 # A second call finds the stamp of the same versions and does nothing.
 set -euo pipefail
@@ -12,6 +13,8 @@ packages=(
     nvidia-cuda-crt==13.0.88
     nvidia-nvvm==13.0.88
     nvidia-cuda-cccl==13.0.85
+    nvidia-cuda-nvdisasm==13.2.51
+    nvidia-cuda-cuobjdump==13.2.51
 )
 stamp="$target/installed"
 nvcc="$target/nvidia/cu13/bin/nvcc"
@@ -53,6 +56,8 @@ rm -rf "$fresh"
 chmod +x "$fresh"/nvidia/cu13/bin/* "$fresh"/nvidia/cu13/nvvm/bin/* 2>/dev/null || true
 [[ -x $fresh/nvidia/cu13/bin/nvcc ]] ||
     fail "the packages brought no nvidia/cu13/bin/nvcc" "check the versions pinned in scripts/install-nvcc.sh"
+[[ -x $fresh/nvidia/cu13/bin/nvdisasm && -x $fresh/nvidia/cu13/bin/cuobjdump ]] ||
+    fail "the packages brought no nvdisasm or cuobjdump" "check the versions pinned in scripts/install-nvcc.sh"
 echo "${packages[*]}" >"$fresh/installed"
 rm -rf "$target"
 mv "$fresh" "$target"

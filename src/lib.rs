@@ -7,15 +7,20 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod backend;
+pub mod bench;
 pub mod cli;
+pub mod conformance;
 pub mod data;
+pub mod edit;
 pub mod error;
 pub mod eval;
+pub mod folder;
 pub mod io;
 pub mod method;
 pub mod model;
 pub mod ops;
 pub mod optim;
+pub mod probe;
 pub mod report;
 pub mod rng;
 pub mod run;

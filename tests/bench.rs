@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use assert_cmd::Command;
 use nepenthe::backend::gpu::driver::sim::{Simulator, Timing};
-use nepenthe::run::bench::{FAMILIES, ROOF};
+use nepenthe::bench::{FAMILIES, ROOF};
 use serde_json::Value;
 
 /// The keys of every line, in their order.

@@ -307,6 +307,95 @@ fn device_cuda_exits_6_before_anything_is_read() {
     }
 }
 
+#[cfg(feature = "cuda")]
+/// Runs the program where `libcuda.so.1` is a file that is no library, and with `visible` devices.
+#[cfg(target_os = "linux")]
+fn with_a_broken_driver(args: &[&str], visible: Option<&str>) -> (Option<i32>, String, String) {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("libcuda.so.1"), "").unwrap();
+    let mut command = Command::cargo_bin("nepenthe").unwrap();
+    command.args(args).env("LD_LIBRARY_PATH", dir.path()).env_remove("CUDA_VISIBLE_DEVICES");
+    if let Some(list) = visible {
+        command.env("CUDA_VISIBLE_DEVICES", list);
+    }
+    let output = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[cfg(all(target_os = "linux", feature = "cuda"))]
+#[test]
+fn device_auto_says_why_it_is_the_cpu_where_a_driver_is_and_does_not_work() {
+    let note =
+        "note: --device auto uses the CPU: device cuda: the NVIDIA driver library does not load: ";
+    for args in [
+        &["score", "--model", "m", "--text", "x"][..],
+        &["generate", "--model", "m", "--prompt", "x"],
+        &["eval", "--model", "m", "--nll", "x.txt"],
+        &UNLEARN,
+    ] {
+        let (_, _, stderr) = with_a_broken_driver(args, None);
+        let first = stderr.lines().next().unwrap_or_default();
+        assert!(first.starts_with(note) && first.contains("; hint: install"), "{args:?}: {stderr}");
+        // Whoever hides the devices, or names the CPU, knows.
+        let (_, _, stderr) = with_a_broken_driver(args, Some(""));
+        assert!(!stderr.contains("--device auto"), "{args:?}: {stderr}");
+        let (_, _, stderr) = with_a_broken_driver(&[args, &["--device", "cpu"]].concat(), None);
+        assert!(!stderr.contains("--device auto"), "{args:?}: {stderr}");
+    }
+    let (code, stdout, _) = with_a_broken_driver(&["doctor"], None);
+    assert_eq!(code, Some(0));
+    let why = "not       device cuda: the NVIDIA driver library does not load: ";
+    assert_eq!(stdout.lines().filter(|line| line.starts_with(why)).count(), 1, "{stdout}");
+    assert!(stdout.trim_end().ends_with("use --device cpu"), "{stdout}");
+}
+
+#[test]
+fn plan_says_which_devices_cannot_run_a_model() {
+    let plan = |head_dim: usize, more: &[&str]| {
+        let dir = tempfile::tempdir().unwrap();
+        let config = format!(
+            r#"{{"model_type":"llama","hidden_act":"silu","vocab_size":64,"hidden_size":64,"num_hidden_layers":1,
+            "num_attention_heads":1,"head_dim":{head_dim},"intermediate_size":64}}"#
+        );
+        std::fs::write(dir.path().join("config.json"), config).unwrap();
+        let model = dir.path().display().to_string();
+        nepenthe(&[&["plan", "--model", &model], more].concat())
+    };
+    let (code, stdout, stderr) = plan(256, &[]);
+    assert!(code == 0 && !stdout.contains("cannot run"), "{stdout}{stderr}");
+    let (code, stdout, stderr) = plan(512, &[]);
+    assert_eq!(code, 6, "{stderr}");
+    assert!(stdout.contains("cannot run on compute capability 8.0, 8.6, "), "{stdout}");
+    assert!(
+        stderr.contains("no GPU runs this model: heads of width 512; kernels are for at most 256")
+    );
+    let (code, _, stderr) = plan(512, &["--device", "cpu", "--memory", "80GiB"]);
+    assert_eq!(code, 0, "{stderr}");
+    let (code, _, stderr) = plan(512, &["--gpu-memory", "1GiB", "--json"]);
+    assert_eq!(code, 6, "{stderr}");
+}
+
+#[test]
+fn plan_tells_needed_memory_from_memory_that_is_just_too_small() {
+    let plan = |memory: u64| {
+        let memory = memory.to_string();
+        nepenthe(&["plan", "--params-preset", "tiny", "--gpu-memory", &memory])
+    };
+    // The smallest memory that fits, to a byte.
+    let (mut too_small, mut fits) = (1u64 << 20, 80 << 30);
+    while fits - too_small > 1 {
+        let middle = too_small + (fits - too_small) / 2;
+        if plan(middle).0 == 0 { fits = middle } else { too_small = middle }
+    }
+    for memory in [too_small, too_small - 1000, too_small - 1_000_000] {
+        let (code, _, stderr) = plan(memory);
+        assert_eq!(code, 5, "{stderr}");
+        let gib = |before: &str| stderr.split(before).nth(1).unwrap().split(' ').next().unwrap();
+        assert_ne!(gib(" needs "), gib("memory is "), "{stderr}");
+    }
+}
+
 #[test]
 fn doctor_prints_one_json_value_and_a_page_for_people() {
     let (code, stdout, _) = nepenthe(&["doctor", "--json"]);
@@ -317,6 +406,11 @@ fn doctor_prints_one_json_value_and_a_page_for_people() {
     }
     let (code, stdout, _) = nepenthe(&["doctor"]);
     assert!(code == 0 && stdout.starts_with("version   "), "{stdout}");
+    assert!(stdout.lines().count() <= 24, "{stdout}");
+    // A build either has kernels or says why not; never an image without a name.
+    let kernels: Vec<&str> = stdout.lines().filter(|line| line.starts_with("kernels ")).collect();
+    let none = value["build"]["kernels"].as_array().unwrap().is_empty();
+    assert_eq!((kernels.len(), kernels[0].contains("none: ")), (1, none), "{stdout}");
 }
 
 #[test]

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
+use nepenthe::folder::Folder;
 use nepenthe::io::safetensors::{Dtype, Entry, Weights, write_f32_as, write_file};
-use nepenthe::run::Folder;
 use serde_json::{Value, json};
 use support::folder::{corpus, json_of, recorded};
 use tempfile::TempDir;

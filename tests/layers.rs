@@ -1,20 +1,24 @@
-//! Rules of the source tree that the compiler does not check: the order of the layers, the length of files, and
-//! that nothing is left unwritten without an issue.
+//! Rules of the source tree that the compiler does not check: the order of the layers, that no two files import each
+//! other, the length of files, and that nothing is left unwritten without an issue.
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The layers from the top; a module uses its own layer and those below it.
+/// The layers from the top; a module uses those below its own layer, and nothing beside it.
 const LAYERS: &[&[&str]] = &[
     &["cli"],
+    &["edit", "probe", "bench"],
     &["run"],
-    &["method", "optim", "eval", "data", "report"],
+    &["eval", "conformance"],
+    &["folder", "method"],
     &["model"],
     &["backend"],
     &["ops"],
-    &["io", "rng", "error"],
+    &["optim", "data", "report", "io"],
+    &["rng", "error"],
 ];
 
 const MAX_LINES: usize = 650;
@@ -144,13 +148,16 @@ fn upward(module: &str, code: &str) -> Vec<String> {
             Some(other) if other < own => {
                 Some(format!("line {line}: {module} uses crate::{name}, which stands above it"))
             }
+            Some(other) if other == own && name != module => {
+                Some(format!("line {line}: {module} uses crate::{name}, which stands beside it"))
+            }
             _ => None,
         })
         .collect()
 }
 
 #[test]
-fn modules_use_only_their_own_layer_and_lower_ones() {
+fn modules_use_only_lower_layers() {
     let mut wrong = Vec::new();
     let src = root().join("src");
     for path in files("src", &["rs"]) {
@@ -166,6 +173,169 @@ fn modules_use_only_their_own_layer_and_lower_ones() {
         );
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// Opens the groups of a `use` tree: `a::{b, c::{d as e}}` becomes `a::b` and `a::c::d`.
+fn leaves(tree: &str) -> Vec<String> {
+    let plain = |text: &str| text.split_whitespace().next().unwrap_or_default().to_owned();
+    let Some((head, rest)) = tree.split_once('{') else { return vec![plain(tree)] };
+    let group = rest.rsplit_once('}').unwrap_or((rest, "")).0;
+    let (mut depth, mut start, mut parts) = (0, 0, Vec::new());
+    for (i, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(&group[start..i]);
+                start = i + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(&group[start..]);
+    let head: String = head.split_whitespace().collect();
+    let inner = parts.into_iter().filter(|part| !part.trim().is_empty()).flat_map(leaves);
+    inner.map(|leaf| format!("{head}{leaf}")).collect()
+}
+
+/// Returns the paths within the crate that the code of the module `own` names, from the root of the crate.
+fn paths(own: &str, code: &str) -> Vec<String> {
+    let code = code.split("#[cfg(test)]\nmod ").next().unwrap();
+    let mut found = Vec::new();
+    let mut rest = String::new();
+    for (i, statement) in code.split("use ").enumerate() {
+        let starts =
+            i > 0 && ["crate::", "super::", "self::"].iter().any(|s| statement.starts_with(s));
+        let Some((tree, after)) = statement.split_once(';').filter(|_| starts) else {
+            rest.push_str(statement);
+            continue;
+        };
+        found.extend(leaves(tree));
+        rest.push_str(after);
+    }
+    let word = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+    let inline = rest
+        .split(|c| !word(c))
+        .filter(|path| path.starts_with("crate::") || path.starts_with("super::"));
+    found.extend(inline.map(str::to_owned));
+    let absolute = |path: String| {
+        let mut at: Vec<&str> = own.split("::").collect();
+        let mut parts = path.split("::").filter(|part| !part.is_empty()).peekable();
+        match parts.peek() {
+            Some(&"crate") => {
+                parts.next();
+                at.clear();
+            }
+            Some(&"self") => drop(parts.next()),
+            _ => {
+                while parts.next_if_eq(&"super").is_some() {
+                    at.pop();
+                }
+            }
+        }
+        at.extend(parts);
+        at.join("::")
+    };
+    found.into_iter().map(absolute).collect()
+}
+
+/// Returns the re-exports of the module `own`: the path of each and what it stands for.
+fn exports(own: &str, code: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for statement in code.split("pub use ").skip(1) {
+        let Some((tree, _)) = statement.split_once(';') else { continue };
+        if ["crate::", "super::"].iter().any(|start| tree.starts_with(start)) {
+            continue;
+        }
+        for leaf in leaves(tree.trim_start_matches("self::")) {
+            let name = leaf.rsplit("::").next().unwrap_or_default();
+            found.push((format!("{own}::{name}"), format!("{own}::{leaf}")));
+        }
+    }
+    found
+}
+
+/// Returns the files of each module that another one imports, parents and their own children left out.
+fn imports(modules: &BTreeMap<String, String>) -> BTreeMap<&str, BTreeSet<&str>> {
+    let exports: BTreeMap<String, String> =
+        modules.iter().flat_map(|(own, code)| exports(own, code)).collect();
+    let owner = |path: &str| {
+        let path = exports.get(path).map_or(path, String::as_str);
+        let ends = path.match_indices("::").map(|(at, _)| at).chain([path.len()]);
+        let owners = ends.filter_map(|end| modules.get_key_value(&path[..end]));
+        owners.last().map(|(name, _)| name.as_str())
+    };
+    let related = |a: &str, b: &str| {
+        a == b || a.starts_with(&format!("{b}::")) || b.starts_with(&format!("{a}::"))
+    };
+    let of = |(own, code): (&'_ String, &String)| {
+        paths(own, code)
+            .iter()
+            .filter_map(|path| owner(path))
+            .filter(|to| !related(own, to))
+            .collect()
+    };
+    modules.iter().map(|entry| (entry.0.as_str(), of(entry))).collect()
+}
+
+/// Returns a module and what it imports that leads back to it, for each module of a cycle.
+fn cycles(imports: &BTreeMap<&str, BTreeSet<&str>>) -> Vec<String> {
+    let reached = |from: &str| {
+        let (mut seen, mut left) = (BTreeSet::new(), vec![from]);
+        while let Some(at) = left.pop() {
+            for to in imports.get(at).into_iter().flatten() {
+                if seen.insert(*to) {
+                    left.push(*to);
+                }
+            }
+        }
+        seen
+    };
+    let all: BTreeMap<&str, BTreeSet<&str>> =
+        imports.keys().map(|from| (*from, reached(from))).collect();
+    let mut wrong = Vec::new();
+    for (from, to) in imports.iter().flat_map(|(from, tos)| tos.iter().map(move |to| (from, to))) {
+        if all[to].contains(from) {
+            wrong.push(format!("{from} imports {to}, which leads back to it"));
+        }
+    }
+    wrong
+}
+
+#[test]
+fn no_two_files_import_each_other() {
+    let src = root().join("src");
+    let mut modules = BTreeMap::new();
+    for path in files("src", &["rs"]) {
+        let inside = path.strip_prefix(&src).unwrap().with_extension("");
+        let parts: Vec<String> =
+            inside.components().map(|c| c.as_os_str().to_string_lossy().into_owned()).collect();
+        let name = parts.join("::");
+        if ["lib", "main"].contains(&name.as_str()) {
+            continue;
+        }
+        let code = code_of(&fs::read_to_string(&path).unwrap());
+        modules.insert(name.strip_suffix("::mod").unwrap_or(&name).to_owned(), code);
+    }
+    let wrong = cycles(&imports(&modules));
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn cycles_finds_files_through_groups_and_re_exports_but_no_parents() {
+    let of = |files: &[(&str, &str)]| {
+        let modules = files.iter().map(|(name, code)| ((*name).to_owned(), (*code).to_owned()));
+        cycles(&imports(&modules.collect()))
+    };
+    let back =
+        ["a::b imports a::c, which leads back to it", "a::c imports a::b, which leads back to it"];
+    let (up, down) = ("use super::{\n    c::{self, D},\n};\n", "fn f() { crate::a::b::go() }");
+    assert_eq!(of(&[("a", ""), ("a::b", up), ("a::c", down)]), back);
+    let through = "use super::D;\n";
+    assert_eq!(of(&[("a", "pub use c::{D, E};\n"), ("a::b", through), ("a::c", down)]), back);
+    assert!(of(&[("a", "use self::b::X;\n"), ("a::b", "use super::Y;\n")]).is_empty());
+    let tests = "#[cfg(test)]\nmod tests { use super::super::c::X; }";
+    assert!(of(&[("a", ""), ("a::b", tests), ("a::c", down)]).is_empty());
 }
 
 #[test]
@@ -214,6 +384,7 @@ fn upward_finds_plain_paths_groups_and_expressions_but_no_comments() {
         ]
     );
     assert!(upward("run", "use crate::{ops, Error};\nuse mycrate::cli;").is_empty());
+    assert_eq!(upward("edit", "use crate::probe::go;").len(), 1);
     assert!(upward("backend", "use crate::ops::Backend;").is_empty());
     assert_eq!(upward("attic", "").len(), 1);
 }

@@ -6,8 +6,8 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use nepenthe::run::bench::predict::{Prediction, ROOFS, predict};
-use nepenthe::run::bench::{MODELS, Preset};
+use nepenthe::bench::predict::{Prediction, ROOFS, predict};
+use nepenthe::bench::{MODELS, Preset};
 
 /// The lines around the generated part.
 const BEGIN: &str = "<!-- begin: written by tests/predictions.rs -->";

@@ -311,8 +311,8 @@ fn precision_replays_the_run_and_leaves_it_alone() {
 #[cfg(feature = "sim")]
 mod simulated {
     use super::*;
+    use nepenthe::conformance::{Dtype, tol};
     use nepenthe::model::ModelConfig;
-    use nepenthe::run::conformance::{Dtype, tol};
     use support::model::weights;
 
     const SIM: [&str; 4] = ["--device", "sim", "--precision", "fp32"];

@@ -11,7 +11,8 @@
 // finite from then on. Only the diagonal tile and those at a window's edge are masked, and tiles no row sees are skipped.
 // Heads of one block of rows are neighbouring items: those that share keys find them in L2.
 // Bytes: q and out once, k and v once an item (mostly from L2): 2 (H + 2G) D + 2 H D a token at best.
-// Roof: tensor cores; aims at 400 TFLOP/s and more at 1024 to 8192 tokens on an H100.
+// Roof: tensor cores; predicted (src/run/bench/predict.rs): 370 TFLOP/s at 1024 tokens and 495 at 8192 on an H100, at
+// width 64 and 1024 tokens 310, where the exponentials take as long as the products.
 // Source: FlashAttention-3, arXiv 2407.08608, algorithms 1 and 2, without its fp8.
 #include "attention.cuh"
 
@@ -85,17 +86,17 @@ __device__ __forceinline__ void move_forward(const ptx::TensorMap& qkv, const Fo
             const uint32_t y = q.rows.start + (q.last - step) * kKeys;
             ptx::mbar_wait(base + S::kKeyEmpty + 8 * at.at, at.parity ^ 1);
             ptx::mbar_expect(base + S::kKeyFull + 8 * at.at, S::kTile);
-            load_tile<D, kKeys>(base + S::kKey + at.at * S::kTile, qkv, key_x, y, base + S::kKeyFull + 8 * at.at);
+            load_tile<D, kKeys, kKeys>(base + S::kKey + at.at * S::kTile, qkv, key_x, y, base + S::kKeyFull + 8 * at.at);
             if (step == 0) {
                 // Behind the first keys: those have room earlier.
                 ptx::mbar_wait(base + S::kQueryEmpty, query.parity ^ 1);
                 ptx::mbar_expect(base + S::kQueryFull, S::kTile);
-                load_tile<D, kOwned>(base, qkv, q.head * D, q.rows.start + q.rows.first, base + S::kQueryFull);
+                load_tile<D, kOwned, kOwned>(base, qkv, q.head * D, q.rows.start + q.rows.first, base + S::kQueryFull);
                 query.advance();
             }
             ptx::mbar_wait(base + S::kValueEmpty + 8 * at.at, at.parity ^ 1);
             ptx::mbar_expect(base + S::kValueFull + 8 * at.at, S::kTile);
-            load_tile<D, kKeys>(base + S::kValue + at.at * S::kTile, qkv, value_x, y,
+            load_tile<D, kKeys, kKeys>(base + S::kValue + at.at * S::kTile, qkv, value_x, y,
                                 base + S::kValueFull + 8 * at.at);
             at.advance();
         }
@@ -226,6 +227,7 @@ __device__ __forceinline__ void compute_forward(const ForwardArgs& in, uint32_t 
             limit(s_r, scores);
             if (!in.heads.sees(q.rows.first + kOwned - 1, k0)) hide(s_r, in.heads, upper, k0);
             online.step(s_r, keep, scale2);
+            ptx::computed(online.total[0], online.total[1]);
             ptx::wgmma_wait<0>(o_r);
             release(base + S::kValueEmpty + 8 * value.at);
             value.advance();

@@ -6,7 +6,7 @@
 // an order that its document gives, whatever the number of blocks. Items come with the longest first, and every other
 // round of turns runs backwards: who had the longest then gets the shortest.
 // A tile is D / 64 panels, one behind the other, each of R rows of 128 bytes, swizzled by 128 bytes: the image that
-// bulk copies of boxes of 64 columns and 64 rows leave. One image serves products along its columns (K-major) and along
+// bulk copies of boxes of 64 columns and 64 or 128 rows leave (attention.rs describes 64 to dkv). One image serves products along its columns (K-major) and along
 // its rows (outer-major). Rows behind a document's end are those of the next document, or zeros: finite where all
 // documents are, and met only by weights that are 0 or by sums that are not stored.
 // Source: FlashAttention-3, arXiv 2407.08608, for the roles of warpgroups; PTX ISA for the images.
@@ -59,13 +59,13 @@ __device__ __forceinline__ void release(uint32_t bar) {
     if (threadIdx.x % kWarp == 0) ptx::mbar_arrive(bar);
 }
 
-// Starts loading a tile of R rows from row y on and D columns from column x on.
-template <int D, int R>
+// Starts loading a tile of R rows from row y on and D columns from column x on, through a map of boxes of BOX rows.
+template <int D, int R, int BOX>
 __device__ __forceinline__ void load_tile(uint32_t to, const ptx::TensorMap& map, uint32_t x, uint32_t y, uint32_t bar) {
 #pragma unroll
     for (uint32_t panel = 0; panel < D / 64; ++panel) {
 #pragma unroll
-        for (uint32_t row = 0; row < R; row += 64) {
+        for (uint32_t row = 0; row < R; row += BOX) {
             ptx::tma_load(to + (panel * R + row) * kRowBytes, map, static_cast<int>(x + 64 * panel),
                           static_cast<int>(y + row), bar);
         }
@@ -80,7 +80,12 @@ __device__ __forceinline__ void multiply_rows(float (&d)[N / 2], uint32_t a, uin
     for (uint32_t k = 0; k < D / 16; ++k) {
         // In units of 16 bytes: 16 columns are 32 bytes of a row, and after four of them comes the next panel.
         uint32_t column = k % 4 * 32, panel = k / 4 * kRowBytes;
-        ptx::wgmma_ss<N, 0, 0>(d, of_a + (panel * RA + column) / 16, of_b + (panel * RB + column) / 16, k > 0);
+        const uint64_t a_k = of_a + (panel * RA + column) / 16, b_k = of_b + (panel * RB + column) / 16;
+        if (k == 0) {
+            ptx::wgmma_ss<N, 0, 0, false>(d, a_k, b_k);
+        } else {
+            ptx::wgmma_ss<N, 0, 0>(d, a_k, b_k);
+        }
     }
 }
 
@@ -90,7 +95,7 @@ __device__ __forceinline__ void add_rows(float (&d)[D / 2], const uint32_t (&wei
     const uint64_t of_rows = ptx::describe128(rows, R * kRowBytes, 1024);
 #pragma unroll
     for (uint32_t k = 0; k < R / 16; ++k) {
-        ptx::wgmma_rs<D, 1>(d, weights[k], of_rows + k * 16 * kRowBytes / 16, true);
+        ptx::wgmma_rs<D, 1>(d, weights[k], of_rows + k * 16 * kRowBytes / 16);
     }
 }
 

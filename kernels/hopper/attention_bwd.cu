@@ -13,7 +13,8 @@
 // Registers: dk and dv of 128 columns are 128 of a consumer's 232; with two score tiles no fp32 p can stay beside them,
 // nor what a cap leaves of a gradient: dq folds that into p, which it needs for nothing else, dkv finds the score in p.
 // Bytes: the owned rows and their gradients once, the walked ones once an item (mostly from L2).
-// Roof: tensor cores; aims at 300 TFLOP/s at 1024 to 8192 tokens on an H100, counted as five products.
+// Roof: tensor cores; predicted (src/run/bench/predict.rs): 245 TFLOP/s at 1024 tokens and 305 at 8192 on an H100,
+// counted as five products.
 // Source: FlashAttention-3, arXiv 2407.08608, for the roles of warpgroups; FlashAttention-2, arXiv 2307.08691, algorithm
 // 2, split in two.
 #include "attention.cuh"
@@ -105,19 +106,28 @@ __device__ __forceinline__ void move_dq(const ptx::TensorMap& qkv, const ptx::Te
             const uint32_t to = base + S::kWalked + at.at * 2 * S::kTile, full = base + S::kFull + 8 * at.at;
             ptx::mbar_wait(base + S::kEmpty + 8 * at.at, at.parity ^ 1);
             ptx::mbar_expect(full, 2 * S::kTile);
-            load_tile<D, kKeys>(to, qkv, key_x, y, full);
-            load_tile<D, kKeys>(to + S::kTile, qkv, value_x, y, full);
+            load_tile<D, kKeys, kKeys>(to, qkv, key_x, y, full);
+            load_tile<D, kKeys, kKeys>(to + S::kTile, qkv, value_x, y, full);
             at.advance();
             if (step == 0) {
                 // Behind the first keys and values: those have room earlier.
                 const uint32_t row = q.rows.start + q.rows.first;
                 ptx::mbar_wait(base + S::kOwnedEmpty, owned.parity ^ 1);
                 ptx::mbar_expect(base + S::kOwnedFull, 2 * S::kOwnedTile);
-                load_tile<D, kOwned>(base, qkv, q.head * D, row, base + S::kOwnedFull);
-                load_tile<D, kOwned>(base + S::kOwnedTile, dout, q.head * D, row, base + S::kOwnedFull);
+                load_tile<D, kOwned, kOwned>(base, qkv, q.head * D, row, base + S::kOwnedFull);
+                load_tile<D, kOwned, kOwned>(base + S::kOwnedTile, dout, q.head * D, row, base + S::kOwnedFull);
                 owned.advance();
             }
         }
+    }
+}
+
+// Hides the weights of the keys of the tile at k0 that the thread's rows, `upper` and 8 further down, do not see.
+__device__ __forceinline__ void hide(float (&p)[kKeys / 2], const Heads& heads, uint32_t upper, uint32_t k0) {
+#pragma unroll
+    for (uint32_t i = 0; i < kKeys / 2; ++i) {
+        const uint32_t k = k0 + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2, q = upper + i / 2 % 2 * 8;
+        if (!heads.sees(q, k)) p[i] = 0.0f;
     }
 }
 
@@ -166,11 +176,13 @@ __device__ __forceinline__ void compute_dq(const BackwardArgs& in, uint32_t base
                                     !in.heads.sees(q.rows.first + kOwned - 1, k0);
 #pragma unroll
                 for (uint32_t i = 0; i < kKeys / 2; ++i) {
-                    uint32_t half = i / 2 % 2, k = k0 + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
+                    const uint32_t half = i / 2 % 2;
                     const float score = scores.at(s_r[i]);
                     s_r[i] = ptx::exp2_approx(fmaf(score, scale2, -lse2[half])) * scores.slope(score);
-                    if (masked && !in.heads.sees(upper + 8 * half, k)) s_r[i] = 0.0f;
                 }
+                // A branch, and no condition of each weight: the exponentials of all tiles end in front of it, and so
+                // in front of the wait, beside the product that it waits for.
+                if (masked) hide(s_r, in.heads, upper, k0);
                 ptx::wgmma_wait<0>(ds_r);
                 if (step + 1 == q.tiles) release(base + S::kOwnedEmpty);
 #pragma unroll
@@ -226,16 +238,16 @@ __device__ __forceinline__ void move_dkv(const ptx::TensorMap& qkv, const ptx::T
                 const uint32_t to = base + S::kWalked + at.at * 2 * S::kTile, full = base + S::kFull + 8 * at.at;
                 ptx::mbar_wait(base + S::kEmpty + 8 * at.at, at.parity ^ 1);
                 ptx::mbar_expect(full, 2 * S::kTile);
-                load_tile<D, kQueries>(to, qkv, x, y, full);
-                load_tile<D, kQueries>(to + S::kTile, dout, x, y, full);
+                load_tile<D, kQueries, kQueries>(to, qkv, x, y, full);
+                load_tile<D, kQueries, kQueries>(to + S::kTile, dout, x, y, full);
                 at.advance();
                 if (head == first && q0 == k.begin) {
                     // Behind the first queries: those have room earlier.
                     const uint32_t key_x = (in.heads.h + k.kv) * D, row = k.rows.start + k.rows.first;
                     ptx::mbar_wait(base + S::kOwnedEmpty, owned.parity ^ 1);
                     ptx::mbar_expect(base + S::kOwnedFull, 2 * S::kOwnedTile);
-                    load_tile<D, kOwned>(base, qkv, key_x, row, base + S::kOwnedFull);
-                    load_tile<D, kOwned>(base + S::kOwnedTile, qkv, key_x + in.heads.g * D, row,
+                    load_tile<D, kOwned, kQueries>(base, qkv, key_x, row, base + S::kOwnedFull);
+                    load_tile<D, kOwned, kQueries>(base + S::kOwnedTile, qkv, key_x + in.heads.g * D, row,
                                          base + S::kOwnedFull);
                     owned.advance();
                 }
@@ -333,6 +345,12 @@ __device__ __forceinline__ void compute_dkv(const BackwardArgs& in, uint32_t bas
                     }
                 }
                 round_weights<kQueries>(p_r, weights);
+                // Until its product has ended nobody may read it: the same numbers in other registers.
+                uint32_t swapped[kQueries / 16][4];
+#pragma unroll
+                for (uint32_t i = 0; i < kQueries / 4; ++i) {
+                    swapped[i / 4][i % 4] = ptx::swap_halves(weights[i / 4][i % 4]);
+                }
                 ptx::wgmma_fence();
                 add_rows<D, kQueries>(dv_r, weights, douts);
                 ptx::wgmma_commit();
@@ -343,8 +361,8 @@ __device__ __forceinline__ void compute_dkv(const BackwardArgs& in, uint32_t bas
                     const float2 dot = stats[kQueries / 2 + 4 * n], lse2 = stats[4 * n];
 #pragma unroll
                     for (uint32_t e = 0; e < 4; ++e) {
-                        const uint32_t pair = weights[n / 2][n % 2 * 2 + e / 2];
-                        const float p = __uint_as_float(e % 2 == 0 ? pair << 16 : pair & 0xFFFF0000u);
+                        const uint32_t pair = swapped[n / 2][n % 2 * 2 + e / 2];
+                        const float p = __uint_as_float(e % 2 == 0 ? pair & 0xFFFF0000u : pair << 16);
                         float& ds = ds_r[4 * n + e];
                         ds = p * (ds - (e % 2 == 0 ? dot.x : dot.y));
                         // A weight of 0 has no score; then any slope is right that is a number.

@@ -9,7 +9,7 @@
 // of k, one swizzled row of 128 bytes of every operand row.
 // Stages: full[s] counts the bytes that arrive, empty[s] the warps that are done. Of two batches of products in
 // flight the older one is waited for and its stage released, so the tensor pipe always holds the next batch; the
-// first product of a tile overwrites the sums instead of zeros being loaded. The loads run up to three (four) stages
+// first product of a tile defines the sums instead of zeros being loaded. The loads run up to three (four) stages
 // ahead of the products, and across tiles: a tile's first stages arrive while the last tile's epilogue runs.
 // C: each consumer owns a ring of five boxes of 64 rows and 128 bytes. open[i] says that a box may be written, with
 // the old values in it where the epilogue adds to some; written[i] that it may be stored. The mover asks for old
@@ -20,15 +20,17 @@
 // tells its part; columns.cu adds them in order.
 // Cluster: two blocks take neighbouring tiles of rows at the same columns. Each loads half of B's stage and sends it
 // to both, so a stage costs 16 + 16 KB of L2 reads a block instead of 16 + 32; empty[s] counts both blocks' warps. An
-// odd last row of tiles is computed by a block whose partner multiplies zeros.
+// odd last row of tiles is computed by a block whose partner multiplies zeros. Before a block ends its stages must be
+// empty: then the other block has arrived at its barriers for the last time.
 // Order: groups of 16 rows of tiles go column by column, so what runs at once is about square in the L2: 16 rows x 8
 // columns of wide tiles read 2048 rows of A and 2048 of B for each 64 of k, 0.5 MB.
 // Bytes: A and B once from memory where they fit the L2; from the L2 (m / 128 / 2) B + (n / 256) A.
 // Roof: the tensor pipe, 4096 FLOP a clock and processor. A stage of the wide tile is 1024 clocks of it and 32 KB of
 // L2 reads, 4.1 KB a clock on 132 processors at full rate (7.2 TB/s at 1755 MHz, 10.8 without the cluster).
-// Predicted, wide tile, k = 4096: 65536 clocks of main loop; exposed epilogue about 900 clocks (64 conversions and 64
-// stores of shared memory a thread, 512 clocks of bank time) + 300 to refill the pipe: 98 % of the pipe's rate where
-// power allows it, some 700 to 780 TFLOP/s on an H100 that cuBLAS brings to 798.
+// Predicted, wide tile, k = 4096: 65536 clocks of main loop at some 90 % of the pipe; exposed epilogue about 900 clocks
+// (64 conversions and 64 stores of shared memory a thread, 512 clocks of bank time) + 300 to refill the pipe: 690 to 740
+// TFLOP/s on an H100 that cuBLAS brings to 798. The square tile is bound by shared memory: in the 512 clocks of a stage
+// products read 48 KB of it and copies write 32 KB, 160 bytes a clock of 128, which leaves 80 % of the pipe.
 // Source: CUTLASS's warp-specialised pipeline, fast.cu's matmul_12 and ThunderKittens' products, for the roles of
 // warpgroups; the ring of C is this project's own.
 #pragma once
@@ -66,6 +68,12 @@ struct Shape {
 
 using Wide = Shape<256>;
 using Square = Shape<128>;
+
+// A truth that a type carries.
+template <bool VALUE>
+struct Flag {
+    static constexpr bool value = VALUE;
+};
 
 // A place in a ring of N, and the parity of its round.
 template <int N>
@@ -175,13 +183,13 @@ __device__ __forceinline__ void add_bias(float (&sum_r)[R], const uint16_t* bias
     col += threadIdx.x % 4 * 2;
 #pragma unroll
     for (int j = FIRST; j < LAST; ++j) {
-        uint32_t at = col + (j - FIRST) * 8;
-        float first = at < limit ? bf16_to_float(bias[at]) : 0.0f;
-        float second = at + 1 < limit ? bf16_to_float(bias[at + 1]) : 0.0f;
-        sum_r[4 * j] += first;
-        sum_r[4 * j + 1] += second;
-        sum_r[4 * j + 2] += first;
-        sum_r[4 * j + 3] += second;
+        const uint32_t at = col + (j - FIRST) * 8;
+        // Aligned: at is even, and so is `limit`, since rows of C are whole packs of 16 bytes.
+        const uint32_t pair = at < limit ? *reinterpret_cast<const uint32_t*>(bias + at) : 0;
+        sum_r[4 * j] += low_of(pair);
+        sum_r[4 * j + 1] += high_of(pair);
+        sum_r[4 * j + 2] += low_of(pair);
+        sum_r[4 * j + 3] += high_of(pair);
     }
 }
 
@@ -197,11 +205,12 @@ __device__ __forceinline__ void put_bf16(const float (&sum_r)[R], int b, const R
     }
 }
 
-// Issues all loads of operands. `second`: how many outer rows the second half of B's tile lies behind the first.
+// Issues all loads of operands and returns the stage behind the last one. `second`: how many outer rows the second half
+// of B's tile lies behind the first.
 template <class S, bool A_OUTER, bool B_OUTER, bool CUT>
-__device__ __forceinline__ void load_operands(const ptx::TensorMap& a, const ptx::TensorMap& b, const Raster& raster,
-                                              const Parts<CUT>& parts, uint32_t k, uint32_t second,
-                                              uint32_t base) {
+__device__ __forceinline__ Place<S::kStages> load_operands(const ptx::TensorMap& a, const ptx::TensorMap& b,
+                                                           const Raster& raster, const Parts<CUT>& parts, uint32_t k,
+                                                           uint32_t second, uint32_t base) {
     const uint32_t rank = kCluster == 1 ? 0 : blockIdx.x % kCluster;
     auto load_b = [&](uint32_t to, uint32_t x, uint32_t y, uint32_t bar) {
         if (kCluster == 1) {
@@ -242,6 +251,7 @@ __device__ __forceinline__ void load_operands(const ptx::TensorMap& a, const ptx
             at.advance();
         }
     }
+    return at;
 }
 
 // Opens and stores the boxes of C of consumer `w`, always as many ahead as the ring holds but for one, whose store
@@ -252,23 +262,29 @@ __device__ __forceinline__ void move_boxes(const E& epilogue, const Raster& rast
     if (boxes == 0) return;
     const uint32_t slots = base + S::kRing + w * kSlots * kBox;
     const uint32_t open = base + S::kOpen + 8 * w * kSlots, written = base + S::kWritten + 8 * w * kSlots;
-    uint32_t row, col, ahead_index = raster.first(), ahead_box = 0, ahead_slot = 0;
+    // The tile whose boxes are being opened; its place is found once, and not while a box waits for it.
+    uint32_t ahead = raster.first(), ahead_row = 0, ahead_col = 0, ahead_box = 0, ahead_slot = 0;
+    auto find_ahead = [&] {
+        if (ahead < raster.count()) raster.find(ahead, ahead_row, ahead_col);
+    };
+    find_ahead();
     auto open_next = [&] {
-        if (ahead_index >= raster.count()) return;
-        raster.find(ahead_index, row, col);
-        epilogue.open(ahead_box, col, row + w * 64, slots + ahead_slot * kBox, open + 8 * ahead_slot);
+        if (ahead >= raster.count()) return;
+        epilogue.open(ahead_box, ahead_col, ahead_row + w * 64, slots + ahead_slot * kBox, open + 8 * ahead_slot);
         ahead_slot = ahead_slot + 1 == kSlots ? 0 : ahead_slot + 1;
         if (++ahead_box == boxes) {
             ahead_box = 0;
-            ahead_index += raster.step();
+            ahead += raster.step();
+            find_ahead();
         }
     };
     for (int i = 0; i < kSlots - 1; ++i) open_next();
     Place<kSlots> at;
     for (uint32_t index = raster.first(); index < raster.count(); index += raster.step()) {
+        uint32_t row, col;
+        raster.find(index, row, col);
         for (uint32_t box = 0; box < boxes; ++box) {
             ptx::mbar_wait(written + 8 * at.at, at.parity);
-            raster.find(index, row, col);
             epilogue.store(box, col, row + w * 64, slots + at.at * kBox);
             ptx::bulk_commit();
             at.advance();
@@ -281,7 +297,7 @@ __device__ __forceinline__ void move_boxes(const E& epilogue, const Raster& rast
     ptx::bulk_wait<0>();
 }
 
-// sum_r = the products of `k` indices, for consumer `w`.
+// sum_r = the products of `k` indices, at least one, for consumer `w`.
 template <class S, bool A_OUTER, bool B_OUTER>
 __device__ __forceinline__ void multiply(float (&sum_r)[S::BN / 2], uint32_t base, uint32_t w, uint32_t k,
                                          Place<S::kStages>& at) {
@@ -294,22 +310,31 @@ __device__ __forceinline__ void multiply(float (&sum_r)[S::BN / 2], uint32_t bas
             ptx::mbar_arrive_at(empty, lane);
         }
     };
-    uint32_t before = 0;
-#pragma unroll 1
-    for (uint32_t x = 0; x < k; x += kDepth) {
+    // A stage's products; the first one of a tile overwrites the sums.
+    auto start = [&](auto first) {
         ptx::mbar_wait(base + S::kFull + 8 * at.at, at.parity);
-        uint32_t a = base + at.at * S::kStage + w * kBox, b = base + at.at * S::kStage + S::kA;
+        const uint32_t a = base + at.at * S::kStage + w * kBox, b = base + at.at * S::kStage + S::kA;
+        const uint64_t of_a = ptx::describe128(a, A_OUTER ? kBox : 16, 1024);
+        const uint64_t of_b = ptx::describe128(b, B_OUTER ? kBox : 16, 1024);
         ptx::wgmma_fence();
+        ptx::wgmma_ss<S::BN, A_OUTER, B_OUTER, !first.value>(sum_r, of_a, of_b);
 #pragma unroll
-        for (int i = 0; i < kDepth / 16; ++i) {
-            uint64_t of_a = A_OUTER ? ptx::describe128(a + i * 2048, kBox, 1024) : ptx::describe128(a + i * 32, 16, 1024);
-            uint64_t of_b = B_OUTER ? ptx::describe128(b + i * 2048, kBox, 1024) : ptx::describe128(b + i * 32, 16, 1024);
-            ptx::wgmma_ss<S::BN, A_OUTER, B_OUTER>(sum_r, of_a, of_b, x > 0 || i > 0);
+        for (int i = 1; i < kDepth / 16; ++i) {
+            // 16 of k further, in units of 16 bytes.
+            constexpr int kStepA = (A_OUTER ? 2048 : 32) / 16, kStepB = (B_OUTER ? 2048 : 32) / 16;
+            ptx::wgmma_ss<S::BN, A_OUTER, B_OUTER>(sum_r, of_a + i * kStepA, of_b + i * kStepB);
         }
         ptx::wgmma_commit();
+    };
+    start(Flag<true>());
+    uint32_t before = at.at;
+    at.advance();
+#pragma unroll 1
+    for (uint32_t x = kDepth; x < k; x += kDepth) {
+        start(Flag<false>());
         // The batch before this one is done.
-        ptx::wgmma_wait<1>(sum_r);
-        if (x > 0) release(before);
+        ptx::wgmma_wait<1>();
+        release(before);
         before = at.at;
         at.advance();
     }
@@ -356,8 +381,14 @@ __device__ __forceinline__ void product(const ptx::TensorMap& a, const ptx::Tens
     if (group == 0) {
         ptx::registers_down<kProducerRegisters>();
         if (threadIdx.x == 0) {
-            load_operands<S, A_OUTER, B_OUTER, CUT>(a, b, raster, parts, k, E::kHalves ? second : S::BN / 2, base);
+            auto at = load_operands<S, A_OUTER, B_OUTER, CUT>(a, b, raster, parts, k, E::kHalves ? second : S::BN / 2,
+                                                              base);
             ptx::grid_release();
+            // A block must outlive the other one's arrivals at its barriers: it has them all when its stages are empty.
+            for (int s = 0; s < S::kStages; ++s) {
+                ptx::mbar_wait(base + S::kEmpty + 8 * at.at, at.parity ^ 1);
+                at.advance();
+            }
         } else if (threadIdx.x == kWarp || threadIdx.x == 2 * kWarp) {
             move_boxes<S>(epilogue, raster, threadIdx.x / kWarp - 1, base);
         }
@@ -375,17 +406,13 @@ __device__ __forceinline__ void product(const ptx::TensorMap& a, const ptx::Tens
         Place<S::kStages> at;
         for (uint32_t index = raster.first(); index < raster.count(); index += raster.step()) {
             uint32_t row, col, from, to;
+            // Once, in front of the products: four divisions behind them would be seen.
             raster.find(index, row, col);
-            parts.find(row, k, from, to);
+            uint32_t row_of_a = row;
+            parts.find(row_of_a, k, from, to);
             multiply<S, A_OUTER, B_OUTER>(sum_r, base, w, to - from, at);
-            raster.find(index, row, col);
             epilogue.run(sum_r, ring, row + w * 64 + ring.row, col);
         }
-    }
-    // The other block may still arrive at this one's barriers.
-    if (kCluster > 1) {
-        __syncwarp();
-        ptx::cluster_sync();
     }
 }
 

@@ -8,8 +8,8 @@
 // The host takes this kernel where D is 64 or 128 and all of a head turns; elsewhere the portable one, or two kernels.
 // Bytes read + written, bf16: those of the product; saves 4 m (H+G) D of reading and writing the rows again. The
 // tables' rows stay in the L2.
-// Roof: tensor cores. Predicted beyond gemm.cuh: four rounds of 16 loads in flight, some 2400 exposed clocks for each
-// tile that turns: at k = 4096, with two thirds of the heads turning, 3 % below the plain product.
+// Roof: tensor cores. Predicted beyond gemm.cuh: four rounds of 16 loads in flight, some 3500 exposed clocks for each
+// tile that turns: at k = 4096 5 % below the plain product.
 #include "gemm.cuh"
 
 template <class S>

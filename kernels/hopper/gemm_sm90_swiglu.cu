@@ -7,13 +7,13 @@
 // half the ups of the same places, fetched as two boxes of rows of w, F apart; a thread holds both of a pair. Where
 // nobody reads gate_up later it is not written: flag 4.
 // Backward: dy[m,F] = dx[m,k] w[k,F] never leaves the chip; gate_up becomes its gradient in place, and y is made again
-// for the weight gradient that comes next. Gate and up come through the ring of boxes, the first ones of a tile
+// for the weight gradient that comes next. Gate and up come through the ring of boxes, the first four of a tile's eight
 // during its main loop.
 // Bytes read + written, bf16: forward 2 (mk + 2Fk) + 6 mF (2 mF without gate_up); backward 2 (mk + kF) + 10 mF.
 // Roof: tensor cores. Predicted beyond gemm.cuh: some 18 instructions for each pair of gate and up, conversions and
-// stores included, two warps a scheduler. Forward: 64 pairs a thread, 2700 exposed clocks of 65536 (k = 4096), 4 % below
-// the pipe. Backward: 128 pairs, 5000 clocks (the special function unit alone takes 4100), 7 %; the elementwise pass
-// that it saves moves 12 mF bytes, a third of this product's time.
+// stores included, two warps a scheduler. Forward: 64 pairs a thread, some 5000 exposed clocks of 73000 (k = 4096), 93 %
+// of the plain product. Backward: 128 pairs, 8500 clocks (the special function unit alone takes 4100), 89 %; the
+// elementwise pass that it saves moves 12 mF bytes, a third of this product's time.
 #include "gemm.cuh"
 #include "../swiglu.cuh"
 
@@ -78,24 +78,24 @@ struct Ungated {
     const ptx::TensorMap& up;
     const ptx::TensorMap& y;
 
-    // Three boxes for each 64 places: gates and ups, read and written, and results.
-    __device__ __forceinline__ uint32_t boxes() const { return 3 * (S::BN / 64); }
+    // Gates and ups of each 64 places by turns, read and written; then the results, which wait in the sums: a box among
+    // them would keep one with old values from being loaded.
+    static constexpr uint32_t kOld = 2 * (S::BN / 64);
 
-    __device__ __forceinline__ const ptx::TensorMap& matrix(uint32_t box) const {
-        return box % 3 == 0 ? gate : box % 3 == 1 ? up : y;
-    }
+    __device__ __forceinline__ uint32_t boxes() const { return kOld + S::BN / 64; }
 
     __device__ __forceinline__ void open(uint32_t box, uint32_t x, uint32_t row, uint32_t slot, uint32_t bar) const {
-        if (box % 3 < 2) {
+        if (box < kOld) {
             ptx::mbar_expect(bar, kBox);
-            ptx::tma_load(slot, matrix(box), x + box / 3 * 64, row, bar);
+            ptx::tma_load(slot, box % 2 == 0 ? gate : up, x + box / 2 * 64, row, bar);
         } else {
             ptx::mbar_arrive(bar);
         }
     }
 
     __device__ __forceinline__ void store(uint32_t box, uint32_t x, uint32_t row, uint32_t slot) const {
-        ptx::tma_store(matrix(box), x + box / 3 * 64, row, slot);
+        const ptx::TensorMap& to = box >= kOld ? y : box % 2 == 0 ? gate : up;
+        ptx::tma_store(to, x + (box < kOld ? box / 2 : box - kOld) * 64, row, slot);
     }
 
     __device__ __forceinline__ void run(float (&sum_r)[S::BN / 2], Ring& ring, uint32_t, uint32_t) const {
@@ -103,7 +103,6 @@ struct Ungated {
         for (int b = 0; b < S::BN / 64; ++b) {
             uint8_t* gates = ring.take();
             uint8_t* ups = ring.take();
-            uint8_t* results = ring.take();
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
 #pragma unroll
@@ -116,10 +115,14 @@ struct Ungated {
                     swiglu_turn(gate_r[1], up_r[1], sum_r[i + 1]);
                     word_at(gates, at) = ptx::pack_bf16(gate_r[0], gate_r[1]);
                     word_at(ups, at) = ptx::pack_bf16(up_r[0], up_r[1]);
-                    word_at(results, at) = ptx::pack_bf16(sum_r[i], sum_r[i + 1]);
                 }
             }
-            ring.give(3);
+            ring.give(2);
+        }
+#pragma unroll
+        for (int b = 0; b < S::BN / 64; ++b) {
+            put_bf16(sum_r, b, ring, ring.take());
+            ring.give(1);
         }
     }
 };

@@ -84,21 +84,27 @@ __device__ __forceinline__ void registers_down() {
 __device__ __forceinline__ void bar_arrive(int id, int threads) { sim::barrier_arrive(id, threads); }
 __device__ __forceinline__ void wgmma_fence() { sim::wgmma_fence(); }
 __device__ __forceinline__ void wgmma_commit() { sim::wgmma_commit(); }
+template <int N>
+__device__ __forceinline__ void wgmma_wait() {
+    sim::wgmma_wait(N, nullptr, 0);
+}
 template <int N, int R>
 __device__ __forceinline__ void wgmma_wait(float (&d)[R]) {
     sim::wgmma_wait(N, d, R);
 }
-template <int N, int TA, int TB>
-__device__ __forceinline__ void wgmma_ss(float (&d)[N / 2], uint64_t a, uint64_t b, bool add) {
-    sim::wgmma_ss(d, a, b, N, TA != 0, TB != 0, add);
+__device__ __forceinline__ void computed(float, float) {}
+template <int N, int TA, int TB, bool ADD = true>
+__device__ __forceinline__ void wgmma_ss(float (&d)[N / 2], uint64_t a, uint64_t b) {
+    sim::wgmma_ss(d, a, b, N, TA != 0, TB != 0, ADD);
 }
-template <int N, int TB>
-__device__ __forceinline__ void wgmma_rs(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool add) {
-    sim::wgmma_rs(d, a, b, N, TB != 0, add);
+template <int N, int TB, bool ADD = true>
+__device__ __forceinline__ void wgmma_rs(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b) {
+    sim::wgmma_rs(d, a, b, N, TB != 0, ADD);
 }
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
     return float_to_bf16_rne(low) | static_cast<uint32_t>(float_to_bf16_rne(high)) << 16;
 }
+__device__ __forceinline__ uint32_t swap_halves(uint32_t pair) { return pair << 16 | pair >> 16; }
 
 #else
 
@@ -117,12 +123,15 @@ __device__ __forceinline__ void mbar_expect(uint32_t bar, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(bar), "r"(bytes) : "memory");
 }
 
-// Arrives at the barrier that lies at this address in the block `rank` of the cluster.
+// Arrives at the barrier that lies at this address in the block `rank` of the cluster. Without qualifiers, as CUTLASS and
+// FlashAttention-3 have it: what arrivals and waits order here are products' reads and bulk copies, which have their own
+// rules. `.release.cluster` is a fence of the whole GPU in front of the arrival (MEMBAR.ALL.GPU), `.acquire.cluster` of a
+// wait invalidates the L1 (CCTL.IVALL); both would be in every step of every product.
 __device__ __forceinline__ void mbar_arrive_at(uint32_t bar, uint32_t rank) {
     asm volatile(
         "{\n.reg .b32 there;\n"
         "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}\n" ::"r"(bar),
+        "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(bar),
         "r"(rank)
         : "memory");
 }
@@ -133,7 +142,7 @@ __device__ __forceinline__ void mbar_wait(uint32_t bar, uint32_t parity) {
     do {
         asm volatile(
             "{\n.reg .pred p;\n"
-            "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+            "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
             "selp.u32 %0, 1, 0, p;\n}\n"
             : "=r"(done)
             : "r"(bar), "r"(parity)
@@ -208,10 +217,11 @@ __device__ __forceinline__ uint32_t cluster_rank() {
     return rank;
 }
 
-// A barrier of all threads of the cluster.
+// A barrier of all threads of the cluster that orders no memory but mbarriers behind fence_mbar_init(): a releasing
+// arrival would be a fence of the whole GPU by every thread. PTX ISA: the example of fence.mbarrier_init.
 __device__ __forceinline__ void cluster_sync() {
     asm volatile(
-        "barrier.cluster.arrive.release.aligned;\n"
+        "barrier.cluster.arrive.relaxed.aligned;\n"
         "barrier.cluster.wait.acquire.aligned;\n" ::: "memory");
 }
 
@@ -235,7 +245,15 @@ __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.a
 
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
 
-// Waits until at most N groups of products are in flight. The sums are operands, so that no use of them moves up.
+// Waits until at most N groups of products are in flight. For a wait whose finished sums nobody touches before a later
+// wait names them: naming sums that other products still add to would be an access to them, and ptxas of CUDA 12 then
+// runs the products one by one (C7515).
+template <int N>
+__device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(N) : "memory");
+}
+
+// The same; the sums, which no product in flight may have, are operands, so that no use of them moves up.
 template <int N, int R>
 __device__ __forceinline__ void wgmma_wait(float (&d)[R]) {
     asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(N) : "memory");
@@ -243,11 +261,27 @@ __device__ __forceinline__ void wgmma_wait(float (&d)[R]) {
     for (int i = 0; i < R; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-#define PTX_F4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define PTX_F16(d, i) PTX_F4(d, i), PTX_F4(d, i + 4), PTX_F4(d, i + 8), PTX_F4(d, i + 12)
-#define PTX_F32(d, i) PTX_F16(d, i), PTX_F16(d, i + 16)
-#define PTX_F64(d, i) PTX_F32(d, i), PTX_F32(d, i + 32)
-#define PTX_F128(d) PTX_F64(d, 0), PTX_F64(d, 64)
+// Keeps what makes these two numbers in front of the waits that follow: ptxas, which sees no dependence between arithmetic
+// and a wait for products, would move the wait up and leave the tensor cores alone. Numbers of 0 and more, or NaN: the
+// trap, which it cannot move or fold, never happens.
+__device__ __forceinline__ void computed(float x, float y) {
+    asm volatile(
+        "{\n.reg .pred p, q;\n"
+        "setp.lt.f32 p, %0, 0f00000000;\n"
+        "setp.lt.or.f32 q, %1, 0f00000000, p;\n"
+        "@q trap;\n}\n" ::"f"(x),
+        "f"(y)
+        : "memory");
+}
+
+// The sums of a product as operands of asm: USE is PTX_ADDED or PTX_WRITTEN.
+#define PTX_ADDED(x) "+f"(x)
+#define PTX_WRITTEN(x) "=f"(x)
+#define PTX_F4(USE, d, i) USE(d[i]), USE(d[i + 1]), USE(d[i + 2]), USE(d[i + 3])
+#define PTX_F16(USE, d, i) PTX_F4(USE, d, i), PTX_F4(USE, d, i + 4), PTX_F4(USE, d, i + 8), PTX_F4(USE, d, i + 12)
+#define PTX_F32(USE, d, i) PTX_F16(USE, d, i), PTX_F16(USE, d, i + 16)
+#define PTX_F64(USE, d, i) PTX_F32(USE, d, i), PTX_F32(USE, d, i + 32)
+#define PTX_F128(USE, d, i) PTX_F64(USE, d, i), PTX_F64(USE, d, i + 64)
 #define PTX_R32_0                                                                                            \
     "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27," \
     "%28,%29,%30,%31"
@@ -260,53 +294,75 @@ __device__ __forceinline__ void wgmma_wait(float (&d)[R]) {
     "%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 
 // One width of wgmma: REGS names the sums, LIST binds them, P0 to P6 number the operands behind them.
-#define PTX_WGMMA(N, REGS, LIST, P0, P1, P2, P3, P4, P5, P6)                                                       \
-    template <int TA, int TB>                                                                                      \
-    __device__ __forceinline__ void wgmma_ss_##N(float (&d)[N / 2], uint64_t a, uint64_t b, bool add) {            \
-        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P2 ", 0;\n"                                               \
-                     "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" REGS "}, " P0 ", " P1            \
-                     ", p, 1, 1, " P3 ", " P4 ";\n}\n"                                                             \
-                     : LIST                                                                                        \
-                     : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(TA), "n"(TB));                              \
-    }                                                                                                              \
-    template <int TB>                                                                                              \
-    __device__ __forceinline__ void wgmma_rs_##N(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool add) { \
-        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P5 ", 0;\n"                                               \
-                     "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" REGS "}, {" P0 "," P1 "," P2     \
-                     "," P3 "}, " P4 ", p, 1, 1, " P6 ";\n}\n"                                                     \
-                     : LIST                                                                                        \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)), "n"(TB));   \
+#define PTX_WGMMA_SS(N, REGS, SUMS, P0, P1, P2, P3, P4, ADD)                                            \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P2 ", 0;\n"                                       \
+                 "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" REGS "}, " P0 ", " P1     \
+                 ", p, 1, 1, " P3 ", " P4 ";\n}\n"                                                      \
+                 : SUMS                                                                                 \
+                 : "l"(a), "l"(b), "n"(ADD), "n"(TA), "n"(TB))
+#define PTX_WGMMA_RS(N, REGS, SUMS, P0, P1, P2, P3, P4, P5, P6, ADD)                                    \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P5 ", 0;\n"                                       \
+                 "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" REGS "}, {" P0 "," P1     \
+                 "," P2 "," P3 "}, " P4 ", p, 1, 1, " P6 ";\n}\n"                                       \
+                 : SUMS                                                                                 \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(ADD), "n"(TB))
+#define PTX_WGMMA(N, REGS, LIST, P0, P1, P2, P3, P4, P5, P6)                                            \
+    template <int TA, int TB, bool ADD>                                                                 \
+    __device__ __forceinline__ void wgmma_ss_##N(float (&d)[N / 2], uint64_t a, uint64_t b) {           \
+        if constexpr (ADD) {                                                                            \
+            PTX_WGMMA_SS(N, REGS, LIST(PTX_ADDED, d, 0), P0, P1, P2, P3, P4, 1);                        \
+        } else {                                                                                        \
+            PTX_WGMMA_SS(N, REGS, LIST(PTX_WRITTEN, d, 0), P0, P1, P2, P3, P4, 0);                      \
+        }                                                                                               \
+    }                                                                                                   \
+    template <int TB, bool ADD>                                                                         \
+    __device__ __forceinline__ void wgmma_rs_##N(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b) { \
+        if constexpr (ADD) {                                                                            \
+            PTX_WGMMA_RS(N, REGS, LIST(PTX_ADDED, d, 0), P0, P1, P2, P3, P4, P5, P6, 1);                \
+        } else {                                                                                        \
+            PTX_WGMMA_RS(N, REGS, LIST(PTX_WRITTEN, d, 0), P0, P1, P2, P3, P4, P5, P6, 0);              \
+        }                                                                                               \
     }
 
-PTX_WGMMA(64, PTX_R32_0, PTX_F32(d, 0), "%32", "%33", "%34", "%35", "%36", "%37", "%38")
-PTX_WGMMA(128, PTX_R32_0 "," PTX_R32_32, PTX_F64(d, 0), "%64", "%65", "%66", "%67", "%68", "%69", "%70")
-PTX_WGMMA(256, PTX_R32_0 "," PTX_R32_32 "," PTX_R64_64, PTX_F128(d), "%128", "%129",
-          "%130", "%131", "%132", "%133", "%134")
+PTX_WGMMA(64, PTX_R32_0, PTX_F32, "%32", "%33", "%34", "%35", "%36", "%37", "%38")
+PTX_WGMMA(128, PTX_R32_0 "," PTX_R32_32, PTX_F64, "%64", "%65", "%66", "%67", "%68", "%69", "%70")
+PTX_WGMMA(256, PTX_R32_0 "," PTX_R32_32 "," PTX_R64_64, PTX_F128, "%128", "%129", "%130", "%131", "%132", "%133",
+          "%134")
 
 // d (+)= a b of a warpgroup: 64 rows, N columns, 16 of k; bf16 operands in shared memory, fp32 sums. Thread t holds
 // of row 16 (t / 32) + t % 32 / 4, and of the row 8 further down, the columns 8 j + 2 (t % 4) and the next one, in
-// d[4 j], d[4 j + 1], and d[4 j + 2], d[4 j + 3]. TA, TB: the operand is outer-major. Needs wgmma_fence() before the
-// first product and after every access to d by the threads. PTX: wgmma.mma_async.
-template <int N, int TA, int TB>
-__device__ __forceinline__ void wgmma_ss(float (&d)[N / 2], uint64_t a, uint64_t b, bool add) {
-    if constexpr (N == 64) wgmma_ss_64<TA, TB>(d, a, b, add);
-    if constexpr (N == 128) wgmma_ss_128<TA, TB>(d, a, b, add);
-    if constexpr (N == 256) wgmma_ss_256<TA, TB>(d, a, b, add);
+// d[4 j], d[4 j + 1], and d[4 j + 2], d[4 j + 3]. TA, TB: the operand is outer-major. ADD: whether d counts; to ptxas a
+// sum that does not is one that the product defines, and not whatever was there (which CUDA 12 takes for a reason to run
+// products one by one: C7515). Needs wgmma_fence() before the first product and after every access to d by the threads.
+// PTX: wgmma.mma_async.
+template <int N, int TA, int TB, bool ADD = true>
+__device__ __forceinline__ void wgmma_ss(float (&d)[N / 2], uint64_t a, uint64_t b) {
+    if constexpr (N == 64) wgmma_ss_64<TA, TB, ADD>(d, a, b);
+    if constexpr (N == 128) wgmma_ss_128<TA, TB, ADD>(d, a, b);
+    if constexpr (N == 256) wgmma_ss_256<TA, TB, ADD>(d, a, b);
 }
 
 // The same with a's 64x16 in registers: each warp's 16 rows as the a of mma.m16n8k16, hence two neighbouring
-// eight-column groups of sums, rounded to bf16 pairs, are an operand as they lie.
-template <int N, int TB>
-__device__ __forceinline__ void wgmma_rs(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool add) {
-    if constexpr (N == 64) wgmma_rs_64<TB>(d, a, b, add);
-    if constexpr (N == 128) wgmma_rs_128<TB>(d, a, b, add);
-    if constexpr (N == 256) wgmma_rs_256<TB>(d, a, b, add);
+// eight-column groups of sums, rounded to bf16 pairs, are an operand as they lie. No thread may touch these registers,
+// not even read them, before a wait for the product.
+template <int N, int TB, bool ADD = true>
+__device__ __forceinline__ void wgmma_rs(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b) {
+    if constexpr (N == 64) wgmma_rs_64<TB, ADD>(d, a, b);
+    if constexpr (N == 128) wgmma_rs_128<TB, ADD>(d, a, b);
+    if constexpr (N == 256) wgmma_rs_256<TB, ADD>(d, a, b);
 }
 
 // Rounds two numbers to bf16, nearest even; the first one into the low half.
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
     uint32_t out;
-    asm volatile("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(out) : "f"(high), "f"(low));
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(out) : "f"(high), "f"(low));
+    return out;
+}
+
+// Exchanges the halves of a word. Volatile: the compiler neither undoes it nor moves it behind a product that has `pair`.
+__device__ __forceinline__ uint32_t swap_halves(uint32_t pair) {
+    uint32_t out;
+    asm volatile("prmt.b32 %0, %1, %1, 0x1032;\n" : "=r"(out) : "r"(pair));
     return out;
 }
 

@@ -5,8 +5,8 @@ use clap::builder::{PossibleValue, PossibleValuesParser};
 use super::engine::{DeviceArgs, Engine};
 use super::output::{Output, note, table};
 use crate::backend::gpu::probe;
+use crate::bench::{self, Event, FAMILIES, Lab, MODELS, Measurement, Origin, Preset, ROOF};
 use crate::error::{Error, Result};
-use crate::run::bench::{self, Event, FAMILIES, Lab, MODELS, Measurement, Origin, Preset, ROOF};
 
 /// Options of `bench`.
 #[derive(Debug, clap::Args)]

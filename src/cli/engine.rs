@@ -11,10 +11,11 @@ use crate::backend::cpu::{Cpu, on_worker};
 use crate::backend::gpu::driver::Driver;
 use crate::backend::gpu::{self, Gpu, Precision};
 use crate::error::{Error, Kind, Result};
+use crate::folder;
 use crate::model::{Layout, Level, ModelConfig, Saving};
 use crate::ops::Ops;
 use crate::run::plan::{Plan, Target};
-use crate::run::{Recipe, folder, train};
+use crate::run::{Recipe, train};
 
 /// Compute device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -82,10 +83,15 @@ impl DeviceArgs {
         match self.device {
             Device::Cpu => Ok(Engine::Cpu),
             Device::Cuda => Ok(Engine::Gpu(gpu::open()?, precision, "cuda")),
-            // Which one it became is said when the work starts, behind all errors of the command line.
+            // Which GPU it became is said when the work starts, behind all errors of the command line.
             Device::Auto => Ok(match gpu::open() {
                 Ok(driver) => Engine::Gpu(driver, precision, "cuda"),
-                Err(_) => Engine::Cpu,
+                Err(error) => {
+                    if gpu::probe::expected() {
+                        note(&fallback(&error));
+                    }
+                    Engine::Cpu
+                }
             }),
             #[cfg(feature = "sim")]
             Device::Sim | Device::Sim90 => {
@@ -96,6 +102,12 @@ impl DeviceArgs {
             }
         }
     }
+}
+
+/// Says why a machine that seems to have a GPU computes on its CPU, and what to do about it.
+fn fallback(error: &Error) -> String {
+    let hint = error.hint_text().map_or(String::new(), |hint| format!("; hint: {hint}"));
+    format!("note: --device auto uses the CPU: {}{hint}", error.message())
 }
 
 impl DeviceArgs {
@@ -133,6 +145,16 @@ impl Engine {
     /// Errors: [`crate::Kind::Memory`] with the bytes of each category and ways to reduce them if free memory is too small.
     pub(super) fn plan(&self, config: &ModelConfig, recipe: &Recipe) -> Result<Option<Plan>> {
         let Self::Gpu(driver, precision, _) = self else { return Ok(None) };
+        let identity = driver.identity();
+        let heads = (config.head_width, config.score_cap.is_some());
+        let (capability, shared) = (identity.capability, identity.shared_bytes);
+        if let Some(why) = gpu::obstacle(capability, shared, *precision, heads) {
+            return Err(Error::new(
+                Kind::Device,
+                format!("{} cannot run this model: {why}", identity.name),
+            )
+            .hint("use --device cpu"));
+        }
         let trained = Layout::new(config, recipe.train()).trainable();
         let target = Target::gpu(*precision);
         // A device that does not tell is believed to hold the run.
@@ -207,5 +229,19 @@ impl Job for Training {
         let named = Saving::same(self.recipe.run.save.level().unwrap_or(Level::All));
         let saving = plan.map_or(named, |plan| plan.saving);
         train::run(ops, &self.recipe, saving, &self.out, self.resume)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fallback_says_why_and_what_to_do_in_one_line() {
+        let error = Error::new(Kind::Device, "device cuda: too old").hint("update it");
+        assert_eq!(
+            fallback(&error),
+            "note: --device auto uses the CPU: device cuda: too old; hint: update it"
+        );
     }
 }

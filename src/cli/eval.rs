@@ -10,15 +10,16 @@ use super::suite;
 use crate::data::{CorpusOptions, Tokenizer};
 use crate::error::{Error, Result};
 use crate::eval::likelihood::{Likelihood, Nll};
-use crate::eval::muse;
+use crate::eval::metric::muse;
 use crate::eval::verbatim::{Memory, Sample};
+use crate::folder::Folder;
 use crate::method::passes::Passes;
 use crate::model::Model;
 use crate::model::generate::{Choice, Request};
 use crate::model::params::Keeping;
 use crate::ops::Ops;
+use crate::report::notices;
 use crate::run::plan::Plan;
-use crate::run::{Folder, notices};
 
 /// Options of `eval`.
 #[derive(Debug, clap::Args)]
@@ -75,9 +76,9 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     let mut memories = Vec::with_capacity(args.verbmem.len());
     for path in &args.verbmem {
         let memory = Memory::open(path, &tokenizer, args.max_new_tokens)?;
-        let longest = memory.longest() + args.max_new_tokens;
         let shown = path.display().to_string();
-        folder.check_length(&shown, longest, "--max-new-tokens")?;
+        let (prompt, new, key) = (memory.longest(), args.max_new_tokens, "--max-new-tokens");
+        folder.check_generation(&shown, prompt, new, key, "shorten the prompts")?;
         notices::add(&mut folder.notices, memory.notice(&shown));
         memories.push((path.as_path(), memory));
     }

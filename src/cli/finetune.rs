@@ -17,16 +17,17 @@ pub(super) struct Args {
     data: Option<PathBuf>,
     #[command(flatten)]
     run: RunArgs,
-    /// Settings to start from
-    #[arg(long, value_name = "NAME", default_value = "finetune")]
-    preset: String,
+    /// Settings to start from [default: finetune]
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
 }
 
 pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
-    let mut recipe = args.run.recipe(Some(&args.preset))?;
+    let mut recipe = args.run.recipe(args.preset.as_deref(), Some("finetune"))?;
     lay(&mut recipe.model.path, &args.model);
     lay(&mut recipe.data.forget, &args.data);
-    wanted("--model", "model.path", &recipe.model.path)?;
-    wanted("--data", "data.forget", &recipe.data.forget)?;
+    wanted("--model", "model.path", &recipe.model.path)
+        .and_then(|()| wanted("--data", "data.forget", &recipe.data.forget))
+        .map_err(|e| args.run.nothing_to_resume(e))?;
     args.run.start(recipe, out)
 }

@@ -8,12 +8,13 @@ use super::engine::{self, DeviceArgs, Job};
 use super::output::Output;
 use crate::data::{Document, Report, Tokenizer};
 use crate::error::{Error, Result};
+use crate::folder::Folder;
 use crate::model::Model;
 use crate::model::generate::{Choice, Request, generate};
 use crate::model::params::Keeping;
 use crate::ops::{Ops, Sampling};
+use crate::report::notices;
 use crate::run::plan::Plan;
-use crate::run::{Folder, notices};
 
 /// Options of `generate`.
 #[derive(Debug, clap::Args)]
@@ -60,7 +61,8 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     };
     let prompts = ids(&texts, &tokenizer, true, &mut folder)?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    folder.check_length("the longest prompt", longest + args.max_new_tokens, "--max-new-tokens")?;
+    let (new, key) = (args.max_new_tokens, "--max-new-tokens");
+    folder.check_generation("the longest prompt", longest, new, key, "shorten the prompt")?;
     notices::say(&folder.notices);
     let end_tokens = if args.stop_at_eos { folder.end_tokens(&tokenizer)? } else { Vec::new() };
     let request =

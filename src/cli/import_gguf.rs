@@ -6,8 +6,8 @@ use serde_json::json;
 
 use super::output::{Output, bytes};
 use crate::error::Result;
+use crate::folder::import::import;
 use crate::io::safetensors::Dtype;
-use crate::run::import::import;
 
 /// Options of `import-gguf`.
 #[derive(Debug, clap::Args)]

@@ -19,6 +19,7 @@ mod prepare;
 mod probe;
 mod report;
 mod score;
+mod settings;
 mod slug;
 mod suite;
 mod task_vector;
@@ -65,6 +66,8 @@ enum Command {
     Score(score::Args),
     /// List the forget losses and penalties with their formulas
     Methods(methods::Args),
+    /// List the settings of a recipe, or explain one
+    Settings(settings::Args),
     /// Compare runs on one self-contained HTML page
     Report(report::Args),
     /// Diagnose the optimizer in a recorded run
@@ -112,6 +115,7 @@ fn run(command: &Command, out: &Output) -> Result<(), Error> {
         Command::ImportGguf(args) => import_gguf::run(args, out),
         Command::Score(args) => score::run(args, out),
         Command::Methods(args) => methods::run(args, out),
+        Command::Settings(args) => settings::run(args, out),
         Command::Report(args) => report::run(args, out),
         Command::Probe(probe) => probe::run(probe, out),
         Command::Prepare(args) => prepare::run(args, out),

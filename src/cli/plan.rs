@@ -3,17 +3,22 @@
 use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
+use serde::Serialize;
 use serde_json::json;
 
+use super::checks::check_data;
 use super::doctor::host_memory;
 use super::engine::{Device, Storage};
 use super::output::{Output, bytes, table};
-use crate::backend::gpu::probe;
-use crate::error::{Error, Result};
-use crate::model::Saving;
+use super::unlearn::lay;
+use crate::backend::gpu::driver::CAPABILITIES;
+use crate::backend::gpu::{Precision, obstacle, probe};
+use crate::error::{Error, Kind, Result};
+use crate::folder;
+use crate::model::{ModelConfig, Saving};
 use crate::ops::StateMode;
 use crate::run::plan::{ATTENTION_RATE, MODELS, Need, PRODUCT_RATE, Plan, Target, model};
-use crate::run::{Recipe, folder};
+use crate::run::{Recipe, stream};
 
 /// Options of `plan`.
 #[derive(Debug, clap::Args)]
@@ -40,6 +45,9 @@ pub(super) struct Args {
         default_value_if("device", "cpu", Some("auto"))
     )]
     gpu_memory: String,
+    /// The forget set; only read to turn run.epochs into steps
+    #[arg(long, value_name = "FILE", requires = "model")]
+    forget: Option<PathBuf>,
     /// Longest forget document, in tokens
     #[arg(long, value_name = "N")]
     forget_tokens: Option<usize>,
@@ -63,29 +71,135 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     sets.extend(
         contexts.into_iter().filter_map(|(set, n)| Some(format!("data.{set}_context={}", n?))),
     );
-    let recipe = Recipe::assemble(args.preset.as_deref(), args.config.as_deref(), &sets)?;
+    let mut recipe = Recipe::assemble(args.preset.as_deref(), args.config.as_deref(), &sets)?;
     let (name, config) = match (&args.model, &args.params_preset) {
         (Some(dir), _) => (dir.display().to_string(), folder::config(dir)?),
         (None, Some(name)) => (name.clone(), model(name)?),
         (None, None) => return Err(Error::config("--model: is not set")),
     };
+    recipe.check_model(&config)?;
+    lay(&mut recipe.data.forget, &args.forget);
+    let mut length = length(args, &mut recipe)?;
+    length.remarks.extend(recipe.long_contexts(&config));
     let target = match args.device {
         Device::Cpu => Target::Cpu,
         Device::Auto | Device::Cuda => Target::gpu(args.precision.into()),
         #[cfg(feature = "sim")]
         Device::Sim | Device::Sim90 => Target::gpu(args.precision.into()),
     };
-    let memory = memory(&args.gpu_memory, target)?;
+    let (memory, device) = memory(&args.gpu_memory, target)?;
+    let obstacles = obstacles(&config, target, args.precision.into(), device.as_ref());
     let plans = StateMode::ALL.map(|mode| Plan::new(&config, &recipe, mode, target, memory));
     let mode = recipe.state_mode(plans[0].trainable as usize);
     let used = plans.iter().find(|plan| plan.mode == mode.name()).unwrap_or(&plans[0]);
     let value = json!({
         "model": name, "device": target, "memory_bytes": memory, "state": used.mode,
-        "fits": used.fits, "modes": plans, "smallest": plans[1].need(),
+        "steps": length.steps, "length": length.said, "remarks": length.remarks,
+        "fits": used.fits, "modes": plans, "smallest": plans[1].need(), "cannot_run": obstacles,
         "assumed_rates": {"product": PRODUCT_RATE, "attention": ATTENTION_RATE},
     });
-    out.result(&value, || text(&name, target, &plans, used))?;
+    let remarks: String = length.remarks.iter().map(|line| format!("{line}\n")).collect();
+    out.result(&value, || {
+        let plan = text(&name, target, &plans, used) + &unfit(&obstacles);
+        format!("{plan}{}\n{MICRO_BATCH}\n{remarks}", length.said)
+    })?;
+    let checked = device.as_ref().map_or(CAPABILITIES.len(), |_| 1);
+    if let Some(obstacle) = obstacles.first().filter(|_| obstacles.len() == checked) {
+        let device = device.map_or("no GPU runs this model".to_owned(), |device| {
+            format!("{} cannot run this model", device.name)
+        });
+        return Err(Error::new(Kind::Device, format!("plan: {device}: {}", obstacle.why))
+            .hint("use --device cpu"));
+    }
     used.require()
+}
+
+/// What the rows of documents must not be read as.
+const MICRO_BATCH: &str = "run.micro_batch is a hyperparameter: losses are averaged over each micro-batch, so changing it changes \
+    the result. For memory and speed change run.pack_tokens, which does not";
+
+/// How long the run is, and what its length makes of its settings.
+struct Length {
+    /// `None` where it depends on data that is not named.
+    steps: Option<u64>,
+    said: String,
+    remarks: Vec<String>,
+}
+
+/// Computes the steps of a run, from its forget set where it is measured in passes over that.
+fn length(args: &Args, recipe: &mut Recipe) -> Result<Length> {
+    let run = &recipe.run;
+    let each = format!(
+        "{} forget and {} retain documents each",
+        recipe.forget_per_step(),
+        if recipe.method.penalty == "none" { 0 } else { run.micro_batch * run.kl_accum_steps }
+    );
+    let named = !recipe.data.forget.as_os_str().is_empty();
+    let derived = match (&args.model, run.epochs) {
+        (Some(dir), 1..) if named => {
+            check_data("data.forget", &recipe.data.forget)?;
+            let documents = stream::forget_documents(dir, recipe)?;
+            recipe.settle_steps(documents)
+        }
+        _ => None,
+    };
+    let (steps, said) = match (derived, recipe.run.epochs) {
+        (Some(derived), _) => (Some(recipe.run.steps), format!("{derived}; {each}")),
+        (None, 0) => (Some(recipe.run.steps), format!("{} steps, {each}", recipe.run.steps)),
+        (None, epochs) => (
+            None,
+            format!(
+                "run.epochs={epochs}: the steps follow from the number of forget documents (name them with --forget); \
+                 {each}"
+            ),
+        ),
+    };
+    Ok(Length { steps, said, remarks: recipe.remarks() })
+}
+
+/// Why devices of a compute capability cannot run a model.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Obstacle {
+    capability: String,
+    why: String,
+}
+
+/// Checks what the kernels of a model need of a block against the device, or against every compute capability where none
+/// is known.
+fn obstacles(
+    config: &ModelConfig,
+    target: Target,
+    precision: Precision,
+    device: Option<&probe::Device>,
+) -> Vec<Obstacle> {
+    if target == Target::Cpu {
+        return Vec::new();
+    }
+    let all = match device {
+        Some(device) => vec![(device.capability, device.shared_bytes)],
+        None => CAPABILITIES.to_vec(),
+    };
+    let heads = (config.head_width, config.score_cap.is_some());
+    all.into_iter()
+        .filter_map(|((major, minor), shared)| {
+            let why = obstacle((major, minor), shared, precision, heads)?;
+            Some(Obstacle { capability: format!("{major}.{minor}"), why })
+        })
+        .collect()
+}
+
+/// Says which devices cannot run a model, one line for each reason.
+fn unfit(obstacles: &[Obstacle]) -> String {
+    let mut text = String::new();
+    for (i, Obstacle { why, .. }) in obstacles.iter().enumerate() {
+        if obstacles[..i].iter().any(|before| before.why == *why) {
+            continue;
+        }
+        let same = obstacles.iter().filter(|other| other.why == *why);
+        let names: Vec<&str> = same.map(|other| other.capability.as_str()).collect();
+        text.push_str(&format!("cannot run on compute capability {}: {why}\n", names.join(", ")));
+    }
+    text
 }
 
 fn text(name: &str, target: Target, plans: &[Plan], used: &Plan) -> String {
@@ -102,7 +216,7 @@ fn text(name: &str, target: Target, plans: &[Plan], used: &Plan) -> String {
     row("resident", &|p| bytes(p.resident_bytes));
     row("per token", &|p| bytes(p.bytes_per_token));
     row("generation beside them", &|p| bytes(p.evaluation_bytes));
-    row("largest micro-batch, tokens", &|p| p.max_tokens.to_string());
+    row("largest pack, tokens", &|p| p.max_tokens.to_string());
     row("forget documents in it", &|p| p.forget_documents.to_string());
     row("retain documents in it", &|p| p.retain_documents.to_string());
     let Need { state, save, tokens, bytes: least } = plans[1].need();
@@ -173,14 +287,14 @@ fn again(flop: f64, seconds: f64, target: Target) -> String {
     }
 }
 
-/// Reads a size, or looks at this machine for `auto`.
-fn memory(text: &str, target: Target) -> Result<u64> {
+/// Reads a size, or looks at this machine for `auto`; then with the device that a run would take.
+fn memory(text: &str, target: Target) -> Result<(u64, Option<probe::Device>)> {
     if text != "auto" {
-        return size(text);
+        return Ok((size(text)?, None));
     }
     if target == Target::Cpu {
         let (_, available) = host_memory();
-        return available.ok_or_else(|| {
+        return available.map(|bytes| (bytes, None)).ok_or_else(|| {
             Error::config("--gpu-memory auto: this system does not say what memory is free")
                 .hint("name a size, as in --gpu-memory 16GiB")
         });
@@ -190,14 +304,11 @@ fn memory(text: &str, target: Target) -> Result<u64> {
         let error = Error::from(problem).at("--gpu-memory auto");
         return Err(error.hint("name a size, as in --gpu-memory 80GiB"));
     }
-    let device = probe.devices.iter().find(|d| d.supported()).ok_or_else(|| {
-        Error::new(
-            crate::Kind::Device,
-            "--gpu-memory auto: no device of compute capability 8.0 or more",
-        )
-        .hint("name a size, as in --gpu-memory 80GiB")
+    let device = probe.devices.into_iter().find(|d| d.supported()).ok_or_else(|| {
+        Error::new(Kind::Device, "--gpu-memory auto: no device of compute capability 8.0 or more")
+            .hint("name a size, as in --gpu-memory 80GiB")
     })?;
-    Ok(device.free_bytes.unwrap_or(device.total_bytes))
+    Ok((device.free_bytes.unwrap_or(device.total_bytes), Some(device)))
 }
 
 fn size(text: &str) -> Result<u64> {
@@ -228,5 +339,19 @@ mod tests {
         for bad in ["", "GiB", "-1GiB", "0", "3TB", "80 Gibi"] {
             assert!(size(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn unfit_names_the_devices_of_each_reason_once() {
+        let obstacle = |capability: &str, why: &str| Obstacle {
+            capability: capability.to_owned(),
+            why: why.to_owned(),
+        };
+        let text = unfit(&[obstacle("8.6", "a"), obstacle("9.0", "b"), obstacle("8.9", "a")]);
+        assert_eq!(
+            text,
+            "cannot run on compute capability 8.6, 8.9: a\ncannot run on compute capability 9.0: b\n"
+        );
+        assert_eq!(unfit(&[]), "");
     }
 }

@@ -8,8 +8,8 @@ use serde_json::json;
 use super::checks::check_out;
 use super::output::{Output, table};
 use crate::data::Tokenizer;
-use crate::data::mini_muse::{self, Built, Overlap};
 use crate::error::Result;
+use crate::eval::suite::mini_muse::{self, Built, Overlap};
 use crate::io::atomic::replace_dir;
 
 /// Options of `prepare`.

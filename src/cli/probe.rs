@@ -9,12 +9,12 @@ use super::output::{Output, table};
 use crate::error::Result;
 use crate::model::{Level, Saving};
 use crate::ops::Ops;
-use crate::run::probe::curvature::Curvature;
-use crate::run::probe::default_out;
-use crate::run::probe::gradients::Gradients;
-use crate::run::probe::ngd::Ngd;
-use crate::run::probe::precision::Precision;
-use crate::run::probe::solve::Limits;
+use crate::probe::curvature::Curvature;
+use crate::probe::default_out;
+use crate::probe::gradients::Gradients;
+use crate::probe::ngd::Ngd;
+use crate::probe::precision::Precision;
+use crate::probe::solve::Limits;
 
 /// What is looked at.
 #[derive(Debug, clap::Subcommand)]

@@ -9,12 +9,13 @@ use super::generate::{documents, ids};
 use super::output::{Output, table};
 use crate::data::Document;
 use crate::error::{Error, Result};
+use crate::folder::Folder;
 use crate::method::passes::Passes;
 use crate::model::Model;
 use crate::model::params::Keeping;
 use crate::ops::Ops;
+use crate::report::notices;
 use crate::run::plan::Plan;
-use crate::run::{Folder, notices};
 
 /// Options of `score`.
 #[derive(Debug, clap::Args)]

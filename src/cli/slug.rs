@@ -8,12 +8,14 @@ use super::checks::check_data;
 use super::engine::{self, DeviceArgs, Engine, Job};
 use super::output::{Output, warn_rounded};
 use super::unlearn::Sources;
+use crate::edit::Slug;
 use crate::error::Result;
 use crate::eval::likelihood::NLL;
 use crate::eval::monitored::{FORGET, RETAIN, Texts};
+use crate::folder;
 use crate::ops::Ops;
+use crate::run::Recipe;
 use crate::run::plan::Plan;
-use crate::run::{Recipe, Slug, folder};
 
 /// Options of `slug`.
 #[derive(Debug, clap::Args)]

@@ -12,17 +12,18 @@ use super::engine::{self, DeviceArgs, Engine, Job};
 use super::output::{Output, note, table};
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
-use crate::eval::membership::{AUC_RETRAIN_BOOKS, AUC_RETRAIN_NEWS};
 use crate::eval::metric::Direction;
+use crate::eval::metric::membership::{AUC_RETRAIN_BOOKS, AUC_RETRAIN_NEWS};
 use crate::eval::outcome::{Named, Outcome};
+use crate::eval::suite::record::{Entry, Found, Key, Record, model_hash};
+use crate::eval::suite::{Kind, Options, Prepared, Retrained, SUITES, Subject, Suite, muse, tofu};
+use crate::folder::Folder;
 use crate::method::passes::Passes;
 use crate::model::Model;
 use crate::model::params::Keeping;
 use crate::ops::Ops;
+use crate::report::notices;
 use crate::run::plan::Plan;
-use crate::run::suite::record::{Entry, Found, Key, Record, model_hash};
-use crate::run::suite::{Kind, Options, Prepared, Retrained, SUITES, Subject, Suite, muse, tofu};
-use crate::run::{Folder, notices};
 
 /// A sequence of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use super::output::Output;
+use crate::edit::TaskVector;
 use crate::error::Result;
-use crate::run::TaskVector;
-use crate::run::export::{Save, SaveDtype};
+use crate::folder::export::{Save, SaveDtype};
 
 /// Options of `task-vector`.
 #[derive(Debug, clap::Args)]

@@ -9,6 +9,7 @@ use super::engine::{self, DeviceArgs, Training};
 use super::output::{Output, note, table, warn_rounded};
 use crate::error::{Error, Result};
 use crate::run::recipe::StateKey;
+use crate::run::train::RESOLVED;
 use crate::run::{Recipe, page};
 
 /// Options of `unlearn`.
@@ -18,7 +19,7 @@ pub(super) struct Args {
     sources: Sources,
     #[command(flatten)]
     run: RunArgs,
-    /// Settings to start from: muse-news, muse-books, muse-news-kl, npo-kl, finetune, demo
+    /// Settings to start from, such as muse-news, npo, simnpo; `nepenthe settings --presets` lists them
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
 }
@@ -66,7 +67,7 @@ pub(super) struct RunArgs {
     /// One setting, applied on top of preset and recipe, as in --set optim.lr=5e-4; can be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Continue the run in --out from its last checkpoint
+    /// Continue the run in --out from its last checkpoint; with neither --preset nor --config with its own recipe
     #[arg(long)]
     resume: bool,
     #[command(flatten)]
@@ -74,9 +75,9 @@ pub(super) struct RunArgs {
 }
 
 pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
-    let mut recipe = args.run.recipe(args.preset.as_deref())?;
+    let mut recipe = args.run.recipe(args.preset.as_deref(), None)?;
     let retains = recipe.reads_retain();
-    args.sources.lay(&mut recipe, retains)?;
+    args.sources.lay(&mut recipe, retains).map_err(|e| args.run.nothing_to_resume(e))?;
     args.run.start(recipe, out)
 }
 
@@ -97,9 +98,24 @@ pub(super) fn wanted(flag: &str, key: &str, path: &std::path::Path) -> Result<()
 }
 
 impl RunArgs {
-    /// Assembles the recipe.
-    pub(super) fn recipe(&self, preset: Option<&str>) -> Result<Recipe> {
-        Recipe::assemble(preset, self.config.as_deref(), &self.set)
+    /// Assembles the recipe: a resumed run without preset and recipe file starts from its own, any other without a preset
+    /// from that of `usual`.
+    pub(super) fn recipe(&self, preset: Option<&str>, usual: Option<&str>) -> Result<Recipe> {
+        let own = self.out.join(RESOLVED);
+        if self.resume && preset.is_none() && self.config.is_none() && own.is_file() {
+            note(&format!("resuming with the recipe of the run, {}", own.display()));
+            return Recipe::assemble(None, Some(&own), &self.set);
+        }
+        Recipe::assemble(preset.or(usual), self.config.as_deref(), &self.set)
+    }
+
+    /// Adds to an error about a missing path that there is no run whose recipe could name it.
+    pub(super) fn nothing_to_resume(&self, error: Error) -> Error {
+        if !self.resume || self.out.join(RESOLVED).is_file() {
+            return error;
+        }
+        let hint = error.hint_text().unwrap_or_default().to_owned();
+        error.hint(format!("--out {} has no {RESOLVED} to go on with: {hint}", self.out.display()))
     }
 
     /// Checks all that can be checked cheaply, runs, and prints the summary.

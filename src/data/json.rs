@@ -13,7 +13,7 @@ pub(super) fn shortened(key: &str) -> String {
 }
 
 /// Names the JSON type of `value` with its article.
-pub(super) fn kind(value: &Value) -> &'static str {
+pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

@@ -11,7 +11,6 @@ pub mod corpus;
 pub mod document;
 pub(crate) mod json;
 mod json_list;
-pub mod mini_muse;
 mod other_keys;
 mod parquet;
 mod record;

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::membership::mean_nll;
+use super::metric::membership::mean_nll;
 use super::metric::{Direction, Metric};
 use super::spread;
 use crate::data::Corpus;

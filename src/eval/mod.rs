@@ -1,20 +1,12 @@
-//! What a model still knows: perplexity, verbatim memory, knowledge, membership.
-//!
-//! A metric is arithmetic on texts and numbers, next to its record ([`metric::Metric`]). [`likelihood`] and [`verbatim`] also
-//! run the model.
+//! Measures of what a model still knows: metrics, which are arithmetic on texts and numbers, and suites, which run models
+//! for them. [`likelihood`] and [`verbatim`] also run the model.
 
-pub mod extraction;
-pub mod ks;
 pub mod likelihood;
-pub mod membership;
 pub mod metric;
 pub mod monitored;
-pub mod muse;
 pub mod outcome;
-pub mod rouge;
-pub mod tofu;
+pub mod suite;
 pub mod verbatim;
-pub mod zlib;
 
 /// Returns the arithmetic mean, or NaN of nothing (as numpy does).
 pub fn mean(values: impl IntoIterator<Item = f64>) -> f64 {

@@ -6,12 +6,12 @@ use std::marker::PhantomData;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::extraction::Fraction;
 use super::finite;
-use super::ks::Distance;
-use super::membership::Quantities;
-use super::muse::{Choices, Continuations};
-use super::tofu::{Answer, Probabilities};
+use super::metric::extraction::Fraction;
+use super::metric::ks::Distance;
+use super::metric::membership::Quantities;
+use super::metric::muse::{Choices, Continuations};
+use super::metric::tofu::{Answer, Probabilities};
 
 /// Values by name, in the order in which they were inserted.
 #[derive(Debug, Clone, PartialEq)]

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::metric::muse;
+use super::metric::rouge::{Aggregate, Rouge, Scorer, coverage};
 use super::metric::{Direction, Metric};
-use super::rouge::{Aggregate, Rouge, Scorer, coverage};
-use super::{muse, spread};
+use super::spread;
 use crate::data::{Corpus, Tokenizer};
 use crate::error::{Error, Result};
 use crate::method::passes::Passes;

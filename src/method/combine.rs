@@ -1,7 +1,116 @@
 //! Gradients of loss and penalties put together: added, or with regard to each other's direction.
 
-use super::named;
+use super::loss::named;
 use crate::error::Result;
+use crate::model::Model;
+use crate::model::params::Keeping;
+use crate::model::sink::{Gradients, clear};
+use crate::ops::Ops;
+
+/// Result of combining the gradients of a step.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Combined {
+    /// Cosine between the gradients of the first two terms, where both have one.
+    pub cosine: Option<f64>,
+    /// Factor of each term's gradient; empty where they are added.
+    pub factors: Vec<f64>,
+}
+
+/// The way in which the gradients of the terms become the gradient of a step.
+pub trait Combine<O: Ops>: Send {
+    /// Tells whether terms have gradients of their own.
+    fn separates(&self) -> bool {
+        false
+    }
+    /// Returns the buffers for the gradient of term `i`; `None` adds it to the model's.
+    fn buffers(&mut self, i: usize) -> Option<&mut Gradients<O>> {
+        let _ = i;
+        None
+    }
+    /// Empties all buffers.
+    fn clear(&mut self, ops: &O) {
+        let _ = ops;
+    }
+    /// Combines the gradients in `grads`, the model's.
+    fn combine(&mut self, ops: &O, grads: &mut Gradients<O>) -> Combined {
+        let _ = (ops, grads);
+        Combined::default()
+    }
+}
+
+/// The sum of all gradients, accumulated in the model's buffers.
+#[derive(Debug, Clone, Copy)]
+pub struct Sum;
+
+impl<O: Ops> Combine<O> for Sum {}
+
+/// Gradients of the terms in separate buffers, combined by their inner products.
+pub struct Separate<O: Ops> {
+    combination: Combination,
+    /// Gradients of all terms but the first, whose are the model's.
+    pub grads: Vec<Gradients<O>>,
+}
+
+impl<O: Ops> Separate<O> {
+    /// Allocates buffers for `terms` terms of `model`.
+    pub fn new(
+        ops: &O,
+        combination: Combination,
+        model: &Model<O>,
+        keep: &Keeping,
+        terms: usize,
+    ) -> Result<Self> {
+        let grads = (1..terms).map(|_| model.more_grads(ops, keep)).collect::<Result<_>>()?;
+        Ok(Self { combination, grads })
+    }
+}
+
+impl<O: Ops> Combine<O> for Separate<O> {
+    fn separates(&self) -> bool {
+        true
+    }
+
+    fn buffers(&mut self, i: usize) -> Option<&mut Gradients<O>> {
+        self.grads.get_mut(i.checked_sub(1)?)
+    }
+
+    fn clear(&mut self, ops: &O) {
+        self.grads.iter_mut().for_each(|grads| clear(ops, grads));
+    }
+
+    /// Waits for the passes: the factors follow from inner products.
+    fn combine(&mut self, ops: &O, grads: &mut Gradients<O>) -> Combined {
+        let gram = gram::<O>(ops, grads, &self.grads);
+        let factors = self.combination.factors(&gram);
+        for (i, other) in self.grads.iter().enumerate() {
+            // The first term's own factor once, the sum so far unchanged from then on.
+            let keep = if i == 0 { factors[0] } else { 1.0 };
+            for (own, other) in grads.iter_mut().zip(other) {
+                if let (Some(own), Some(other)) = (own, other) {
+                    ops.grad_mix(own, keep, other, factors[i + 1]);
+                }
+            }
+        }
+        let (ff, fr, rr) = (gram[0][0], gram[0][1], gram[1][1]);
+        let cosine = (ff > 0.0 && rr > 0.0).then(|| fr / (ff * rr).sqrt());
+        Combined { cosine, factors }
+    }
+}
+
+/// Returns the inner products over all parameters of the gradients of all terms; waits for the passes.
+fn gram<O: Ops>(ops: &O, first: &Gradients<O>, others: &[Gradients<O>]) -> Vec<Vec<f64>> {
+    let all: Vec<&Gradients<O>> = std::iter::once(first).chain(others).collect();
+    let mut gram = vec![vec![0.0; all.len()]; all.len()];
+    for i in 0..all.len() {
+        for j in i..all.len() {
+            let pairs = all[i].iter().flatten().zip(all[j].iter().flatten());
+            let product: f64 = pairs.map(|(a, b)| ops.grad_dot(a, b)).sum();
+            gram[i][j] = product;
+            gram[j][i] = product;
+        }
+    }
+    gram
+}
 
 /// How the gradients of loss, f, and penalties, r and s, become the direction that is descended; all carry their weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +147,21 @@ impl Combination {
             Self::Project => "f - min(0, f.r)/|r|^2 r, likewise against s, + r (+ s)",
             Self::MinNorm => "a f + b r (+ c s) of least length, a, b, c at least 0, their sum 1",
         }
+    }
+
+    /// Makes it for `terms` terms of `model`, with buffers for their gradients where it needs them.
+    pub fn prepare<O: Ops>(
+        self,
+        ops: &O,
+        model: &Model<O>,
+        keep: &Keeping,
+        terms: usize,
+    ) -> Result<Box<dyn Combine<O>>> {
+        Ok(match self {
+            Self::Sum => Box::new(Sum),
+            _ if terms < 2 => Box::new(Sum),
+            _ => Box::new(Separate::new(ops, self, model, keep, terms)?),
+        })
     }
 
     /// Finds a combination by name.

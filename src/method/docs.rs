@@ -33,6 +33,8 @@ differs from the published method, its variant has a name of its own.
 | MOLLM | `loss = \"uce\"`, `penalty = \"kl\"`, `second_penalty = \"nll\"`, `combine = \"min_norm\"`, teacher off |
 | PGU | `loss = \"ll\"`, `penalty = \"none\"`, `shield` above 0 |
 | SLUG | `nepenthe slug`, below |
+
+Gradient ascent, GradDiff, IDK, DPO, NPO, SimNPO and RMU have presets with the settings of their code ([settings.md](settings.md)).
 ";
 
 const DUAL: &str = "

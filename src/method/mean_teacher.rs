@@ -1,46 +1,23 @@
 //! One step of mean-teacher unlearning: both gradients, clip, and the fused update of student and teacher.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
-use super::passes::{Passes, Slot, Sums, Task, marks};
-use super::{Combination, Knobs, Objective};
+use super::combine::{Combine, Combined, Sum};
+use super::passes::{Passes, Step, Task, marks};
+use super::term::{Documents, Method, Term};
 use crate::data::MicroBatch;
 use crate::error::{Error, Kind, Result};
 use crate::model::Model;
-use crate::ops::{CustomRule, Ops, StepOutcome, StepSettings};
+use crate::model::sink::InputHook;
+use crate::ops::Ops;
 use crate::optim::Schedule;
+use crate::optim::{CustomRule, StepOutcome, StepSettings};
 
-/// What is minimised, by name already resolved.
-#[derive(Clone, Copy)]
-pub struct Method {
-    /// The loss on forget documents.
-    pub loss: &'static dyn Objective,
-    /// The penalty on retain documents.
-    pub penalty: Option<&'static dyn Objective>,
-    /// A second one on the same documents; only beside a first.
-    pub second: Option<&'static dyn Objective>,
-    /// Their numbers.
-    pub knobs: Knobs,
-}
-
-impl Method {
-    /// Returns the penalties, the first one first.
-    pub fn penalties(&self) -> impl Iterator<Item = &'static dyn Objective> + use<> {
-        self.penalty.into_iter().chain(self.second)
-    }
-}
-
-/// The numbers of a step.
+/// Settings of the update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Settings {
-    /// alpha, the weight of the forget loss.
-    pub forget_weight: f64,
-    /// beta, the weight of the penalty; where it starts if there is a dual.
-    pub retain_weight: f64,
-    /// The weight of the second penalty.
-    pub second_weight: f64,
-    /// How the weight of the penalty follows it, if it does.
-    pub dual: Option<Dual>,
     /// The gradient norm above which everything is scaled down; infinite for never.
     pub clip: f64,
     /// Pull of the student to the teacher.
@@ -49,22 +26,6 @@ pub struct Settings {
     pub teacher_rate: f64,
     /// Learning rate over steps.
     pub schedule: Schedule,
-}
-
-/// A penalty's weight as the dual variable of a bound on it. Source: open-unlearning `pdu.py`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Dual {
-    /// The share of what the penalty exceeds its bound by that is added to its weight each step.
-    pub rate: f64,
-    /// The value that the penalty is to stay below.
-    pub bound: f64,
-}
-
-impl Dual {
-    /// Returns the weight after a step whose penalty came to `value`.
-    pub fn follow(&self, weight: f64, value: f64) -> f64 {
-        (weight + self.rate * (value - self.bound)).max(0.0)
-    }
 }
 
 /// What a step did; the names are those of the reference's log.
@@ -79,8 +40,9 @@ pub struct StepReport {
     /// The second penalty before its weight, where there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_second: Option<f64>,
-    /// The penalty's weight in this step.
-    pub retain_weight: f64,
+    /// Weight of the penalty in this step, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retain_weight: Option<f64>,
     /// Cosine between the gradients of loss and penalty, where they are combined apart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cosine: Option<f64>,
@@ -111,38 +73,33 @@ pub struct StepReport {
 pub struct Started<O: Ops> {
     pending: O::Pending,
     lr: f64,
-    cosine: Option<f64>,
-    factors: Option<Vec<f64>>,
+    combined: Combined,
 }
 
 /// The training state of a run between steps.
 pub struct MeanTeacher<O: Ops> {
     /// Student and teacher.
     pub model: Model<O>,
-    /// The base model of losses that compare with one.
+    /// The frozen model of terms that compare with one.
     pub base: Option<Model<O>>,
     /// Buffers.
     pub passes: Passes<O>,
-    /// What is minimised.
+    /// The terms of the objective.
     pub method: Method,
-    /// The numbers.
+    /// Settings of the update.
     pub settings: Settings,
     /// The next step, counted from 0.
     pub step: u64,
-    /// The penalty's weight in the next step.
-    pub retain_weight: f64,
-    /// The share of the squares of the matrices' inputs on retain documents that the loss leaves alone, where there is a
-    /// shield.
-    pub shielded: Option<f64>,
+    /// Weight of each term in the next step.
+    pub weights: Vec<f64>,
+    /// The way in which the terms' gradients become one.
+    pub combine: Box<dyn Combine<O>>,
+    /// Hook on the inputs of linear layers for the terms on forget documents.
+    pub hook: Option<Box<dyn InputHook<O>>>,
+    /// Numbers that methods found when they prepared for the run, by their names in summaries.
+    pub prepared: BTreeMap<&'static str, f64>,
     bad: Option<(usize, u64)>,
-    apart: Option<Apart<O>>,
     rule: Option<Box<dyn CustomRule>>,
-}
-
-/// The penalties' own gradients, and how they and the loss's become one.
-struct Apart<O: Ops> {
-    combination: Combination,
-    grads: Vec<Vec<Option<O::Grad>>>,
 }
 
 impl<O: Ops> MeanTeacher<O> {
@@ -154,7 +111,7 @@ impl<O: Ops> MeanTeacher<O> {
         method: Method,
         settings: Settings,
     ) -> Self {
-        let retain_weight = settings.retain_weight;
+        let weights = method.terms.iter().map(|term| term.weight.start()).collect();
         Self {
             model,
             base,
@@ -162,22 +119,17 @@ impl<O: Ops> MeanTeacher<O> {
             method,
             settings,
             step: 0,
-            retain_weight,
-            shielded: None,
+            weights,
+            combine: Box::new(Sum),
+            hook: None,
+            prepared: BTreeMap::new(),
             bad: None,
-            apart: None,
             rule: None,
         }
     }
 
-    /// Keeps the gradient of each penalty in one of `grads` ([`Model::more_grads`]) and combines them with that of the
-    /// loss.
-    pub fn combine(&mut self, combination: Combination, grads: Vec<Vec<Option<O::Grad>>>) {
-        self.apart = Some(Apart { combination, grads });
-    }
-
     /// Moves the parameters by a rule of the caller's own; they must have been made for
-    /// [`crate::ops::UpdateRule::custom`] of it.
+    /// [`crate::optim::UpdateRule::custom`] of it.
     pub fn follow(&mut self, rule: Box<dyn CustomRule>) {
         self.rule = Some(rule);
     }
@@ -202,34 +154,26 @@ impl<O: Ops> MeanTeacher<O> {
         retain: &[MicroBatch],
     ) -> Result<Started<O>> {
         self.model.clear_grads(ops);
-        let Self { model, base, passes, method, settings, retain_weight, apart, .. } = self;
-        let task = |objective, batches, weight| Task { objective, batches, weight: Some(weight) };
-        let loss = task(method.loss, forget, settings.forget_weight);
-        let penalties = [(method.penalty, *retain_weight), (method.second, settings.second_weight)];
-        let penalties: Vec<Task<'_>> = penalties
-            .into_iter()
-            .filter_map(|(penalty, weight)| Some(task(penalty?, retain, weight)))
-            .collect();
-        let mut apart = apart.as_mut().filter(|_| !penalties.is_empty());
-        let own = apart.as_mut().map(|apart| &mut apart.grads[..]);
-        passes.start_step(ops, model, base.as_mut(), &method.knobs, loss, &penalties, own)?;
-        let (mut cosine, mut factors) = (None, None);
-        if let Some(Apart { combination, grads }) = apart {
-            let gram = gram::<O>(ops, &model.grads, grads);
-            let all = combination.factors(&gram);
-            for (i, grads) in grads.iter().enumerate() {
-                // The loss's own factor once, the sum so far unchanged from then on.
-                let keep = if i == 0 { all[0] } else { 1.0 };
-                for (own, other) in model.grads.iter_mut().zip(grads) {
-                    if let (Some(own), Some(other)) = (own, other) {
-                        ops.grad_mix(own, keep, other, all[i + 1]);
-                    }
-                }
-            }
-            let (ff, fr, rr) = (gram[0][0], gram[0][1], gram[1][1]);
-            cosine = (ff > 0.0 && rr > 0.0).then(|| fr / (ff * rr).sqrt());
-            factors = Some(all);
-        }
+        self.combine.clear(ops);
+        let Self { model, base, passes, method, weights, combine, hook, .. } = self;
+        let task = |(term, weight): (&Term, &f64)| Task {
+            objective: term.objective,
+            batches: match term.documents {
+                Documents::Forget => forget,
+                Documents::Retain => retain,
+            },
+            weight: Some(*weight),
+            hooked: hook.is_some() && term.documents == Documents::Forget,
+        };
+        let tasks: Vec<Task<'_>> = method.terms.iter().zip(&*weights).map(task).collect();
+        let step = Step {
+            tasks: &tasks,
+            knobs: &method.knobs,
+            combine: &mut **combine,
+            hook: hook.as_deref_mut(),
+        };
+        passes.start_step(ops, model, base.as_mut(), step)?;
+        let combined = combine.combine(ops, &mut model.grads);
         let lr = self.settings.schedule.rate(self.step);
         let settings = StepSettings {
             step: self.step,
@@ -246,7 +190,7 @@ impl<O: Ops> MeanTeacher<O> {
             }
         };
         ops.mark(marks::UPDATE);
-        Ok(Started { pending, lr, cosine, factors })
+        Ok(Started { pending, lr, combined })
     }
 
     /// Waits for a step and tells what it did.
@@ -254,37 +198,37 @@ impl<O: Ops> MeanTeacher<O> {
     /// A gradient with a NaN or an infinity never reaches the weights: the update is left out and the report
     /// says so.
     pub fn finish(&mut self, ops: &O, started: Started<O>) -> Result<StepReport> {
-        let Started { pending, lr, cosine, factors } = started;
+        let Started { pending, lr, combined: Combined { cosine, factors } } = started;
         let StepOutcome { norm, clip, skipped, bad } = ops.outcome(pending)?;
         self.bad = bad;
-        let tr = self.passes.sums(ops, Slot::Loss)?;
-        let kl = match self.method.penalty {
-            Some(_) => self.passes.sums(ops, Slot::Penalty)?,
-            None => Sums::default(),
-        };
-        let second = self.method.second.map(|_| self.passes.sums(ops, Slot::Second)).transpose()?;
-        let hidden = self.method.loss.rows(&self.method.knobs).hidden();
+        let sums = (0..self.method.terms.len()).map(|i| self.passes.sums(ops, i));
+        let sums = sums.collect::<Result<Vec<_>>>()?;
+        let value = |i: usize| sums.get(i).map(|sums| sums.value);
+        let hidden = self.method.loss().rows(&self.method.knobs).hidden();
         let [time_loss, time_kl] = self.passes.seconds(ops);
         let report = StepReport {
             global_step: self.step,
-            loss_tr: if hidden { tr.value } else { tr.nll },
-            loss_kl: kl.value,
-            loss_second: second.map(|sums| sums.value),
-            retain_weight: self.retain_weight,
+            loss_tr: if hidden { sums[0].value } else { sums[0].nll },
+            loss_kl: value(1).unwrap_or(0.0),
+            loss_second: value(2),
+            retain_weight: self.weights.get(1).copied(),
             cosine,
-            factors: factors.as_ref().map(|all| [all[0], all[1]]),
-            second_factor: factors.as_ref().and_then(|all| all.get(2).copied()),
+            factors: factors.get(..2).map(|both| [both[0], both[1]]),
+            second_factor: factors.get(2).copied(),
             grad_norm: norm,
             clip_coef: clip,
             lr,
             skipped,
             time_tr: time_loss + ops.seconds(marks::SHARED, marks::UPDATE),
             time_kl,
-            tokens: tr.tokens + kl.tokens + second.map_or(0, |sums| sums.tokens),
+            tokens: sums.iter().map(|sums| sums.tokens).sum(),
         };
         self.step += 1;
-        if let Some(dual) = self.settings.dual.filter(|_| !skipped) {
-            self.retain_weight = dual.follow(self.retain_weight, kl.value);
+        if !skipped {
+            for ((weight, term), sums) in self.weights.iter_mut().zip(&self.method.terms).zip(&sums)
+            {
+                *weight = term.weight.next(*weight, sums.value);
+            }
         }
         Ok(report)
     }
@@ -323,24 +267,4 @@ impl<O: Ops> MeanTeacher<O> {
         };
         Error::new(Kind::Numeric, format!("step {step}: {what}")).hint(hint)
     }
-}
-
-/// Returns the inner products over all parameters of the gradients of loss and penalties; waits for the passes.
-fn gram<O: Ops>(
-    ops: &O,
-    loss: &[Option<O::Grad>],
-    penalties: &[Vec<Option<O::Grad>>],
-) -> Vec<Vec<f64>> {
-    let all: Vec<&[Option<O::Grad>]> =
-        [loss].into_iter().chain(penalties.iter().map(Vec::as_slice)).collect();
-    let mut gram = vec![vec![0.0; all.len()]; all.len()];
-    for i in 0..all.len() {
-        for j in i..all.len() {
-            let pairs = all[i].iter().flatten().zip(all[j].iter().flatten());
-            let product: f64 = pairs.map(|(a, b)| ops.grad_dot(a, b)).sum();
-            gram[i][j] = product;
-            gram[j][i] = product;
-        }
-    }
-    gram
 }

@@ -6,14 +6,16 @@
 
 use std::ops::Range;
 
+use super::combine::Combine;
 use super::packs::{Document, fill, packs, push};
-use super::{Hidden, Knobs, Objective, Rows};
+use super::{Hidden, Knobs, Nll, Objective, Rows};
 use crate::data::MicroBatch;
 use crate::error::{Error, Result};
-use crate::model::decoder::HeadLoss;
+use crate::model::decoder::{HeadLoss, HeadPass};
 use crate::model::generate::{Request, generate_in};
+use crate::model::sink::{InputHook, Sink};
 use crate::model::{Level, Model, Saving, Workspace};
-use crate::ops::{Compute, Ops, PackData, Role, Tallied, TokenFormula, TokenWeight};
+use crate::ops::{Ops, PackData, Role, RowStats, Tallied, TokenFormula, TokenWeight, WorkKey};
 
 /// What a sweep over micro-batches adds up to; means over micro-batches, without the loss weight.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -28,17 +30,6 @@ pub struct Sums {
     pub tokens: usize,
 }
 
-/// Which sums a sweep adds to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Slot {
-    /// Those of the loss.
-    Loss,
-    /// Those of the penalty.
-    Penalty,
-    /// Those of the second penalty.
-    Second,
-}
-
 /// An objective and what it is swept over.
 #[derive(Clone, Copy)]
 pub struct Task<'a> {
@@ -46,9 +37,26 @@ pub struct Task<'a> {
     pub objective: &'a dyn Objective,
     /// The micro-batches.
     pub batches: &'a [MicroBatch],
-    /// What its gradient is multiplied by before it is added to the model's; `None` computes sums alone.
+    /// Factor of its gradient; `None` computes sums alone.
     pub weight: Option<f64>,
+    /// True if the step's hook on the inputs of linear layers applies.
+    pub hooked: bool,
 }
+
+/// The passes of a step.
+pub struct Step<'a, O: Ops> {
+    /// The terms of the objective, the forget loss first.
+    pub tasks: &'a [Task<'a>],
+    /// Hyperparameters of the objectives.
+    pub knobs: &'a Knobs,
+    /// Destination of the terms' gradients.
+    pub combine: &'a mut dyn Combine<O>,
+    /// Hook on the inputs of linear layers, for the terms that ask for it.
+    pub hook: Option<&'a mut (dyn InputHook<O> + 'static)>,
+}
+
+/// Terms of a step at most.
+pub const MOST_TERMS: usize = 8;
 
 /// Marks of a step on the backend's clock ([`crate::ops::Sweep::mark`]), in their order.
 pub mod marks {
@@ -64,26 +72,15 @@ pub mod marks {
     pub const UPDATE: usize = 4;
 }
 
-/// The gradients of a model, one for each block that trains.
-type Gradients<O> = Vec<Option<<O as Compute>::Grad>>;
-
-/// How a pack stands in its step.
-#[derive(Debug, Clone, Copy, Default)]
-struct Stage {
-    /// No pack of the step comes behind it.
-    last: bool,
-    /// Its gradients are shielded.
-    shielded: bool,
-}
-
-/// The rows of one task in a pack.
+/// The rows of one term in a packed batch.
 #[derive(Debug, Clone)]
 struct Part {
-    slot: Slot,
+    /// Index of the term.
+    term: usize,
+    /// Name of its objective, which with the hyperparameters determines its ops.
+    name: &'static str,
     loss: Rows,
     backward: bool,
-    /// Whether what the model shields is taken off its gradients.
-    shielded: bool,
     rows: Range<usize>,
 }
 
@@ -114,14 +111,15 @@ pub struct Passes<O: Ops> {
     retained: O::Pack,
     data: PackData,
     weights: O::Stat,
-    /// The base model's NLL of each row.
-    base_nll: O::Stat,
+    /// Results of the base model's head.
+    base: RowStats<O::Stat>,
     /// What hidden rows are pulled to; none before [`Passes::steer`].
     steering: Option<O::Stat>,
-    tallies: [O::Tally; 3],
+    /// Sums of each term.
+    tallies: Vec<O::Tally>,
     /// Tokens behind each tally.
-    tokens: [usize; 3],
-    /// Tokens of loss and penalty in the pack that both shared in the last step.
+    tokens: [usize; MOST_TERMS],
+    /// Tokens of the first two terms in the packed batch that both shared in the last step.
     shared: [usize; 2],
     rows: Vec<f64>,
 }
@@ -146,10 +144,14 @@ impl<O: Ops> Passes<O> {
             retained: ops.pack(if saving.is_some() { tokens } else { 0 })?,
             data: PackData::default(),
             weights: ops.stat(tokens)?,
-            base_nll: ops.stat(tokens)?,
+            base: RowStats {
+                nll: ops.stat(tokens)?,
+                value: ops.stat(tokens)?,
+                hit: ops.stat(tokens)?,
+            },
             steering: None,
-            tallies: [ops.tally_room()?, ops.tally_room()?, ops.tally_room()?],
-            tokens: [0; 3],
+            tallies: (0..MOST_TERMS).map(|_| ops.tally_room()).collect::<Result<_>>()?,
+            tokens: [0; MOST_TERMS],
             shared: [0; 2],
             rows: vec![0.0; tokens],
         })
@@ -172,101 +174,133 @@ impl<O: Ops> Passes<O> {
         &mut self,
         ops: &O,
         model: &mut Model<O>,
-        mut base: Option<&mut Model<O>>,
+        base: Option<&mut Model<O>>,
         objective: &dyn Objective,
         knobs: &Knobs,
         batches: &[MicroBatch],
         weight: Option<f64>,
     ) -> Result<Sums> {
-        let task = Task { objective, batches, weight };
-        self.clear(ops, Slot::Loss);
-        for group in packs(objective, knobs, batches, self.ws.tokens())? {
-            let tasks = [(Slot::Loss, task, group)];
-            self.start(ops, model, base.as_deref_mut(), knobs, &tasks, Stage::default())?;
-        }
-        self.sums(ops, Slot::Loss)
+        let task = Task { objective, batches, weight, hooked: false };
+        self.sweep_into(ops, model, base, knobs, task, &mut Sink::own())
     }
 
-    /// Starts the passes of a step and waits for nothing; [`Passes::sums`] tells what their rows came to.
-    ///
-    /// What is left of loss and of the first of up to two `penalties` when their full packs are made shares one pack where
-    /// it fits, unless the loss weighs documents or compares with a base model, which would have to read the penalty's
-    /// rows too, one of both has no logits, the loss alone is shielded, or the penalties' gradients go `apart`, into
-    /// buffers of their own.
-    #[allow(clippy::too_many_arguments)]
-    pub fn start_step(
+    /// Runs forward and backward passes over `batches` for the inputs of linear layers, which `hook` is shown; no
+    /// gradient is meant to be kept.
+    pub fn observe(
+        &mut self,
+        ops: &O,
+        model: &mut Model<O>,
+        knobs: &Knobs,
+        batches: &[MicroBatch],
+        hook: &mut (dyn InputHook<O> + 'static),
+    ) -> Result<()> {
+        // With weight 0 the backward pass carries zeros; only the inputs are asked for.
+        let task = Task { objective: &Nll, batches, weight: Some(0.0), hooked: true };
+        let mut sink = Sink { grads: None, hook: Some(hook) };
+        self.sweep_into(ops, model, None, knobs, task, &mut sink).map(drop)
+    }
+
+    fn sweep_into(
         &mut self,
         ops: &O,
         model: &mut Model<O>,
         mut base: Option<&mut Model<O>>,
         knobs: &Knobs,
-        loss: Task<'_>,
-        penalties: &[Task<'_>],
-        mut apart: Option<&mut [Gradients<O>]>,
+        task: Task<'_>,
+        sink: &mut Sink<'_, O>,
+    ) -> Result<Sums> {
+        self.clear(ops, 0);
+        for group in packs(task.objective, knobs, task.batches, self.ws.tokens())? {
+            let tasks = [(0, task, group)];
+            let base = base.as_deref_mut();
+            self.start(
+                ops,
+                model,
+                base,
+                knobs,
+                &tasks,
+                Destination { sink, term: 0, last: false },
+            )?;
+        }
+        self.sums(ops, 0)
+    }
+
+    /// Starts the passes of a step and waits for nothing; [`Passes::sums`] returns the sums of each term.
+    ///
+    /// Leftover partial batches of the first two terms share one packed batch if they fit and can be computed together:
+    /// not where the first weighs whole documents or compares with a frozen model, which would have to read the other's
+    /// rows too, where one has no logits, where the hook applies to one of them, or where gradients are kept separate.
+    pub fn start_step(
+        &mut self,
+        ops: &O,
+        model: &mut Model<O>,
+        mut base: Option<&mut Model<O>>,
+        step: Step<'_, O>,
     ) -> Result<()> {
-        const SLOTS: [Slot; 2] = [Slot::Penalty, Slot::Second];
-        [Slot::Loss, Slot::Penalty, Slot::Second]
-            .into_iter()
-            .for_each(|slot| self.clear(ops, slot));
+        let Step { tasks, knobs, combine, mut hook } = step;
+        if tasks.len() > MOST_TERMS {
+            return Err(Error::config(format!(
+                "the objective has {} terms, at most {MOST_TERMS} are possible",
+                tasks.len()
+            )));
+        }
+        (0..tasks.len()).for_each(|i| self.clear(ops, i));
         ops.mark(marks::START);
         let limit = self.ws.tokens();
-        let mut losses = packs(loss.objective, knobs, loss.batches, limit)?;
-        let retained = penalties.iter().map(|p| packs(p.objective, knobs, p.batches, limit));
-        let mut retained = retained.collect::<Result<Vec<_>>>()?;
-        let rows = loss.objective.rows(knobs);
-        let shielded = model.shields();
-        let hidden = penalties.first().is_some_and(|p| p.objective.rows(knobs).hidden());
-        let alone = matches!(rows, Rows::Document(_) | Rows::Hidden(_))
-            || rows.reads_base()
-            || hidden
-            || shielded
-            || apart.is_some();
-        let first = retained.first_mut();
-        let shared = first.filter(|_| !alone).and_then(|first| {
-            let rest = losses.last().into_iter().chain(first.last()).flatten();
-            let fits = rest.map(|doc| doc.ids.len()).sum::<usize>() <= limit;
-            if fits && !losses.is_empty() && !first.is_empty() {
-                losses.pop().zip(first.pop())
-            } else {
-                None
-            }
-        });
-        let packs = losses.len() + retained.iter().map(Vec::len).sum::<usize>();
-        let mut left = packs + usize::from(shared.is_some());
-        let combined = apart.is_some();
-        let mut stage = |shielded| {
+        let groups = tasks.iter().map(|task| packs(task.objective, knobs, task.batches, limit));
+        let mut groups = groups.collect::<Result<Vec<_>>>()?;
+        let shared = self.share(tasks, knobs, &mut groups, combine.separates());
+        let mut left = groups.iter().map(Vec::len).sum::<usize>() + usize::from(shared.is_some());
+        let separate = combine.separates();
+        // Gradients that are combined afterwards are not the step's yet.
+        let mut is_last = || {
             left -= 1;
-            // What is combined afterwards is not the step's gradient yet.
-            Stage { last: left == 0 && !combined, shielded }
+            left == 0 && !separate
         };
-        for group in losses {
-            let tasks = [(Slot::Loss, loss, group)];
-            self.start(ops, model, base.as_deref_mut(), knobs, &tasks, stage(shielded))?;
-        }
-        ops.mark(marks::LOSS);
-        for (i, (task, groups)) in penalties.iter().zip(retained).enumerate() {
-            let mut apart = apart.as_mut().map(|apart| &mut apart[i]);
-            if let Some(apart) = &mut apart {
-                std::mem::swap(&mut model.grads, apart);
-                model.clear_grads(ops);
-            }
+        for (i, (task, groups)) in tasks.iter().zip(groups).enumerate() {
             for group in groups {
-                self.start(ops, model, None, knobs, &[(SLOTS[i], *task, group)], stage(false))?;
+                let hook = hook.as_deref_mut().filter(|_| task.hooked);
+                let hook = hook.map(|hook| hook as &mut dyn InputHook<O>);
+                let mut sink = Sink { grads: combine.buffers(i), hook };
+                let to = Destination { sink: &mut sink, term: i, last: is_last() };
+                self.start(ops, model, base.as_deref_mut(), knobs, &[(i, *task, group)], to)?;
             }
-            // Back, so that recorded work finds the buffers it was recorded with.
-            if let Some(apart) = apart {
-                std::mem::swap(&mut model.grads, apart);
+            if i == 0 {
+                ops.mark(marks::LOSS);
             }
         }
         ops.mark(marks::PENALTY);
         self.shared = [0; 2];
-        if let (Some(penalty), Some((a, b))) = (penalties.first(), shared) {
+        if let (Some((a, b)), [first, second, ..]) = (shared, tasks) {
             self.shared = [&a, &b].map(|docs| docs.iter().map(|doc| doc.ids.len()).sum());
-            let parts = [(Slot::Loss, loss, a), (Slot::Penalty, *penalty, b)];
-            self.start(ops, model, None, knobs, &parts, stage(false))?;
+            let parts = [(0, *first, a), (1, *second, b)];
+            let to = Destination { sink: &mut Sink::own(), term: 0, last: is_last() };
+            self.start(ops, model, None, knobs, &parts, to)?;
         }
         ops.mark(marks::SHARED);
         Ok(())
+    }
+
+    /// Takes the last groups of the first two tasks out of `groups` where they can share a packed batch.
+    #[allow(clippy::type_complexity)]
+    fn share<'a>(
+        &self,
+        tasks: &[Task<'_>],
+        knobs: &Knobs,
+        groups: &mut [Vec<Vec<Document<'a>>>],
+        separate: bool,
+    ) -> Option<(Vec<Document<'a>>, Vec<Document<'a>>)> {
+        let ([first, second, ..], [a, b, ..]) = (tasks, groups) else { return None };
+        let rows = first.objective.rows(knobs);
+        let alone = matches!(rows, Rows::Document(_) | Rows::Hidden(_))
+            || rows.reads_base()
+            || second.objective.rows(knobs).hidden()
+            || first.hooked != second.hooked
+            || separate;
+        let tokens =
+            |group: &Vec<Document<'_>>| group.iter().map(|doc| doc.ids.len()).sum::<usize>();
+        let fits = tokens(a.last()?) + tokens(b.last()?) <= self.ws.tokens();
+        if alone || !fits { None } else { a.pop().zip(b.pop()) }
     }
 
     /// Returns the seconds that loss and penalty took in the last step, after its end; a pack that both shared counts by
@@ -281,31 +315,31 @@ impl<O: Ops> Passes<O> {
         ]
     }
 
-    fn clear(&mut self, ops: &O, slot: Slot) {
-        ops.clear_tally(&mut self.tallies[slot as usize]);
-        self.tokens[slot as usize] = 0;
+    fn clear(&mut self, ops: &O, term: usize) {
+        ops.clear_tally(&mut self.tallies[term]);
+        self.tokens[term] = 0;
     }
 
-    /// Loads documents of one or two tasks into one pack and starts the work on it.
+    /// Loads documents of one or two terms into one packed batch and starts the work on it.
     fn start(
         &mut self,
         ops: &O,
         model: &mut Model<O>,
         mut base: Option<&mut Model<O>>,
         knobs: &Knobs,
-        tasks: &[(Slot, Task<'_>, Vec<Document<'_>>)],
-        stage: Stage,
+        tasks: &[(usize, Task<'_>, Vec<Document<'_>>)],
+        to: Destination<'_, '_, O>,
     ) -> Result<()> {
         let mut parts = Vec::with_capacity(tasks.len());
         self.data.clear();
-        for (slot, task, documents) in tasks {
+        for (term, task, documents) in tasks {
             let start = self.data.tokens();
             let longest = documents.iter().map(|doc| doc.ids.len()).max().unwrap_or(0);
             model.config.check_length(longest)?;
             let shifted = task.objective.normaliser().shifted();
             push(&mut self.data, documents, shifted, task.weight.unwrap_or(1.0));
             let rows = start..self.data.tokens();
-            self.tokens[*slot as usize] += rows.len();
+            self.tokens[*term] += rows.len();
             let loss = task.objective.rows(knobs);
             if loss.reads_base() && base.is_none() {
                 return Err(Error::config(
@@ -319,37 +353,42 @@ impl<O: Ops> Passes<O> {
                         .hint("a run whose method.loss is rmu has one"));
                 }
             }
-            let (backward, shielded) = (task.weight.is_some(), stage.shielded);
-            parts.push(Part { slot: *slot, loss, backward, shielded, rows });
+            let (name, backward) = (task.objective.name(), task.weight.is_some());
+            parts.push(Part { term: *term, name, loss, backward, rows });
         }
         self.turn = 1 - self.turn;
         ops.load_pack(&mut self.packs[self.turn], &self.data);
         let n = self.data.tokens();
         let apart = parts.iter().find(|part| part.asks_teacher() && part.rows.start > 0);
         if apart.is_some() {
-            // The teacher reads the penalty's documents alone.
+            // The teacher reads the documents that are compared with it alone.
             self.data.clear();
-            for (_, task, documents) in tasks.iter().filter(|(slot, ..)| *slot == Slot::Penalty) {
+            let compared = |(_, task, _): &&(usize, Task<'_>, Vec<Document<'_>>)| {
+                task.objective.rows(knobs).reads_teacher()
+            };
+            for (_, task, documents) in tasks.iter().filter(compared) {
                 push(&mut self.data, documents, task.objective.normaliser().shifted(), 0.0);
             }
             ops.load_pack(&mut self.retained, &self.data);
         }
-        let Self { ws, packs, turn, retained, weights, base_nll, steering, tallies, .. } = self;
+        let Self {
+            ws, packs, turn, retained, weights, base: base_stats, steering, tallies, ..
+        } = self;
         let pack = &packs[*turn];
         let teacher = if apart.is_some() { &*retained } else { pack };
         let steering = steering.as_ref();
-        let mut pass = Pass { ops, ws, pack, teacher, n, weights, base_nll, steering };
-        // Everything that decides which ops with which numbers a pack is given, beside the shapes of packs.
-        let key = format!("{parts:?} {:p} {}", model.params.as_ptr(), model.tap_name());
+        let Destination { sink, term, last } = to;
+        let key = work_key(&parts, knobs, model, sink, term);
+        let mut pass = Pass { ops, ws, pack, teacher, n, weights, base_stats, steering, sink };
         let mut work = || {
             pass.run(model, base.as_deref_mut(), &parts);
-            for Part { slot, rows, .. } in &parts {
-                ops.tally(pack, rows.clone(), &pass.ws.stats, &mut tallies[*slot as usize]);
+            for Part { term, rows, .. } in &parts {
+                ops.tally(pack, rows.clone(), &pass.ws.stats, &mut tallies[*term]);
             }
         };
-        ops.last_writes(stage.last);
+        ops.last_writes(last);
         if parts.iter().all(|part| part.backward) {
-            ops.replay(&[pack, teacher], &key, &mut work);
+            ops.replay(&[pack, teacher], key, &mut work);
         } else {
             work();
         }
@@ -357,11 +396,11 @@ impl<O: Ops> Passes<O> {
         Ok(())
     }
 
-    /// Waits for the sweep that was last started into `slot` and returns its sums.
-    pub fn sums(&mut self, ops: &O, slot: Slot) -> Result<Sums> {
-        let Tallied { value, nll, hit } = ops.read_tally(&self.tallies[slot as usize]);
+    /// Waits for the passes last started and returns the sums of term `term`.
+    pub fn sums(&mut self, ops: &O, term: usize) -> Result<Sums> {
+        let Tallied { value, nll, hit } = ops.read_tally(&self.tallies[term]);
         ops.sync()?;
-        Ok(Sums { value, nll, accuracy: hit, tokens: self.tokens[slot as usize] })
+        Ok(Sums { value, nll, accuracy: hit, tokens: self.tokens[term] })
     }
 
     /// Generates a continuation of every prompt, as [`generate_in`] does, in the buffers of these passes.
@@ -403,7 +442,7 @@ impl<O: Ops> Passes<O> {
             let pack = &mut self.packs[0];
             ops.load_pack(pack, &self.data);
             model.forward(ops, pack, n, Role::Evaluated, &mut self.ws);
-            model.head(ops, pack, 0..n, Role::Evaluated, &mut self.ws, plain(), false);
+            model.head(ops, &mut self.ws, plain(pack, 0..n, Role::Evaluated), None);
             let first = scores.len();
             ops.read_stat(&self.ws.stats.nll, &mut self.rows[..n]);
             ops.sync()?;
@@ -428,8 +467,17 @@ impl<O: Ops> Passes<O> {
     }
 }
 
+/// Destination of the gradients of a packed batch.
+struct Destination<'a, 'b, O: Ops> {
+    sink: &'a mut Sink<'b, O>,
+    /// The term whose gradients they are.
+    term: usize,
+    /// True if no packed batch of the step comes behind it.
+    last: bool,
+}
+
 /// One pack on its way through the model.
-struct Pass<'a, O: Ops> {
+struct Pass<'a, 'b, O: Ops> {
     ops: &'a O,
     ws: &'a mut Workspace<O>,
     pack: &'a O::Pack,
@@ -437,19 +485,19 @@ struct Pass<'a, O: Ops> {
     teacher: &'a O::Pack,
     n: usize,
     weights: &'a mut O::Stat,
-    base_nll: &'a mut O::Stat,
+    base_stats: &'a mut RowStats<O::Stat>,
     steering: Option<&'a O::Stat>,
+    sink: &'a mut Sink<'b, O>,
 }
 
-impl<O: Ops> Pass<'_, O> {
+impl<O: Ops> Pass<'_, '_, O> {
     /// Starts the forward passes, the head of every part, and the way back where asked. Documents are weighed against
     /// `base`.
     fn run(&mut self, model: &mut Model<O>, base: Option<&mut Model<O>>, parts: &[Part]) {
-        model.shield(parts.iter().all(|part| part.shielded));
         if let [Part { loss: Rows::Hidden(hidden), backward, .. }] = parts {
             return self.pull(model, *hidden, *backward);
         }
-        let Self { ops, ws, pack, teacher, n, weights, base_nll, .. } = self;
+        let Self { ops, ws, pack, teacher, n, weights, base_stats, sink, .. } = self;
         let (ops, pack, n) = (*ops, *pack, *n);
         let backward = parts.iter().any(|part| part.backward);
         let student = if backward { Role::Student } else { Role::Evaluated };
@@ -461,9 +509,8 @@ impl<O: Ops> Pass<'_, O> {
         if let Some(base) = base.as_deref_mut() {
             if parts.iter().any(|part| matches!(part.loss, Rows::Document(_))) {
                 base.forward(ops, pack, n, Role::Evaluated, ws);
-                std::mem::swap(&mut ws.stats.nll, base_nll);
-                base.head(ops, pack, 0..n, Role::Evaluated, ws, plain(), false);
-                std::mem::swap(&mut ws.stats.nll, base_nll);
+                let stats = Some(&mut **base_stats);
+                base.head(ops, ws, HeadPass { stats, ..plain(pack, 0..n, Role::Evaluated) }, None);
             } else {
                 base.forward(ops, pack, n, Role::Teacher, ws);
             }
@@ -474,15 +521,15 @@ impl<O: Ops> Pass<'_, O> {
             let loss = match part.loss {
                 Rows::Token(formula) => HeadLoss::OneHot(TokenWeight::Formula(formula)),
                 Rows::Document(formula) => {
-                    model.head(ops, pack, rows.clone(), student, ws, plain(), false);
-                    let base_nll = formula.against_base.then_some(&**base_nll);
+                    model.head(ops, ws, plain(pack, rows.clone(), student), None);
+                    let base_nll = formula.against_base.then_some(&base_stats.nll);
                     ops.document_weights(pack, base_nll, &ws.stats.nll, formula, weights);
                     HeadLoss::OneHot(TokenWeight::PerRow(&**weights))
                 }
                 Rows::Matched(target) => {
                     if !target.reads_teacher() {
                         // For the NLL that is monitored.
-                        model.head(ops, pack, rows.clone(), student, ws, plain(), false);
+                        model.head(ops, ws, plain(pack, rows.clone(), student), None);
                     }
                     match base.as_deref().filter(|_| part.loss.reads_base()) {
                         Some(base) => HeadLoss::Against(target, base),
@@ -492,16 +539,17 @@ impl<O: Ops> Pass<'_, O> {
                 // It shares no pack and has been done.
                 Rows::Hidden(_) => continue,
             };
-            model.head(ops, pack, rows, student, ws, loss, backward);
+            let pass = HeadPass { pack, rows, role: student, loss, stats: None };
+            model.head(ops, ws, pass, backward.then_some(&mut **sink));
         }
         if backward {
-            model.backward(ops, pack, n, ws);
+            model.backward(ops, pack, n, ws, sink);
         }
     }
 
     /// Runs the pack up to a layer, pulls the rows behind it, and goes the way back where asked.
     fn pull(&mut self, model: &mut Model<O>, hidden: Hidden, backward: bool) {
-        let Self { ops, ws, pack, n, steering, .. } = self;
+        let Self { ops, ws, pack, n, steering, sink, .. } = self;
         let depth = hidden.layer + 1;
         if !hidden.steered {
             model.forward_to(*ops, pack, *n, Role::Teacher, ws, depth);
@@ -511,12 +559,34 @@ impl<O: Ops> Pass<'_, O> {
         let toward = steering.filter(|_| hidden.steered);
         model.pull(*ops, pack, *n, ws, toward, depth, backward);
         if backward {
-            model.backward_from(*ops, pack, *n, ws, depth);
+            model.backward_from(*ops, pack, *n, ws, depth, sink);
         }
     }
 }
 
-/// The rows of plain NLL.
-fn plain<'a, O: Ops>() -> HeadLoss<'a, O> {
-    HeadLoss::OneHot(TokenWeight::Formula(TokenFormula::constant(1.0)))
+/// The pass of the head for the plain NLL.
+fn plain<O: Ops>(pack: &O::Pack, rows: Range<usize>, role: Role) -> HeadPass<'_, O> {
+    let loss = HeadLoss::OneHot(TokenWeight::Formula(TokenFormula::constant(1.0)));
+    HeadPass { pack, rows, role, loss, stats: None }
+}
+
+/// Returns the key of the work on a packed batch: everything that decides which ops with which numbers it is given, beside
+/// the shapes of packs.
+fn work_key<O: Ops>(
+    parts: &[Part],
+    knobs: &Knobs,
+    model: &Model<O>,
+    sink: &Sink<'_, O>,
+    term: usize,
+) -> WorkKey {
+    let mut key = WorkKey::new("pass");
+    for Part { term, name, backward, rows, .. } in parts {
+        let [term, start, end] = [*term, rows.start, rows.end].map(|n| n as u64);
+        key.name(name).word(term).word(u64::from(*backward)).word(start).word(end);
+    }
+    key.numbers(&knobs.numbers()).word(model.params.as_ptr() as u64);
+    // The buffers of gradients: those of a term, or the model's.
+    key.word(sink.grads.as_ref().map_or(0, |_| 1 + term as u64));
+    key.word(sink.hook.as_ref().map_or(0, |hook| 1 + hook.key()));
+    key
 }

@@ -5,16 +5,24 @@ use super::decoder::{At, Attend};
 use super::layout::LayerBlocks;
 use super::norm::{RowNorm, rms};
 use super::params::Model;
-use super::tap::Tap;
+use super::sink::{Linear, Sink};
 use super::workspace::{Flow, Inner, Made, Workspace};
 use crate::ops::{Direction, Mlp, Ops, Role};
 
 impl<O: Ops> Model<O> {
-    /// Sends the gradients that [`Model::head`] left at all `n` rows down through the model into [`Model::grads`].
-    pub fn backward(&mut self, ops: &O, pack: &O::Pack, n: usize, ws: &mut Workspace<O>) {
+    /// Sends the gradients that [`Model::head`] left at all `n` rows down through the model into `sink`.
+    pub fn backward(
+        &mut self,
+        ops: &O,
+        pack: &O::Pack,
+        n: usize,
+        ws: &mut Workspace<O>,
+        sink: &mut Sink<'_, O>,
+    ) {
         let Workspace { x, rstd, scratch, flow, .. } = ws;
         let Some(Flow { dx, dh, .. }) = flow else { return };
         let Self { config, layout, params, grads, .. } = self;
+        let grads = sink.of(grads);
         ops.zero(n * config.width, dx);
         RowNorm { ops, n, config, params, blocks: layout.norm }.backward(
             grads,
@@ -24,12 +32,13 @@ impl<O: Ops> Model<O> {
             dx,
             &mut scratch.gains,
         );
-        self.backward_from(ops, pack, n, ws, self.config.layers);
+        self.backward_from(ops, pack, n, ws, self.config.layers, sink);
     }
 
     /// Sends the gradients that [`Model::pull`] left behind the first `depth` layers down through these.
     ///
     /// Layers below all that trains are left out.
+    #[allow(clippy::too_many_arguments)]
     pub fn backward_from(
         &mut self,
         ops: &O,
@@ -37,6 +46,7 @@ impl<O: Ops> Model<O> {
         n: usize,
         ws: &mut Workspace<O>,
         depth: usize,
+        sink: &mut Sink<'_, O>,
     ) {
         let c = self.config.width;
         let lowest = self.layout.lowest_trained();
@@ -45,16 +55,17 @@ impl<O: Ops> Model<O> {
                 let attend = &mut Attend::Pack;
                 self.attention_half(ops, pack, n, Role::Student, ws, At::new(l, true), attend);
             }
-            self.mlp_backward(ops, n, ws, l);
-            self.attention_backward(ops, pack, n, ws, l, lowest);
+            self.mlp_backward(ops, n, ws, l, sink);
+            self.attention_backward(ops, pack, n, ws, (l, lowest), sink);
         }
         let Some(Flow { dx, .. }) = &ws.flow else { return };
-        if let Some(dtable) = self.grads[self.layout.embed].as_mut() {
+        let grads = sink.of(&mut self.grads);
+        if let Some(dtable) = grads[self.layout.embed].as_mut() {
             ops.embed_bwd(pack, c, self.config.embed_scale, dx, dtable);
         }
         if let (Some(Learned { rows, offset }), Some(b)) =
             (self.config.learned, self.layout.positions)
-            && let Some(dtable) = self.grads[b].as_mut()
+            && let Some(dtable) = grads[b].as_mut()
         {
             ops.positions_bwd(pack, c, (rows, offset), dx, dtable);
         }
@@ -64,7 +75,14 @@ impl<O: Ops> Model<O> {
     ///
     /// Where attention reads the same rows as the MLP it needs that gradient as it is: then the one at the normed input of
     /// the MLP waits in `dh` for the end of the layer.
-    fn mlp_backward(&mut self, ops: &O, n: usize, ws: &mut Workspace<O>, l: usize) {
+    fn mlp_backward(
+        &mut self,
+        ops: &O,
+        n: usize,
+        ws: &mut Workspace<O>,
+        l: usize,
+        sink: &mut Sink<'_, O>,
+    ) {
         let (role, at) = (Role::Student, At::new(l, true));
         let again = ws.inner.again(l);
         if again {
@@ -73,7 +91,7 @@ impl<O: Ops> Model<O> {
                 self.down(ops, n, role, ws, at);
             }
         }
-        let Self { config, layout, params, grads, tap, .. } = self;
+        let Self { config, layout, params, grads: own, .. } = self;
         let blocks: &LayerBlocks = &layout.layers[l];
         let Workspace { x, middle, inner, normed, act, scratch, flow, .. } = ws;
         let Some(Flow { dx, dh, .. }) = flow else { return };
@@ -83,7 +101,7 @@ impl<O: Ops> Model<O> {
             (Some([_, post]), Some(Made { rows, rstd })) => {
                 ops.zero(n * c, dh);
                 let norm = RowNorm { ops, n, config, params, blocks: post };
-                norm.backward(grads, dx, rows, rstd, dh, &mut scratch.gains);
+                norm.backward(sink.of(own), dx, rows, rstd, dh, &mut scratch.gains);
                 &mut *dh
             }
             _ => &mut *dx,
@@ -95,19 +113,24 @@ impl<O: Ops> Model<O> {
             ops.linear_dgrad(n, (c, f), dy, w, act);
             ops.activation_bwd(n, f, config.mlp, act, gate_up);
         }
-        wgrad::<O>(ops, n, (c, f), dy, act, grads, tap, (blocks.down, blocks.down_bias));
+        let (matrix, bias) = (blocks.down, blocks.down_bias);
+        sink.linear(ops, own, Linear { n, shape: (c, f), dy, x: act, matrix, bias });
         let norm = RowNorm { ops, n, config, params, blocks: blocks.norm2 };
         let rows = if config.residual.parallel() { &x[l] } else { &s.rows };
         if !again {
             norm.forward(role, rows, normed, &mut s.rstd2, &mut scratch.gains);
         }
-        let into = (blocks.gate_up, blocks.gate_up_bias);
-        wgrad::<O>(ops, n, (width, c), gate_up, normed, grads, tap, into);
+        let (matrix, bias) = (blocks.gate_up, blocks.gate_up_bias);
+        sink.linear(
+            ops,
+            own,
+            Linear { n, shape: (width, c), dy: gate_up, x: normed, matrix, bias },
+        );
         let w = ops.view(&params[blocks.gate_up], role, &mut scratch.matrix);
         // dh is free from here on and carries the gradient at the normed rows.
         ops.linear_dgrad(n, (width, c), gate_up, w, dh);
         if !config.residual.parallel() {
-            norm.backward(grads, dh, rows, &s.rstd2, dx, &mut scratch.gains);
+            norm.backward(sink.of(own), dh, rows, &s.rstd2, dx, &mut scratch.gains);
         }
     }
 
@@ -117,8 +140,8 @@ impl<O: Ops> Model<O> {
         pack: &O::Pack,
         n: usize,
         ws: &mut Workspace<O>,
-        l: usize,
-        lowest: usize,
+        (l, lowest): (usize, usize),
+        sink: &mut Sink<'_, O>,
     ) {
         let (role, at) = (Role::Student, At::new(l, true));
         // Where the whole layer was made again, its qkv rows are there.
@@ -127,7 +150,7 @@ impl<O: Ops> Model<O> {
             self.qkv(ops, pack, n, role, ws, at);
         }
         let rope = self.rope(l).clone();
-        let Self { config, layout, params, grads, tap, .. } = self;
+        let Self { config, layout, params, grads: own, .. } = self;
         let blocks: &LayerBlocks = &layout.layers[l];
         let Workspace { x, qkv: rooms, middle, normed, scratch, flow, .. } = ws;
         let Some(Flow { dx, dh, dqkv, dattn }) = flow else { return };
@@ -139,12 +162,13 @@ impl<O: Ops> Model<O> {
             (Some([post, _]), Some(Made { rows, rstd })) => {
                 ops.zero(n * c, dh);
                 let norm = RowNorm { ops, n, config, params, blocks: post };
-                norm.backward(grads, dx, rows, rstd, dh, &mut scratch.gains);
+                norm.backward(sink.of(own), dx, rows, rstd, dh, &mut scratch.gains);
                 &mut *dh
             }
             _ => &mut *dx,
         };
-        wgrad::<O>(ops, n, (c, hd), dy, &s.attn, grads, tap, (blocks.out, blocks.out_bias));
+        let (matrix, bias) = (blocks.out, blocks.out_bias);
+        sink.linear(ops, own, Linear { n, shape: (c, hd), dy, x: &s.attn, matrix, bias });
         let w = ops.view(&params[blocks.out], role, &mut scratch.matrix);
         ops.linear_dgrad(n, (c, hd), dy, w, dattn);
         ops.attention_bwd(pack, heads, &rows.rows, &s.attn, &s.lse, dattn, dqkv);
@@ -152,7 +176,7 @@ impl<O: Ops> Model<O> {
         if let (Some(raw), Some(rstd), Some([q, k])) = (&rows.raw, &rows.rstd, blocks.qk_norm) {
             let [sq, sk] = &mut scratch.gains;
             let gains = [ops.view(&params[q], role, sq), ops.view(&params[k], role, sk)];
-            let (low, high) = grads.split_at_mut(k);
+            let (low, high) = sink.of(own).split_at_mut(k);
             let dgains = match (low[q].as_mut(), high[0].as_mut()) {
                 (Some(dq), Some(dk)) => Some([dq, dk]),
                 _ => None,
@@ -163,21 +187,22 @@ impl<O: Ops> Model<O> {
         if !again {
             norm.forward(role, &x[l], normed, &mut s.rstd1, &mut scratch.gains);
         }
-        let into = (blocks.qkv, blocks.qkv_bias);
-        wgrad::<O>(ops, n, (qkv, c), dqkv, normed, grads, tap, into);
+        let (matrix, bias) = (blocks.qkv, blocks.qkv_bias);
+        sink.linear(ops, own, Linear { n, shape: (qkv, c), dy: dqkv, x: normed, matrix, bias });
         // Below the lowest layer that trains only a trained embedding (or norm) asks for a gradient.
         let below = [Some(layout.embed), layout.positions, Some(blocks.norm1.gain)];
+        let grads = sink.of(own);
         let wanted = below.into_iter().flatten().any(|b| grads[b].is_some());
         if l > lowest || wanted {
             let w = ops.view(&params[blocks.qkv], role, &mut scratch.matrix);
             // A gradient that waits in dh must not be overwritten; the one at attention's output is used up.
             let to = if config.residual.parallel() { &mut *dattn } else { &mut *dh };
             ops.linear_dgrad(n, (qkv, c), dqkv, w, to);
-            norm.backward(grads, to, &x[l], &s.rstd1, dx, &mut scratch.gains);
+            norm.backward(sink.of(own), to, &x[l], &s.rstd1, dx, &mut scratch.gains);
         }
         if config.residual.parallel() {
             RowNorm { blocks: blocks.norm2, ..norm }.backward(
-                grads,
+                sink.of(own),
                 dh,
                 &x[l],
                 &s.rstd2,
@@ -185,30 +210,5 @@ impl<O: Ops> Model<O> {
                 &mut scratch.gains,
             );
         }
-    }
-}
-
-/// Adds the weight gradient of a linear map, and that of its bias, where they train, as the tap says.
-#[allow(clippy::too_many_arguments)]
-fn wgrad<O: Ops>(
-    ops: &O,
-    n: usize,
-    shape: (usize, usize),
-    dy: &O::Act,
-    x: &O::Act,
-    grads: &mut [Option<O::Grad>],
-    tap: &mut Tap<O>,
-    (matrix, bias): (usize, Option<usize>),
-) {
-    let x = match tap {
-        Tap::Closed => x,
-        Tap::Grams(grams) => return grams.add(ops, n, matrix, x),
-        Tap::Shield(shield) => shield.rows(ops, n, shape.1, matrix, x),
-    };
-    if let Some(dw) = grads[matrix].as_mut() {
-        ops.linear_wgrad(n, shape, dy, x, dw);
-    }
-    if let Some(db) = bias.and_then(|bias| grads[bias].as_mut()) {
-        ops.bias_grad(n, shape.0, dy, db);
     }
 }

@@ -7,12 +7,13 @@
 use std::ops::Range;
 
 use super::config::Learned;
-use super::layout::{Layout, NormBlocks};
+use super::layout::NormBlocks;
 use super::norm::{RowNorm, rms};
-use super::params::{Model, View};
+use super::params::{Model, View, head_weight};
+use super::sink::Sink;
 use super::workspace::Workspace;
 use crate::ops::{
-    CachePlace, Direction, HeadGrads, HeadShape, HeadWeight, Matched, Mlp, Ops, Role, TokenWeight,
+    CachePlace, Direction, HeadGrads, HeadShape, Matched, Mlp, Ops, Role, RowStats, TokenWeight,
     Toward,
 };
 
@@ -24,6 +25,20 @@ pub enum HeadLoss<'a, O: Ops> {
     Matched(Matched),
     /// The same, compared with those of a model that was run as a teacher.
     Against(Matched, &'a Model<O>),
+}
+
+/// A pass of the head over rows of a packed batch.
+pub struct HeadPass<'a, O: Ops> {
+    /// The packed batch of the last forward pass.
+    pub pack: &'a O::Pack,
+    /// Its rows.
+    pub rows: Range<usize>,
+    /// The weights of that forward pass.
+    pub role: Role,
+    /// The loss of these rows.
+    pub loss: HeadLoss<'a, O>,
+    /// Destination of the results; `None` for [`Workspace::stats`].
+    pub stats: Option<&'a mut RowStats<O::Stat>>,
 }
 
 /// Keys and values of every layer, in rooms that several of them may share.
@@ -50,18 +65,27 @@ pub(super) struct At {
     pub(super) l: usize,
     /// Its number too where its rows are kept for the backward pass.
     pub(super) kept: Option<usize>,
-    /// Where in the residual stream it reads,
+    /// Index of the buffer of the residual stream that it reads.
     from: usize,
-    /// and where it writes.
-    to: usize,
+    /// Buffer that it writes.
+    to: To,
+}
+
+/// Destination of the hidden states after a layer.
+#[derive(Clone, Copy)]
+enum To {
+    /// A buffer of the residual stream, by its index.
+    Stream(usize),
+    /// [`Workspace::h`], or [`Workspace::h_ref`] of the teacher.
+    Final(Role),
 }
 
 impl At {
     pub(super) fn new(l: usize, keep: bool) -> Self {
         if keep {
-            Self { l, kept: Some(l), from: l, to: l + 1 }
+            Self { l, kept: Some(l), from: l, to: To::Stream(l + 1) }
         } else {
-            Self { l, kept: None, from: l % 2, to: (l + 1) % 2 }
+            Self { l, kept: None, from: l % 2, to: To::Stream((l + 1) % 2) }
         }
     }
 }
@@ -111,7 +135,7 @@ impl<O: Ops> Model<O> {
         let keep = ws.trains() && role == Role::Student;
         self.embed_rows(ops, pack, n, role, ws);
         for l in 0..cfg.layers {
-            self.layer(ops, pack, n, role, ws, l, &mut attend);
+            self.layer(ops, pack, n, role, ws, At::new(l, keep), &mut attend);
         }
         let last = if keep { cfg.layers } else { cfg.layers % 2 };
         let out = if role == Role::Teacher { &mut ws.h_ref } else { &mut ws.h };
@@ -133,20 +157,11 @@ impl<O: Ops> Model<O> {
         let keep = ws.trains() && role == Role::Student;
         self.embed_rows(ops, pack, n, role, ws);
         for l in 0..depth {
-            // The rows' place and their destination change sides for as long as the last layer writes.
-            let exchange = |ws: &mut Workspace<O>| {
-                let Workspace { x, h, h_ref, .. } = ws;
-                let out = if role == Role::Teacher { h_ref } else { h };
-                std::mem::swap(&mut x[depth % 2], out);
-            };
-            let ends = l + 1 == depth && !keep;
-            if ends {
-                exchange(ws);
+            let mut at = At::new(l, keep);
+            if l + 1 == depth && !keep {
+                at.to = To::Final(role);
             }
-            self.layer(ops, pack, n, role, ws, l, &mut Attend::Pack);
-            if ends {
-                exchange(ws);
-            }
+            self.layer(ops, pack, n, role, ws, at, &mut Attend::Pack);
         }
     }
 
@@ -191,14 +206,12 @@ impl<O: Ops> Model<O> {
         n: usize,
         role: Role,
         ws: &mut Workspace<O>,
-        l: usize,
+        at: At,
         attend: &mut Attend<'_, O>,
     ) {
-        let keep = ws.trains() && role == Role::Student;
-        let at = At::new(l, keep);
         self.attention_half(ops, pack, n, role, ws, at, attend);
         // Gate and up that are made again need not be stored now.
-        self.gate_up(ops, n, role, ws, at, keep && !ws.inner.again(l));
+        self.gate_up(ops, n, role, ws, at, at.kept.is_some() && !ws.inner.again(at.l));
         self.down(ops, n, role, ws, at);
     }
 
@@ -307,47 +320,49 @@ impl<O: Ops> Model<O> {
     /// Ends the MLP of a layer, whose activations lie in `ws.act`.
     pub(super) fn down(&self, ops: &O, n: usize, role: Role, ws: &mut Workspace<O>, at: At) {
         let (cfg, blocks) = (&self.config, &self.layout.layers[at.l]);
-        let Workspace { x, middle, inner, act, scratch, .. } = ws;
+        let Workspace { x, h, h_ref, middle, inner, act, scratch, .. } = ws;
+        let to = match at.to {
+            To::Stream(i) => &mut x[i],
+            To::Final(Role::Teacher) => h_ref,
+            To::Final(_) => h,
+        };
         let w = self.show(ops, blocks.down, role, &mut scratch.matrix);
         let bias = blocks.down_bias.map(|b| self.show(ops, b, role, &mut scratch.bias));
         let (shape, residual) = ((cfg.width, cfg.ffn), &middle.at(at.kept).rows);
         match (blocks.post, &mut inner.at(at.kept).made) {
             (Some([_, post]), Some(made)) => {
                 ops.linear(n, shape, act, w, bias, None, &mut made.rows);
-                let (to, gains) = (&mut x[at.to], &mut scratch.gains);
                 let norm = self.row_norm(ops, n, post);
-                norm.join(role, &made.rows, residual, to, &mut made.rstd, gains);
+                norm.join(role, &made.rows, residual, to, &mut made.rstd, &mut scratch.gains);
             }
-            _ => ops.linear(n, shape, act, w, bias, Some(residual), &mut x[at.to]),
+            _ => ops.linear(n, shape, act, w, bias, Some(residual), to),
         }
     }
 
-    /// Sweeps the head over rows `rows` of the last forward pass; their results land in `ws.stats`.
+    /// Runs the head over rows of the last forward pass; their results land in `ws.stats`, or where the pass says.
     ///
-    /// With `grads` the gradient at these hidden rows is kept for [`Model::backward`], and that of a trained head added;
-    /// the forward pass must then have been the student's on a training workspace. Rows of the teacher's last forward
-    /// pass are compared from its first one on.
-    #[allow(clippy::too_many_arguments)]
+    /// With a `sink` the gradient at these hidden states is kept for [`Model::backward`], and that of a trained head added
+    /// to it; the forward pass must then have been the student's on a training workspace. Hidden states of the teacher's
+    /// last forward pass are compared from the first one on.
     pub fn head(
         &mut self,
         ops: &O,
-        pack: &O::Pack,
-        rows: Range<usize>,
-        role: Role,
         ws: &mut Workspace<O>,
-        loss: HeadLoss<'_, O>,
-        grads: bool,
+        pass: HeadPass<'_, O>,
+        sink: Option<&mut Sink<'_, O>>,
     ) {
+        let HeadPass { pack, rows, role, loss, stats } = pass;
+        let stats = stats.unwrap_or(&mut ws.stats);
         let shape = HeadShape { n: rows.len(), c: self.config.width, v: self.config.vocab };
         let first = rows.start;
-        let Self { config, layout, params, grads: sinks, .. } = self;
+        let Self { config, layout, params, grads: own, .. } = self;
         let trained = layout.blocks[layout.head].trainable;
         let cap = config.logit_cap;
         let w = head_weight(ops, (layout, params, cap), role, &mut ws.scratch.head);
-        let grads = match &mut ws.flow {
-            Some(flow) if grads => {
+        let grads = match (&mut ws.flow, sink) {
+            (Some(flow), Some(sink)) => {
                 // The bias stands behind the matrix, also where that is the embedding.
-                let (low, high) = sinks.split_at_mut(layout.head + 1);
+                let (low, high) = sink.of(own).split_at_mut(layout.head + 1);
                 let bias = layout.head_bias.map(|bias| bias - layout.head - 1);
                 let db = bias.and_then(|bias| high[bias].as_mut());
                 Some(HeadGrads { dh: &mut flow.dh, dw: low[layout.head].as_mut(), db })
@@ -356,7 +371,7 @@ impl<O: Ops> Model<O> {
         };
         match loss {
             HeadLoss::OneHot(weight) => {
-                ops.head_onehot(shape, first, pack, &ws.h, w, weight, &mut ws.stats, grads);
+                ops.head_onehot(shape, first, pack, &ws.h, w, weight, stats, grads);
             }
             HeadLoss::Matched(target) | HeadLoss::Against(target, _) => {
                 let w_ref = match loss {
@@ -369,23 +384,9 @@ impl<O: Ops> Model<O> {
                         head_weight(ops, (layout, params, cap), Role::Teacher, scratch)
                     }),
                 };
-                let (h, h_ref, stats) = (&ws.h, &ws.h_ref, &mut ws.stats);
+                let (h, h_ref) = (&ws.h, &ws.h_ref);
                 ops.head_matched(shape, first, pack, h, h_ref, w, w_ref, target, stats, grads);
             }
         }
-    }
-}
-
-/// Shows the head of a model with the cap of its logits; `scratch` is for its matrix and its bias.
-pub(super) fn head_weight<'a, O: Ops>(
-    ops: &O,
-    (layout, params, cap): (&Layout, &'a [O::Param], Option<f64>),
-    role: Role,
-    [matrix, bias]: &'a mut [O::Act; 2],
-) -> HeadWeight<View<'a, O>> {
-    HeadWeight {
-        matrix: ops.view(&params[layout.head], role, matrix),
-        bias: layout.head_bias.map(|b| ops.view(&params[b], role, bias)),
-        cap,
     }
 }

@@ -10,7 +10,7 @@ pub use order::Order;
 use super::config::{Family, ModelConfig, Norm, Residual};
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Dtype, Weights};
-use crate::ops::TensorPlace;
+use crate::optim::TensorPlace;
 use names::{Names, is_leftover};
 
 /// Which parameters are trained.
@@ -338,9 +338,9 @@ impl Layout {
         if let Train::Layers { first, last, down } = train {
             let chosen: Vec<usize> = layers
                 .iter()
-                .skip(first)
-                .take((last + 1).saturating_sub(first))
-                .flat_map(|l| match down {
+                .enumerate()
+                .filter(|(layer, _)| (first..=last).contains(layer))
+                .flat_map(|(_, l)| match down {
                     true => vec![l.down],
                     false => l.all().collect(),
                 })

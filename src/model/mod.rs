@@ -9,7 +9,7 @@ mod norm;
 pub mod params;
 pub mod rope;
 pub mod saving;
-pub mod tap;
+pub mod sink;
 pub mod workspace;
 
 pub use config::ModelConfig;

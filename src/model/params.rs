@@ -3,12 +3,13 @@
 use super::config::ModelConfig;
 use super::layout::{Block, Layout, Order, Part, Train};
 use super::rope;
-use super::tap::Tap;
+use super::sink::{Gradients, clear};
 use crate::error::Result;
 use crate::io::safetensors::Weights;
 use crate::ops::{
-    Compute, Distances, Ops, ParamSpec, Role, RopeTable, StateMode, TeacherForm, UpdateRule,
+    Compute, Distances, HeadWeight, Ops, ParamSpec, Role, RopeTable, StateMode, TeacherForm,
 };
+use crate::optim::UpdateRule;
 
 /// How the parameters of a model are kept.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -61,9 +62,7 @@ pub struct Model<O: Ops> {
     /// A parameter per block.
     pub params: Vec<O::Param>,
     /// A gradient per trainable block.
-    pub grads: Vec<Option<O::Grad>>,
-    /// What becomes of the inputs of linear maps on the way back.
-    pub tap: Tap<O>,
+    pub grads: Gradients<O>,
 }
 
 impl<O: Ops> Model<O> {
@@ -96,7 +95,7 @@ impl<O: Ops> Model<O> {
             let table = rope::table(rope);
             RopeTable { scale: table.scale * config.head_scale, ..table }
         });
-        Ok(Self { config, layout, ropes, params, grads, tap: Tap::Closed })
+        Ok(Self { config, layout, ropes, params, grads })
     }
 
     /// Returns the rotary frequencies of layer `l`.
@@ -105,7 +104,7 @@ impl<O: Ops> Model<O> {
     }
 
     /// Allocates a second gradient for every block that has one, of the same kind.
-    pub fn more_grads(&self, ops: &O, keep: &Keeping) -> Result<Vec<Option<O::Grad>>> {
+    pub fn more_grads(&self, ops: &O, keep: &Keeping) -> Result<Gradients<O>> {
         let grad = |block: &Block| block.trainable.then(|| ops.grad(&keep.spec(block))).transpose();
         self.layout.blocks.iter().map(grad).collect()
     }
@@ -223,7 +222,7 @@ impl<O: Ops> Model<O> {
 
     /// Empties all gradients.
     pub fn clear_grads(&mut self, ops: &O) {
-        self.grads.iter_mut().flatten().for_each(|grad| ops.clear_grad(grad));
+        clear(ops, &mut self.grads);
     }
 
     /// Returns a scratch buffer long enough to show any block of a layer, or an empty one where none is needed.
@@ -271,3 +270,17 @@ pub fn read_part(weights: &Weights, part: &Part, out: &mut [f32]) -> Result<()> 
 
 /// A weight as the ops of `O` read it.
 pub type View<'a, O> = <O as Compute>::Weight<'a>;
+
+/// Shows the head of a model with the cap of its logits; `scratch` is for its matrix and its bias.
+pub(super) fn head_weight<'a, O: Ops>(
+    ops: &O,
+    (layout, params, cap): (&Layout, &'a [O::Param], Option<f64>),
+    role: Role,
+    [matrix, bias]: &'a mut [O::Act; 2],
+) -> HeadWeight<View<'a, O>> {
+    HeadWeight {
+        matrix: ops.view(&params[layout.head], role, matrix),
+        bias: layout.head_bias.map(|b| ops.view(&params[b], role, bias)),
+        cap,
+    }
+}

@@ -1,8 +1,7 @@
 //! The buffers of forward and backward.
 
 use super::config::ModelConfig;
-use super::decoder::head_weight;
-use super::params::Model;
+use super::params::{Model, head_weight};
 use super::saving::{Part, Saving, dattn};
 use crate::error::Result;
 use crate::ops::{HeadShape, Ops, Role, RowStats, Sampling};

@@ -232,7 +232,7 @@ pub struct HeadGrads<'a, A: ?Sized, G> {
 /// The number of rows comes with each call, from the pack in hand.
 pub trait Compute {
     /// Activations in the backend's compute type.
-    type Act;
+    type Act: Send;
     /// Vectors kept in (at least) fp32: statistics, row losses.
     type Stat;
     /// A loaded [`PackData`].
@@ -240,7 +240,7 @@ pub trait Compute {
     /// A read-only weight tensor as the compute reads it.
     type Weight<'a>: Copy;
     /// A gradient sink; the first write of a step overwrites, later ones add.
-    type Grad;
+    type Grad: Send;
 
     /// Allocates `len` activations.
     fn act(&self, len: usize) -> Result<Self::Act>;

@@ -9,7 +9,6 @@ pub mod choice;
 pub mod compute;
 pub mod format;
 pub mod mlp;
-pub mod rule;
 pub mod state;
 pub mod sweep;
 pub mod weight;
@@ -20,16 +19,12 @@ pub use compute::{
     RopeTable, RowCounts, RowStats,
 };
 pub use mlp::{Activation, Mlp};
-pub use rule::{CustomRule, DeviceView, KernelArg, Kernels, TensorPlace, TensorView};
-pub use state::{
-    Distances, GradScan, ParamSpec, Role, State, StateBytes, StateMode, StepOutcome, StepSettings,
-    TeacherForm, UpdateRule, UpdateScalars,
-};
-pub use sweep::{Sweep, Tallied};
+pub use state::{Distances, GradScan, ParamSpec, Role, State, StateBytes, StateMode, TeacherForm};
+pub use sweep::{Sweep, Tallied, WorkKey};
 pub use weight::{DocumentFormula, Matched, TokenFormula, TokenWeight, Toward};
 
 /// A backend that can do everything.
-pub trait Ops: Compute + Sweep + State {
+pub trait Ops: Compute + Sweep + State + 'static {
     /// Waits for all work, gives all memory back and starts anew on the same device: what was allocated before means
     /// nothing afterwards.
     ///

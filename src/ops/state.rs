@@ -2,8 +2,9 @@
 
 use super::compute::Compute;
 use super::format::{MOMENT_BLOCK, adam_bound};
-use super::rule::{CustomRule, TensorPlace, not_exact};
 use crate::error::{Error, Result};
+use crate::optim::custom::not_exact;
+use crate::optim::{CustomRule, StepOutcome, StepSettings, TensorPlace, UpdateRule, UpdateScalars};
 
 /// How a trainable parameter and its state are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,100 +89,12 @@ pub enum Role {
     Evaluated,
 }
 
-/// The optimizer's rule; the numbers are constant over a run.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum UpdateRule {
-    /// `u = m u + g` (`u = g` at the first step), `theta -= lr u`.
-    Sgd {
-        /// m.
-        momentum: f64,
-    },
-    /// Decoupled weight decay; torch's AdamW.
-    AdamW {
-        /// Decay of the first and second moment.
-        betas: (f64, f64),
-        /// Added to the root of the second moment.
-        eps: f64,
-        /// Weights shrink by `lr * weight_decay` a step.
-        weight_decay: f64,
-    },
-    /// A [`CustomRule`], which [`State::update_custom`] is given; made by [`UpdateRule::custom`].
-    Custom {
-        /// The names of its state tensors; empty for none.
-        state: [&'static str; 2],
-    },
-}
-
-impl UpdateRule {
-    /// Returns the names of its moments, as [`State::save_param`] uses them; empty for none.
-    pub fn moment_names(&self) -> [&'static str; 2] {
-        match self {
-            Self::Sgd { .. } => ["momentum_buffer", ""],
-            Self::AdamW { .. } => ["exp_avg", "exp_avg_sq"],
-            Self::Custom { state } => *state,
-        }
-    }
-}
-
-/// AdamW's numbers of one step, before a backend rounds them.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AdamNumbers {
-    /// 1 - b1.
-    pub one_minus_b1: f64,
-    /// b2.
-    pub b2: f64,
-    /// 1 - b2.
-    pub one_minus_b2: f64,
-    /// sqrt(1 - b2^t).
-    pub root_correction: f64,
-    /// eps.
-    pub eps: f64,
-    /// lr / (1 - b1^t).
-    pub step_size: f64,
-    /// lr weight_decay.
-    pub decay: f64,
-    /// 1 - lr weight_decay.
-    pub keep: f64,
-}
-
-impl AdamNumbers {
-    /// Makes the numbers of step `step`, counted from 0.
-    pub fn new((b1, b2): (f64, f64), eps: f64, weight_decay: f64, lr: f64, step: u64) -> Self {
-        let t = step as f64 + 1.0;
-        Self {
-            one_minus_b1: 1.0 - b1,
-            b2,
-            one_minus_b2: 1.0 - b2,
-            root_correction: (1.0 - b2.powf(t)).sqrt(),
-            eps,
-            step_size: lr / (1.0 - b1.powf(t)),
-            decay: lr * weight_decay,
-            keep: 1.0 - lr * weight_decay,
-        }
-    }
-}
-
 /// Bounds the part of AdamW's step `step` (counted from 0) that its moments make; compact updates are cut to it.
 ///
 /// Twice the bound of exact moments: rounding of the stored ones never reaches it in practice, and the cut makes it
 /// hold even where the second moment underflows.
 pub fn moments_bound(betas: (f64, f64), lr: f64, step: u64) -> f64 {
     2.0 * lr.abs() * adam_bound(betas, step as f64 + 1.0)
-}
-
-/// What changes from step to step.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct UpdateScalars {
-    /// The step, counted from 0.
-    pub step: u64,
-    /// Learning rate of this step.
-    pub lr: f64,
-    /// Clip factor c in (0, 1]; scales gradient, damping and teacher rate alike.
-    pub clip: f64,
-    /// Damping: pull of the student to its teacher.
-    pub damping: f64,
-    /// Teacher rate delta.
-    pub teacher_rate: f64,
 }
 
 /// What a parameter is to be.
@@ -244,47 +157,6 @@ pub struct GradScan {
     pub nonfinite: u64,
 }
 
-/// What an update of all parameters is given.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct StepSettings {
-    /// The step, counted from 0.
-    pub step: u64,
-    /// Learning rate of this step.
-    pub lr: f64,
-    /// The gradient norm above which everything is scaled down; infinite for never.
-    pub max_norm: f64,
-    /// Damping: pull of the student to its teacher.
-    pub damping: f64,
-    /// Teacher rate delta.
-    pub teacher_rate: f64,
-}
-
-impl StepSettings {
-    /// Returns what the update of one parameter is given once the clip factor is known.
-    pub fn clipped(&self, clip: f64) -> UpdateScalars {
-        let Self { step, lr, damping, teacher_rate, .. } = *self;
-        UpdateScalars { step, lr, clip, damping, teacher_rate }
-    }
-}
-
-/// What became of an update of all parameters.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct StepOutcome {
-    /// L2 norm of all gradients together.
-    pub norm: f64,
-    /// Clip factor c in (0, 1].
-    pub clip: f64,
-    /// Whether a gradient that is not finite kept the update from changing anything.
-    pub skipped: bool,
-    /// The first parameter with such a gradient, by its place, and how many of its entries are not finite.
-    pub bad: Option<(usize, u64)>,
-}
-
-/// Returns c = min(1, clip / norm); 1 for a norm that is not finite (such a step is left out anyway).
-pub fn clip_factor(norm: f64, clip: f64) -> f64 {
-    if norm > clip && norm.is_finite() { clip / norm } else { 1.0 }
-}
-
 /// Squared distances of one parameter, for logs.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Distances {
@@ -299,7 +171,7 @@ pub struct Distances {
 /// Parameters and their update.
 pub trait State: Compute {
     /// A parameter with its teacher and optimizer state.
-    type Param;
+    type Param: Send;
     /// An update of all parameters whose outcome nobody has read yet.
     type Pending;
 
@@ -394,15 +266,4 @@ pub trait State: Compute {
     ) -> Result<()>;
     /// Copies one optimizer buffer (`momentum_buffer`, `exp_avg`, `exp_avg_sq`) to the host; false if absent.
     fn read_moment(&self, param: &Self::Param, name: &str, out: &mut [f32]) -> bool;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn clip_factor_caps_the_norm() {
-        assert_eq!(clip_factor(4.0, 1.0), 0.25);
-        assert_eq!(clip_factor(0.5, 1.0), 1.0);
-    }
 }

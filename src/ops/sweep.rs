@@ -18,6 +18,38 @@ pub struct Tallied {
     pub hit: f64,
 }
 
+/// Identity of work that may be recorded and started again: everything that decides its ops and their numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct WorkKey {
+    names: Vec<&'static str>,
+    words: Vec<u64>,
+}
+
+impl WorkKey {
+    /// Makes the key of a kind of work.
+    pub fn new(kind: &'static str) -> Self {
+        Self { names: vec![kind], words: Vec::new() }
+    }
+
+    /// Adds a name.
+    pub fn name(&mut self, name: &'static str) -> &mut Self {
+        self.names.push(name);
+        self
+    }
+
+    /// Adds a whole number.
+    pub fn word(&mut self, word: u64) -> &mut Self {
+        self.words.push(word);
+        self
+    }
+
+    /// Adds numbers by their bits.
+    pub fn numbers(&mut self, numbers: &[f64]) -> &mut Self {
+        self.words.extend(numbers.iter().map(|number| number.to_bits()));
+        self
+    }
+}
+
 /// The ops between sweeps. None of them waits, but those that return what the backend found.
 pub trait Sweep: Compute {
     /// Sums over rows, on the backend.
@@ -58,7 +90,7 @@ pub trait Sweep: Compute {
     /// Under one key `work` must start the same ops on the same buffers with the same numbers; the contents of buffers
     /// may differ, and those of `packs`, whose shapes the backend adds to the key. What `work` does on the host beside
     /// starting ops may not happen. It must not wait, read back, allocate or load.
-    fn replay(&self, packs: &[&Self::Pack], key: &str, work: &mut dyn FnMut());
+    fn replay(&self, packs: &[&Self::Pack], key: WorkKey, work: &mut dyn FnMut());
     /// Notes the time at which the work before it has ended, under a number below 8.
     fn mark(&self, at: usize);
     /// Returns the seconds between two marks; waits for the later one.

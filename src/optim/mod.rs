@@ -1,9 +1,18 @@
-//! How parameters move: clip, learning-rate schedule, optimizer settings. A rule of one's own is a
-//! [`crate::ops::CustomRule`].
+//! How parameters move: clip, learning-rate schedule, optimizer settings. A custom rule is a [`crate::optim::CustomRule`].
+
+mod schedule;
+
+pub mod custom;
+mod rule;
+mod step;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ops::UpdateRule;
+pub use custom::{CustomRule, DeviceView, KernelArg, Kernels, TensorPlace, TensorView};
+pub use rule::{AdamNumbers, UpdateRule};
+pub use step::{StepOutcome, StepSettings, UpdateScalars, clip_factor};
+
+pub use schedule::{Schedule, Shape};
 
 /// Which optimizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,7 +24,7 @@ pub enum Optimizer {
     Adamw,
 }
 
-/// Optimizer settings of a recipe.
+/// Optimizer settings of a recipe; `nepenthe settings optim` has their meanings.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimConfig {
@@ -23,6 +32,12 @@ pub struct OptimConfig {
     pub optimizer: Optimizer,
     /// Learning rate.
     pub lr: f64,
+    /// The learning rate over steps.
+    pub schedule: Shape,
+    /// Warm-up steps (see [`Schedule`]).
+    pub warmup: u64,
+    /// The rate at the end of a decay.
+    pub lr_min: f64,
     /// SGD momentum.
     pub momentum: f64,
     /// AdamW: decay of the first moment.
@@ -33,8 +48,6 @@ pub struct OptimConfig {
     pub eps: f64,
     /// AdamW: decoupled decay towards zero.
     pub weight_decay: f64,
-    /// AdamW: warm-up steps w (see [`Schedule`]).
-    pub warmup: u64,
     /// The gradient norm above which a step is scaled down.
     pub clip: f64,
 }
@@ -44,12 +57,14 @@ impl Default for OptimConfig {
         Self {
             optimizer: Optimizer::Sgd,
             lr: 5e-4,
+            schedule: Shape::Constant,
+            warmup: 0,
+            lr_min: 0.0,
             momentum: 0.95,
             b1: 0.9,
             b2: 0.95,
             eps: 1e-8,
             weight_decay: 0.01,
-            warmup: 0,
             clip: 1.0,
         }
     }
@@ -68,46 +83,15 @@ impl OptimConfig {
         }
     }
 
-    /// Returns the learning-rate schedule: the reference warms up AdamW only.
-    pub fn schedule(&self) -> Schedule {
-        let warmup = (self.optimizer == Optimizer::Adamw).then_some(self.warmup);
-        Schedule { lr: self.lr, warmup }
-    }
-}
-
-/// The learning rate over steps.
-///
-/// With warm-up w: steps 0 to w at one percent, then a ramp `lr (s - w)/w` up to step 2w, then lr; so w = 0 still
-/// has step 0 at one percent. Source: mt-unlearn `run_mt.py`, `run_epoch`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Schedule {
-    /// The full rate.
-    pub lr: f64,
-    /// w, or `None` for a constant rate.
-    pub warmup: Option<u64>,
-}
-
-impl Schedule {
-    /// Returns the rate of step `step`, counted from 0.
-    pub fn rate(&self, step: u64) -> f64 {
-        match self.warmup {
-            None => self.lr,
-            Some(w) if step <= w => 0.01 * self.lr,
-            Some(w) if step <= 2 * w => self.lr * (step - w) as f64 / w as f64,
-            Some(_) => self.lr,
+    /// Returns the learning rate over the steps of a run of `steps`.
+    pub fn schedule(&self, steps: u64) -> Schedule {
+        Schedule {
+            shape: self.schedule,
+            lr: self.lr,
+            lr_min: self.lr_min,
+            warmup: self.warmup,
+            steps,
+            adamw: self.optimizer == Optimizer::Adamw,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rate_follows_the_reference_in_both_phases() {
-        let schedule = Schedule { lr: 1.0, warmup: Some(10) };
-        let rates: Vec<f64> = [0, 10, 11, 20, 21].map(|s| schedule.rate(s)).to_vec();
-        assert_eq!(rates, [0.01, 0.01, 0.1, 1.0, 1.0]);
-        assert_eq!(Schedule { lr: 2.0, warmup: Some(0) }.rate(0), 0.02);
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod bars;
 pub mod html;
+pub mod notices;
 pub mod progress;
 pub mod svg;
 pub mod tensorboard;

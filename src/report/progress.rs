@@ -1,16 +1,21 @@
-//! The progress bar on stderr; hidden where stderr is no terminal.
+//! Progress on stderr: a bar where that is a terminal, else a line now and then.
 
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// The numbers of one step that the bar shows; a number that is not finite is shown as a dash.
+/// The least time between two lines where stderr is no terminal.
+const BETWEEN_LINES: Duration = Duration::from_secs(30);
+
+/// The numbers of one step that are shown; a number that is not finite is shown as a dash.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepLine {
-    /// Monitored forget loss, nats per token.
-    pub loss: f64,
-    /// Reported retain penalty, nats per token.
-    pub penalty: f64,
+    /// What `value` is called: `nll_forget`, or the name of a loss that has no logits.
+    pub name: &'static str,
+    /// NLL of the forget documents in nats per token, or the value of that loss.
+    pub value: f64,
+    /// The name of the penalty and its value before its weight, where there is one.
+    pub penalty: Option<(&'static str, f64)>,
     /// Gradient norm before clipping.
     pub norm: f64,
     /// Clip factor, in (0, 1]; 1 where clipping was inactive.
@@ -19,16 +24,22 @@ pub struct StepLine {
     pub tokens: u64,
 }
 
-/// A bar over a known number of steps.
+/// Progress over a known number of steps.
 #[derive(Debug)]
 pub struct Progress {
     bar: ProgressBar,
     last: Instant,
     tokens_per_second: Option<f64>,
+    /// When the last line was written; `None` before the first one.
+    written: Option<Instant>,
+    /// The line of the last step, where it has not been written.
+    pending: Option<String>,
 }
 
 impl Progress {
-    /// Starts a bar over `total_steps`, drawn on stderr if that is a terminal.
+    /// Starts progress over `total_steps`: a bar if stderr is a terminal, else lines.
+    ///
+    /// Lines are written for the first step, then at most every 30 seconds, and for the last step.
     pub fn new(total_steps: u64) -> Self {
         // indicatif's own target is stderr and draws nothing where that is no terminal.
         Self::with_bar(ProgressBar::new(total_steps))
@@ -39,7 +50,7 @@ impl Progress {
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("━╸─"));
         }
-        Self { bar, last: Instant::now(), tokens_per_second: None }
+        Self { bar, last: Instant::now(), tokens_per_second: None, written: None, pending: None }
     }
 
     /// Starts counting at `step`, for a run that goes on.
@@ -54,8 +65,26 @@ impl Progress {
         let now = Instant::now();
         self.count_tokens(line.tokens, now - self.last);
         self.last = now;
-        self.bar.set_message(message(&line, self.tokens_per_second));
+        let text = message(&line, self.tokens_per_second);
+        self.bar.set_message(text.clone());
         self.bar.inc(1);
+        if self.bar.is_hidden()
+            && let Some(line) = self.line(now, text)
+        {
+            eprintln!("{line}");
+        }
+    }
+
+    /// Returns the line of a step at `now` if it is due; keeps it otherwise.
+    fn line(&mut self, now: Instant, text: String) -> Option<String> {
+        let (step, all) = (self.bar.position(), self.bar.length().unwrap_or(0));
+        let due = self.written.is_none_or(|last| now - last >= BETWEEN_LINES);
+        self.pending = Some(format!("step {step}/{all}  {text}"));
+        if !due && step < all {
+            return None;
+        }
+        self.written = Some(now);
+        self.pending.take()
     }
 
     /// Smooths the rate over about ten steps; an evaluation between steps counts as slow tokens.
@@ -65,7 +94,7 @@ impl Progress {
             Some(self.tokens_per_second.map_or(now, |before| before + 0.1 * (now - before)));
     }
 
-    /// Prints a line above the bar, or plainly to stderr where the bar is hidden.
+    /// Prints a line above the bar, or plainly to stderr where there is none.
     pub fn println(&self, line: &str) {
         if self.bar.is_hidden() {
             eprintln!("{line}");
@@ -74,8 +103,11 @@ impl Progress {
         }
     }
 
-    /// Ends the bar and leaves its last state on the screen.
-    pub fn finish(&self) {
+    /// Ends progress and leaves its last state on the screen.
+    pub fn finish(&mut self) {
+        if let Some(line) = self.pending.take().filter(|_| self.bar.is_hidden()) {
+            eprintln!("{line}");
+        }
         self.bar.abandon();
     }
 }
@@ -86,14 +118,12 @@ fn message(line: &StepLine, rate: Option<f64>) -> String {
         v if v != 0.0 && !(1e-3..1e5).contains(&v.abs()) => format!("{v:.2e}"),
         v => format!("{v:.decimals$}"),
     };
-    format!(
-        "loss {}  penalty {}  norm {}  clip {}  {}",
-        number(line.loss, 3),
-        number(line.penalty, 4),
-        number(line.norm, 3),
-        number(line.clip, 2),
-        rate.map_or("- tok/s".into(), tokens_per_second),
-    )
+    let mut text = format!("{} {}", line.name, number(line.value, 3));
+    if let Some((name, value)) = line.penalty {
+        text += &format!("  {name} {}", number(value, 4));
+    }
+    let rate = rate.map_or("- tok/s".into(), tokens_per_second);
+    text + &format!("  norm {}  clip {}  {rate}", number(line.norm, 3), number(line.clip, 2))
 }
 
 fn tokens_per_second(rate: f64) -> String {
@@ -108,14 +138,22 @@ fn tokens_per_second(rate: f64) -> String {
 mod tests {
     use super::*;
 
-    const LINE: StepLine =
-        StepLine { loss: 4.5, penalty: 3.4e-5, norm: f64::NAN, clip: 1.0, tokens: 2304 };
+    const LINE: StepLine = StepLine {
+        name: "nll_forget",
+        value: 4.5,
+        penalty: Some(("penalty qkl", 3.4e-5)),
+        norm: f64::NAN,
+        clip: 1.0,
+        tokens: 2304,
+    };
 
     #[test]
     fn message_of_a_step_names_each_number() {
         let text = message(&LINE, Some(12_345.0));
-        assert_eq!(text, "loss 4.500  penalty 3.40e-5  norm -  clip 1.00  12.3k tok/s");
+        assert_eq!(text, "nll_forget 4.500  penalty qkl 3.40e-5  norm -  clip 1.00  12.3k tok/s");
         assert!(message(&LINE, None).ends_with("- tok/s"));
+        let alone = message(&StepLine { penalty: None, ..LINE }, None);
+        assert_eq!(alone, "nll_forget 4.500  norm -  clip 1.00  - tok/s");
     }
 
     #[test]
@@ -125,5 +163,23 @@ mod tests {
         assert_eq!(progress.bar.position(), 3);
         assert!(progress.tokens_per_second.is_some_and(f64::is_finite));
         progress.finish();
+    }
+
+    #[test]
+    fn lines_come_first_then_every_thirty_seconds_and_last() {
+        let bar = ProgressBar::with_draw_target(Some(100), indicatif::ProgressDrawTarget::hidden());
+        let mut progress = Progress::with_bar(bar);
+        let start = Instant::now();
+        let mut written = Vec::new();
+        for step in 1..=100 {
+            progress.bar.inc(1);
+            let now = start + Duration::from_secs(step);
+            if let Some(line) = progress.line(now, "x".into()) {
+                written.push(line);
+            }
+        }
+        let wanted = [1, 31, 61, 91, 100].map(|step| format!("step {step}/100  x"));
+        assert_eq!(written, wanted);
+        assert_eq!(progress.pending, None);
     }
 }

@@ -8,14 +8,14 @@ use serde_json::Value;
 
 use super::page::capitalized;
 use super::recorded::Recorded;
-use super::suite::direction;
 use super::train::DISTANCES;
 use crate::error::{Error, Result};
 use crate::eval::likelihood::NLL;
-use crate::eval::membership::PRIVLEAK;
+use crate::eval::metric::membership::PRIVLEAK;
 use crate::eval::metric::{Direction, Metric};
 use crate::eval::monitored::{FORGET, Monitored, RETAIN, label, monitored};
 use crate::eval::outcome::Named;
+use crate::eval::suite::direction;
 use crate::eval::verbatim::VERBATIM;
 use crate::io::atomic::write_file_atomic;
 use crate::report::bars::{Bars, number};

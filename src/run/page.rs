@@ -76,9 +76,9 @@ pub fn rows(summary: &Value) -> Vec<Vec<String>> {
 /// What a person or [`super::recorded`] wants to know of a run that its other files do not say.
 fn record(method: &Method, summary: &Value) -> Value {
     let mut record = summary.clone();
-    record["loss_formula"] = json!(method.loss.formula());
-    record["penalty_formula"] = json!(method.penalty.map(|penalty| penalty.formula()));
-    record["second_penalty_formula"] = json!(method.second.map(|penalty| penalty.formula()));
+    record["loss_formula"] = json!(method.loss().formula());
+    record["penalty_formula"] = json!(method.penalty().map(|penalty| penalty.formula()));
+    record["second_penalty_formula"] = json!(method.second().map(|penalty| penalty.formula()));
     record["peak_memory"] = json!(peak_memory());
     record
 }
@@ -114,7 +114,7 @@ pub fn write(
         Some(value) => format!("{value:.6}"),
         None => "-".to_owned(),
     };
-    let penalty = method.penalty.map_or("none", |penalty| penalty.formula());
+    let penalty = method.penalty().map_or("none", |penalty| penalty.formula());
     let mut page = Page::new("nepenthe: report of a run");
     if let [head, body @ ..] = rows(summary).as_slice() {
         page = page.heading("Before and after").table(head, body).paragraph(
@@ -140,9 +140,9 @@ pub fn write(
     }
     page = page
         .heading("What was minimised")
-        .formula(&format!("forget loss {}: {}", method.loss.name(), method.loss.formula()))
+        .formula(&format!("forget loss {}: {}", method.loss().name(), method.loss().formula()))
         .formula(&format!("penalty {}: {penalty}", recipe.method.penalty));
-    if let Some(second) = method.second {
+    if let Some(second) = method.second() {
         page = page.formula(&format!("second penalty {}: {}", second.name(), second.formula()));
     }
     if let Some(share) = summary["shielded"].as_f64() {
@@ -152,7 +152,7 @@ pub fn write(
     }
     page = page.heading("Curves");
     page = evaluations(page, outcome);
-    let hidden = method.loss.rows(&method.knobs).hidden();
+    let hidden = method.loss().rows(&method.knobs).hidden();
     let unit = if hidden { "mean squared distance" } else { "NLL, nats per token" };
     let page = page
         .chart(&chart("Forget documents of each step", unit, "loss_tr"))

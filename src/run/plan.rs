@@ -10,7 +10,7 @@ use super::Recipe;
 use crate::backend::gpu::{PARTS_BYTES, Precision, chunk_rows, scan_bytes};
 use crate::error::{Error, Kind, Result};
 use crate::method::Rows;
-use crate::model::tap::layers_at_once;
+use crate::method::projection::layers_at_once;
 use crate::model::workspace::gains;
 use crate::model::{Layout, Level, ModelConfig, Saving, generate};
 use crate::ops::{StateMode, TeacherForm};
@@ -163,8 +163,8 @@ struct Count {
 impl Count {
     fn per_token(&self, saving: Saving) -> u64 {
         let numbers = saving.numbers(&self.config);
-        // Two rows of statistics are those of the passes.
-        self.number * numbers.acts + 4 * (numbers.stats + 2) + self.pack
+        // The passes have rows of weights and the results of the frozen model's head.
+        self.number * numbers.acts + 4 * (numbers.stats + 4) + self.pack
     }
 
     fn evaluation(&self, saving: Saving, tokens: u64) -> u64 {
@@ -250,7 +250,7 @@ impl Plan {
         let trained_bytes = |each: f64| (each * trained as f64) as u64;
         let number = if target == Target::Cuda { 2 } else { 4 };
         let moments = if recipe.optim.optimizer == Optimizer::Adamw { 2.0 } else { 1.0 };
-        let loss = recipe.method().ok().map(|method| method.loss.rows(&recipe.method.knobs));
+        let loss = recipe.method().ok().map(|method| method.loss().rows(&recipe.method.knobs));
         let has_base = loss.is_some_and(Rows::reads_base);
         let teacher = if form == TeacherForm::None { 0.0 } else { kept.teacher };
         let penalties = [&recipe.method.penalty, &recipe.method.second_penalty];
@@ -388,12 +388,12 @@ impl Plan {
         if self.max_tokens >= self.pack_tokens {
             return Ok(());
         }
-        let [needed, free] =
-            [self.least_bytes(self.pack_tokens), self.memory_bytes].map(|bytes| bytes as f64 / GIB);
+        let bytes = self.least_bytes(self.pack_tokens);
+        let [needed, free] = apart(bytes, self.memory_bytes);
         Err(Error::new(
             Kind::Memory,
             format!(
-                "plan: state {}: packs of {} tokens need {needed:.1} GiB, memory is {free:.1} GiB",
+                "plan: state {}: packs of {} tokens need {needed} GiB, memory is {free} GiB",
                 self.mode, self.pack_tokens
             ),
         )
@@ -401,7 +401,7 @@ impl Plan {
             "ways out: --set run.pack_tokens={}; --set model.state=compact where not yet so; or a device with at \
              least {:.0} GiB",
             self.max_tokens,
-            needed.ceil()
+            (bytes as f64 / GIB).ceil()
         )))
     }
 
@@ -410,7 +410,8 @@ impl Plan {
         if self.fits {
             return Ok(());
         }
-        let needed = self.least_bytes(self.context) as f64 / GIB;
+        let bytes = self.least_bytes(self.context);
+        let [needed, free] = apart(bytes, self.memory_bytes);
         let shorter = if self.max_tokens >= 2 {
             format!(
                 "contexts of at most {} tokens (data.forget_context, data.retain_context, eval.context)",
@@ -427,17 +428,22 @@ impl Plan {
         Err(Error::new(
             Kind::Memory,
             format!(
-                "plan: state {}: one document of {} tokens needs {needed:.1} GiB, memory is {:.1} GiB",
-                self.mode,
-                self.context,
-                self.memory_bytes as f64 / GIB
+                "plan: state {}: one document of {} tokens needs {needed} GiB, memory is {free} GiB",
+                self.mode, self.context
             ),
         )
         .hint(format!(
             "ways out: {first}; {shorter}; or a device with at least {:.0} GiB",
-            needed.ceil()
+            (bytes as f64 / GIB).ceil()
         )))
     }
+}
+
+/// Writes two numbers of bytes, of which the first is larger, in GiB with as many digits as it takes to tell them apart.
+fn apart(larger: u64, smaller: u64) -> [String; 2] {
+    let write = |digits: usize| [larger, smaller].map(|n| format!("{:.digits$}", n as f64 / GIB));
+    // A byte is a billionth of a GiB.
+    (1..9).map(write).find(|[a, b]| a != b).unwrap_or_else(|| write(10))
 }
 
 /// Models whose shape is known without a folder, by name, as config.json.

@@ -7,9 +7,9 @@ use serde_json::Value;
 use toml::Table;
 
 use super::resume::read_log;
-use super::suite::direction;
 use crate::error::{Error, Result};
 use crate::eval::monitored;
+use crate::eval::suite::direction;
 
 /// A run as its folder tells it.
 #[derive(Debug, Clone)]

@@ -1,5 +1,6 @@
 //! What makes a run resumable: its identity, its checkpoints, and a log that goes on where they end.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -15,14 +16,15 @@ use crate::method::{MeanTeacher, StepReport};
 use crate::model::Model;
 use crate::ops::Ops;
 
-/// What a checkpoint must share with the run that resumes from it: all of the recipe but its length, its logging
-/// and what it keeps of layers, and the data.
+/// What a checkpoint must share with the run that resumes from it: the data, and all of the recipe but its logging, what it
+/// keeps of layers, and its length, unless the learning rate follows from that.
 pub(super) fn identity(
     recipe: &Recipe,
     forget: &Corpus,
     retain: Option<&Corpus>,
     alternate: Option<&Corpus>,
 ) -> Result<Value> {
+    let decays = recipe.optim.schedule.decays();
     let mut recipe =
         serde_json::to_value(recipe).map_err(|e| Error::config(format!("recipe: {e}")))?;
     if let Some(sections) = recipe.as_object_mut() {
@@ -30,8 +32,11 @@ pub(super) fn identity(
         sections.remove("report");
     }
     if let Some(run) = recipe["run"].as_object_mut() {
-        for key in ["steps", "checkpoint_every", "keep_checkpoints", "save"] {
+        for key in ["epochs", "checkpoint_every", "keep_checkpoints", "save"] {
             run.remove(key);
+        }
+        if !decays {
+            run.remove("steps");
         }
     }
     let hash = |corpus: &Corpus| format!("{:032x}", corpus.hash());
@@ -57,31 +62,94 @@ pub(super) fn save<O: Ops>(
     let meta = json!({
         "step": state.step,
         "identity": identity,
-        "retain_weight": state.retain_weight,
+        "retain_weight": state.weights.get(1),
         "evaluations": entries,
     });
     writer.finish(meta, keep)
 }
 
-/// Puts the state of a checkpoint back and returns its evaluations.
+/// What recipes meant before they had these settings.
+const IMPLIED: [(&str, &str, &str); 2] =
+    [("optim", "schedule", "\"paper\""), ("optim", "lr_min", "0.0")];
+
+/// Checks that a checkpoint is of the run that `identity` describes.
 ///
-/// Errors: [`crate::Kind::Config`] where it is of another run, [`crate::Kind::Model`] where its parts do not fit.
+/// Errors: [`crate::Kind::Config`] with every setting that differs and both its values.
+pub(super) fn check(checkpoint: &Checkpoint, identity: &Value) -> Result<()> {
+    let mut stored = checkpoint.meta()["identity"].clone();
+    for (section, key, value) in IMPLIED {
+        let section = &mut stored["recipe"][section];
+        if section.is_object() && section[key].is_null() {
+            section[key] = serde_json::from_str(value).unwrap_or_default();
+        }
+    }
+    if stored == *identity {
+        return Ok(());
+    }
+    let mut differs = Vec::new();
+    let (there, here) = (flat(&stored["recipe"]), flat(&identity["recipe"]));
+    let keys: BTreeSet<&String> = there.keys().chain(here.keys()).collect();
+    for key in keys {
+        let show = |value: Option<&Value>| match value {
+            None | Some(Value::Null) => "not set".to_owned(),
+            Some(Value::String(text)) if text.is_empty() => "empty".to_owned(),
+            Some(Value::String(text)) => text.clone(),
+            Some(value) => value.to_string(),
+        };
+        let (old, new) = (there.get(key), here.get(key));
+        if old != new {
+            differs.push(format!("{key} is {} there, {} here", show(old), show(new)));
+        }
+    }
+    let mut parts = Vec::new();
+    if !differs.is_empty() {
+        parts.push(format!("its recipe differs: {}", differs.join("; ")));
+    }
+    for (key, what) in [
+        ("forget", "forget set (data.forget)"),
+        ("retain", "retain set (data.retain)"),
+        ("alternate", "alternatives (data.alternate)"),
+        ("rule", "update rule"),
+    ] {
+        if stored[key] != identity[key] {
+            parts.push(format!("its {what} differs"));
+        }
+    }
+    if parts.is_empty() {
+        parts.push("its settings differ".to_owned());
+    }
+    Err(Error::config(format!(
+        "{}: is of another run: {}",
+        checkpoint.dir().display(),
+        parts.join("; ")
+    ))
+    .hint(
+        "--resume with nothing but --out goes on with the recipe of the run; or name another --out",
+    ))
+}
+
+/// Returns the settings of a recipe by their dotted keys.
+fn flat(recipe: &Value) -> BTreeMap<String, Value> {
+    let mut settings = BTreeMap::new();
+    for (name, value) in recipe.as_object().into_iter().flatten() {
+        match value.as_object() {
+            Some(section) => {
+                settings.extend(section.iter().map(|(key, v)| (format!("{name}.{key}"), v.clone())))
+            }
+            None => drop(settings.insert(name.clone(), value.clone())),
+        }
+    }
+    settings
+}
+
+/// Puts the state of a checkpoint that [`check`] passed back and returns its evaluations.
+///
+/// Errors: [`crate::Kind::Model`] where its parts do not fit.
 pub(super) fn restore<O: Ops>(
     ops: &O,
     state: &mut MeanTeacher<O>,
     checkpoint: &Checkpoint,
-    identity: &Value,
 ) -> Result<Vec<Entry>> {
-    let stored = &checkpoint.meta()["identity"];
-    if stored != identity {
-        let differs = identity.as_object().into_iter().flatten().find(|(k, v)| stored[*k] != **v);
-        let what = differs.map_or("settings", |(key, _)| key.as_str());
-        return Err(Error::config(format!(
-            "{}: is of another run: its {what} differs",
-            checkpoint.dir().display()
-        ))
-        .hint("resume with the model, data and recipe of the first start, or name another --out"));
-    }
     let Model { layout, params, .. } = &mut state.model;
     for (block, param) in layout.blocks.iter().zip(params).filter(|(block, _)| block.trainable) {
         ops.load_param(param, &mut |name, bytes| {
@@ -101,8 +169,11 @@ pub(super) fn restore<O: Ops>(
     }
     state.step = checkpoint.step();
     // Checkpoints from before there were dual variables have a weight that never moves.
-    let weight = checkpoint.meta()["retain_weight"].as_f64();
-    state.retain_weight = weight.unwrap_or(state.settings.retain_weight);
+    if let (Some(own), Some(stored)) =
+        (state.weights.get_mut(1), checkpoint.meta()["retain_weight"].as_f64())
+    {
+        *own = stored;
+    }
     serde_json::from_value(checkpoint.meta()["evaluations"].clone())
         .map_err(|e| Error::model(format!("{}: evaluations: {e}", checkpoint.dir().display())))
 }
@@ -154,5 +225,37 @@ impl Log {
     /// Puts all lines on the disk.
     pub(super) fn sync(&self) -> Result<()> {
         self.file.sync_data().map_err(|e| Error::io("flush", &self.path, &e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn check_names_what_differs_and_knows_the_schedule_of_runs_before_there_were_several() {
+        let of = |sets: &[&str]| {
+            let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
+            let recipe = Recipe::assemble(None, None, &sets).unwrap();
+            json!({"recipe": recipe, "forget": "00", "retain": null, "alternate": null})
+        };
+        let paper = ["optim.optimizer=adamw", "optim.schedule=paper"];
+        let mut old = of(&paper);
+        for key in ["schedule", "lr_min"] {
+            old["recipe"]["optim"].as_object_mut().unwrap().remove(key);
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::create(dir.path(), 3).unwrap();
+        writer.blob("x", &[1]).unwrap();
+        writer.finish(json!({"identity": old}), 1).unwrap();
+        let checkpoint = Checkpoint::latest(dir.path()).unwrap().unwrap();
+        check(&checkpoint, &of(&paper)).unwrap();
+        let error = check(&checkpoint, &of(&["optim.optimizer=adamw", "seed=2"])).unwrap_err();
+        let wanted = "its recipe differs: optim.schedule is paper there, constant here; seed is 0 there, 2 here";
+        assert!(error.message().ends_with(wanted), "{error}");
+        let mut other = of(&paper);
+        other["forget"] = json!("01");
+        let error = check(&checkpoint, &other).unwrap_err();
+        assert!(error.message().ends_with("its forget set (data.forget) differs"), "{error}");
     }
 }

@@ -1,37 +1,37 @@
 //! The loop of a run: draw, step, log, evaluate, checkpoint, and the model folder at the end.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::evaluate::Monitor;
-use super::export::{Kept, RECORD, check_target, write_model};
-use super::folder::Folder;
-use super::notices;
+use super::monitor::Monitor;
 use super::page::{self, Outcome};
-use super::recipe::{MethodSection, OrderKey, Recipe};
+use super::recipe::Recipe;
 use super::resume::{self, Log};
+use super::setup::load;
 use super::signals::StopFlag;
+use super::stream::{Stream, overlap, stream};
 use super::watch::Watch;
-use crate::data::{
-    Chunking, Corpus, CorpusOptions, MicroBatch, Order, Sampler, Tokenizer, draw, first,
-};
+use crate::data::MicroBatch;
 use crate::error::{Error, Kind, Result};
 use crate::eval::monitored::Measured;
+use crate::folder::Folder;
+use crate::folder::export::{Kept, RECORD, check_target, write_model};
 use crate::io::atomic::{recover_all, write_file_atomic};
 use crate::io::checkpoint::Checkpoint;
 use crate::method::passes::Passes;
-use crate::method::rmu::steering;
-use crate::method::shield::directions;
-use crate::method::{Combination, MeanTeacher, Method, Rows, StepReport};
+use crate::method::{Combination, MeanTeacher, Method, StepReport};
 use crate::model::params::Keeping;
-use crate::model::tap::{Shield, Tap};
-use crate::model::{Layout, Model, ModelConfig, Saving};
-use crate::ops::{CustomRule, Ops, UpdateRule};
+use crate::model::{Layout, Model, Saving};
+use crate::ops::Ops;
+use crate::optim::{CustomRule, UpdateRule};
+use crate::report::notices;
 use crate::report::progress::{Progress, StepLine};
 use crate::report::tensorboard::Events;
 
+/// The recipe of a run, in its folder.
+pub const RESOLVED: &str = "config.resolved.toml";
 /// The folder of the last model in a run folder.
 const MODEL: &str = "model";
 /// The folder of the best model, where there is one.
@@ -42,38 +42,6 @@ const TENSORBOARD: &str = "tensorboard";
 /// What the distances are called, beside the figures of an evaluation.
 pub const DISTANCES: [&str; 3] =
     ["student_from_start", "teacher_from_start", "student_from_teacher"];
-
-/// A corpus with the order its documents are drawn in.
-pub(super) struct Stream {
-    corpus: Corpus,
-    /// A preferred document for each of the corpus.
-    alternate: Option<Corpus>,
-    sampler: Sampler,
-    accum: usize,
-    micro_batch: usize,
-}
-
-impl Stream {
-    /// Draws the micro-batches of a step.
-    pub(super) fn draw(&self, step: u64) -> Result<Vec<MicroBatch>> {
-        let of = |corpus| draw(corpus, &self.sampler, step, self.accum, self.micro_batch);
-        let Some(alternate) = &self.alternate else { return of(&self.corpus) };
-        let pair = |(own, other): (MicroBatch, MicroBatch)| {
-            MicroBatch::new((0..own.rows()).flat_map(|b| [own.row(b), other.row(b)]))
-        };
-        Ok(of(&self.corpus)?.into_iter().zip(of(alternate)?).map(pair).collect())
-    }
-
-    /// Returns the first `count` documents of the corpus, or all, in micro-batches.
-    pub(super) fn first(&self, count: usize) -> Result<Vec<MicroBatch>> {
-        first(&self.corpus, count, self.micro_batch)
-    }
-
-    /// Returns the tokens of the longest documents that must lie in one pack.
-    pub(super) fn longest(&self) -> usize {
-        self.corpus.longest() + self.alternate.as_ref().map_or(0, Corpus::longest)
-    }
-}
 
 /// Runs `recipe` and writes everything into `out`; with `resume` from its newest complete checkpoint.
 ///
@@ -96,7 +64,7 @@ pub fn run<O: Ops>(
 }
 
 /// Like [`run`], with the parameters moved by `rule` where there is one; of the recipe's optimizer only learning rate,
-/// clip and warm-up then count.
+/// schedule, warm-up and clip then count.
 ///
 /// Errors: as [`run`], and [`Kind::Config`] where the parameters would be in compact state.
 pub fn run_by<O: Ops>(
@@ -114,7 +82,8 @@ pub fn run_by<O: Ops>(
 
 /// A run between its first and its last step.
 struct Run<'a, O: Ops> {
-    recipe: &'a Recipe,
+    /// The recipe, its steps computed.
+    recipe: Recipe,
     out: &'a Path,
     folder: Folder,
     method: Method,
@@ -138,34 +107,38 @@ struct Run<'a, O: Ops> {
 impl<'a, O: Ops> Run<'a, O> {
     fn prepare(
         ops: &O,
-        recipe: &'a Recipe,
+        recipe: &Recipe,
         saving: Saving,
         out: &'a Path,
         resume: bool,
         rule: Option<Box<dyn CustomRule>>,
     ) -> Result<Self> {
+        let mut recipe = recipe.clone();
         let interrupt = StopFlag::listen()?;
         // Before the first step, not after the last one.
         for name in [MODEL, BEST] {
             check_target(&recipe.model.path, &out.join(name))?;
         }
         let mut folder = Folder::open(&recipe.model.path)?;
+        recipe.check_model(&folder.config)?;
         let tokenizer = folder.tokenizer()?;
         let method = recipe.method()?;
-        let loss = method.loss.rows(&method.knobs);
+        let loss = method.loss().rows(&method.knobs);
         if loss.paired() && recipe.data.alternate.as_os_str().is_empty() {
             return Err(Error::config(format!(
                 "data.alternate: is not set, and loss {} compares each forget document with another",
-                method.loss.name()
+                method.loss().name()
             ))
             .hint("name a file with one preferred document for each forget document, in order"));
         }
-        let forget = stream(recipe, &mut folder, &tokenizer, true)?;
+        let forget = stream(&recipe, &mut folder, &tokenizer, true)?;
+        let length = recipe.settle_steps(forget.corpus.len());
+        notices::add(&mut folder.notices, length.into_iter().chain(recipe.remarks()));
         let retain = recipe.reads_retain();
-        let retain = retain.then(|| stream(recipe, &mut folder, &tokenizer, false)).transpose()?;
-        let shared = retain.as_ref().and_then(|retain| overlap(recipe, &forget, retain));
+        let retain = retain.then(|| stream(&recipe, &mut folder, &tokenizer, false)).transpose()?;
+        let shared = retain.as_ref().and_then(|retain| overlap(&recipe, &forget, retain));
         notices::add(&mut folder.notices, shared);
-        let suite = Monitor::open(recipe, &mut folder, tokenizer)?;
+        let suite = Monitor::open(&recipe, &mut folder, tokenizer)?;
         notices::say(&folder.notices);
         let trainable = Layout::new(&folder.config, recipe.train()).trainable();
         let mut keep = recipe.keeping(recipe.state_mode(trainable));
@@ -175,21 +148,29 @@ impl<'a, O: Ops> Run<'a, O> {
         let longest = retain.iter().chain([&forget]).map(Stream::longest);
         let longest = longest.chain([suite.longest()]).max().unwrap_or(0);
         let tokens = recipe.run.pack_tokens.max(longest);
-        let mut state = load(ops, recipe, &mut folder, &keep, tokens, saving, retain.as_ref())?;
-        std::fs::create_dir_all(out).map_err(|e| Error::io("make folder", out, &e))?;
-        recover_all(out)?;
         let retained = retain.as_ref().map(|stream| &stream.corpus);
         let alternate = forget.alternate.as_ref();
-        let mut identity = resume::identity(recipe, &forget.corpus, retained, alternate)?;
-        if let Some(rule) = rule {
+        let mut identity = resume::identity(&recipe, &forget.corpus, retained, alternate)?;
+        if let Some(rule) = &rule {
             identity["rule"] = json!(rule.name());
+        }
+        // Before the model is loaded: a run that cannot go on is told so at once.
+        recover_all(out)?;
+        let checkpoints = out.join("checkpoints");
+        let checkpoint = if resume { Checkpoint::latest(&checkpoints)? } else { None };
+        if let Some(checkpoint) = &checkpoint {
+            resume::check(checkpoint, &identity)?;
+        }
+        let mut state = load(ops, &recipe, &mut folder, &keep, tokens, saving, retain.as_ref())?;
+        std::fs::create_dir_all(out).map_err(|e| Error::io("make folder", out, &e))?;
+        if let Some(rule) = rule {
             state.follow(rule);
         }
         let mut watch =
             Watch { every: recipe.eval.every, stop: recipe.stop(), entries: Vec::new() };
         let mut saved = None;
-        if resume && let Some(checkpoint) = Checkpoint::latest(&out.join("checkpoints"))? {
-            watch.entries = resume::restore(ops, &mut state, &checkpoint, &identity)?;
+        if let Some(checkpoint) = &checkpoint {
+            watch.entries = resume::restore(ops, &mut state, checkpoint)?;
             // An evaluation of this very step may have ended the run: it is made, and judged, again.
             watch.entries.pop_if(|last| last.step == state.step);
             saved = Some(state.step);
@@ -197,7 +178,7 @@ impl<'a, O: Ops> Run<'a, O> {
         let events = recipe.report.tensorboard;
         let events =
             events.then(|| Events::create(&out.join(TENSORBOARD), state.step)).transpose()?;
-        write_file_atomic(&out.join("config.resolved.toml"), recipe.to_toml()?.as_bytes())?;
+        write_file_atomic(&out.join(RESOLVED), recipe.to_commented_toml()?.as_bytes())?;
         Ok(Self {
             recipe,
             out,
@@ -221,16 +202,17 @@ impl<'a, O: Ops> Run<'a, O> {
 
     /// Draws the forget and the retain documents of a step.
     fn draw(&self, step: u64) -> Result<(Vec<MicroBatch>, Vec<MicroBatch>)> {
-        let retain = self.retain.as_ref().filter(|_| self.method.penalty.is_some());
+        let retain = self.retain.as_ref().filter(|_| self.method.penalty().is_some());
         let retained = retain.map_or(Ok(Vec::new()), |from| from.draw(step))?;
         Ok((self.forget.draw(step)?, retained))
     }
 
     fn steps(&mut self, ops: &O) -> Result<()> {
-        let settings = &self.recipe.run;
+        let settings = self.recipe.run.clone();
         let mut log = Log::open(&self.out.join("metrics.jsonl"), self.state.step)?;
         let mut bar = Progress::new(settings.steps).resume_at(self.state.step);
         let (mut skipped, mut ahead) = (0, None);
+        let first = self.state.step;
         loop {
             if self.watch.due(self.state.step) && self.suite.names().next().is_some() {
                 self.evaluate(ops, &bar)?;
@@ -262,13 +244,14 @@ impl<'a, O: Ops> Run<'a, O> {
                     ],
                 )?;
             }
-            bar.step(StepLine {
-                loss: report.loss_tr,
-                penalty: report.loss_kl,
-                norm: report.grad_norm,
-                clip: report.clip_coef,
-                tokens: report.tokens as u64,
-            });
+            bar.step(line_of(&report, &self.method));
+            if step == first && report.grad_norm == 0.0 {
+                let text = format!(
+                    "{}the gradient of step {step} is zero: no parameter moves unless later documents have one",
+                    notices::WARNING
+                );
+                notices::say_more(&mut self.folder.notices, [text]);
+            }
             skipped = if report.skipped { skipped + 1 } else { 0 };
             if skipped > settings.max_skipped {
                 return Err(self.state.nonfinite(ops, step));
@@ -354,9 +337,10 @@ impl<'a, O: Ops> Run<'a, O> {
             lines.iter().filter(|line| line["clip_coef"].as_f64().is_some_and(|c| c < 1.0));
         let mut summary = json!({
             "steps": self.state.step,
+            "epochs": self.recipe.passes(self.state.step, self.forget.corpus.len()),
             "clipped_steps": clipped.count(),
             "stopped_early": self.stopped,
-            "shielded": self.state.shielded,
+            "shielded": self.state.prepared.get("shielded"),
             "best_step": self.best,
             "seconds": self.seconds,
             "last": self.last,
@@ -384,12 +368,12 @@ impl<'a, O: Ops> Run<'a, O> {
             }
         }
         if outcome.after.is_some() {
-            let record = record(recipe, &method, &identity, &summary);
+            let record = record(&recipe, &method, &identity, &summary);
             write_file_atomic(&target.join(RECORD), format!("{record:#}\n").as_bytes())?;
         }
         summary["samples"] = outcome.samples();
         summary["notices"] = json!(notices);
-        page::write(out, recipe, &method, &summary, &outcome)?;
+        page::write(out, &recipe, &method, &summary, &outcome)?;
         summary["model"] = json!(target.display().to_string());
         Ok(summary)
     }
@@ -400,7 +384,20 @@ impl<'a, O: Ops> Run<'a, O> {
     }
 
     fn record(&self, summary: &Value) -> Value {
-        record(self.recipe, &self.method, &self.identity, summary)
+        record(&self.recipe, &self.method, &self.identity, summary)
+    }
+}
+
+/// Returns what progress shows of a step.
+pub(crate) fn line_of(report: &StepReport, method: &Method) -> StepLine {
+    let hidden = method.loss().rows(&method.knobs).hidden();
+    StepLine {
+        name: if hidden { method.loss().name() } else { "nll_forget" },
+        value: report.loss_tr,
+        penalty: method.penalty().map(|penalty| (penalty.name(), report.loss_kl)),
+        norm: report.grad_norm,
+        clip: report.clip_coef,
+        tokens: report.tokens as u64,
     }
 }
 
@@ -417,12 +414,12 @@ fn record(recipe: &Recipe, method: &Method, identity: &Value, summary: &Value) -
         "program": "nepenthe",
         "version": env!("CARGO_PKG_VERSION"),
         "seed": recipe.seed,
-        "loss": method.loss.name(),
-        "loss_formula": method.loss.formula(),
-        "penalty": method.penalty.map(|p| p.name()),
-        "penalty_formula": method.penalty.map(|p| p.formula()),
-        "second_penalty": method.second.map(|p| p.name()),
-        "second_penalty_formula": method.second.map(|p| p.formula()),
+        "loss": method.loss().name(),
+        "loss_formula": method.loss().formula(),
+        "penalty": method.penalty().map(|p| p.name()),
+        "penalty_formula": method.penalty().map(|p| p.formula()),
+        "second_penalty": method.second().map(|p| p.name()),
+        "second_penalty_formula": method.second().map(|p| p.formula()),
         "direction": recipe.combination().map_or("", Combination::formula),
         "recipe": recipe,
         "identity": identity,
@@ -443,137 +440,4 @@ fn measure_folder<O: Ops>(
     let mut model = Model::load(ops, folder.config, &folder.weights, &Keeping::inference())?;
     let mut passes = Passes::new(ops, &model, suite.longest().max(1), false)?;
     suite.measure(ops, &mut model, &mut passes)
-}
-
-/// Loads what a recipe trains, with buffers for packs of `tokens` tokens; `retain` is what a shield is found from.
-pub(super) fn load<O: Ops>(
-    ops: &O,
-    recipe: &Recipe,
-    folder: &mut Folder,
-    keep: &Keeping,
-    tokens: usize,
-    saving: Saving,
-    retain: Option<&Stream>,
-) -> Result<MeanTeacher<O>> {
-    recipe.check_model(&folder.config)?;
-    let method = recipe.method()?;
-    let model = Model::load(ops, folder.config.clone(), &folder.weights, keep)?;
-    let mut passes = Passes::saving(ops, &model, tokens, Some(saving))?;
-    let knobs = &method.knobs;
-    if matches!(method.loss.rows(knobs), Rows::Hidden(hidden) if hidden.steered) {
-        let vector = steering(recipe.seed, model.config.width, knobs.rmu_steering);
-        passes.steer(ops, &vector)?;
-    }
-    let reads_base = method.loss.rows(&method.knobs).reads_base();
-    let base = reads_base.then(|| base_model(ops, recipe, &model.config, &mut folder.notices));
-    let base = base.transpose()?;
-    let combination = recipe.combination()?;
-    let apart = if combination == Combination::Sum { 0 } else { method.penalties().count() };
-    let more = (0..apart).map(|_| model.more_grads(ops, keep)).collect::<Result<Vec<_>>>()?;
-    let mut state = MeanTeacher::new(model, base, passes, method, recipe.settings());
-    if !more.is_empty() {
-        state.combine(combination, more);
-    }
-    if let Some(retain) = retain.filter(|_| recipe.method.shield > 0.0) {
-        let MethodSection { shield: share, shield_rank, shield_documents, knobs, .. } =
-            &recipe.method;
-        let texts = retain.first(*shield_documents)?;
-        let MeanTeacher { model, passes, .. } = &mut state;
-        let found = directions(ops, model, passes, knobs, &texts, *share, *shield_rank)?;
-        model.tap = Tap::Shield(Shield::new(ops, tokens, found.bases)?);
-        state.shielded = Some(found.share);
-    }
-    Ok(state)
-}
-
-/// Loads the model that the loss compares with the one of `config`; says what is new in its notices.
-pub(super) fn base_model<O: Ops>(
-    ops: &O,
-    recipe: &Recipe,
-    config: &ModelConfig,
-    notices: &mut Vec<String>,
-) -> Result<Model<O>> {
-    let own = recipe.model.base.as_os_str().is_empty();
-    let folder: &PathBuf = if own { &recipe.model.path } else { &recipe.model.base };
-    let folder = Folder::open(folder)?;
-    notices::say_more(notices, folder.notices);
-    let (cap, wanted) = (folder.config.logit_cap, config.logit_cap);
-    if cap != wanted {
-        let show = |cap: Option<f64>| cap.map_or("no cap".into(), |cap| format!("a cap of {cap}"));
-        return Err(Error::config(format!(
-            "model.base: its logits have {}, those of model.path {}",
-            show(cap),
-            show(wanted)
-        ))
-        .hint("compare models of one architecture"));
-    }
-    Model::load(ops, folder.config, &folder.weights, &Keeping::inference())
-}
-
-/// Says how many rows of the forget corpus are in the retain corpus too: they are to be forgotten and kept at once.
-pub(super) fn overlap(recipe: &Recipe, forget: &Stream, retain: &Stream) -> Option<String> {
-    let data = &recipe.data;
-    let most = data.forget_context.min(data.retain_context);
-    let (shared, all) = (forget.corpus.shared_rows(&retain.corpus, most), forget.corpus.len());
-    (shared > 0).then(|| {
-        format!(
-            "{}{} and {}: {shared} of {all} rows to be forgotten are in the retain set too: the run would keep what it \
-             is to forget",
-            notices::WARNING,
-            data.forget.display(),
-            data.retain.display()
-        )
-    })
-}
-
-/// Opens the forget or the retain corpus of a recipe.
-pub(super) fn stream(
-    recipe: &Recipe,
-    folder: &mut Folder,
-    tokenizer: &Tokenizer,
-    forget: bool,
-) -> Result<Stream> {
-    let data = &recipe.data;
-    let (path, context, chunk, accum, name, key) = if forget {
-        let accum = recipe.run.forget_accum_steps;
-        (
-            &data.forget,
-            data.forget_context,
-            data.forget_chunking,
-            accum,
-            "forget",
-            "data.forget_context",
-        )
-    } else {
-        let accum = recipe.run.kl_accum_steps;
-        (
-            &data.retain,
-            data.retain_context,
-            data.retain_chunking,
-            accum,
-            "retain",
-            "data.retain_context",
-        )
-    };
-    let options = CorpusOptions {
-        context,
-        chunking: if chunk { Chunking::Chunk } else { Chunking::Truncate },
-        cache_dir: data.cache_dir(),
-    };
-    let corpus = folder.corpus(path, tokenizer, &options, key)?;
-    let named = forget && !data.alternate.as_os_str().is_empty();
-    let alternate =
-        named.then(|| folder.corpus(&data.alternate, tokenizer, &options, key)).transpose()?;
-    if let Some(found) = alternate.as_ref().map(Corpus::len).filter(|len| *len != corpus.len()) {
-        return Err(Error::data(format!(
-            "data.alternate: {found} documents, wanted one for each of the {} forget documents",
-            corpus.len()
-        )));
-    }
-    let order = match data.order {
-        OrderKey::Replacement => Order::Replacement,
-        OrderKey::Epochs => Order::Epochs,
-    };
-    let sampler = Sampler::new(order, recipe.seed, name, corpus.len())?;
-    Ok(Stream { corpus, alternate, sampler, accum, micro_batch: recipe.run.micro_batch })
 }

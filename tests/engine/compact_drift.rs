@@ -6,7 +6,7 @@ use nepenthe::backend::cpu::Cpu;
 use nepenthe::data::{Corpus, CorpusOptions, MicroBatch, Order, Sampler, Tokenizer, draw};
 use nepenthe::io::safetensors::Weights;
 use nepenthe::method::passes::Passes;
-use nepenthe::method::{self, Knobs, MeanTeacher, Method, Settings};
+use nepenthe::method::{self, Knobs, MeanTeacher, Method, Settings, WeightRule};
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Train};
 use nepenthe::ops::{Role, StateMode, TeacherForm};
@@ -18,6 +18,8 @@ struct Case {
     forget: Vec<MicroBatch>,
     retain: Vec<Vec<MicroBatch>>,
     lr: f64,
+    /// Weights of loss and penalty.
+    weights: [f64; 2],
     settings: Settings,
 }
 
@@ -42,15 +44,12 @@ fn recorded() -> Case {
         forget: batches("forget"),
         retain: batches("penalty").into_iter().map(|batch| vec![batch]).collect(),
         lr,
+        weights: [0.05, 1.0],
         settings: Settings {
-            forget_weight: 0.05,
-            retain_weight: 1.0,
-            second_weight: 0.0,
-            dual: None,
             clip: 1.0,
             damping: 5.0,
             teacher_rate: 0.005,
-            schedule: Schedule { lr, warmup: None },
+            schedule: Schedule::constant(lr),
         },
     }
 }
@@ -72,6 +71,7 @@ fn demo(input: &Path) -> Case {
         forget: forget.into_iter().flatten().collect(),
         retain: steps(&recipe.data.retain, "retain", recipe.run.kl_accum_steps),
         lr: recipe.optim.lr,
+        weights: [recipe.method.forget_weight, recipe.method.retain_weight],
         settings: recipe.settings(),
         folder: recipe.model.path,
     }
@@ -87,12 +87,11 @@ fn run(case: &Case, mode: StateMode, seed: u64) -> (Vec<f64>, [f64; 2]) {
     let keep = Keeping { train: Some(Train::Body), mode, teacher, rule: optim.rule(), seed };
     let model = Model::load(&ops, ModelConfig::parse(&text).unwrap(), &weights, &keep).unwrap();
     let passes = Passes::new(&ops, &model, 1024, true).unwrap();
-    let method = Method {
-        loss: method::find(&method::FORGET, "loss", "nlul").unwrap(),
-        penalty: Some(method::find(&method::PENALTIES, "penalty", "qkl").unwrap()),
-        second: None,
-        knobs: Knobs::default(),
-    };
+    let loss = method::find(&method::FORGET, "loss", "nlul").unwrap();
+    let penalty = method::find(&method::PENALTIES, "penalty", "qkl").unwrap();
+    let [alpha, beta] = case.weights;
+    let beta = WeightRule::Constant(beta);
+    let method = Method::new((loss, alpha), [(penalty, beta)], Knobs::default());
     let mut state = MeanTeacher::new(model, None, passes, method, case.settings);
     let mut last = [0.0; 2];
     for (forget, retain) in case.forget.iter().zip(&case.retain) {

@@ -9,14 +9,12 @@ use crate::support::model::weights;
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::data::MicroBatch;
 use nepenthe::method::passes::Passes;
-use nepenthe::method::{FORGET, Knobs, MeanTeacher, Method, PENALTIES, Settings};
+use nepenthe::method::{FORGET, Knobs, MeanTeacher, Method, PENALTIES, Settings, WeightRule};
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Train};
-use nepenthe::ops::{
-    CustomRule, DeviceView, KernelArg, Ops, Role, StateMode, TeacherForm, TensorView, UpdateRule,
-    UpdateScalars,
-};
+use nepenthe::ops::{Ops, Role, StateMode, TeacherForm};
 use nepenthe::optim::Schedule;
+use nepenthe::optim::{CustomRule, DeviceView, KernelArg, TensorView, UpdateRule, UpdateScalars};
 use nepenthe::{Kind, Result};
 
 const LLAMA: &str = r#"{"model_type":"llama","hidden_size":24,"num_attention_heads":4,"num_key_value_heads":2,
@@ -85,16 +83,13 @@ fn start<O: Ops>(
     }
     let passes = Passes::new(ops, &model, 64, true)?;
     let settings = Settings {
-        forget_weight: 0.5,
-        retain_weight: 1.0,
-        second_weight: 0.0,
-        dual: None,
         clip: 0.25,
         damping: if penalty.is_some() { 0.3 } else { 0.0 },
         teacher_rate: 0.1,
-        schedule: Schedule { lr: 0.05, warmup: None },
+        schedule: Schedule::constant(0.05),
     };
-    let method = Method { loss: FORGET[0], penalty, second: None, knobs: Knobs::default() };
+    let penalty = penalty.map(|penalty| (penalty, WeightRule::Constant(1.0)));
+    let method = Method::new((FORGET[0], 0.5), penalty, Knobs::default());
     Ok(MeanTeacher::new(model, None, passes, method, settings))
 }
 

@@ -7,15 +7,16 @@ use nepenthe::backend::cpu::Cpu;
 use nepenthe::data::MicroBatch;
 use nepenthe::method::passes::Passes;
 use nepenthe::method::{
-    FORGET, Knobs, MeanTeacher, Method, Nll, PENALTIES, Settings, StepReport, find,
+    FORGET, Knobs, MeanTeacher, Method, Nll, PENALTIES, Settings, StepReport, WeightRule, find,
 };
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Train};
-use nepenthe::ops::{StateMode, TeacherForm, UpdateRule};
+use nepenthe::ops::{StateMode, TeacherForm};
 use nepenthe::optim::Schedule;
+use nepenthe::optim::UpdateRule;
+use nepenthe::probe::fisher::{Fisher, Point, cosine, distance, dot, norm};
+use nepenthe::probe::solve::{Limits, conjugate_gradients, diagonal};
 use nepenthe::report::svg::Chart;
-use nepenthe::run::probe::fisher::{Fisher, Point, cosine, distance, dot, norm};
-use nepenthe::run::probe::solve::{Limits, conjugate_gradients, diagonal};
 
 const V: usize = 11;
 const TOY: &str = r#"{"model_type":"llama","hidden_size":8,"num_attention_heads":2,"num_key_value_heads":1,
@@ -214,21 +215,15 @@ fn settle(rate: f64, lr: f64, momentum: f64, steps: u64) -> (f64, f64) {
     let ops = Ops::new();
     let start = model(&ops, momentum);
     let passes = Passes::new(&ops, &start, 64, true).unwrap();
-    let method = Method {
-        loss: find(&FORGET, "", "nlul").unwrap(),
-        penalty: Some(find(&PENALTIES, "", "qkl").unwrap()),
-        second: None,
-        knobs: Knobs::default(),
-    };
+    let loss = find(&FORGET, "", "nlul").unwrap();
+    let penalty = find(&PENALTIES, "", "qkl").unwrap();
+    let beta = WeightRule::Constant(BETA);
+    let method = Method::new((loss, ALPHA), [(penalty, beta)], Knobs::default());
     let settings = Settings {
-        forget_weight: ALPHA,
-        retain_weight: BETA,
-        second_weight: 0.0,
-        dual: None,
         clip: f64::INFINITY,
         damping: DAMPING,
         teacher_rate: rate,
-        schedule: Schedule { lr, warmup: None },
+        schedule: Schedule::constant(lr),
     };
     let mut run = MeanTeacher::new(start, None, passes, method, settings);
     let (retain, forget) = (texts("retain", &[5, 3]), texts("forget", &[6]));
@@ -240,7 +235,7 @@ fn settle(rate: f64, lr: f64, momentum: f64, steps: u64) -> (f64, f64) {
     let MeanTeacher { model, passes, .. } = &mut run;
     let mut fisher = Fisher::new(&ops, model, passes, &point, point.teacher(), &retain);
     let zeros = vec![0.0; point.len()];
-    let g = fisher.gradient(method.loss, &method.knobs, &zeros, Some(&forget)).unwrap();
+    let g = fisher.gradient(loss, &Knobs::default(), &zeros, Some(&forget)).unwrap();
     fisher.calibrate(&g).unwrap();
     let b: Vec<f64> = g.iter().map(|g| -ALPHA * g).collect();
     let mut product = |v: &[f64]| {

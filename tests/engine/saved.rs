@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 use crate::support::folder::{convert, figures, json_of, load, trained};
 use nepenthe::backend::cpu::Cpu;
+use nepenthe::folder::export::{Save, SaveDtype, SaveRounding, write_model};
 use nepenthe::io::safetensors::{Dtype, Entry, Weights, write_file};
 use nepenthe::method::passes::Passes;
 use nepenthe::model::Train;
 use nepenthe::model::generate::{Choice, Request};
 use nepenthe::model::params::Keeping;
-use nepenthe::ops::{StateMode, TeacherForm, UpdateRule};
-use nepenthe::run::export::{Save, SaveDtype, SaveRounding, write_model};
+use nepenthe::ops::{StateMode, TeacherForm};
+use nepenthe::optim::UpdateRule;
 use serde_json::json;
 use tempfile::TempDir;
 

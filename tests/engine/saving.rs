@@ -10,7 +10,8 @@ use nepenthe::method::{FORGET, Knobs, PENALTIES};
 use nepenthe::model::generate::{Choice, Request, generate};
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Level, Model, ModelConfig, Saving, Train};
-use nepenthe::ops::{StateMode, TeacherForm, UpdateRule};
+use nepenthe::ops::{StateMode, TeacherForm};
+use nepenthe::optim::UpdateRule;
 
 const LLAMA: &str = r#"{"model_type":"llama","hidden_size":24,"num_attention_heads":4,"num_key_value_heads":2,
     "hidden_act":"silu","vocab_size":101,"num_hidden_layers":5,"intermediate_size":41,"rms_norm_eps":1e-5,

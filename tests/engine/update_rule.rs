@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 
 use nepenthe::backend::cpu::{Cpu, Grad, Real};
 use nepenthe::ops::format::{join, narrow_even, split, widen};
-use nepenthe::ops::{
-    Compute, GradScan, ParamSpec, Role, State, StateMode, TeacherForm, UpdateRule, UpdateScalars,
-};
+use nepenthe::ops::{Compute, GradScan, ParamSpec, Role, State, StateMode, TeacherForm};
+use nepenthe::optim::{UpdateRule, UpdateScalars};
 use proptest::prelude::*;
 
 use crate::support::{Dtype, Random, assert_near, tol};

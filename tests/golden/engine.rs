@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use nepenthe::backend::cpu::{Cpu, Real};
+use nepenthe::conformance::trajectory;
 use nepenthe::data::MicroBatch;
 use nepenthe::io::safetensors::Weights;
 use nepenthe::method::passes::Passes;
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Train};
-use nepenthe::ops::{StateMode, TeacherForm, UpdateRule};
-use nepenthe::run::conformance::trajectory;
+use nepenthe::ops::{StateMode, TeacherForm};
+use nepenthe::optim::UpdateRule;
 use serde_json::Value;
 
 /// A case's verdict: what was compared, or the first difference.

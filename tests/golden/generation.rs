@@ -6,7 +6,8 @@ use nepenthe::backend::cpu::Cpu;
 use nepenthe::io::safetensors::Weights;
 use nepenthe::method::{self, Knobs};
 use nepenthe::model::generate::{Choice, Request, generate};
-use nepenthe::ops::{TeacherForm, UpdateRule};
+use nepenthe::ops::TeacherForm;
+use nepenthe::optim::UpdateRule;
 use serde_json::Value;
 
 use crate::engine::*;

@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use nepenthe::backend::cpu::{Cpu, Real};
+use nepenthe::conformance::trajectory::{knobs, loss_name};
 use nepenthe::io::safetensors::Weights;
 use nepenthe::method;
 use nepenthe::model::Train;
-use nepenthe::ops::{Ops, TeacherForm, UpdateRule};
-use nepenthe::run::conformance::trajectory::{knobs, loss_name};
+use nepenthe::ops::{Ops, TeacherForm};
+use nepenthe::optim::UpdateRule;
 use serde_json::Value;
 
 use crate::engine::*;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use nepenthe::eval::{extraction, ks, membership, muse, rouge, tofu, zlib};
+use nepenthe::eval::metric::{extraction, ks, membership, muse, rouge, tofu, zlib};
 use serde_json::Value;
 
 type Check<T = ()> = Result<T, String>;

@@ -7,7 +7,8 @@ use nepenthe::io::safetensors::Weights;
 use nepenthe::method::{self, Knobs};
 use nepenthe::model::Train;
 use nepenthe::model::layout::is_frozen;
-use nepenthe::ops::{Compute, Ops, PackData, Role, State, TeacherForm, UpdateRule};
+use nepenthe::ops::{Compute, Ops, PackData, Role, State, TeacherForm};
+use nepenthe::optim::UpdateRule;
 use serde_json::Value;
 
 use crate::engine::*;

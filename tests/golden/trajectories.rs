@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use nepenthe::backend::cpu::{Cpu, Real};
+use nepenthe::conformance::trajectory::{self, Gap, Plan, Recorded};
 use nepenthe::io::safetensors::Weights;
 use nepenthe::ops::{Ops, StateMode, TeacherForm};
-use nepenthe::run::conformance::trajectory::{self, Gap, Plan, Recorded};
 use serde_json::Value;
 
 use crate::engine::*;

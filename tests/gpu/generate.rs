@@ -6,11 +6,11 @@ use crate::support::{Random, simulated};
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::backend::gpu::Precision;
 use nepenthe::backend::gpu::driver::sim::Timing;
+use nepenthe::conformance::{Dtype, tol};
 use nepenthe::model::generate::{Choice, Request, generate};
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Workspace};
 use nepenthe::ops::{Compute, Ops, PackData, Role, Sampling, State};
-use nepenthe::run::conformance::{Dtype, tol};
 
 /// Biases, head norms, a head width without tensor-core attention, a tied head.
 const QWEN3: &str = r#"{"model_type":"qwen3","hidden_size":64,"num_attention_heads":4,"num_key_value_heads":2,

@@ -2,7 +2,7 @@
 
 use crate::support::on_a_gpu;
 use nepenthe::backend::gpu::Gpu;
-use nepenthe::run::conformance::FAMILIES;
+use nepenthe::conformance::FAMILIES;
 
 /// Runs the families that are `wanted` (or the one of them named by `NEPENTHE_FAMILY`) and fails with every case that
 /// failed.
@@ -33,10 +33,13 @@ fn run_all(what: &str, wanted: impl Fn(&str) -> bool, gpu: impl Fn() -> Gpu) {
 
 #[cfg(feature = "sim")]
 mod simulated {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
     use super::*;
     use crate::support::{simulated, simulated_as};
     use nepenthe::backend::gpu::Precision;
-    use nepenthe::backend::gpu::driver::sim::Timing;
+    use nepenthe::backend::gpu::driver::sim::{Simulator, Timing};
 
     /// Families whose ops have kernels of their own on compute capability 9.0.
     const HOPPER: [&str; 4] = ["linear", "fused", "head", "attention"];
@@ -68,6 +71,53 @@ mod simulated {
             // What follows would show nothing of the narrow blocks otherwise.
             assert!(gpu.driver().identity().shared_bytes < 100 << 10);
             run_all("sm_86", |name| SMALL.contains(&name), || device().unwrap());
+        }
+    }
+
+    /// Lists all kernels: docs/kernels.md names them, which tests/kernels_table.rs compares with the compiled code.
+    fn all() -> BTreeSet<String> {
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/kernels.md");
+        let text = std::fs::read_to_string(page).unwrap();
+        let rows = text.lines().filter_map(|line| line.strip_prefix("| `"));
+        rows.map(|row| row.split('`').next().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn every_kernel_is_launched_by_some_case() {
+        let mut missing = all();
+        assert!(missing.len() > 150, "{} kernels found", missing.len());
+        for (capability, precision, wanted) in [
+            ((8, 0), Precision::Bf16, &[][..]),
+            ((8, 0), Precision::Fp32, &[]),
+            ((8, 6), Precision::Bf16, &SMALL),
+            ((9, 0), Precision::Bf16, &HOPPER),
+        ] {
+            let Ok(driver) = Simulator::open_as(Timing::ALL[0], capability) else {
+                eprintln!("skipped: no simulator");
+                return;
+            };
+            for (name, run) in FAMILIES {
+                if wanted.is_empty() || wanted.contains(name) {
+                    // Kernels need not run, but where a case ends with the first wrong number.
+                    driver.run_kernels(*name == "state");
+                    run(&Gpu::new(driver.clone(), precision, 0).unwrap());
+                }
+            }
+            for kernel in driver.launched() {
+                missing.remove(kernel);
+            }
+        }
+        assert!(missing.is_empty(), "no case of doctor launches {missing:?}");
+    }
+
+    #[test]
+    fn attention_with_wide_heads_agrees_where_a_block_gets_little_shared_memory() {
+        for capability in [(8, 6), (8, 9), (12, 0)] {
+            let device = || simulated_as(Timing::ALL[1], Precision::Bf16, capability);
+            if device().is_some() {
+                let what = format!("{capability:?}");
+                run_all(&what, |name| name == "attention", || device().unwrap());
+            }
         }
     }
 

@@ -7,10 +7,10 @@ use crate::support::folder::{convert, figures, load, trained};
 use crate::support::simulated;
 use nepenthe::backend::gpu::Precision;
 use nepenthe::backend::gpu::driver::sim::Timing;
+use nepenthe::folder::export::{Save, write_model};
 use nepenthe::io::safetensors::Dtype;
 use nepenthe::model::params::Keeping;
 use nepenthe::ops::StateMode;
-use nepenthe::run::export::{Save, write_model};
 use serde_json::json;
 use tempfile::TempDir;
 

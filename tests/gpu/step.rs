@@ -7,20 +7,22 @@ use crate::support::{Random, simulated, simulated_as};
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::backend::gpu::driver::sim::{Simulator, Timing};
 use nepenthe::backend::gpu::{Gpu, Precision};
+use nepenthe::conformance::{Dtype, tol};
 use nepenthe::data::MicroBatch;
+use nepenthe::method::loss::rmu::steering;
 use nepenthe::method::passes::Passes;
-use nepenthe::method::rmu::steering;
+use nepenthe::method::projection::Projection;
 use nepenthe::method::{
     Combination, FORGET, Knobs, MeanTeacher, Method, Objective, PENALTIES, Settings, StepReport,
+    WeightRule,
 };
 use nepenthe::model::generate::{Choice, Request};
 use nepenthe::model::params::Keeping;
-use nepenthe::model::tap::{Shield, Tap};
 use nepenthe::model::{Level, Model, ModelConfig, Saving, Train};
-use nepenthe::ops::{Compute, Ops, PackData, Role, StateMode, TeacherForm, UpdateRule};
+use nepenthe::ops::{Compute, Ops, PackData, Role, StateMode, TeacherForm};
 use nepenthe::optim::Schedule;
+use nepenthe::optim::UpdateRule;
 use nepenthe::run::Recipe;
-use nepenthe::run::conformance::{Dtype, tol};
 use nepenthe::run::plan::{Plan, Target};
 
 const V: usize = 101;
@@ -81,22 +83,20 @@ fn start<O: Ops>(ops: &O, job: Job) -> MeanTeacher<O> {
     let mut passes = Passes::saving(ops, &model, job.pack, Some(job.saving)).unwrap();
     passes.steer(ops, &steering(1, model.config.width, 3.0)).unwrap();
     let settings = Settings {
-        forget_weight: 0.5,
-        retain_weight: 1.0,
-        second_weight: 0.7,
-        dual: None,
         clip: 0.25,
         damping: 0.3,
         teacher_rate: 0.1,
-        schedule: Schedule { lr: 0.05, warmup: None },
+        schedule: Schedule::constant(0.05),
     };
     let knobs = Knobs { beta_npo: 2.0, rmu_layer: 0, ..Knobs::default() };
-    let method = Method { loss: job.loss, penalty: job.penalty, second: job.second, knobs };
+    let weight = |weight| move |penalty| (penalty, WeightRule::Constant(weight));
+    let penalties = job.penalty.map(weight(1.0)).into_iter().chain(job.second.map(weight(0.7)));
+    let method = Method::new((job.loss, 0.5), penalties, knobs);
     MeanTeacher::new(model, Some(base), passes, method, settings)
 }
 
-/// Room for each penalty's own gradients.
-fn more_grads<O: Ops>(ops: &O, run: &MeanTeacher<O>, job: Job) -> Vec<Vec<Option<O::Grad>>> {
+/// Gives each term a gradient of its own.
+fn separate<O: Ops>(ops: &O, run: &mut MeanTeacher<O>, job: Job, combination: Combination) {
     let keep = Keeping {
         train: Some(job.train),
         mode: job.mode,
@@ -104,8 +104,8 @@ fn more_grads<O: Ops>(ops: &O, run: &MeanTeacher<O>, job: Job) -> Vec<Vec<Option
         rule: job.rule,
         seed: 1,
     };
-    let penalties = job.penalty.iter().chain(&job.second);
-    penalties.map(|_| run.model.more_grads(ops, &keep).unwrap()).collect()
+    let terms = run.method.terms.len();
+    run.combine = combination.prepare(ops, &run.model, &keep, terms).unwrap();
 }
 
 fn step<O: Ops>(ops: &O, job: Job) -> Outcome {
@@ -248,7 +248,7 @@ fn combined_gradients_step_as_on_the_cpu() {
             ..job(LLAMA, at(&FORGET, "ll"), Some(at(&PENALTIES, "nll")))
         };
         let mut run = start(ops, job);
-        run.combine(combination, more_grads(ops, &run, job));
+        separate(ops, &mut run, job, combination);
         let mut random = Random::new("documents");
         let steps = (0..4).map(|_| {
             // Texts that are both forgotten and kept, so that the gradients go against each other.
@@ -303,7 +303,7 @@ fn a_shielded_loss_steps_as_on_the_cpu() {
                 bases[block] = Some((rows, width));
             }
         }
-        run.model.tap = Tap::Shield(Shield::new(ops, job.pack, bases).unwrap());
+        run.hook = Some(Box::new(Projection::new(ops, job.pack, bases).unwrap()));
         let mut random = Random::new("documents");
         let reports = (0..3).map(|_| {
             let (forget, retain) = batches(&mut random, 0);
@@ -364,14 +364,19 @@ fn packing_changes_rounding_only() {
     }
 }
 
-/// Steps whose packs come again in shape are started from recordings, with the bytes of steps started op by op.
+/// Steps whose packs come again in shape are started from recordings, with the bytes of steps started op by op; also where
+/// the device stops recording halfway.
 #[test]
 fn recorded_work_gives_the_bytes_of_work_started_op_by_op() {
     for (loss, config) in [("nlul", LLAMA), ("npo_mt", QWEN3), ("nlul", GPT2), ("nlul", NEOX)] {
         let loss = FORGET.iter().position(|o| o.name() == loss).unwrap();
-        let [Some(recorded), Some(alone)] =
-            [Timing::ALL[0], Timing::ALL[0]].map(|timing| simulated(timing, Precision::Bf16))
-        else {
+        let device = |recordings: usize| {
+            let driver = Simulator::open(Timing::ALL[0]).ok()?;
+            driver.limit_recordings(recordings);
+            Some(Gpu::guarded(driver, Precision::Bf16).unwrap())
+        };
+        let [Some(recorded), Some(stopped), Some(alone)] = [usize::MAX, 2, 0].map(device) else {
+            eprintln!("skipped: no simulator");
             return;
         };
         alone.record_work(false);
@@ -388,17 +393,23 @@ fn recorded_work_gives_the_bytes_of_work_started_op_by_op() {
                 .collect();
             (reports, tensors(ops, &run))
         };
-        let (got, want) = (run(&recorded), run(&alone));
-        assert_eq!(got.0, want.0);
-        assert!(got.0.windows(2).all(|pair| pair[0] != pair[1]), "each step has its own documents");
-        for ((name, got), (_, want)) in got.1.iter().zip(&want.1) {
-            let bits =
-                |all: &[Vec<f32>; 3]| all.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();
-            assert!(bits(got) == bits(want), "{name}");
+        let want = run(&alone);
+        for got in [run(&recorded), run(&stopped)] {
+            assert_eq!(got.0, want.0);
+            let apart = got.0.windows(2).all(|pair| pair[0] != pair[1]);
+            assert!(apart, "each step has its own documents");
+            for ((name, got), (_, want)) in got.1.iter().zip(&want.1) {
+                let bits = |all: &[Vec<f32>; 3]| {
+                    all.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>()
+                };
+                assert!(bits(got) == bits(want), "{name}");
+            }
         }
         let (recordings, replays) = recorded.replays();
         assert!(recordings >= 5 && replays > 20, "{recordings} recordings, {replays} replays");
         assert_eq!(alone.replays(), (0, 0));
+        let (recordings, replays) = stopped.replays();
+        assert!(recordings == 2 && replays > 2, "{recordings} recordings, {replays} replays");
     }
 }
 
@@ -414,7 +425,7 @@ fn the_norm_that_products_leave_is_that_of_the_gradients() {
         let job = Job { pack: 64, ..job(WIDE, loss, Some(1)) };
         let (mut run, mut random) = (start(&gpu, job), Random::new("documents"));
         if combined {
-            run.combine(Combination::MinNorm, more_grads(&gpu, &run, job));
+            separate(&gpu, &mut run, job, Combination::MinNorm);
         }
         for step in 0..4 {
             let (forget, retain) = batches(&mut random, 0);
@@ -535,8 +546,10 @@ fn plan_counts_the_memory_of_a_run() {
         let student = weights(&parsed, "student", folder.path());
         let model = Model::load(&ops, parsed.clone(), &student, &keep).unwrap();
         let passes = Passes::saving(&ops, &model, job.pack, Some(plan.saving)).unwrap();
-        let method =
-            Method { loss: job.loss, penalty: job.penalty, second: None, knobs: Knobs::default() };
+        let beta = WeightRule::Constant(recipe.method.retain_weight);
+        let penalty = job.penalty.map(|penalty| (penalty, beta));
+        let loss = (job.loss, recipe.method.forget_weight);
+        let method = Method::new(loss, penalty, Knobs::default());
         let mut run = MeanTeacher::new(model, None, passes, method, recipe.settings());
         let mut random = Random::new("documents");
         let prompts: Vec<Vec<u32>> =

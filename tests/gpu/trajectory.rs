@@ -2,7 +2,7 @@
 
 use crate::support::on_a_gpu;
 use nepenthe::backend::gpu::{Gpu, Precision};
-use nepenthe::run::conformance::trajectory::{Recorded, Response, judge, run};
+use nepenthe::conformance::trajectory::{Recorded, Response, judge, run};
 
 /// Repeats every record on devices that `gpu` makes and fails with every line of the table that failed.
 fn repeat(what: &str, precision: Precision, gpu: impl Fn() -> Gpu) {

@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::data::MicroBatch;
-use nepenthe::method::passes::{Passes, Task};
-use nepenthe::method::rmu::steering;
-use nepenthe::method::shield::directions;
+use nepenthe::method::combine::Sum;
+use nepenthe::method::loss::rmu::steering;
+use nepenthe::method::passes::{Passes, Step, Task};
+use nepenthe::method::projection::{Grams, Projection, directions, layers_at_once};
 use nepenthe::method::{FORGET, Knobs, Nll, Objective, PENALTIES, Rows};
 use nepenthe::model::params::Keeping;
-use nepenthe::model::tap::{Grams, Shield, Tap, layers_at_once};
 use nepenthe::model::{Model, ModelConfig, Train};
-use nepenthe::ops::{State, StateMode, TeacherForm, UpdateRule};
+use nepenthe::ops::{State, StateMode, TeacherForm};
+use nepenthe::optim::UpdateRule;
 
 use crate::support::model::weights;
 use crate::support::{Dtype, Random, STEP, tol};
@@ -305,11 +306,8 @@ fn grams(setup: &mut Setup, at_once: usize) -> Vec<Gram> {
     let mut grams = Grams::new(ops, model, at_once).unwrap();
     for first in (0..model.config.layers).step_by(at_once) {
         grams.open(ops, model, first..model.config.layers.min(first + at_once));
-        model.tap = Tap::Grams(grams);
-        passes.sweep(ops, model, None, &Nll, knobs, batches, Some(0.0)).unwrap();
-        let Tap::Grams(filled) = std::mem::replace(&mut model.tap, Tap::Closed) else { panic!() };
-        made.extend(filled.read(ops));
-        grams = filled;
+        passes.observe(ops, model, knobs, batches, &mut grams).unwrap();
+        made.extend(grams.read(ops));
     }
     made
 }
@@ -336,11 +334,12 @@ fn as_many_layers_go_together_as_their_sums_have_room_for() {
 }
 
 /// Makes the gradient of a step's loss anew, which is what a shield is for.
-fn step_backward(setup: &mut Setup) {
+fn step_backward(setup: &mut Setup, hook: &mut Projection<Cpu<f64>>) {
     let Setup { ops, model, base, passes, batches, knobs } = setup;
     model.clear_grads(ops);
-    let task = Task { objective: &Nll, batches, weight: Some(1.0) };
-    passes.start_step(ops, model, Some(base), knobs, task, &[], None).unwrap();
+    let tasks = [Task { objective: &Nll, batches, weight: Some(1.0), hooked: true }];
+    let step = Step { tasks: &tasks, knobs, combine: &mut Sum, hook: Some(hook) };
+    passes.start_step(ops, model, Some(base), step).unwrap();
 }
 
 #[test]
@@ -350,11 +349,8 @@ fn a_shield_takes_its_subspace_off_weight_gradients_and_off_nothing_else() {
         setup.backward(&Nll);
         let free = gradients(&setup);
         let bases = bases(&mut setup, 1.0, 3);
-        setup.model.tap = Tap::Shield(Shield::new(&setup.ops, 64, bases.clone()).unwrap());
-        // A sweep is no part of a step; the loss of a step is what is shielded.
-        setup.backward(&Nll);
-        assert_eq!(gradients(&setup), free, "{special}");
-        step_backward(&mut setup);
+        let mut hook = Projection::new(&setup.ops, 64, bases.clone()).unwrap();
+        step_backward(&mut setup, &mut hook);
         let shielded = gradients(&setup);
         for (b, (free, shielded)) in free.iter().zip(&shielded).enumerate() {
             let name = &setup.model.layout.blocks[b].name;
@@ -385,8 +381,8 @@ fn a_shield_of_all_inputs_leaves_no_gradient() {
     let bases = bases(&mut setup, 1.0, 64);
     setup.backward(&Nll);
     let free = gradients(&setup);
-    setup.model.tap = Tap::Shield(Shield::new(&setup.ops, 64, bases).unwrap());
-    step_backward(&mut setup);
+    let mut hook = Projection::new(&setup.ops, 64, bases).unwrap();
+    step_backward(&mut setup, &mut hook);
     for (free, left) in free.iter().zip(gradients(&setup)) {
         let largest = |of: &[f64]| of.iter().fold(0.0f64, |most, x| most.max(x.abs()));
         assert!(largest(&left) <= 1e-5 * largest(free), "{} {}", largest(&left), largest(free));

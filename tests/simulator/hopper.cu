@@ -50,7 +50,7 @@ __device__ __forceinline__ void product_probe(const ptx::TensorMap& a, const ptx
     for (int k = 0; k < 4; ++k) {
         uint64_t left = ptx::describe128(a_s + k * (TA ? 2048 : 32), TA ? 8192 : 16, 1024);
         uint64_t right = ptx::describe128(b_s + k * (TB ? 2048 : 32), TB ? 8192 : 16, 1024);
-        ptx::wgmma_ss<N, TA, TB>(d, left, right, true);
+        ptx::wgmma_ss<N, TA, TB>(d, left, right);
     }
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>(d);
@@ -85,7 +85,11 @@ __device__ __forceinline__ void product_rs_probe(const uint16_t* a, const ptx::T
     ptx::wgmma_fence();
     for (int k = 0; k < 4; ++k) {
         uint64_t right = ptx::describe128(b_s + k * (TB ? 2048 : 32), TB ? 8192 : 16, 1024);
-        ptx::wgmma_rs<N, TB>(d, left[k], right, k != 0);
+        if (k != 0) {
+            ptx::wgmma_rs<N, TB>(d, left[k], right);
+        } else {
+            ptx::wgmma_rs<N, TB, false>(d, left[k], right);
+        }
     }
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>(d);

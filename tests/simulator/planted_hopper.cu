@@ -117,7 +117,11 @@ __device__ __forceinline__ void empty(const ptx::TensorMap& c, uint32_t base, ui
             uint64_t left = ptx::describe128(stage.a + 32 * k, 16, 1024);
             uint64_t right = ptx::describe128(stage.b + 2048 * k, 8192, 1024);
             if (kBug == Bug::kSwapped) right = ptx::describe128(stage.b + 2048 * k, 1024, 8192);
-            ptx::wgmma_ss<128, 0, 1>(d, left, right, step != 0 || k != 0);
+            if (step != 0 || k != 0) {
+                ptx::wgmma_ss<128, 0, 1>(d, left, right);
+            } else {
+                ptx::wgmma_ss<128, 0, 1, false>(d, left, right);
+            }
         }
         ptx::wgmma_commit();
         if (kBug == Bug::kEarlyRelease) release<kBug, kPair>(stage);

@@ -6,7 +6,8 @@ use nepenthe::io::safetensors::{Dtype, Entry, Weights, write_f32_as, write_file}
 use nepenthe::method::passes::Passes;
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Train};
-use nepenthe::ops::{Ops, StateMode, TeacherForm, UpdateRule};
+use nepenthe::ops::{Ops, StateMode, TeacherForm};
+use nepenthe::optim::UpdateRule;
 use serde_json::Value;
 
 /// Copies a recorded model with a tokenizer to `dir`/model, and returns that folder.

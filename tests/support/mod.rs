@@ -4,7 +4,7 @@
 pub mod folder;
 pub mod model;
 
-use nepenthe::run::conformance;
+use nepenthe::conformance;
 
 /// What a number was computed in, as far as its error goes.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -14,12 +14,11 @@ use crate::ops::format::{
     EXPONENT_LIMIT, MOMENT_BLOCK, drift_exponent, from_block, from_f16, join, narrow_even, noise,
     noise_seed, split, to_f16, widen,
 };
-use crate::ops::rule::other_rule;
-use crate::ops::state::{Distances, GradScan, MOMENT_SCALES, StepOutcome, StepSettings};
-use crate::ops::{
-    CustomRule, ParamSpec, Role, State, StateMode, TeacherForm, TensorPlace, UpdateRule,
-    UpdateScalars,
-};
+use crate::ops::state::{Distances, GradScan, MOMENT_SCALES};
+use crate::ops::{ParamSpec, Role, State, StateMode, TeacherForm};
+use crate::optim::custom::other_rule;
+use crate::optim::{CustomRule, TensorPlace, UpdateRule, UpdateScalars};
+use crate::optim::{StepOutcome, StepSettings};
 use saved::{SCALAR_BYTES, restore_scalars, scalar_bytes};
 use show::Show;
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::compute::Pack;
 use super::{Cpu, Real};
 use crate::error::Result;
-use crate::ops::{DocumentFormula, RowStats, Sweep, Tallied};
+use crate::ops::{DocumentFormula, RowStats, Sweep, Tallied, WorkKey};
 
 /// Times noted by [`Sweep::mark`].
 #[derive(Debug, Default)]
@@ -77,7 +77,7 @@ impl<T: Real> Sweep for Cpu<T> {
         }
     }
 
-    fn replay(&self, _: &[&Pack], _: &str, work: &mut dyn FnMut()) {
+    fn replay(&self, _: &[&Pack], _: WorkKey, work: &mut dyn FnMut()) {
         work();
     }
 

@@ -8,8 +8,8 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::{Grad, GradData, Real};
 use crate::ops::format::widen;
-use crate::ops::state::AdamNumbers;
-use crate::ops::{UpdateRule, UpdateScalars};
+use crate::optim::AdamNumbers;
+use crate::optim::{UpdateRule, UpdateScalars};
 pub(super) use split::{Scale, SplitBuffers, update_split};
 
 /// Elements per chunk; a power of two, so that a chunk never straddles 2^32.

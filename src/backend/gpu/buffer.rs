@@ -163,15 +163,15 @@ pub(super) const ATTENTION_ROWS: usize = 128;
 
 impl Gpu {
     pub(super) fn new_act(&self, len: usize) -> Result<Act> {
-        Ok(Act { at: self.arena.alloc(len as u64 * self.precision.bytes())?, len })
+        Ok(Act { at: self.alloc(len as u64 * self.precision.bytes())?, len })
     }
 
     pub(super) fn new_stat(&self, len: usize) -> Result<Stat> {
-        Ok(Stat { at: self.arena.alloc(4 * len as u64)?, len })
+        Ok(Stat { at: self.alloc(4 * len as u64)?, len })
     }
 
     pub(super) fn new_pack(&self, tokens: usize) -> Result<Pack> {
-        let words = |n: usize| self.arena.alloc(4 * n as u64);
+        let words = |n: usize| self.alloc(4 * n as u64);
         Ok(Pack {
             tokens,
             lane: self.packs.fetch_add(1, Ordering::Relaxed) % 2,
@@ -223,7 +223,7 @@ impl Gpu {
             (pack.order, bytemuck::cast_slice(&order)),
             (pack.groups, bytemuck::cast_slice(&groups)),
         ];
-        self.driver.stage(pack.lane, &parts)?;
+        self.first(self.driver.stage(pack.lane, &parts))?;
         pack.data.clone_from(data);
         Ok(())
     }
@@ -231,10 +231,10 @@ impl Gpu {
     /// Copies stored numbers to the host as fp32.
     pub(super) fn download_act(&self, at: u64, out: &mut [f32]) -> Result<()> {
         match self.precision {
-            Precision::Fp32 => self.driver.download(at, bytemuck::cast_slice_mut(out)),
+            Precision::Fp32 => self.download(at, bytemuck::cast_slice_mut(out)),
             Precision::Bf16 => {
                 let mut narrow = vec![0u16; out.len()];
-                self.driver.download(at, bytemuck::cast_slice_mut(&mut narrow))?;
+                self.download(at, bytemuck::cast_slice_mut(&mut narrow))?;
                 out.iter_mut()
                     .zip(narrow)
                     .for_each(|(to, from)| *to = crate::ops::format::widen(from));
@@ -246,11 +246,11 @@ impl Gpu {
     /// Copies host numbers to the device, rounded to the nearest stored number.
     pub(super) fn upload_act(&self, at: u64, values: &[f32]) -> Result<()> {
         match self.precision {
-            Precision::Fp32 => self.driver.upload(at, bytemuck::cast_slice(values)),
+            Precision::Fp32 => self.upload(at, bytemuck::cast_slice(values)),
             Precision::Bf16 => {
                 let narrow: Vec<u16> =
                     values.iter().map(|x| crate::ops::format::narrow_even(*x)).collect();
-                self.driver.upload(at, bytemuck::cast_slice(&narrow))
+                self.upload(at, bytemuck::cast_slice(&narrow))
             }
         }
     }

@@ -38,13 +38,13 @@ impl Compute for Gpu {
 
     fn read_stat(&self, stat: &Stat, out: &mut [f64]) {
         let mut narrow = vec![0f32; out.len().min(stat.len)];
-        self.keep(self.driver.download(stat.at, bytemuck::cast_slice_mut(&mut narrow)));
+        self.keep(self.download(stat.at, bytemuck::cast_slice_mut(&mut narrow)));
         out.iter_mut().zip(narrow).for_each(|(to, from)| *to = f64::from(from));
     }
 
     fn write_stat(&self, values: &[f64], stat: &mut Stat) {
         let narrow: Vec<f32> = values.iter().take(stat.len).map(|v| *v as f32).collect();
-        self.keep(self.driver.upload(stat.at, bytemuck::cast_slice(&narrow)));
+        self.keep(self.upload(stat.at, bytemuck::cast_slice(&narrow)));
     }
 
     fn read_act(&self, act: &Act, out: &mut [f32]) {
@@ -67,7 +67,7 @@ impl Compute for Gpu {
 
     fn zero(&self, len: usize, act: &mut Act) {
         let bytes = len.min(act.len) as u64 * self.precision.bytes();
-        self.keep(self.driver.fill(act.at, 0, bytes));
+        self.keep(self.fill(act.at, 0, bytes));
     }
 
     fn sync(&self) -> Result<()> {

@@ -11,6 +11,7 @@ pub mod driver;
 pub mod images;
 mod ops;
 pub mod probe;
+pub mod problem;
 mod state;
 mod sweep;
 
@@ -19,10 +20,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use buffer::scan_bytes;
 pub use buffer::{Act, Grad, Pack, Stat, Weight};
-pub use ops::dynamic_shared;
 pub use ops::head::chunk_rows;
 pub use ops::parts::{BYTES as PARTS_BYTES, count as parts};
 pub use ops::tile::Tile;
+pub use ops::{dynamic_shared, obstacle};
 pub use state::Param;
 pub use sweep::Tally;
 
@@ -160,6 +161,12 @@ impl Gpu {
         if grid.contains(&0) {
             return;
         }
+        if grid[1..].iter().any(|side| *side > MOST_BLOCKS) {
+            return self.refuse(format!(
+                "{kernel}: grid {}x{}x{}, wanted at most {MOST_BLOCKS} in y and z",
+                grid[0], grid[1], grid[2]
+            ));
+        }
         self.keep(self.driver.launch(Launch { kernel, grid, block, shared, args }));
     }
 
@@ -173,6 +180,41 @@ impl Gpu {
     /// Keeps what an op that cannot run says.
     fn refuse(&self, what: impl Into<String>) {
         self.keep(Err(Error::new(Kind::Device, what)));
+    }
+
+    /// Tells whether a failure is kept.
+    fn has_failed(&self) -> bool {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Puts the kept failure in the place of a later one, which it may well have caused, and forgets it.
+    fn first<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|later| self.take_failure().err().unwrap_or(later))
+    }
+
+    /// Like [`Arena::alloc`]; a failure that was kept before wins.
+    fn alloc(&self, bytes: u64) -> Result<u64> {
+        self.first(self.arena.alloc(bytes))
+    }
+
+    /// Like [`Driver::upload`]; a failure that was kept before wins.
+    fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
+        self.first(self.driver.upload(address, bytes))
+    }
+
+    /// Like [`Driver::download`]; a failure that was kept before wins.
+    fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
+        self.first(self.driver.download(address, bytes))
+    }
+
+    /// Like [`Driver::fill`]; a failure that was kept before wins.
+    fn fill(&self, address: u64, value: u8, bytes: u64) -> Result<()> {
+        self.first(self.driver.fill(address, value, bytes))
+    }
+
+    /// Like [`Driver::copy`]; a failure that was kept before wins.
+    fn copy(&self, from: u64, to: u64, bytes: u64) -> Result<()> {
+        self.first(self.driver.copy(from, to, bytes))
     }
 
     /// Returns the kept failure, and forgets it.
@@ -189,7 +231,7 @@ impl Gpu {
     fn scratch(&self, bytes: u64) -> u64 {
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         if bytes > scratch.bytes {
-            match self.arena.alloc(bytes) {
+            match self.alloc(bytes) {
                 Ok(address) => *scratch = Scratch { address, bytes },
                 Err(error) => {
                     self.keep(Err(error));
@@ -210,6 +252,9 @@ impl Ops for Gpu {
         Self::new(driver, precision, 0)
     }
 }
+
+/// Blocks that a grid may have in y and in z, on every device (CUDA C++ Programming Guide, technical specifications).
+const MOST_BLOCKS: u32 = 65_535;
 
 /// Returns how many blocks of `each` cover `n`.
 fn blocks(n: usize, each: usize) -> u32 {

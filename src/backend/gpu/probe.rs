@@ -1,37 +1,14 @@
 //! What the NVIDIA driver of this machine says: version, devices, memory.
 //!
-//! The driver library is loaded at run time, so one binary runs with and without it. Every entry point is looked up
-//! before it is called: the binding panics on a missing one.
+//! The driver library is loaded at run time, so one binary runs with and without it.
 
-use std::fmt;
+use std::path::Path;
 
-use crate::error::{Error, Kind};
-
-/// The oldest CUDA driver interface that is supported: 12.0, which driver 525 brought.
-pub const OLDEST: Version = Version { major: 12, minor: 0 };
-
-/// A CUDA driver interface version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Version {
-    /// The major number.
-    pub major: u32,
-    /// The minor number.
-    pub minor: u32,
-}
-
-impl Version {
-    /// Takes apart the driver's own form: 1000 times the major plus 10 times the minor number.
-    pub fn from_driver(number: i32) -> Self {
-        let number = number.max(0) as u32;
-        Self { major: number / 1000, minor: number % 1000 / 10 }
-    }
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
-    }
-}
+#[cfg(feature = "cuda")]
+use super::driver::cuda::api::{self, Api, Code};
+#[cfg(feature = "cuda")]
+use super::images;
+pub use super::problem::{OLDEST, Problem, Version};
 
 /// One CUDA device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +21,8 @@ pub struct Device {
     pub capability: (u32, u32),
     /// All of its memory, in bytes.
     pub total_bytes: u64,
+    /// Shared memory that a block may ask for, in bytes.
+    pub shared_bytes: u32,
     /// The memory that is free now, in bytes; none where the device grants no context (exclusive mode, full).
     pub free_bytes: Option<u64>,
 }
@@ -52,53 +31,6 @@ impl Device {
     /// Returns whether the kernels have code for this device: compute capability 8.0 and up.
     pub fn supported(&self) -> bool {
         self.capability >= (8, 0)
-    }
-}
-
-/// Why no CUDA device can be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Problem {
-    /// The feature `cuda` was off when this binary was built.
-    #[error("this binary was built without the feature cuda")]
-    NotBuilt,
-    /// There is no driver library on this machine.
-    #[error("no NVIDIA driver library (libcuda) found")]
-    NoDriver,
-    /// What is there under the driver's name lacks an entry point.
-    #[error("the NVIDIA driver library lacks {symbol}; it is damaged or not the driver's")]
-    NotADriver {
-        /// The first entry point that is missing.
-        symbol: &'static str,
-    },
-    /// The driver is older than [`OLDEST`].
-    #[error("the NVIDIA driver speaks CUDA {found}, wanted {OLDEST} (driver 525) or newer")]
-    TooOld {
-        /// What the driver reports.
-        found: Version,
-    },
-    /// The driver works and has no device to offer.
-    #[error("the NVIDIA driver shows no device")]
-    NoDevice,
-    /// A call of the driver failed.
-    #[error("the NVIDIA driver failed in {call}: {code}")]
-    Failed {
-        /// The driver's function.
-        call: &'static str,
-        /// The driver's name of the error.
-        code: String,
-    },
-}
-
-impl From<Problem> for Error {
-    fn from(problem: Problem) -> Self {
-        let hint = match &problem {
-            Problem::NotBuilt => "build with the default features",
-            Problem::NoDriver => "install the NVIDIA driver, or use --device cpu",
-            Problem::NoDevice => "check CUDA_VISIBLE_DEVICES, or use --device cpu",
-            _ => "install a current NVIDIA driver, or use --device cpu",
-        };
-        Error::new(Kind::Device, problem.to_string()).hint(hint)
     }
 }
 
@@ -131,142 +63,162 @@ fn fill(_: &mut Probe) -> Result<(), Problem> {
 
 #[cfg(feature = "cuda")]
 fn fill(probe: &mut Probe) -> Result<(), Problem> {
-    for ordinal in 0..connect(probe)? {
-        probe.devices.push(describe(ordinal)?);
-    }
-    if probe.devices.is_empty() { Err(Problem::NoDevice) } else { Ok(()) }
-}
-
-/// Loads and starts the driver, notes its version, and returns how many devices it has.
-#[cfg(feature = "cuda")]
-pub(super) fn connect(probe: &mut Probe) -> Result<i32, Problem> {
-    use cudarc::driver::{result, sys};
-
-    // SAFETY: loading the driver library runs its initialisers, which every CUDA program relies on.
-    if !unsafe { sys::is_culib_present() } {
-        return Err(Problem::NoDriver);
-    }
-    probe.driver_present = true;
-    require(&["cuDriverGetVersion"])?;
-    let mut number = 0;
-    // SAFETY: the entry point exists and writes one int, which lives on this stack.
-    unsafe { sys::cuDriverGetVersion(&mut number) }
-        .result()
-        .map_err(|error| failed("cuDriverGetVersion", error))?;
-    let version = Version::from_driver(number);
-    probe.version = Some(version);
-    if version < OLDEST {
-        return Err(Problem::TooOld { found: version });
-    }
-    require(&[
-        "cuInit",
-        "cuDeviceGetCount",
-        "cuDeviceGet",
-        "cuDeviceGetName",
-        "cuDeviceGetAttribute",
-        "cuDeviceTotalMem_v2",
-        "cuDevicePrimaryCtxRetain",
-        "cuDevicePrimaryCtxRelease_v2",
-        "cuCtxPushCurrent_v2",
-        "cuCtxPopCurrent_v2",
-        "cuMemGetInfo_v2",
-    ])?;
-    match result::init() {
-        Ok(()) => {}
-        Err(result::DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => {
-            return Err(Problem::NoDevice);
+    let api = api::driver().inspect_err(|problem| {
+        probe.driver_present = *problem != Problem::NoDriver;
+        if let Problem::TooOld { found } = problem {
+            probe.version = Some(*found);
         }
-        Err(error) => return Err(failed("cuInit", error)),
+    })?;
+    (probe.driver_present, probe.version) = (true, Some(api.version));
+    // Devices are told of even where this build's kernels cannot run on them.
+    for ordinal in 0..connect_any(api)? {
+        probe.devices.push(describe(api, ordinal)?);
     }
-    result::device::get_count()
-        .map(|count| count.max(0))
-        .map_err(|error| failed("cuDeviceGetCount", error))
+    if probe.devices.is_empty() {
+        return Err(Problem::NoDevice);
+    }
+    suits(api.version, images::NVCC_VERSION)
 }
 
-/// Asks for what a device is; free memory by way of a context.
 #[cfg(feature = "cuda")]
-pub(super) fn describe(ordinal: i32) -> Result<Device, Problem> {
-    use cudarc::driver::sys::CUdevice_attribute as Attribute;
-    use cudarc::driver::{result, sys};
+/// Tells whether a driver of this version runs code of this nvcc: within a major release of CUDA it does, whatever the
+/// minor one.
+fn suits(found: Version, nvcc: Option<&'static str>) -> Result<(), Problem> {
+    let Some(nvcc) = nvcc else { return Ok(()) };
+    let major = nvcc.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
+    let wanted = Version { major, minor: 0 };
+    if found < wanted { Err(Problem::TooOldForKernels { found, wanted, nvcc }) } else { Ok(()) }
+}
 
-    let device = result::device::get(ordinal).map_err(|error| failed("cuDeviceGet", error))?;
-    let attribute = |which| {
-        // SAFETY: `device` came from cuDeviceGet.
-        unsafe { result::device::get_attribute(device, which) }
-            .map(|value| value.max(0) as u32)
-            .map_err(|error| failed("cuDeviceGetAttribute", error))
-    };
-    let capability = (
-        attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-        attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-    );
+/// Starts the driver and returns how many devices it has.
+///
+/// Errors: [`Problem::TooOldForKernels`] where it does not run code of this nvcc.
+#[cfg(feature = "cuda")]
+pub(super) fn connect(api: &Api, nvcc: Option<&'static str>) -> Result<i32, Problem> {
+    let count = connect_any(api)?;
+    suits(api.version, nvcc).map(|()| count)
+}
+
+#[cfg(feature = "cuda")]
+fn connect_any(api: &Api) -> Result<i32, Problem> {
+    // SAFETY: the flags must be 0.
+    match unsafe { (api.init)(0) } {
+        Code::NO_DEVICE => return Err(Problem::NoDevice),
+        code => checked(api, "cuInit", code)?,
+    }
+    let mut count = 0;
+    // SAFETY: writes one int, which lives on this stack.
+    checked(api, "cuDeviceGetCount", unsafe { (api.device_count)(&mut count) })?;
+    Ok(count.max(0))
+}
+
+/// Turns what a call returned into a result.
+#[cfg(feature = "cuda")]
+fn checked(api: &Api, call: &'static str, code: Code) -> Result<(), Problem> {
+    if code.is_success() {
+        return Ok(());
+    }
+    Err(Problem::Failed { call, number: code.0, code: api.describe(code), hint: code.hint() })
+}
+
+/// Asks for a property of a device that is never negative.
+#[cfg(feature = "cuda")]
+pub(super) fn attribute(api: &Api, device: i32, which: i32) -> Result<u32, Problem> {
+    let mut value = 0;
+    // SAFETY: writes one int, which lives on this stack; a wrong device or attribute is an error.
+    let code = unsafe { (api.device_attribute)(&mut value, which, device) };
+    checked(api, "cuDeviceGetAttribute", code)?;
+    Ok(value.max(0) as u32)
+}
+
+/// Asks for what a device is, without its free memory, which would need a context.
+#[cfg(feature = "cuda")]
+pub(super) fn identify(api: &Api, ordinal: i32) -> Result<Device, Problem> {
+    let mut device = 0;
+    // SAFETY: writes one int, which lives on this stack.
+    checked(api, "cuDeviceGet", unsafe { (api.device_get)(&mut device, ordinal) })?;
+    let attribute = |which| attribute(api, device, which);
+    let capability = (attribute(api::CAPABILITY_MAJOR)?, attribute(api::CAPABILITY_MINOR)?);
     let mut name = [0u8; 256];
     // SAFETY: the driver writes at most the 255 bytes it is told of, so the last one stays 0.
-    unsafe { sys::cuDeviceGetName(name.as_mut_ptr().cast(), 255, device) }
-        .result()
-        .map_err(|error| failed("cuDeviceGetName", error))?;
+    let code = unsafe { (api.device_name)(name.as_mut_ptr().cast(), 255, device) };
+    checked(api, "cuDeviceGetName", code)?;
     let length = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
-    // SAFETY: `device` came from cuDeviceGet.
-    let total = unsafe { result::device::total_mem(device) }
-        .map_err(|error| failed("cuDeviceTotalMem", error))?;
+    let mut total = 0;
+    // SAFETY: writes one number, which lives on this stack.
+    checked(api, "cuDeviceTotalMem", unsafe { (api.device_memory)(&mut total, device) })?;
     Ok(Device {
         ordinal: ordinal as u32,
         name: String::from_utf8_lossy(&name[..length]).into_owned(),
         capability,
         total_bytes: total as u64,
-        free_bytes: free_bytes(device),
+        shared_bytes: attribute(api::SHARED_MEMORY_OPTIN)?,
+        free_bytes: None,
     })
 }
 
-/// Returns the free bytes of `device`, and leaves the thread's current context as it was.
+/// Asks for what a device is; free memory by way of a context.
 #[cfg(feature = "cuda")]
-fn free_bytes(device: cudarc::driver::sys::CUdevice) -> Option<u64> {
-    use cudarc::driver::{result, sys};
+fn describe(api: &Api, ordinal: i32) -> Result<Device, Problem> {
+    let device = identify(api, ordinal)?;
+    Ok(Device { free_bytes: free_bytes(api, ordinal), ..device })
+}
 
-    // SAFETY: `device` came from cuDeviceGet; the context is released below, on every path.
-    let context = unsafe { result::primary_ctx::retain(device) }.ok()?;
-    // SAFETY: the context is alive until its release, and is popped before that.
-    let free = unsafe {
-        sys::cuCtxPushCurrent_v2(context).result().ok().and_then(|()| {
-            let free = result::mem_get_info().ok().map(|(free, _)| free as u64);
-            let mut popped = std::ptr::null_mut();
-            let _ = sys::cuCtxPopCurrent_v2(&mut popped);
-            free
-        })
+/// Returns the free bytes of a device, and leaves the thread's current context as it was.
+#[cfg(feature = "cuda")]
+fn free_bytes(api: &Api, device: i32) -> Option<u64> {
+    let mut context = std::ptr::null_mut();
+    // SAFETY: the device exists; the context is released below, on every path behind this one.
+    if !unsafe { (api.context_retain)(&mut context, device) }.is_success() {
+        return None;
+    }
+    let (mut free, mut total, mut popped) = (0, 0, std::ptr::null_mut());
+    // SAFETY: the context is alive until its release, and is popped before that; the numbers live on this stack.
+    let asked = unsafe {
+        (api.context_push)(context).is_success() && {
+            let code = (api.memory_info)(&mut free, &mut total);
+            let _ = (api.context_pop)(&mut popped);
+            code.is_success()
+        }
     };
     // SAFETY: pairs with the retain above; a failure leaves the context to the end of the process.
-    let _ = unsafe { result::primary_ctx::release(device) };
-    free
+    let _ = unsafe { (api.context_release)(device) };
+    asked.then_some(free as u64)
 }
 
-/// Looks up entry points before any is called: the binding panics on a missing one.
-#[cfg(feature = "cuda")]
-pub(super) fn require(symbols: &[&'static str]) -> Result<(), Problem> {
-    // SAFETY: is_culib_present said that the library loads, so this returns it; an entry point is only looked up
-    // here, never called through this type.
-    let missing = |symbol: &&&'static str| unsafe {
-        cudarc::driver::sys::culib().get::<*const ()>(symbol.as_bytes()).is_err()
-    };
-    match symbols.iter().find(missing) {
-        Some(symbol) => Err(Problem::NotADriver { symbol }),
-        None => Ok(()),
+/// Tells whether this machine seems to have an NVIDIA GPU that the user has not hidden: a driver library, the driver's
+/// kernel module, or such a device on the PCI bus.
+pub fn expected() -> bool {
+    let hidden = std::env::var("CUDA_VISIBLE_DEVICES");
+    if hidden.is_ok_and(|list| matches!(list.trim(), "" | "-1" | "NoDevFiles")) {
+        return false;
     }
+    #[cfg(feature = "cuda")]
+    if !matches!(api::driver(), Err(Problem::NoDriver)) {
+        return true;
+    }
+    Path::new("/proc/driver/nvidia/version").exists()
+        || on_pci_bus(Path::new("/sys/bus/pci/devices"))
 }
 
-#[cfg(feature = "cuda")]
-pub(super) fn failed(call: &'static str, error: cudarc::driver::result::DriverError) -> Problem {
-    // The enum's own name: asking the driver for a text may fail as the call itself did.
-    Problem::Failed { call, code: format!("{:?}", error.0) }
+/// Looks for a display or compute device of NVIDIA's.
+fn on_pci_bus(devices: &Path) -> bool {
+    let Ok(entries) = std::fs::read_dir(devices) else { return false };
+    entries.flatten().any(|entry| {
+        let read = |name| std::fs::read_to_string(entry.path().join(name)).unwrap_or_default();
+        read("vendor").trim() == "0x10de" && read("class").starts_with("0x03")
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::{Error, Kind};
 
     #[test]
     fn probe_never_panics_and_names_a_problem_or_a_device() {
         let probe = probe();
-        assert_eq!(probe.problem.is_none(), !probe.devices.is_empty(), "{probe:?}");
+        assert!(probe.problem.is_some() || !probe.devices.is_empty(), "{probe:?}");
         assert!(probe.version.is_none() || probe.driver_present);
         match &probe.problem {
             Some(problem) => eprintln!("skipped: no CUDA device: {problem}"),
@@ -288,7 +240,7 @@ mod tests {
         assert_eq!(error.kind(), Kind::Device);
         assert_eq!(
             error.message(),
-            "the NVIDIA driver speaks CUDA 11.8, wanted 12.0 (driver 525) or newer"
+            "the NVIDIA driver supports CUDA 11.8, wanted 12.0 (driver 525) or newer"
         );
         assert!(error.hint_text().is_some());
     }
@@ -300,9 +252,43 @@ mod tests {
             name: String::new(),
             capability,
             total_bytes: 0,
+            shared_bytes: 0,
             free_bytes: None,
         };
         assert!(!device((7, 5)).supported());
         assert!(device((8, 0)).supported() && device((12, 0)).supported());
+    }
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn a_driver_of_the_kernels_major_release_suits_and_an_older_one_does_not() {
+        let of = |major, minor, nvcc| suits(Version { major, minor }, nvcc);
+        assert_eq!(of(13, 0, Some("13.2.10")), Ok(()));
+        assert_eq!(of(12, 0, Some("12.8.93")), Ok(()));
+        assert_eq!(of(12, 0, None), Ok(()));
+        let problem = of(12, 8, Some("13.0.88")).unwrap_err();
+        assert_eq!(
+            problem.to_string(),
+            "the NVIDIA driver supports CUDA 12.8, wanted 13.0 or newer for the kernels of this build (nvcc 13.0.88)"
+        );
+        assert!(problem.hint().contains("update the NVIDIA driver"));
+    }
+
+    #[test]
+    fn a_gpu_on_the_bus_is_one_of_nvidia_that_computes() {
+        let folder = tempfile::tempdir().unwrap();
+        let device = |name: &str, vendor: &str, class: &str| {
+            let at = folder.path().join(name);
+            std::fs::create_dir(&at).unwrap();
+            std::fs::write(at.join("vendor"), format!("{vendor}\n")).unwrap();
+            std::fs::write(at.join("class"), format!("{class}\n")).unwrap();
+        };
+        device("0000:00:01.0", "0x8086", "0x030000");
+        // The sound of a graphics card.
+        device("0000:01:00.1", "0x10de", "0x040300");
+        assert!(!on_pci_bus(folder.path()));
+        device("0000:02:00.0", "0x10de", "0x030200");
+        assert!(on_pci_bus(folder.path()));
+        assert!(!on_pci_bus(&folder.path().join("none")));
     }
 }

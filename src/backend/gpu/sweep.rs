@@ -9,7 +9,7 @@ use super::buffer::GradMarks;
 use super::driver::Args;
 use super::{Gpu, Grad, Pack, Stat};
 use crate::error::Result;
-use crate::ops::{DocumentFormula, RowStats, Sweep, Tallied};
+use crate::ops::{DocumentFormula, RowStats, Sweep, Tallied, WorkKey};
 
 /// Sums over rows: three fp64 numbers at an address.
 #[derive(Debug)]
@@ -43,11 +43,13 @@ struct Recording {
 /// Recorded graphs, by key.
 #[derive(Debug, Default)]
 pub(super) struct Recordings {
-    known: Mutex<HashMap<String, Vec<Recording>>>,
+    known: Mutex<HashMap<WorkKey, Vec<Recording>>>,
     /// First writes seen by the recording at work.
     flags: Mutex<Option<Vec<Flag>>>,
     replays: AtomicU64,
     off: AtomicBool,
+    /// True once the device could not record something; what it has recorded stays usable.
+    full: AtomicBool,
     /// True while the last gradients of a step are written.
     last: AtomicBool,
 }
@@ -94,14 +96,14 @@ impl Gpu {
     ///
     /// The first time of a key the work is done as it is: kernels are loaded, and scratch grows. The second time it is
     /// recorded, and from then on started as a whole.
-    pub(super) fn replay_as(&self, key: &str, work: &mut dyn FnMut()) {
+    pub(super) fn replay_as(&self, key: WorkKey, work: &mut dyn FnMut()) {
         if self.recordings.off.load(Ordering::Relaxed) {
             return work();
         }
         let mut known = self.recordings.known.lock().unwrap_or_else(PoisonError::into_inner);
         let count: usize = known.values().map(Vec::len).sum();
-        let Some(recordings) = known.get_mut(key) else {
-            known.insert(key.to_owned(), Vec::new());
+        let Some(recordings) = known.get_mut(&key) else {
+            known.insert(key, Vec::new());
             drop(known);
             return work();
         };
@@ -114,7 +116,8 @@ impl Gpu {
             }
             return;
         }
-        if count >= RECORDINGS {
+        if count >= RECORDINGS || self.recordings.full.load(Ordering::Relaxed) || self.has_failed()
+        {
             drop(known);
             return work();
         }
@@ -125,7 +128,7 @@ impl Gpu {
         slot(Some(Vec::new()));
         let recorded = self.driver.capture(&mut || {
             work();
-            Ok(())
+            self.take_failure()
         });
         let mut flags = slot(None).unwrap_or_default();
         for flag in &mut flags {
@@ -136,8 +139,15 @@ impl Gpu {
                 recordings.push(Recording { graph, flags });
                 self.start_recorded(graph);
             }
-            // The device records nothing, and the work is done.
-            Ok(None) => {}
+            // Nothing was done: the gradients are what they were before.
+            Ok(None) => {
+                for Flag { marks, before, .. } in &flags {
+                    marks.written.store(*before, Ordering::Relaxed);
+                }
+                self.recordings.full.store(true, Ordering::Relaxed);
+                drop(known);
+                work();
+            }
             Err(error) => self.keep(Err(error)),
         }
     }
@@ -147,11 +157,11 @@ impl Sweep for Gpu {
     type Tally = Tally;
 
     fn tally_room(&self) -> Result<Tally> {
-        Ok(Tally { at: self.arena.alloc(TALLY_BYTES)? })
+        Ok(Tally { at: self.alloc(TALLY_BYTES)? })
     }
 
     fn clear_tally(&self, tally: &mut Tally) {
-        self.keep(self.driver.fill(tally.at, 0, TALLY_BYTES));
+        self.keep(self.fill(tally.at, 0, TALLY_BYTES));
     }
 
     fn tally(&self, pack: &Pack, rows: Range<usize>, stats: &RowStats<Stat>, tally: &mut Tally) {
@@ -164,7 +174,7 @@ impl Sweep for Gpu {
 
     fn read_tally(&self, tally: &Tally) -> Tallied {
         let mut sums = [0f64; 3];
-        self.keep(self.driver.download(tally.at, bytemuck::cast_slice_mut(&mut sums)));
+        self.keep(self.download(tally.at, bytemuck::cast_slice_mut(&mut sums)));
         let [value, nll, hit] = sums;
         Tallied { value, nll, hit }
     }
@@ -188,16 +198,15 @@ impl Sweep for Gpu {
         self.recordings.last.store(on, Ordering::Relaxed);
     }
 
-    fn replay(&self, packs: &[&Pack], key: &str, work: &mut dyn FnMut()) {
-        let mut shapes = String::new();
+    fn replay(&self, packs: &[&Pack], mut key: WorkKey, work: &mut dyn FnMut()) {
         for Pack { ids, block_count, reach, data, .. } in packs {
             // Tables of angles are made for powers of two.
-            let reach = reach.next_power_of_two();
-            let (n, documents) = (data.tokens(), data.spans.len());
-            shapes += &format!("pack {ids:#x}: {n} {documents} {block_count} {reach}; ");
+            let reach = reach.next_power_of_two() as u64;
+            let (n, documents) = (data.tokens() as u64, data.spans.len() as u64);
+            key.word(*ids).word(n).word(documents).word(*block_count as u64).word(reach);
         }
-        let last = if self.writes_last() { "last " } else { "" };
-        self.replay_as(&(shapes + last + key), work);
+        key.word(u64::from(self.writes_last()));
+        self.replay_as(key, work);
     }
 
     fn mark(&self, at: usize) {

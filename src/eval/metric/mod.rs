@@ -2,6 +2,14 @@
 //!
 //! A metric is declared next to the code that computes it; suites, reports and the command line read the record.
 
+pub mod extraction;
+pub mod ks;
+pub mod membership;
+pub mod muse;
+pub mod rouge;
+pub mod tofu;
+pub mod zlib;
+
 /// Desired direction of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Recipe;
 use crate::error::{Error, Result};
-use crate::method::{self, Combination, Dual, Knobs, Method, Settings};
+use crate::method::{self, Combination, Knobs, Method, Settings, WeightRule};
 
 /// `[method]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -74,12 +74,26 @@ impl Recipe {
             "none" => Ok(None),
             name => method::find(&method::PENALTIES, key, name).map(Some),
         };
-        Ok(Method {
-            loss: method::find(&method::FORGET, "method.loss", &section.loss)?,
-            penalty: penalty("method.penalty", &section.penalty)?,
-            second: penalty("method.second_penalty", &section.second_penalty)?,
-            knobs: section.knobs,
-        })
+        let loss = method::find(&method::FORGET, "method.loss", &section.loss)?;
+        let first = penalty("method.penalty", &section.penalty)?;
+        let second = penalty("method.second_penalty", &section.second_penalty)?;
+        if second.is_some() && first.is_none() {
+            return Err(Error::config(format!(
+                "method.second_penalty: is {}, but there is no first one",
+                section.second_penalty
+            ))
+            .hint("set method.penalty, or method.second_penalty=none"));
+        }
+        let start = section.retain_weight;
+        let rule = if section.dual_rate > 0.0 {
+            WeightRule::Dual { start, rate: section.dual_rate, bound: section.dual_bound }
+        } else {
+            WeightRule::Constant(start)
+        };
+        let first = first.map(|penalty| (penalty, rule));
+        let second = second.map(|penalty| (penalty, WeightRule::Constant(section.second_weight)));
+        let penalties = first.into_iter().chain(second);
+        Ok(Method::new((loss, section.forget_weight), penalties, section.knobs))
     }
 
     /// Tells whether retain documents are read: by a penalty, or for a shield.
@@ -95,15 +109,10 @@ impl Recipe {
     /// Returns the numbers of a step.
     pub fn settings(&self) -> Settings {
         Settings {
-            forget_weight: self.method.forget_weight,
-            retain_weight: self.method.retain_weight,
-            second_weight: self.method.second_weight,
-            dual: (self.method.dual_rate > 0.0)
-                .then_some(Dual { rate: self.method.dual_rate, bound: self.method.dual_bound }),
             clip: self.optim.clip,
             damping: self.method.damping,
             teacher_rate: self.method.teacher_rate,
-            schedule: self.optim.schedule(),
+            schedule: self.schedule(),
         }
     }
 
@@ -137,20 +146,14 @@ impl Recipe {
                 return Err(Error::config(format!("method.{key}: wanted {wanted}, got {value}")));
             }
         }
-        let (loss, knobs) = (method.loss, self.method.knobs);
-        if self.combination()? != Combination::Sum && method.penalty.is_none() {
+        let (loss, knobs) = (method.loss(), self.method.knobs);
+        let penalized = method.penalties().next().is_some();
+        if self.combination()? != Combination::Sum && !penalized {
             return Err(Error::config(format!(
                 "method.combine: {} needs a penalty to combine the loss with",
                 self.method.combine
             ))
             .hint("set method.penalty, or method.combine=sum"));
-        }
-        if method.second.is_some() && method.penalty.is_none() {
-            return Err(Error::config(format!(
-                "method.second_penalty: is {}, but there is no first one",
-                section.second_penalty
-            ))
-            .hint("set method.penalty, or method.second_penalty=none"));
         }
         if section.shield > 0.0 && (section.shield_rank == 0 || section.shield_documents == 0) {
             return Err(Error::config(
@@ -174,7 +177,7 @@ impl Recipe {
             ))
             .hint("set method.loss=dpo, or leave data.alternate out"));
         }
-        if self.method.dual_rate > 0.0 && method.penalty.is_none() {
+        if self.method.dual_rate > 0.0 && !penalized {
             return Err(Error::config(
                 "method.dual_rate: there is no penalty whose weight could follow it",
             )

@@ -2,8 +2,8 @@
 
 use super::{Recipe, TrainKey};
 use crate::error::{Error, Result};
-use crate::method::Rows;
-use crate::model::{ModelConfig, Train};
+use crate::method::{Objective, Rows};
+use crate::model::{Layout, ModelConfig, Train};
 
 impl Recipe {
     /// Returns what trains.
@@ -56,7 +56,7 @@ impl Recipe {
             config.check_layer("model.train_layers", last)?;
         }
         let method = self.method()?;
-        for objective in std::iter::once(method.loss).chain(method.penalties()) {
+        for objective in std::iter::once(method.loss()).chain(method.penalties()) {
             let Rows::Hidden(hidden) = objective.rows(&method.knobs) else { continue };
             config.check_layer("method.rmu_layer", hidden.layer)?;
             if let Some((first, _)) = layers.filter(|(first, _)| *first > hidden.layer) {
@@ -68,7 +68,61 @@ impl Recipe {
                 .hint("train layers up to method.rmu_layer"));
             }
         }
-        Ok(())
+        self.check_trains(config)
+    }
+
+    /// Checks that some parameter of a model of `config` can move: that one trains, that the learning rate is not 0, and
+    /// that loss or penalty has a gradient.
+    fn check_trains(&self, config: &ModelConfig) -> Result<()> {
+        let nothing = |key: &str, why: &str, hint: &str| {
+            Err(Error::config(format!("{key}: {why}, so nothing would train")).hint(hint))
+        };
+        if Layout::new(config, self.train()).trainable() == 0 {
+            let why = format!("leaves no parameter of this {} model", config.architecture);
+            let key = if self.model.train_layers.is_empty() {
+                "model.train"
+            } else {
+                "model.train_layers"
+            };
+            return nothing(key, &why, "set model.train=body or all, or other layers");
+        }
+        if self.optim.lr == 0.0 {
+            return nothing("optim.lr", "is 0", "set a learning rate above 0");
+        }
+        let method = self.method()?;
+        let section = &self.method;
+        let silent =
+            section.knobs.nlul_threshold >= 1.0 && method.loss().keys().contains(&"nlul_threshold");
+        let (key, why, hint) = match section.forget_weight == 0.0 {
+            true => ("method.forget_weight", "is 0", "set method.forget_weight above 0"),
+            false if silent => (
+                "method.nlul_threshold",
+                "is 1 or more, so that the loss leaves every token alone",
+                "set it below 1; 0 switches the rule off",
+            ),
+            false => return Ok(()),
+        };
+        // A divergence from the starting model is 0 there, with a gradient of 0, and stays so.
+        let from_start = |objective: &dyn Objective| {
+            let rows = objective.rows(&section.knobs);
+            rows.reads_teacher() || (rows.reads_base() && self.model.base.as_os_str().is_empty())
+        };
+        let first =
+            method.penalty().filter(|_| section.retain_weight != 0.0 || section.dual_rate > 0.0);
+        let second = method.second().filter(|_| section.second_weight != 0.0);
+        let weighed: Vec<_> = first.into_iter().chain(second).collect();
+        if weighed.iter().any(|penalty| !from_start(*penalty)) {
+            return Ok(());
+        }
+        let penalty = match (weighed.first(), method.penalty()) {
+            (Some(penalty), _) => format!(
+                "penalty {} compares with the starting model, from which nothing else departs",
+                penalty.name()
+            ),
+            (None, Some(_)) => "the weight of every penalty (method.retain_weight) is 0".to_owned(),
+            (None, None) => "there is no penalty".to_owned(),
+        };
+        nothing(key, &format!("{why}, and {penalty}"), hint)
     }
 }
 

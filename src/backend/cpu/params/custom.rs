@@ -7,11 +7,11 @@ use crate::backend::cpu::update::{CHUNK, Numbers};
 use crate::backend::cpu::{Cpu, Grad, Real};
 use crate::error::{Error, Result};
 use crate::ops::format::widen;
-use crate::ops::rule::other_rule;
-use crate::ops::state::{GradScan, StepOutcome, StepSettings, clip_factor};
-use crate::ops::{
-    CustomRule, State, TeacherForm, TensorPlace, TensorView, UpdateRule, UpdateScalars,
-};
+use crate::ops::state::GradScan;
+use crate::ops::{State, TeacherForm};
+use crate::optim::custom::other_rule;
+use crate::optim::{CustomRule, TensorPlace, TensorView, UpdateRule, UpdateScalars};
+use crate::optim::{StepOutcome, StepSettings, clip_factor};
 
 impl<T: Real> Cpu<T> {
     /// Scans all gradients and says what is to become of the update.

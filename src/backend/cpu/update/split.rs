@@ -4,12 +4,13 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::{CHUNK, Element, Numbers, Part, Pull, Rule, fold};
 use crate::backend::cpu::Real;
+use crate::ops::GradScan;
 use crate::ops::format::{
     EXPONENT_LIMIT, MOMENT_BLOCK, block_scale, ceil_bf16, drift_exponent, from_block, from_f16,
     join, narrow, noise, remix, split, to_block, to_f16, widen,
 };
 use crate::ops::state::moments_bound;
-use crate::ops::{GradScan, UpdateRule, UpdateScalars};
+use crate::optim::{UpdateRule, UpdateScalars};
 
 /// The buffers of a parameter; absent ones are empty.
 pub(in crate::backend::cpu) struct SplitBuffers<'a> {

@@ -5,12 +5,8 @@
 pub mod cublaslt;
 #[cfg(feature = "cuda")]
 pub mod cuda;
-#[cfg(feature = "cuda")]
-mod lanes;
 #[cfg(feature = "sim")]
 pub mod sim;
-#[cfg(feature = "cuda")]
-mod staging;
 mod tensor_map;
 
 use std::fmt;
@@ -33,6 +29,30 @@ pub struct Identity {
     pub total_bytes: u64,
     /// The last cache before memory, in bytes.
     pub cache_bytes: u64,
+}
+
+/// Compute capabilities that kernels are for, and the shared memory in bytes that a block may ask for there.
+///
+/// Source: CUDA C++ Programming Guide, technical specifications per compute capability.
+pub const CAPABILITIES: [((u32, u32), u32); 11] = [
+    ((8, 0), 163 << 10),
+    ((8, 6), 99 << 10),
+    ((8, 7), 163 << 10),
+    ((8, 9), 99 << 10),
+    ((9, 0), 227 << 10),
+    ((10, 0), 227 << 10),
+    ((10, 1), 227 << 10),
+    ((10, 3), 227 << 10),
+    ((11, 0), 227 << 10),
+    ((12, 0), 99 << 10),
+    ((12, 1), 99 << 10),
+];
+
+/// Returns the shared memory in bytes that a block may ask for on a device of this compute capability; of one that is not
+/// known, the least that any has.
+pub fn shared_limit(capability: (u32, u32)) -> u32 {
+    let known = CAPABILITIES.iter().find(|(known, _)| *known == capability);
+    known.map_or(99 << 10, |(_, bytes)| *bytes)
 }
 
 /// The arguments of a kernel, in the order of its parameters.
@@ -209,8 +229,8 @@ pub trait Driver: Send + Sync + fmt::Debug {
     fn sync(&self) -> Result<()>;
     /// Records the launches, fills and copies that `work` starts, for [`Driver::replay`], and returns their number.
     ///
-    /// `None` says that this device records nothing and that `work` has been done instead; otherwise nothing of it
-    /// has. Addresses and scalars are recorded as they are. Inside `work` nothing may be allocated, given back,
+    /// Nothing of `work` is done. `None` says that the device could not record it, for want of memory or because its
+    /// driver refused: the caller does the work then. Addresses and scalars are recorded as they are. Inside `work` nothing may be allocated, given back,
     /// uploaded, downloaded or waited for; that is an error. Do the work once before it is recorded: the first
     /// launch of a kernel may have to load it, which waits for the device.
     fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<u64>>;

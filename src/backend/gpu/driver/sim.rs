@@ -1,12 +1,14 @@
 //! The simulator as a device: kernels/sim/ and all kernels, compiled by g++ into one library that is loaded here.
 
+use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use libloading::Library;
 
-use super::{Driver, Identity, Launch, MARKS, Matrix, TensorMap};
+use super::{Driver, Identity, Launch, MARKS, Matrix, TensorMap, shared_limit};
 use crate::error::{Error, Kind, Result};
 
 /// The library that build.rs made; empty where it could not.
@@ -130,6 +132,11 @@ pub struct Simulator {
     /// What the capture at work has recorded.
     recording: Mutex<Option<Vec<Work>>>,
     recorded: Mutex<Vec<Vec<Work>>>,
+    /// How many recordings there may be.
+    recordings: AtomicUsize,
+    /// Whether launches are noted and checked, and no kernel runs.
+    dry: AtomicBool,
+    launched: Mutex<BTreeSet<&'static str>>,
     marks: Mutex<[Option<Instant>; MARKS]>,
 }
 
@@ -164,11 +171,7 @@ impl Simulator {
             name: "simulator".to_string(),
             capability,
             processors: 2,
-            shared_bytes: match capability {
-                (8, 0) => 163 * 1024,
-                (8, _) => 99 * 1024,
-                _ => 227 * 1024,
-            },
+            shared_bytes: shared_limit(capability),
             total_bytes: 4 << 30,
             cache_bytes: 4 << 10,
         };
@@ -178,8 +181,26 @@ impl Simulator {
             timing,
             recording: Mutex::default(),
             recorded: Mutex::default(),
+            recordings: AtomicUsize::new(usize::MAX),
+            dry: AtomicBool::new(false),
+            launched: Mutex::default(),
             marks: Mutex::default(),
         }))
+    }
+
+    /// Records at most `most` pieces of work, and says of further ones that it could not, as a device without memory does.
+    pub fn limit_recordings(&self, most: usize) {
+        self.recordings.store(most, Ordering::Relaxed);
+    }
+
+    /// Checks launches from now on without running their kernels, or runs them again: to see which ones some work takes.
+    pub fn run_kernels(&self, on: bool) {
+        self.dry.store(!on, Ordering::Relaxed);
+    }
+
+    /// Returns the kernels that were launched.
+    pub fn launched(&self) -> BTreeSet<&'static str> {
+        lock(&self.launched).clone()
     }
 
     /// Refuses what a device refuses while work is recorded.
@@ -329,6 +350,10 @@ impl Driver for Simulator {
             let got = launch.args.sizes();
             return Err(failed(format!("{kernel}: argument sizes {got:?}, wanted {wanted:?}")));
         }
+        lock(&self.launched).insert(kernel);
+        if self.dry.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let [x, y, z] = launch.grid;
         let mut addresses = launch.args.addresses();
         let mut options = LaunchOptions {
@@ -373,6 +398,9 @@ impl Driver for Simulator {
         let list = lock(&self.recording).take().unwrap_or_default();
         worked?;
         let mut recorded = lock(&self.recorded);
+        if recorded.len() >= self.recordings.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
         recorded.push(list);
         Ok(Some(recorded.len() as u64 - 1))
     }

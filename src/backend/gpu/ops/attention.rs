@@ -11,7 +11,7 @@ use crate::ops::Heads;
 /// A window that leaves every key in place; differences of positions stay below it.
 pub(super) const NO_WINDOW: u32 = i32::MAX as u32;
 /// The widest head that the kernels know (`attn::kMaxWidth`).
-const MAX_WIDTH: usize = 256;
+pub(super) const MAX_WIDTH: usize = 256;
 
 /// One kernel of a variant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,15 +155,15 @@ fn tensor(d: usize, [forward, dq, dkv]: [&'static str; 3]) -> Plan {
 fn plain(precision: Precision, d: usize) -> Plan {
     let (rows, tile) = (16, 32);
     let row = d | 1;
-    // What the block owns, the tile, and `scores` matrices of scores.
-    let kernel = |bf16, fp32, owned: usize, scores: usize| Kernel {
+    // What the block owns, the tile, and a matrix of scores.
+    let kernel = |bf16, fp32, owned: usize| Kernel {
         name: if precision == Precision::Bf16 { bf16 } else { fp32 },
-        shared: 4 * ((owned * rows + 2 * tile) * row + scores * rows * (tile + 1)) as u32,
+        shared: 4 * ((owned * rows + 2 * tile) * row + rows * (tile + 1)) as u32,
     };
     Plan {
-        forward: kernel("attention_bf16", "attention_f32", 1, 1),
-        dq: kernel("attention_bwd_dq_bf16", "attention_bwd_dq_f32", 2, 1),
-        dkv: kernel("attention_bwd_dkv_bf16", "attention_bwd_dkv_f32", 2, 2),
+        forward: kernel("attention_bf16", "attention_f32", 1),
+        dq: kernel("attention_bwd_dq_bf16", "attention_bwd_dq_f32", 2),
+        dkv: kernel("attention_bwd_dkv_bf16", "attention_bwd_dkv_f32", 2),
         threads: 256,
         blocks: Blocks::Parts(ATTENTION_ROWS / rows),
         any_width: true,
@@ -198,8 +198,11 @@ impl Plan {
             }
             Blocks::Turns => {
                 let rows = pack.data.tokens();
+                // Boxes as high as the smallest tile that the kernel loads.
+                let box_rows = if kernel == self.dkv { 64 } else { 128 };
                 let matrix = |&(at, columns): &(u64, usize)| {
-                    hopper::result(at, (rows, columns), columns, false)
+                    let whole = hopper::result(at, (rows, columns), columns, false);
+                    Matrix { box_rows, ..whole }
                 };
                 let matrices: Vec<Matrix> = read.iter().map(matrix).collect();
                 let Some(start) = hopper::maps(gpu, &matrices) else { return };
@@ -210,6 +213,13 @@ impl Plan {
         // One dimension, the heads of an entry side by side.
         gpu.launch(kernel.name, [grid as u32, 1, 1], self.threads, kernel.shared, args);
     }
+}
+
+/// Returns the most dynamic shared memory that a block takes for heads of width `d`, in bytes; `None` where no kernel is
+/// for them.
+pub(super) fn most_shared(sm90: bool, precision: Precision, d: usize, capped: bool) -> Option<u32> {
+    let plan = plan(sm90, precision, d, capped)?;
+    [plan.forward, plan.dq, plan.dkv].iter().map(|kernel| kernel.shared).max()
 }
 
 /// Returns the dynamic shared memory of a block of `kernel`, if it is one of attention: of the kernels for any head
@@ -306,7 +316,8 @@ mod tests {
                 let plan = plan(sm90, precision, d, capped)
                     .unwrap_or_else(|| unreachable!("width {d} is covered"));
                 assert!(plan.capped || !capped, "width {d}");
-                let limit = if plan.blocks == Blocks::Turns { 227 } else { 163 };
+                // What every device grants, and those of compute capability 9.0.
+                let limit = if plan.blocks == Blocks::Turns { 227 } else { 99 };
                 for kernel in [plan.forward, plan.dq, plan.dkv] {
                     assert!(kernel.shared <= limit * 1024, "{kernel:?}");
                 }

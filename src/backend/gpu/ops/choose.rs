@@ -52,7 +52,7 @@ fn pick(
         return;
     };
     if let Some((_, draws)) = draws {
-        gpu.keep(gpu.driver.upload(room.draws, bytemuck::cast_slice(&draws[..shape.n])));
+        gpu.keep(gpu.upload(room.draws, bytemuck::cast_slice(&draws[..shape.n])));
     }
     for start in (0..shape.n).step_by(rows) {
         let m = rows.min(shape.n - start);
@@ -74,7 +74,7 @@ fn pick(
             }
         }
     }
-    gpu.keep(gpu.driver.download(room.ids, bytemuck::cast_slice_mut(&mut ids[..shape.n])));
+    gpu.keep(gpu.download(room.ids, bytemuck::cast_slice_mut(&mut ids[..shape.n])));
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ pub(in crate::backend::gpu) fn backward(
     if !gpu.adds(dtable) {
         // Rows that do not occur are zero too.
         let bytes = dtable.len as u64 * if dtable.wide { 4 } else { 2 };
-        gpu.keep(gpu.driver.fill(dtable.at, 0, bytes));
+        gpu.keep(gpu.fill(dtable.at, 0, bytes));
     }
     let kernel = if dtable.wide {
         gpu.pick("embed_bwd_bf16_f32", "embed_bwd_f32_f32")

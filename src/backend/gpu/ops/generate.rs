@@ -144,7 +144,7 @@ pub(in crate::backend::gpu) fn gather(gpu: &Gpu, c: usize, rows: &[u32], x: &Act
     if ids == 0 {
         return;
     }
-    gpu.keep(gpu.driver.upload(ids, bytemuck::cast_slice(rows)));
+    gpu.keep(gpu.upload(ids, bytemuck::cast_slice(rows)));
     let args = Args::new().ptr(ids).ptr(x.at).ptr(y.at).u32(rows.len() as u32).u32(c as u32);
     let packs = rows.len() * c / pack_of(gpu.precision(), c);
     let name = gpu.pick("gather_rows_bf16", "gather_rows_f32");

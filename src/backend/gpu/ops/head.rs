@@ -78,20 +78,20 @@ pub(in crate::backend::gpu) fn reserve(gpu: &Gpu, shape: HeadShape, matched: boo
     let mut room = gpu.head.lock().unwrap_or_else(PoisonError::into_inner);
     let wanted = Fits::new(shape, plan(shape, room.cap), matched);
     if wanted.logits > room.fits.logits {
-        room.logits = gpu.arena.alloc(4 * wanted.logits as u64)?;
+        room.logits = gpu.alloc(4 * wanted.logits as u64)?;
         room.fits.logits = wanted.logits;
     }
     if wanted.teacher > room.fits.teacher {
-        room.teacher = gpu.arena.alloc(4 * wanted.teacher as u64)?;
+        room.teacher = gpu.alloc(4 * wanted.teacher as u64)?;
         room.fits.teacher = wanted.teacher;
     }
     if wanted.hidden > room.fits.hidden {
-        room.difference = gpu.arena.alloc(wanted.hidden as u64 * gpu.precision().bytes())?;
+        room.difference = gpu.alloc(wanted.hidden as u64 * gpu.precision().bytes())?;
         room.fits.hidden = wanted.hidden;
     }
     if wanted.rows > room.fits.rows {
-        room.draws = gpu.arena.alloc(8 * wanted.rows as u64)?;
-        room.ids = gpu.arena.alloc(4 * wanted.rows as u64)?;
+        room.draws = gpu.alloc(8 * wanted.rows as u64)?;
+        room.ids = gpu.alloc(4 * wanted.rows as u64)?;
         room.fits.rows = wanted.rows;
     }
     Ok(())

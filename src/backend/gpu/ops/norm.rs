@@ -2,7 +2,7 @@
 
 use super::columns;
 use crate::backend::gpu::driver::Args;
-use crate::backend::gpu::{Act, Gpu, Grad, Stat, Weight, blocks};
+use crate::backend::gpu::{Act, Gpu, Grad, MOST_BLOCKS, Stat, Weight, blocks};
 use crate::ops::{Heads, Rms};
 
 /// Numbers up to which a warp takes a unit: four packs of eight a lane.
@@ -100,6 +100,13 @@ fn launch_backward(
     gpu.launch(if wide { block } else { warp }, grid, 256, 0, args);
 }
 
+/// Cuts rows of `count` units each into launches of at most `most` partials: (first row, rows) of each. All but the last
+/// take whole partials, which are therefore those of one launch.
+fn launches(rows: usize, count: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+    let each = (most / count.max(1) * UNITS).max(UNITS);
+    (0..rows).step_by(each).map(move |first| (first, each.min(rows - first)))
+}
+
 /// Adds up the gradient of a gain over `count` units a row from unit `first` on, in two stages of fixed order.
 fn gain_gradient(
     gpu: &Gpu,
@@ -114,20 +121,25 @@ fn gain_gradient(
     if partials == 0 {
         return;
     }
-    let args = Args::new()
-        .ptr(dy)
-        .ptr(x.at)
-        .ptr(rstd.at)
-        .ptr(partials)
-        .u32(units.rows as u32)
-        .u32(units.width as u32)
-        .u32(count as u32)
-        .u32(units.normed as u32)
-        .u32(first as u32)
-        .u32(units.d as u32);
     let columns = blocks(units.d, 256);
     let kernel = gpu.pick("rmsnorm_dgain_bf16", "rmsnorm_dgain_f32");
-    gpu.launch(kernel, [columns, parts as u32, 1], 256, 0, args);
+    for (row, rows) in launches(units.rows, count, MOST_BLOCKS as usize) {
+        let (numbers, statistics) = ((row * units.width) as u64, (row * units.normed) as u64);
+        let (skip, done) = (numbers * gpu.precision().bytes(), row * count / UNITS);
+        let args = Args::new()
+            .ptr(dy + skip)
+            .ptr(x.at + skip)
+            .ptr(rstd.at + 4 * statistics)
+            .ptr(partials + (done * units.d * 4) as u64)
+            .u32(rows as u32)
+            .u32(units.width as u32)
+            .u32(count as u32)
+            .u32(units.normed as u32)
+            .u32(first as u32)
+            .u32(units.d as u32);
+        let parts = blocks(rows * count, UNITS);
+        gpu.launch(kernel, [columns, parts, 1], 256, 0, args);
+    }
     columns::sum(gpu, partials, (parts, units.d), units.d, dgain);
 }
 
@@ -220,5 +232,23 @@ mod tests {
         assert_eq!(plan(9, 1024), (false, [2, 1, 1]));
         assert_eq!(plan(9, 4096), (true, [9, 1, 1]));
         assert_eq!(plan(0, 64), (false, [0, 1, 1]));
+    }
+
+    #[test]
+    fn launches_keep_the_partials_of_one_and_fit_a_grid() {
+        for (rows, count) in
+            [(1, 1), (64, 3), (5_000_000, 1), (131_072, 40), (200_000, 32), (70_000, 65_535)]
+        {
+            let (mut next, mut parts) = (0, 0);
+            for (first, taken) in launches(rows, count, 65_535) {
+                assert_eq!((first, first * count % UNITS), (next, 0), "{rows} x {count}");
+                let here = (taken * count).div_ceil(UNITS);
+                assert!(here <= 65_535, "{rows} x {count}: {here} partials");
+                (next, parts) = (first + taken, parts + here);
+            }
+            assert_eq!((next, parts), (rows, (rows * count).div_ceil(UNITS)));
+        }
+        assert_eq!(launches(4_194_240, 1, 65_535).count(), 1);
+        assert_eq!(launches(4_194_241, 1, 65_535).count(), 2);
     }
 }

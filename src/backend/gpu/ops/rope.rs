@@ -58,8 +58,8 @@ fn upload(gpu: &Gpu, table: &RopeTable, positions: usize) -> Result<(u64, u64)> 
             .flat_map(|p| table.inv_freq.iter().map(move |w| p as f64 * w))
             .map(|angle| (f(angle) * table.scale) as f32)
             .collect();
-        let at = gpu.arena.alloc(4 * numbers.len() as u64)?;
-        gpu.driver.upload(at, bytemuck::cast_slice(&numbers))?;
+        let at = gpu.alloc(4 * numbers.len() as u64)?;
+        gpu.upload(at, bytemuck::cast_slice(&numbers))?;
         Ok(at)
     };
     Ok((make(f64::cos)?, make(f64::sin)?))

@@ -82,6 +82,11 @@ fn fastest(m: usize, shared_bytes: u32) -> Option<Skinny> {
     }
 }
 
+/// Returns the shared memory in bytes that some block needs on every device.
+pub(super) fn narrow_shared() -> u32 {
+    NARROW
+}
+
 /// Returns the kernel and the shape for a product of linear.rs, where it is one for few rows.
 pub(super) fn kernel(gpu: &Gpu, job: &Gemm, aligned: bool) -> Option<(&'static str, Skinny)> {
     let shape = plan(gpu, job.m, aligned && job.layout == Layout::Nt)?;

@@ -5,11 +5,11 @@ use super::{Param, Store};
 use crate::backend::gpu::driver::{Args, Launch};
 use crate::backend::gpu::{Gpu, Grad};
 use crate::error::{Error, Kind, Result};
-use crate::ops::rule::other_rule;
-use crate::ops::state::StepSettings;
-use crate::ops::{
-    CustomRule, DeviceView, KernelArg, Kernels, TeacherForm, TensorPlace, TensorView, UpdateRule,
-    UpdateScalars,
+use crate::ops::TeacherForm;
+use crate::optim::StepSettings;
+use crate::optim::custom::other_rule;
+use crate::optim::{
+    CustomRule, DeviceView, KernelArg, Kernels, TensorPlace, TensorView, UpdateRule, UpdateScalars,
 };
 
 /// Bytes that every buffer for a rule starts at a multiple of.
@@ -20,7 +20,7 @@ impl Gpu {
     ///
     /// Errors: [`Kind::Device`] where the device refuses the text; the simulator refuses every one.
     pub fn load_ptx(&self, ptx: &str) -> Result<()> {
-        self.driver.load_ptx(ptx)
+        self.first(self.driver.load_ptx(ptx))
     }
 
     /// See [`crate::ops::State::update_custom`].
@@ -77,7 +77,7 @@ impl Gpu {
         let g = if grad.is_written() { grad.at } else { 0 };
         let UpdateScalars { clip, damping, teacher_rate, .. } = *numbers;
         self.mix_f32(gradient, (clip as f32, g), ((damping * clip) as f32, drift), n);
-        self.driver.fill(step, 0, 4 * n as u64)?;
+        self.fill(step, 0, 4 * n as u64)?;
         let mut offset = 0;
         for TensorPlace { name, shape } in tensors {
             let len = shape.iter().product::<usize>();
@@ -140,7 +140,7 @@ impl Gpu {
         rule.update(&mut tensor, numbers)?;
         let written = [(view.state[0], &first), (view.state[1], &second), (view.step, &step)];
         for (at, values) in written.into_iter().filter(|(at, _)| *at != 0) {
-            self.driver.upload(at, bytemuck::cast_slice(values))?;
+            self.upload(at, bytemuck::cast_slice(values))?;
         }
         Ok(())
     }
@@ -174,6 +174,6 @@ impl Kernels for Gpu {
         if grid.contains(&0) {
             return Ok(());
         }
-        self.driver.launch(Launch { kernel, grid, block, shared, args })
+        self.first(self.driver.launch(Launch { kernel, grid, block, shared, args }))
     }
 }

@@ -20,7 +20,7 @@ impl Gpu {
         let kernel = if a.wide { "grad_dot_f32" } else { "grad_dot_bf16" };
         self.launch(kernel, [count, 1, 1], 256, 0, args);
         let mut sums = vec![0f64; count as usize];
-        self.keep(self.driver.download(partials, bytemuck::cast_slice_mut(&mut sums)));
+        self.keep(self.download(partials, bytemuck::cast_slice_mut(&mut sums)));
         sums.iter().sum()
     }
 

@@ -16,11 +16,10 @@ use crate::error::Result;
 use crate::ops::format::{
     EXPONENT_LIMIT, MOMENT_BLOCK, drift_exponent, from_f16, narrow_even, noise_seed, to_f16, widen,
 };
-use crate::ops::state::{Distances, GradScan, StepOutcome, StepSettings};
-use crate::ops::{
-    CustomRule, ParamSpec, Role, State, StateMode, TeacherForm, TensorPlace, UpdateRule,
-    UpdateScalars,
-};
+use crate::ops::state::{Distances, GradScan};
+use crate::ops::{ParamSpec, Role, State, StateMode, TeacherForm};
+use crate::optim::{CustomRule, TensorPlace, UpdateRule, UpdateScalars};
+use crate::optim::{StepOutcome, StepSettings};
 
 pub(super) use step::StepBlock;
 
@@ -103,16 +102,16 @@ impl Gpu {
     fn read_tensor(&self, param: &Param) -> Tensor {
         let mut tensor = Tensor::zeroed();
         if param.tensor != 0 {
-            self.keep(self.driver.download(param.tensor, bytemuck::bytes_of_mut(&mut tensor)));
+            self.keep(self.download(param.tensor, bytemuck::bytes_of_mut(&mut tensor)));
         }
         tensor
     }
 
     /// Allocates `len` zeros of `size` bytes each.
     fn zeros(&self, len: usize, size: u64) -> Result<u64> {
-        let address = self.arena.alloc(len as u64 * size)?;
+        let address = self.alloc(len as u64 * size)?;
         if len > 0 {
-            self.driver.fill(address, 0, len as u64 * size)?;
+            self.fill(address, 0, len as u64 * size)?;
         }
         Ok(address)
     }
@@ -121,7 +120,7 @@ impl Gpu {
     fn split(&self, param: &Param, (hi, lo): (u64, u64), values: &[f32]) -> Result<()> {
         let scratch = self.scratch(4 * PIECE.min(values.len()) as u64);
         for (start, n) in pieces(values.len()) {
-            self.driver.upload(scratch, bytemuck::cast_slice(&values[start..start + n]))?;
+            self.upload(scratch, bytemuck::cast_slice(&values[start..start + n]))?;
             let args = Args::new()
                 .ptr(param.tensor)
                 .ptr(scratch)
@@ -135,7 +134,7 @@ impl Gpu {
         self.take_failure()?;
         let mut tensor = self.read_tensor(param);
         tensor.max_theta = f64::from(f32::from_bits(tensor.seen[2]));
-        self.driver.upload(param.tensor, bytemuck::bytes_of(&tensor))
+        self.upload(param.tensor, bytemuck::bytes_of(&tensor))
     }
 
     /// Starts the kernel that shows numbers `start..start + n` of a split parameter at `out`.
@@ -161,14 +160,14 @@ impl Gpu {
         for (offset, n) in pieces(out.len()) {
             self.show(true, param, show, (start + offset, n), scratch);
             let to = bytemuck::cast_slice_mut(&mut out[offset..offset + n]);
-            self.keep(self.driver.download(scratch, to));
+            self.keep(self.download(scratch, to));
         }
     }
 
     fn read_f32(&self, plane: u64, start: usize, out: &mut [f32]) {
         if !out.is_empty() {
             let to = bytemuck::cast_slice_mut(out);
-            self.keep(self.driver.download(at(plane, start, 4), to));
+            self.keep(self.download(at(plane, start, 4), to));
         }
     }
 
@@ -176,7 +175,7 @@ impl Gpu {
         let mut out = vec![0u16; n];
         if n > 0 && plane != 0 {
             let to = bytemuck::cast_slice_mut(&mut out);
-            self.keep(self.driver.download(at(plane, start, 2), to));
+            self.keep(self.download(at(plane, start, 2), to));
         }
         out
     }
@@ -233,10 +232,10 @@ impl Gpu {
         each(&mut |start, d| {
             let stored: Vec<u16> = d.iter().map(|d| to_f16(d * scale)).collect();
             let bytes = bytemuck::cast_slice(&stored);
-            self.keep(self.driver.upload(at(drift, start, 2), bytes));
+            self.keep(self.upload(at(drift, start, 2), bytes));
         });
         let tensor = Tensor { exponent, max_drift: max, ..self.read_tensor(param) };
-        self.keep(self.driver.upload(param.tensor, bytemuck::bytes_of(&tensor)));
+        self.keep(self.upload(param.tensor, bytemuck::bytes_of(&tensor)));
     }
 }
 
@@ -246,10 +245,10 @@ impl Gpu {
     pub(crate) fn write_grad(&self, grad: &mut Grad, values: &[f32]) -> Result<()> {
         self.adds(grad);
         if grad.wide {
-            return self.driver.upload(grad.at, bytemuck::cast_slice(values));
+            return self.upload(grad.at, bytemuck::cast_slice(values));
         }
         let narrow: Vec<u16> = values.iter().map(|x| narrow_even(*x)).collect();
-        self.driver.upload(grad.at, bytemuck::cast_slice(&narrow))
+        self.upload(grad.at, bytemuck::cast_slice(&narrow))
     }
 
     /// Reads a weight as the kernels read it.
@@ -297,8 +296,8 @@ impl State for Gpu {
             let (tiny, low) = (spec.mode == StateMode::Tiny, spec.mode != StateMode::Approx);
             let blocks = if tiny { first.div_ceil(MOMENT_BLOCK) } else { 0 };
             Store::Split {
-                hi: self.arena.alloc(2 * len as u64)?,
-                lo: self.arena.alloc(if low { 2 * len as u64 } else { 0 })?,
+                hi: self.alloc(2 * len as u64)?,
+                lo: self.alloc(if low { 2 * len as u64 } else { 0 })?,
                 drift: self.zeros(has(TeacherForm::Drift), 2)?,
                 first: self.zeros(first, if tiny { 1 } else { 2 })?,
                 second: self.zeros(second, 2)?,
@@ -306,14 +305,14 @@ impl State for Gpu {
             }
         } else if spec.trainable {
             Store::Exact {
-                theta: self.arena.alloc(4 * len as u64)?,
+                theta: self.alloc(4 * len as u64)?,
                 form: spec.teacher,
                 teacher: self.zeros(has(TeacherForm::Drift) + has(TeacherForm::Full), 4)?,
                 first: self.zeros(first, 4)?,
                 second: self.zeros(second, 4)?,
             }
         } else {
-            Store::Frozen(self.arena.alloc(len as u64 * self.precision.bytes())?)
+            Store::Frozen(self.alloc(len as u64 * self.precision.bytes())?)
         };
         let param = Param { seed, len, rule: spec.rule, tensor, store };
         match param.store {
@@ -325,9 +324,9 @@ impl State for Gpu {
                 }
             }
             Store::Exact { theta, form, teacher, .. } => {
-                self.driver.upload(theta, bytemuck::cast_slice(&initial))?;
+                self.upload(theta, bytemuck::cast_slice(&initial))?;
                 if form == TeacherForm::Full {
-                    self.driver.copy(theta, teacher, 4 * len as u64)?;
+                    self.copy(theta, teacher, 4 * len as u64)?;
                 }
             }
             Store::Split { hi, lo, .. } => self.split(&param, (hi, lo), &initial)?,
@@ -344,12 +343,12 @@ impl State for Gpu {
                     let pairs = drift[..n].iter_mut().zip(&values[start..start + n]);
                     pairs.for_each(|(t, v)| *t -= v);
                     let bytes = bytemuck::cast_slice(&drift[..n]);
-                    self.keep(self.driver.upload(at(teacher, start, 4), bytes));
+                    self.keep(self.upload(at(teacher, start, 4), bytes));
                 }
             }
             Store::Exact { form: TeacherForm::Full, teacher, .. } if param.len > 0 => {
                 let bytes = bytemuck::cast_slice(&values[..param.len]);
-                self.keep(self.driver.upload(teacher, bytes));
+                self.keep(self.upload(teacher, bytes));
             }
             Store::Split { drift, .. } if drift != 0 => self.set_drift(param, drift, values),
             _ => {}
@@ -359,8 +358,8 @@ impl State for Gpu {
     fn grad(&self, spec: &ParamSpec) -> Result<Grad> {
         let len = if spec.trainable { spec.len } else { 0 };
         let wide = spec.mode == StateMode::Exact;
-        let at = self.arena.alloc(len as u64 * if wide { 4 } else { 2 })?;
-        let scans = self.arena.alloc(scan_bytes(len))?;
+        let at = self.alloc(len as u64 * if wide { 4 } else { 2 })?;
+        let scans = self.alloc(scan_bytes(len))?;
         Ok(Grad { at, len, wide, scans, marks: Default::default() })
     }
 

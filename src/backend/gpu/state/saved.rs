@@ -61,7 +61,7 @@ impl Gpu {
         }
         for Buffer { name, at, size, len } in param.buffers() {
             let mut bytes = vec![0u8; len * size];
-            self.driver.download(at, &mut bytes)?;
+            self.download(at, &mut bytes)?;
             write(name, &bytes)?;
         }
         let tensor = self.read_tensor(param);
@@ -83,7 +83,7 @@ impl Gpu {
         for Buffer { name, at, size, len } in param.buffers() {
             let mut bytes = vec![0u8; len * size];
             read(name, &mut bytes)?;
-            self.driver.upload(at, &bytes)?;
+            self.upload(at, &bytes)?;
         }
         let mut words = [[0u8; 8]; 5];
         read("scalars", words.as_flattened_mut())?;
@@ -101,7 +101,7 @@ impl Gpu {
             tensor.max_moment = f64::from_bits(max_moment);
             tensor.max_theta = f64::from_bits(max_theta);
         }
-        self.driver.upload(param.tensor, bytemuck::bytes_of(&tensor))
+        self.upload(param.tensor, bytemuck::bytes_of(&tensor))
     }
 
     /// Copies a moment to the host in fp32; false where it does not exist.
@@ -117,7 +117,7 @@ impl Gpu {
             }
             Some(Buffer { at, len, .. }) => {
                 let mut bytes = vec![0i8; *len];
-                self.keep(self.driver.download(*at, bytemuck::cast_slice_mut(&mut bytes)));
+                self.keep(self.download(*at, bytemuck::cast_slice_mut(&mut bytes)));
                 let mut scales = vec![0f32; len.div_ceil(MOMENT_BLOCK)];
                 if let Some(buffer) = find(MOMENT_SCALES) {
                     self.read_f32(buffer.at, 0, &mut scales);

@@ -10,9 +10,11 @@ use crate::backend::gpu::arena::Arena;
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Gpu, Grad, blocks};
 use crate::error::{Error, Result};
-use crate::ops::rule::other_rule;
-use crate::ops::state::{AdamNumbers, GradScan, StepOutcome, StepSettings, moments_bound};
-use crate::ops::{TeacherForm, UpdateRule, UpdateScalars};
+use crate::ops::state::{GradScan, moments_bound};
+use crate::ops::{TeacherForm, WorkKey};
+use crate::optim::custom::other_rule;
+use crate::optim::{AdamNumbers, StepOutcome, StepSettings};
+use crate::optim::{UpdateRule, UpdateScalars};
 
 /// Numbers a block of the scan takes: kChunk of kernels/norm.cu.
 const CHUNK: usize = 16384;
@@ -189,11 +191,11 @@ impl Gpu {
         let entries = self.scratch(ENTRY + SCAN);
         self.launch_scan(grad);
         let scans = entries + ENTRY;
-        self.keep(self.driver.upload(entries, bytemuck::bytes_of(&entry)));
+        self.keep(self.upload(entries, bytemuck::bytes_of(&entry)));
         let args = Args::new().ptr(entries).ptr(scans);
         self.launch("norm_tensor", [1, 1, 1], 256, 0, args);
         let mut scan = Scan::zeroed();
-        self.keep(self.driver.download(scans, bytemuck::bytes_of_mut(&mut scan)));
+        self.keep(self.download(scans, bytemuck::bytes_of_mut(&mut scan)));
         GradScan {
             sum_sq: scan.sum_sq,
             max_abs: f64::from(f32::from_bits(scan.max_bits)),
@@ -261,9 +263,9 @@ impl Gpu {
         let scan = Scan { sum_sq: scan.sum_sq, nonfinite: 0, max_bits, reserved: 0 };
         let entries = self.scratch(ENTRY + SCAN);
         let scans = entries + ENTRY;
-        self.keep(self.driver.upload(self.step.at, bytemuck::bytes_of(&step)));
-        self.keep(self.driver.upload(entries, bytemuck::bytes_of(&entry)));
-        self.keep(self.driver.upload(scans, bytemuck::bytes_of(&scan)));
+        self.keep(self.upload(self.step.at, bytemuck::bytes_of(&step)));
+        self.keep(self.upload(entries, bytemuck::bytes_of(&entry)));
+        self.keep(self.upload(scans, bytemuck::bytes_of(&scan)));
         self.launch_plan(entries, scans, 1);
         self.launch_update(param, grad, damping == 0.0 && teacher_rate == 0.0);
         self.launch_finish(entries, 1);
@@ -281,20 +283,25 @@ impl Gpu {
         if trained.iter().any(|(_, param, _)| param.rule != rule) {
             return Err(Error::config("the parameters of one step follow different rules"));
         }
-        if matches!(rule, UpdateRule::Custom { .. }) {
-            return Err(other_rule());
-        }
+        let mut key = WorkKey::new("update");
+        match rule {
+            UpdateRule::Sgd { momentum } => key.name("sgd").numbers(&[momentum]),
+            UpdateRule::AdamW { betas: (b1, b2), eps, weight_decay } => {
+                key.name("adamw").numbers(&[b1, b2, eps, weight_decay])
+            }
+            UpdateRule::Custom { .. } => return Err(other_rule()),
+        };
         let entries = entries(&trained);
         let step = Step::new(&rule, settings);
-        self.driver.upload(self.step.at, bytemuck::bytes_of(&step))?;
+        self.upload(self.step.at, bytemuck::bytes_of(&step))?;
         let (at, scans) = self.roster(&entries)?;
         let idle = settings.damping == 0.0 && settings.teacher_rate == 0.0;
         // The scalars are read from device memory; all else follows from the entries and from where they lie.
         let places: Vec<u64> = trained.iter().map(|(_, _, grad)| grad.at).collect();
         let [rows, places] = [bytemuck::cast_slice(&entries), bytemuck::cast_slice(&places)]
             .map(|bytes: &[u8]| xxh3_64(bytes));
-        let key = format!("update {at:#x} {idle} {rule:?} {rows:#x} {places:#x}");
-        self.replay_as(&key, &mut || self.launch_all(&trained, (at, scans), idle));
+        key.word(at).word(u64::from(idle)).word(rows).word(places);
+        self.replay_as(key, &mut || self.launch_all(&trained, (at, scans), idle));
         Ok(())
     }
 
@@ -328,7 +335,7 @@ impl Gpu {
     ) -> Result<(StepOutcome, u64)> {
         let entries = entries(trained);
         let step = Step::new(rule, settings);
-        self.driver.upload(self.step.at, bytemuck::bytes_of(&step))?;
+        self.upload(self.step.at, bytemuck::bytes_of(&step))?;
         let (at, scans) = self.roster(&entries)?;
         self.launch_norm(trained, (at, scans));
         Ok((self.read_outcome()?, at))
@@ -342,12 +349,12 @@ impl Gpu {
             *roster = Roster {
                 entries: Vec::new(),
                 room: entries.len(),
-                at: self.arena.alloc(count * ENTRY)?,
-                scans: self.arena.alloc(count * SCAN)?,
+                at: self.alloc(count * ENTRY)?,
+                scans: self.alloc(count * SCAN)?,
             };
         }
         if roster.entries != entries {
-            self.driver.upload(roster.at, bytemuck::cast_slice(entries))?;
+            self.upload(roster.at, bytemuck::cast_slice(entries))?;
             roster.entries = entries.to_vec();
         }
         Ok((roster.at, roster.scans))
@@ -356,7 +363,7 @@ impl Gpu {
     /// Waits for the step and reads what became of it.
     pub(super) fn read_outcome(&self) -> Result<StepOutcome> {
         let mut step = Step::zeroed();
-        self.driver.download(self.step.at, bytemuck::bytes_of_mut(&mut step))?;
+        self.download(self.step.at, bytemuck::bytes_of_mut(&mut step))?;
         self.take_failure()?;
         let bad = (step.first_bad != u32::MAX).then_some((step.first_bad as usize, step.nonfinite));
         Ok(StepOutcome { norm: step.norm, clip: step.clip, skipped: step.apply == 0, bad })
