@@ -16,9 +16,9 @@ pub(super) fn json_list(input: &mut impl BufRead, records: &mut Records<'_>) -> 
     let line = Cell::new(1);
     let left = Cell::new(LONGEST_RECORD);
     let mut input = Lines { inner: input, line: &line, left: &left };
-    match first_byte(&mut input)
-        .map_err(|e| records.place(Error::data(format!("cannot read: {e}")), line.get()))?
-    {
+    match first_byte(&mut input).map_err(|e| {
+        records.place(Error::data(format!("cannot read: {e}")).with_source(e), line.get())
+    })? {
         None => return Ok(()),
         Some(b'{') => return objects(input, records),
         Some(_) => {}

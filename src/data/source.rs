@@ -77,7 +77,7 @@ pub fn open(path: &Path) -> Result<(Format, File)> {
     let metadata = std::fs::metadata(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => Error::data(format!("{name}: no such file"))
             .hint("paths in a recipe are relative to the working directory"),
-        _ => Error::data(format!("{name}: cannot read: {e}")),
+        _ => Error::data(format!("{name}: cannot read: {e}")).with_source(e),
     })?;
     if metadata.is_dir() {
         return Err(Error::data(format!(
@@ -88,7 +88,8 @@ pub fn open(path: &Path) -> Result<(Format, File)> {
         ));
     }
     let format = Format::of(path)?;
-    let file = File::open(path).map_err(|e| Error::data(format!("{name}: cannot read: {e}")))?;
+    let file = File::open(path)
+        .map_err(|e| Error::data(format!("{name}: cannot read: {e}")).with_source(e))?;
     Ok((format, file))
 }
 
@@ -108,7 +109,7 @@ pub fn read(
     let hashing = Hashing { inner: reader, tally: Rc::clone(&tally) };
     let mut input = BufReader::with_capacity(1 << 18, hashing);
     let mut records = Records::new(name, vocab_size, sink);
-    let failed = |e| Error::data(format!("{name}: cannot read: {e}"));
+    let failed = |e| Error::data(format!("{name}: cannot read: {e}")).with_source(e);
     if skip_byte_order_mark(&mut input).map_err(failed)? {
         records.report.byte_order_marks = 1;
     }
@@ -174,10 +175,10 @@ fn json_lines(input: &mut impl BufRead, records: &mut Records<'_>) -> Result<()>
     let mut line = Vec::new();
     for number in 1u64.. {
         line.clear();
-        let read = (&mut *input)
-            .take(LONGEST_RECORD as u64 + 1)
-            .read_until(b'\n', &mut line)
-            .map_err(|e| records.place(Error::data(format!("cannot read: {e}")), number))?;
+        let read =
+            (&mut *input).take(LONGEST_RECORD as u64 + 1).read_until(b'\n', &mut line).map_err(
+                |e| records.place(Error::data(format!("cannot read: {e}")).with_source(e), number),
+            )?;
         if read == 0 {
             break;
         }
@@ -215,7 +216,7 @@ fn plain_text(input: &mut impl BufRead, records: &mut Records<'_>) -> Result<()>
     (&mut *input)
         .take(LONGEST_TEXT as u64 + 1)
         .read_to_end(&mut bytes)
-        .map_err(|e| Error::data(format!("{}: cannot read: {e}", records.name)))?;
+        .map_err(|e| Error::data(format!("{}: cannot read: {e}", records.name)).with_source(e))?;
     if bytes.len() > LONGEST_TEXT {
         return Err(Error::data(format!(
             "{}: longer than {} MiB, but a .txt file is one document",

@@ -128,8 +128,10 @@ impl Memory {
             Error::data(format!("{}: {what}", path.display()))
                 .hint("wanted a .json list of objects with \"prompt\" and \"gt\"")
         };
-        let text = std::fs::read_to_string(path).map_err(|e| wrong(format!("cannot read: {e}")))?;
-        let items: Vec<Item> = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| wrong(format!("cannot read: {e}")).with_source(e))?;
+        let items: Vec<Item> =
+            serde_json::from_str(&text).map_err(|e| wrong(e.to_string()).with_source(e))?;
         if items.is_empty() {
             return Err(wrong("holds no prompts".into()));
         }

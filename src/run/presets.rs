@@ -172,7 +172,7 @@ pub fn find(name: &str) -> Result<Table> {
         }
         return Err(Error::config(format!("--preset {name}: unknown")).hint(hint));
     };
-    text.parse().map_err(|e| Error::config(format!("preset {name}: {e}")))
+    text.parse().map_err(|e| Error::config(format!("preset {name}: {e}")).with_source(e))
 }
 
 #[cfg(test)]

@@ -313,9 +313,10 @@ impl Recipe {
         }
         if let Some(path) = file {
             let text =
-                std::fs::read_to_string(path).map_err(|e| Error::io("read recipe", path, &e))?;
+                std::fs::read_to_string(path).map_err(|e| Error::io("read recipe", path, e))?;
             let read = text.parse::<Table>().map_err(|e| {
                 Error::config(format!("{}: {}", path.display(), one_line(&e.to_string())))
+                    .with_source(e)
             })?;
             check_keys(&read).map_err(|e| e.at(path.display()))?;
             merge(&mut table, read);
@@ -324,7 +325,7 @@ impl Recipe {
             merge(&mut table, parse_set(set)?);
         }
         let recipe: Self = table.try_into().map_err(|e: toml::de::Error| {
-            Error::config(format!("recipe: {}", one_line(&e.to_string())))
+            Error::config(format!("recipe: {}", one_line(&e.to_string()))).with_source(e)
         })?;
         recipe.check()?;
         Ok(recipe)
@@ -332,13 +333,15 @@ impl Recipe {
 
     /// Reads back what [`Recipe::to_toml`] wrote.
     pub fn from_toml(text: &str) -> Result<Self> {
-        toml::from_str(text)
-            .map_err(|e| Error::config(format!("recipe: {}", one_line(&e.to_string()))))
+        toml::from_str(text).map_err(|e| {
+            Error::config(format!("recipe: {}", one_line(&e.to_string()))).with_source(e)
+        })
     }
 
     /// Writes the recipe out in full.
     pub fn to_toml(&self) -> Result<String> {
-        toml::to_string_pretty(self).map_err(|e| Error::config(format!("recipe: {e}")))
+        toml::to_string_pretty(self)
+            .map_err(|e| Error::config(format!("recipe: {e}")).with_source(e))
     }
 
     /// Returns how state is kept for a model with `trainable` trained parameters.

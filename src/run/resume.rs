@@ -23,8 +23,8 @@ pub(super) fn identity(
     retain: Option<&Corpus>,
     alternate: Option<&Corpus>,
 ) -> Result<Value> {
-    let mut recipe =
-        serde_json::to_value(recipe).map_err(|e| Error::config(format!("recipe: {e}")))?;
+    let mut recipe = serde_json::to_value(recipe)
+        .map_err(|e| Error::config(format!("recipe: {e}")).with_source(e))?;
     if let Some(sections) = recipe.as_object_mut() {
         sections.remove("eval");
         sections.remove("report");
@@ -103,13 +103,14 @@ pub(super) fn restore<O: Ops>(
     // Checkpoints from before there were dual variables have a weight that never moves.
     let weight = checkpoint.meta()["retain_weight"].as_f64();
     state.retain_weight = weight.unwrap_or(state.settings.retain_weight);
-    serde_json::from_value(checkpoint.meta()["evaluations"].clone())
-        .map_err(|e| Error::model(format!("{}: evaluations: {e}", checkpoint.dir().display())))
+    serde_json::from_value(checkpoint.meta()["evaluations"].clone()).map_err(|e| {
+        Error::model(format!("{}: evaluations: {e}", checkpoint.dir().display())).with_source(e)
+    })
 }
 
 /// Reads the lines of a log that hold JSON.
 pub(super) fn read_log(path: &Path) -> Result<Vec<Value>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, &e))?;
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
     Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
 }
 
@@ -123,7 +124,7 @@ pub(super) struct Log {
 impl Log {
     /// Opens the log and cuts off the lines from `step` on, which a resumed run writes again.
     pub(super) fn open(path: &Path, step: u64) -> Result<Self> {
-        let io = |e: std::io::Error| Error::io("open log", path, &e);
+        let io = |e: std::io::Error| Error::io("open log", path, e);
         let mut kept = 0;
         if step > 0 && path.is_file() {
             let mut reader = BufReader::new(File::open(path).map_err(io)?);
@@ -148,11 +149,11 @@ impl Log {
         let mut value = json!(report);
         value["tokens_per_s"] = json!(report.tokens as f64 / seconds);
         let line = format!("{value}\n");
-        self.file.write_all(line.as_bytes()).map_err(|e| Error::io("write", &self.path, &e))
+        self.file.write_all(line.as_bytes()).map_err(|e| Error::io("write", &self.path, e))
     }
 
     /// Puts all lines on the disk.
     pub(super) fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(|e| Error::io("flush", &self.path, &e))
+        self.file.sync_data().map_err(|e| Error::io("flush", &self.path, e))
     }
 }

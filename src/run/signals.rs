@@ -19,7 +19,10 @@ impl StopFlag {
     pub fn listen() -> Result<Self> {
         let stop = Self::default();
         for &signal in TERM_SIGNALS {
-            let failed = |e| Error::new(Kind::Io, format!("cannot listen to signal {signal}: {e}"));
+            let failed = |e| {
+                Error::new(Kind::Io, format!("cannot listen to signal {signal}: {e}"))
+                    .with_source(e)
+            };
             // In this order: the handler that ends the process acts only once the flag is already up.
             let code = Kind::Interrupted.exit_code();
             flag::register_conditional_shutdown(signal, code, stop.asked.clone())

@@ -175,7 +175,7 @@ impl<'a, O: Ops> Run<'a, O> {
         let longest = longest.chain([suite.longest()]).max().unwrap_or(0);
         let tokens = recipe.run.pack_tokens.max(longest);
         let mut state = load(ops, recipe, &mut folder, &keep, tokens, saving, retain.as_ref())?;
-        std::fs::create_dir_all(out).map_err(|e| Error::io("make folder", out, &e))?;
+        std::fs::create_dir_all(out).map_err(|e| Error::io("make folder", out, e))?;
         recover_all(out)?;
         let retained = retain.as_ref().map(|stream| &stream.corpus);
         let alternate = forget.alternate.as_ref();
