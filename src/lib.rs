@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod backend;
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod data;
 pub mod error;

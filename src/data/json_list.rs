@@ -36,7 +36,7 @@ pub(super) fn json_list(input: &mut impl BufRead, records: &mut Records<'_>) -> 
             let e = Error::data("the file is not a list, wanted a list of strings or objects");
             Err(records.place(e, line.get()))
         }
-        (None, Err(e)) => Err(records.place(not_json(&e), line.get())),
+        (None, Err(e)) => Err(records.place(not_json(&e).with_source(e), line.get())),
     }
 }
 
@@ -60,7 +60,7 @@ fn objects<R: BufRead>(mut input: Lines<'_, R>, records: &mut Records<'_>) -> Re
             Some(Err(e)) if e.is_io() && left.get() == 0 => {
                 return Err(too_long(records, line.get()));
             }
-            Some(Err(e)) => return Err(records.place(not_json(&e), line.get())),
+            Some(Err(e)) => return Err(records.place(not_json(&e).with_source(e), line.get())),
         }
     }
 }

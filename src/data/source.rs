@@ -33,6 +33,7 @@ pub const LONGEST_TEXT: usize = 256 << 20;
 
 /// The format of a source file, known by its extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Format {
     /// One JSON object per line.
     JsonLines,
@@ -196,10 +197,10 @@ fn json_lines(input: &mut impl BufRead, records: &mut Records<'_>) -> Result<()>
         }
         // Without its end, a string that was never closed is reported where it stops.
         let text = std::str::from_utf8(line.trim_ascii_end())
-            .map_err(|e| records.place(not_utf8(e.valid_up_to() + 1), number))?;
+            .map_err(|e| records.place(not_utf8(e.valid_up_to() + 1).with_source(e), number))?;
         let value: Value = serde_json::from_str(text).map_err(|e| {
             let hint = "every line of a .jsonl file is one whole JSON object";
-            records.place(not_json(&e).hint(hint), number)
+            records.place(not_json(&e).hint(hint).with_source(e), number)
         })?;
         if !value.is_object() {
             let e = Error::data(format!("the line is {}, wanted an object", kind(&value)))
@@ -232,7 +233,7 @@ fn plain_text(input: &mut impl BufRead, records: &mut Records<'_>) -> Result<()>
         let good = &e.as_bytes()[..e.utf8_error().valid_up_to()];
         let line = good.iter().filter(|&&b| b == b'\n').count() as u64 + 1;
         let start = good.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
-        records.place(not_utf8(good.len() - start + 1), line)
+        records.place(not_utf8(good.len() - start + 1).with_source(e.utf8_error()), line)
     })?;
     records.report.carriage_returns = text.matches("\r\n").count() as u64;
     records.add(Document::Text(text))

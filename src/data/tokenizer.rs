@@ -246,7 +246,9 @@ fn read_object(path: &Path) -> Result<serde_json::Map<String, Value>> {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Default::default()),
         Err(e) => {
-            return Err(Error::model(format!("{}: cannot read: {e}", path.display())).with_source(e));
+            return Err(
+                Error::model(format!("{}: cannot read: {e}", path.display())).with_source(e)
+            );
         }
     };
     match serde_json::from_slice(&bytes) {

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 
 /// Number formats of tensors that are read or written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Dtype {
     /// IEEE single.
     F32,

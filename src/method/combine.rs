@@ -5,6 +5,7 @@ use crate::error::Result;
 
 /// How the gradients of loss, f, and penalties, r and s, become the direction that is descended; all carry their weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Combination {
     /// f + r + s, in one buffer.
     Sum,

@@ -41,6 +41,7 @@ pub use qkl::Qkl;
 
 /// The family of loss rows that an objective belongs to.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub enum Rows {
     /// Each token weighs by a formula of its own probability.
     Token(TokenFormula),
@@ -93,6 +94,7 @@ impl Rows {
 
 /// What a row is divided by, per micro-batch of B documents padded to T, document i having n_i tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Normaliser {
     /// The number of real target tokens.
     Targets,
@@ -123,6 +125,7 @@ impl Normaliser {
 
 /// What the log-ratio of a document, a sum over its targets, is divided by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Span {
     /// T - 1.
     Padded,

@@ -85,6 +85,7 @@ pub struct ModelConfig {
 
 /// What rows are normed by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Norm {
     /// Root mean square, and a gain.
     Rms,
@@ -106,6 +107,7 @@ impl Norm {
 
 /// What the MLP of a layer reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Residual {
     /// The residual stream behind attention.
     Sequential,
@@ -144,6 +146,7 @@ pub struct RopeConfig {
 
 /// Changes of rotary frequencies.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum RopeScaling {
     /// None.
     Default,

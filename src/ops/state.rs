@@ -90,6 +90,7 @@ pub enum Role {
 
 /// The optimizer's rule; the numbers are constant over a run.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub enum UpdateRule {
     /// `u = m u + g` (`u = g` at the first step), `theta -= lr u`.
     Sgd {

@@ -8,6 +8,7 @@ use crate::ops::UpdateRule;
 /// Which optimizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Optimizer {
     /// SGD with momentum; torch's, without dampening or Nesterov.
     Sgd,

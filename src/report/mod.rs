@@ -2,6 +2,8 @@
 
 pub mod bars;
 pub mod direction;
+#[cfg(not(feature = "cli"))]
+mod hidden_bar;
 pub mod html;
 pub mod progress;
 pub mod svg;

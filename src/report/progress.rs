@@ -2,7 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "cli")]
 use indicatif::{ProgressBar, ProgressStyle};
+
+#[cfg(not(feature = "cli"))]
+use super::hidden_bar::ProgressBar;
 
 /// The numbers of one step that the bar shows; a number that is not finite is shown as a dash.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -35,11 +39,17 @@ impl Progress {
     }
 
     fn with_bar(bar: ProgressBar) -> Self {
+        #[cfg(feature = "cli")]
+        Self::style(&bar);
+        Self { bar, last: Instant::now(), tokens_per_second: None }
+    }
+
+    #[cfg(feature = "cli")]
+    fn style(bar: &ProgressBar) {
         let template = "step {pos}/{len} {bar:24} {msg}  {eta} left";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("━╸─"));
         }
-        Self { bar, last: Instant::now(), tokens_per_second: None }
     }
 
     /// Starts counting at `step`, for a run that goes on.
@@ -67,11 +77,11 @@ impl Progress {
 
     /// Prints a line above the bar, or plainly to stderr where the bar is hidden.
     pub fn println(&self, line: &str) {
-        if self.bar.is_hidden() {
-            eprintln!("{line}");
-        } else {
-            self.bar.println(line);
+        #[cfg(feature = "cli")]
+        if !self.bar.is_hidden() {
+            return self.bar.println(line);
         }
+        eprintln!("{line}");
     }
 
     /// Ends the bar and leaves its last state on the screen.

@@ -128,7 +128,8 @@ impl Folder {
         let mut weights = Weights::open(dir).map_err(|e| match e.kind() {
             // A file that the folder should have is the folder's fault, not the file system's.
             Kind::Io => Error::model(e.message())
-                .hint("the folder is incomplete; copy or download the missing file"),
+                .hint("the folder is incomplete; copy or download the missing file")
+                .with_source(e),
             _ => e,
         })?;
         let (mut notices, mut edits) = (Vec::new(), Vec::new());

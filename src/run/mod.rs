@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod compare;
 pub mod conformance;
+#[cfg(feature = "cli")]
 pub mod demo;
 pub mod evaluate;
 pub mod export;

@@ -49,12 +49,13 @@ impl Recorded {
     /// where a file of the folder does not parse.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("config.resolved.toml");
-        let text = std::fs::read_to_string(&path).map_err(|_| {
+        let text = std::fs::read_to_string(&path).map_err(|e| {
             Error::config(format!(
                 "{}: no run folder: config.resolved.toml is missing",
                 dir.display()
             ))
             .hint("name folders that --out of unlearn, finetune or demo named")
+            .with_source(e)
         })?;
         let table: Table = text.parse().map_err(|e: toml::de::Error| {
             Error::data(format!("{}: {e}", path.display())).with_source(e)

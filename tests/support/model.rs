@@ -8,9 +8,10 @@ use nepenthe::model::{ModelConfig, Train};
 
 use super::Random;
 
-/// Random weights in a file of their own: gains and biases of unit size, matrices that keep the size of rows.
-pub fn weights(config: &ModelConfig, name: &str, folder: &std::path::Path) -> Weights {
-    let mut random = Random::new(name);
+/// Writes random weights to `path` and opens them: norm weights and biases of unit size, matrices that keep the size of
+/// hidden states.
+pub fn weights(config: &ModelConfig, seed: u64, path: &std::path::Path) -> Weights {
+    let mut random = Random::new(seed);
     let mut tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
     for block in Layout::new(config, Train::All).blocks {
         for part in block.parts {
@@ -21,17 +22,16 @@ pub fn weights(config: &ModelConfig, name: &str, folder: &std::path::Path) -> We
             tensors.insert(part.name, (part.shape, bytes));
         }
     }
-    let path = folder.join(name);
     let entry = |(name, (shape, _)): (&String, &(Vec<usize>, Vec<u8>))| Entry {
         name: name.clone(),
         dtype: Stored::F32,
         shape: shape.clone(),
     };
     let entries: Vec<Entry> = tensors.iter().map(entry).collect();
-    write_file(&path, &entries, &BTreeMap::new(), &mut |entry, out| {
+    write_file(path, &entries, &BTreeMap::new(), &mut |entry, out| {
         out.write_all(&tensors[&entry.name].1).unwrap();
         Ok(())
     })
     .unwrap();
-    Weights::open_file(&path).unwrap()
+    Weights::open_file(path).unwrap()
 }

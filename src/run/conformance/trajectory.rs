@@ -3,6 +3,8 @@
 //! A record holds the batches of forty steps, what each step logged in f64, and the state at the end. [`run`] repeats
 //! it through the public interface of a training run; [`judge`] holds what a device makes of it to tolerances.
 
+// Megabytes that only `doctor` and tests read.
+#[cfg(any(feature = "cli", test))]
 mod cases;
 pub mod judge;
 

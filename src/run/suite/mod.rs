@@ -102,6 +102,7 @@ pub fn good(figure: &str) -> &'static str {
 }
 
 /// A benchmark, read.
+#[non_exhaustive]
 pub enum Suite {
     /// MUSE.
     Muse(Box<muse::Muse>),
@@ -144,6 +145,7 @@ impl Suite {
 }
 
 /// A benchmark, tokenised for one model.
+#[non_exhaustive]
 pub enum Prepared {
     /// MUSE.
     Muse(muse::Prepared),
