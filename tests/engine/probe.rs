@@ -1,8 +1,8 @@
 //! The Fisher operator against the Fisher matrix of a model small enough to form it, damped natural-gradient steps by
 //! conjugate gradients against the exact ones, the mean teacher's drift against both; probes leave a run as it is.
 
-use crate::support::Random;
-use crate::support::model::weights;
+use crate::support::model::weights_from;
+use crate::support::{Random, away_from_0};
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::data::MicroBatch;
 use nepenthe::method::passes::Passes;
@@ -14,6 +14,7 @@ use nepenthe::model::{Model, ModelConfig, Train};
 use nepenthe::ops::{StateMode, TeacherForm, UpdateRule};
 use nepenthe::optim::Schedule;
 use nepenthe::report::svg::Chart;
+use nepenthe::rng::Stream;
 use nepenthe::run::probe::fisher::{Fisher, Point, cosine, distance, dot, norm};
 use nepenthe::run::probe::solve::{Limits, conjugate_gradients, diagonal};
 
@@ -33,13 +34,25 @@ fn model(ops: &Ops, momentum: f64) -> Model<Ops> {
         rule: UpdateRule::Sgd { momentum },
         seed: 1,
     };
-    let weights = weights(&config, 1, &folder.path().join("student"));
+    let mut unit = toy("student");
+    let mut draw = |len: usize| (0..len).map(|_| away_from_0(unit())).collect();
+    let weights = weights_from(&config, &mut draw, &folder.path().join("student"));
     Model::load(ops, config, &weights, &keep).unwrap()
 }
 
-fn texts(seed: u64, lengths: &[usize]) -> Vec<MicroBatch> {
-    let mut random = Random::new(seed);
-    let mut row = |len: &usize| (0..*len).map(|_| random.below(V) as u32).collect::<Vec<_>>();
+/// The numbers of a part of the toy whose measurements docs/ngd.md shows.
+fn toy(part: &str) -> impl FnMut() -> f64 {
+    let stream = Stream::new(41, part);
+    let mut drawn = 0;
+    move || {
+        drawn += 1;
+        stream.uniform(0, drawn)
+    }
+}
+
+fn texts(part: &str, lengths: &[usize]) -> Vec<MicroBatch> {
+    let mut unit = toy(part);
+    let mut row = |len: &usize| (0..*len).map(|_| (unit() * V as f64) as u32).collect::<Vec<_>>();
     vec![MicroBatch::new(lengths.iter().map(&mut row).collect::<Vec<_>>())]
 }
 
@@ -127,7 +140,7 @@ fn products_and_damped_steps_are_those_of_the_exact_fisher_matrix() {
     let ops = Ops::new();
     let mut model = model(&ops, 0.0);
     let mut passes = Passes::new(&ops, &model, 64, true).unwrap();
-    let (retain, forget) = (texts(2, &[5, 3]), texts(3, &[6]));
+    let (retain, forget) = (texts("retain", &[5, 3]), texts("forget", &[6]));
     let matrix = exact(&ops, &mut model, &mut passes, &retain);
     let point = Point::take(&ops, &model).unwrap();
     let n = point.len();
@@ -180,8 +193,7 @@ fn products_and_damped_steps_are_those_of_the_exact_fisher_matrix() {
     let g = fisher.gradient(nlul, &Knobs::default(), &zeros, Some(&forget)).unwrap();
     let b: Vec<f64> = g.iter().map(|g| -ALPHA * g).collect();
     let want = solve(&matrix, BETA, DAMPING, &b);
-    let shares =
-        diagonal(&mut |v| fisher.product(v), n, nepenthe::rng::Stream::new(1, "s"), 8).unwrap();
+    let shares = diagonal(&mut |v| fisher.product(v), n, Stream::new(1, "s"), 8).unwrap();
     let shares: Vec<f64> = shares.iter().map(|f| BETA * f + DAMPING).collect();
     for scale in [None, Some(&shares[..])] {
         let mut product = |v: &[f64]| {
@@ -231,7 +243,7 @@ fn settle(rate: f64, lr: f64, momentum: f64, steps: u64) -> (f64, f64) {
         schedule: Schedule { lr, warmup: None },
     };
     let mut run = MeanTeacher::new(start, None, passes, method, settings);
-    let (retain, forget) = (texts(2, &[5, 3]), texts(3, &[6]));
+    let (retain, forget) = (texts("retain", &[5, 3]), texts("forget", &[6]));
     for _ in 0..steps {
         let StepReport { skipped, .. } = run.step(&ops, &forget, &retain).unwrap();
         assert!(!skipped);

@@ -4,6 +4,8 @@
 use crate::configs::{GEMMA2, GEMMA3, GPT2, LLAMA, NEOX, OPT, PHI, QWEN3, WIDE};
 use crate::support::model::weights;
 use crate::support::{Random, simulated, simulated_as};
+use std::f64::consts::PI;
+
 use approx::{assert_abs_diff_eq, assert_relative_eq, relative_eq};
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::backend::gpu::driver::sim::{Simulator, Timing};
@@ -122,9 +124,6 @@ fn step<O: Ops>(ops: &O, job: Job) -> Outcome {
 /// Returns the gradients after some steps, and what the steps added to student and teacher: the weights themselves agree
 /// to many digits whatever a step does to them.
 fn changes(before: &Tensors, after: &Tensors) -> Tensors {
-    let change = |before: &[f32], after: &[f32]| -> Vec<f32> {
-        before.iter().zip(after).map(|(before, after)| after - before).collect()
-    };
     let tensor =
         |((name, before), (_, after)): (&(String, [Vec<f32>; 3]), &(String, [Vec<f32>; 3]))| {
             let [_, student, teacher] = [0, 1, 2].map(|k| change(&before[k], &after[k]));
@@ -152,6 +151,15 @@ fn tensors<O: Ops>(ops: &O, run: &MeanTeacher<O>) -> Tensors {
     }
     ops.sync().unwrap();
     tensors
+}
+
+fn change(before: &[f32], after: &[f32]) -> Vec<f32> {
+    before.iter().zip(after).map(|(before, after)| after - before).collect()
+}
+
+/// Returns |a|.
+fn length(a: &[f32]) -> f64 {
+    a.iter().map(|a| f64::from(*a).powi(2)).sum::<f64>().sqrt()
 }
 
 /// Returns |a - b| / |b|.
@@ -187,13 +195,13 @@ fn compare(name: &str, job: Job, precision: Precision) {
     assert_eq!(got.report.skipped, want.report.skipped, "{name}");
     assert_eq!(got.tensors.len(), want.tensors.len(), "{name}");
     let mut worst = 0.0f64;
-    let mut worsts = [0.0f64; 3];
     let bits = |outcome: &Outcome| -> Vec<u32> {
         let all = outcome.tensors.iter().flat_map(|(_, all)| all.iter().flatten());
         all.map(|x| x.to_bits()).collect()
     };
     assert!(bits(&got) == bits(&again), "{name}: two runs differ");
-    for ((tensor, got), (other, want)) in got.changes.iter().zip(&want.changes) {
+    let pairs = got.changes.iter().zip(&want.changes).zip(&want.tensors);
+    for (((tensor, got), (other, want)), (_, [_, student, teacher])) in pairs {
         assert_eq!(tensor, other, "{name}");
         let whats = ["gradient", "change of the student", "change of the teacher"];
         for (k, what) in whats.iter().enumerate() {
@@ -202,25 +210,27 @@ fn compare(name: &str, job: Job, precision: Precision) {
             let unrotated = [OPT, PHI].contains(&job.config);
             let nothing = k == 0 && unrotated && tensor.ends_with("k_proj.bias");
             let off = if nothing { 0.0 } else { distance(&got[k], &want[k]) };
-            worst = worst.max(off / allowed);
-            if std::env::var_os("SHOW").is_some() {
-                worsts[k] = worsts[k].max(off);
-                if off > allowed {
-                    eprintln!(
-                        "OVER {name}: {tensor}: {what}: {off:.4} size {:e}",
-                        distance(&got[k], &vec![0.0; got[k].len()])
-                            .max(got[k].iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt())
-                    );
+            // The first step of AdamW is the sign of the gradient: noise of relative size r turns a share r / pi of signs,
+            // each of them by 2.
+            let signs = k == 1 && matches!(job.rule, UpdateRule::AdamW { .. });
+            // Compact state rounds the drift of the teacher to fp16 at random. A value that is off by p rounds to the other
+            // neighbour, a spacing s away, with probability p / s: the mean square of that is p s.
+            let rounded = k == 2 && job.mode != StateMode::Exact;
+            let allowed = match (signs, rounded) {
+                (true, _) => 2.0 * (allowed / PI).sqrt(),
+                (_, true) => {
+                    let spacing = f64::from(half::f16::EPSILON) * length(&change(teacher, student));
+                    allowed + (allowed * spacing / length(&want[k])).sqrt()
                 }
-                continue;
-            }
+                _ => allowed,
+            };
+            worst = worst.max(off / allowed);
             assert!(
                 off <= allowed,
                 "{name}: {tensor}: {what}: off by {off:.4}, allowed {allowed:.4}"
             );
         }
     }
-    eprintln!("{worsts:?}");
     eprintln!("{name}: {precision:?}: worst tensor at {worst:.3} of the tolerance {allowed:.4}");
 }
 

@@ -342,7 +342,8 @@ fn matched(
 #[test]
 fn matched_gradient_matches_differences() {
     let ops = Cpu::<f64>::new();
-    let mut random = Random::new(23);
+    // A seed with which no step of a difference makes two logits change places as the largest: `Spread` has a kink there.
+    let mut random = Random::new(123);
     for (shape, (masks, cap)) in kinds(1.3) {
         let (n, c, v) = shape;
         for (mask, own_head) in masks.iter().flat_map(|m| [(*m, false), (*m, true)]) {

@@ -95,13 +95,14 @@ impl Random {
 
     /// Draws numbers of magnitude 1/4 to 1, exact in f32: norms of few numbers stay smooth within a step.
     pub fn vec(&mut self, len: usize) -> Vec<f64> {
-        (0..len)
-            .map(|_| {
-                let x = 2.0 * self.unit() - 1.0;
-                f64::from((0.75 * x + x.signum() / 4.0) as f32)
-            })
-            .collect()
+        (0..len).map(|_| away_from_0(self.unit())).collect()
     }
+}
+
+/// Maps a number in [0, 1) to one of magnitude 1/4 to 1, exact in f32.
+pub fn away_from_0(unit: f64) -> f64 {
+    let x = 2.0 * unit - 1.0;
+    f64::from((0.75 * x + x.signum() / 4.0) as f32)
 }
 
 /// Fails unless `got` is within `allowed` of `want`, relative to the largest entry of `want`.
