@@ -5,6 +5,7 @@ Run with PyTorch and transformers (the committed files: torch 2.11, transformers
 transformers 5.24):
 
     python scripts/golden_architectures.py tests/golden/data [name ...]
+    python tests/golden/thin.py tests/golden/data
 
 Tiny models of random weights, written by `save_pretrained`, and what transformers makes of them in f64: logits without a
 mask, the NLL of the masked targets, and its gradient for every parameter. transformers forces f32 in norms, rotary tables

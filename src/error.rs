@@ -39,7 +39,11 @@ pub struct Error {
     kind: Kind,
     message: String,
     hint: Option<String>,
+    source: Option<Source>,
 }
+
+/// An error that another one was made from.
+type Source = Box<dyn std::error::Error + Send + Sync>;
 
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -47,7 +51,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// Makes an error of `kind` that says `message`.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: one_line(message.into()), hint: None }
+        Self { kind, message: one_line(message.into()), hint: None, source: None }
     }
 
     /// Makes a [`Kind::Config`] error.
@@ -66,8 +70,17 @@ impl Error {
     }
 
     /// Makes a [`Kind::Io`] error from a failed operation on `path`.
-    pub fn io(action: &str, path: &std::path::Path, cause: &std::io::Error) -> Self {
+    pub fn io(action: &str, path: &std::path::Path, cause: std::io::Error) -> Self {
         Self::new(Kind::Io, format!("{}: cannot {action}: {cause}", path.display()))
+            .with_source(cause)
+    }
+
+    /// Keeps the error that this one was made from, for [`std::error::Error::source`].
+    ///
+    /// The message already says what `source` says, so whoever prints the chain repeats it.
+    pub fn with_source(mut self, source: impl Into<Source>) -> Self {
+        self.source = Some(source.into());
+        self
     }
 
     /// Adds what the user can do about it.
@@ -153,6 +166,16 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_source_survives_place_and_hint() {
+        use std::error::Error as _;
+        let missing = std::fs::read("no/such/file").unwrap_err();
+        let e = Error::io("read", "no/such/file".as_ref(), missing).at("recipe").hint("look");
+        let source = e.source().and_then(|s| s.downcast_ref::<std::io::Error>());
+        assert_eq!(source.map(std::io::Error::kind), Some(std::io::ErrorKind::NotFound));
+        assert!(Error::data("x").source().is_none());
+    }
 
     #[test]
     fn message_when_it_quotes_a_file_stays_one_short_line() {

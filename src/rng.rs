@@ -19,6 +19,16 @@ pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
+/// Returns a hash of an index: output `index` of SplitMix64 from state 0 (Steele, Lea and Flood, OOPSLA 2014).
+///
+/// `tests/golden/thin.py` computes the same numbers.
+pub fn mix(index: u64) -> u64 {
+    let z = index.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
 /// A named stream of random numbers under one root seed; any draw can be had directly by its index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stream {
@@ -64,6 +74,12 @@ mod tests {
             philox([u32::MAX; 4], [u32::MAX; 2]),
             [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
         );
+    }
+
+    #[test]
+    fn mix_is_splitmix64_from_state_0() {
+        let known = [0xE220_A839_7B1D_CDAF, 0x6E78_9E6A_A1B9_65F4, 0x06C4_5D18_8009_454F];
+        assert_eq!([0, 1, 2].map(mix), known);
     }
 
     #[test]

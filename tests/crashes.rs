@@ -115,7 +115,7 @@ fn full_disk_keeps_the_last_good_state_and_cleans_up() {
             replace_dir(&dir.join("model"), |d| {
                 let one = std::slice::from_ref(&tensor);
                 write_file(&d.join("w"), one, &BTreeMap::new(), &mut |_, out| {
-                    out.write_all(&big).map_err(|e| nepenthe::Error::io("write", d, &e))
+                    out.write_all(&big).map_err(|e| nepenthe::Error::io("write", d, e))
                 })
             })
             .unwrap_err(),

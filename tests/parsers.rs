@@ -272,7 +272,7 @@ fn indices_of_shards_are_read_or_refused() {
     for (file, name) in [("m-1.safetensors", "a"), ("m-2.safetensors", "b")] {
         let entry = Entry { name: name.into(), dtype: Dtype::F32, shape: vec![2] };
         write_file(&dir.join(file), &[entry], &BTreeMap::new(), &mut |_, out| {
-            write_f32_as(Dtype::F32, &[1.0, 2.0], out).map_err(|e| Error::io("write", dir, &e))
+            write_f32_as(Dtype::F32, &[1.0, 2.0], out).map_err(|e| Error::io("write", dir, e))
         })
         .unwrap();
     }
@@ -348,7 +348,7 @@ fn write_file_when_names_or_sizes_are_wrong_is_an_error() {
     }
     for bytes in [7, 9] {
         let error = write_file(&path, std::slice::from_ref(&w), &BTreeMap::new(), &mut |_, out| {
-            out.write_all(&vec![0; bytes]).map_err(|e| Error::io("write", &path, &e))
+            out.write_all(&vec![0; bytes]).map_err(|e| Error::io("write", &path, e))
         });
         assert_eq!(
             error.unwrap_err().message(),

@@ -52,7 +52,7 @@ fn print(mut line: String) -> Result<()> {
     match stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush()) {
         // Whoever read this has seen enough.
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
-        Err(e) => Err(Error::io("write", Path::new("stdout"), &e)),
+        Err(e) => Err(Error::io("write", Path::new("stdout"), e)),
         Ok(()) => Ok(()),
     }
 }

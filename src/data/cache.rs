@@ -232,7 +232,7 @@ impl Writer {
         let name = name.to_string_lossy();
         let temporary = path.with_file_name(format!("{name}-{id}-{unique}-{started:x}.corpus.tmp"));
         let failed = |e| {
-            Error::io("write the corpus cache", &temporary, &e)
+            Error::io("write the corpus cache", &temporary, e)
                 .hint("choose another folder by data.cache_dir")
         };
         let folder = path.parent().unwrap_or(Path::new("."));
@@ -261,7 +261,7 @@ impl Writer {
         self.offsets.push(end);
         self.file
             .write_all(bytemuck::cast_slice(row))
-            .map_err(|e| Error::io("write the corpus cache", &self.temporary, &e))
+            .map_err(|e| Error::io("write the corpus cache", &self.temporary, e))
     }
 
     pub fn rows(&self) -> usize {
@@ -271,7 +271,7 @@ impl Writer {
     /// Completes the file with `header` (key and source set by the caller) and `report`, and gives it its name.
     pub fn finish(mut self, mut header: Header, report: &Report, path: &Path) -> Result<Stored> {
         let report = serde_json::to_vec(report)
-            .map_err(|e| Error::data(format!("the report of a corpus: {e}")))?;
+            .map_err(|e| Error::data(format!("the report of a corpus: {e}")).with_source(e))?;
         header.magic = MAGIC;
         header.version = VERSION;
         header.content_hash = halves(self.content.finish());
@@ -304,7 +304,7 @@ impl Writer {
                     path.display()
                 ),
             )),
-            Err(e) => Err(Error::io("write the corpus cache", path, &e)),
+            Err(e) => Err(Error::io("write the corpus cache", path, e)),
         }
     }
 }

@@ -230,7 +230,7 @@ struct Stamp {
 
 impl Stamp {
     fn of(path: &Path, file: &File) -> Result<Self> {
-        let metadata = file.metadata().map_err(|e| Error::io("read the size", path, &e))?;
+        let metadata = file.metadata().map_err(|e| Error::io("read the size", path, e))?;
         // A file written within the resolution of its time can change again without it changing.
         let settled = |time: &SystemTime| {
             SystemTime::now().duration_since(*time).is_ok_and(|age| age > Duration::from_secs(2))
@@ -295,7 +295,7 @@ impl Job<'_> {
         }
         let hash = File::open(self.source)
             .and_then(records::hash)
-            .map_err(|e| Error::io("read", self.source, &e))?;
+            .map_err(|e| Error::io("read", self.source, e))?;
         let current = header.key == halves(self.key(hash, VERSION));
         if current && stamp.time != 0 {
             // A read-only cache stays usable; it only costs the hash each time.

@@ -6,6 +6,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// One document before tokenisation.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Document {
     /// Text to be tokenised.
     Text(String),

@@ -16,9 +16,9 @@ pub(super) fn json_list(input: &mut impl BufRead, records: &mut Records<'_>) -> 
     let line = Cell::new(1);
     let left = Cell::new(LONGEST_RECORD);
     let mut input = Lines { inner: input, line: &line, left: &left };
-    match first_byte(&mut input)
-        .map_err(|e| records.place(Error::data(format!("cannot read: {e}")), line.get()))?
-    {
+    match first_byte(&mut input).map_err(|e| {
+        records.place(Error::data(format!("cannot read: {e}")).with_source(e), line.get())
+    })? {
         None => return Ok(()),
         Some(b'{') => return objects(input, records),
         Some(_) => {}
@@ -36,7 +36,7 @@ pub(super) fn json_list(input: &mut impl BufRead, records: &mut Records<'_>) -> 
             let e = Error::data("the file is not a list, wanted a list of strings or objects");
             Err(records.place(e, line.get()))
         }
-        (None, Err(e)) => Err(records.place(not_json(&e), line.get())),
+        (None, Err(e)) => Err(records.place(not_json(&e).with_source(e), line.get())),
     }
 }
 
@@ -60,7 +60,7 @@ fn objects<R: BufRead>(mut input: Lines<'_, R>, records: &mut Records<'_>) -> Re
             Some(Err(e)) if e.is_io() && left.get() == 0 => {
                 return Err(too_long(records, line.get()));
             }
-            Some(Err(e)) => return Err(records.place(not_json(&e), line.get())),
+            Some(Err(e)) => return Err(records.place(not_json(&e).with_source(e), line.get())),
         }
     }
 }

@@ -11,7 +11,8 @@ use crate::error::{Error, Result};
 
 /// Hands all rows of `file` to `records`; an error names the number of the row, from 1.
 pub(super) fn documents(name: &str, file: &File, mut records: Records<'_>) -> Result<Summary> {
-    let failed = |e: std::io::Error| Error::data(format!("{name}: cannot read: {e}"));
+    let failed =
+        |e: std::io::Error| Error::data(format!("{name}: cannot read: {e}")).with_source(e);
     let hash = hash(file).map_err(failed)?;
     let bytes = file.metadata().map_err(failed)?.len();
     let mut row = 0;
@@ -37,9 +38,10 @@ pub(super) fn rows(file: &File, sink: &mut dyn FnMut(Value) -> Result<()>) -> Re
 
     let wrong = |e: parquet::errors::ParquetError| {
         Error::data(format!("not a .parquet file that can be read: {e}"))
+            .with_source(e)
             .hint("uncompressed and snappy files are read; .jsonl always works")
     };
-    let cannot = |e: std::io::Error| Error::data(format!("cannot read: {e}"));
+    let cannot = |e: std::io::Error| Error::data(format!("cannot read: {e}")).with_source(e);
     let mut file = file.try_clone().map_err(cannot)?;
     file.rewind().map_err(cannot)?;
     let reader = SerializedFileReader::new(file).map_err(wrong)?;

@@ -33,6 +33,7 @@ pub const LONGEST_TEXT: usize = 256 << 20;
 
 /// The format of a source file, known by its extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Format {
     /// One JSON object per line.
     JsonLines,
@@ -77,7 +78,7 @@ pub fn open(path: &Path) -> Result<(Format, File)> {
     let metadata = std::fs::metadata(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => Error::data(format!("{name}: no such file"))
             .hint("paths in a recipe are relative to the working directory"),
-        _ => Error::data(format!("{name}: cannot read: {e}")),
+        _ => Error::data(format!("{name}: cannot read: {e}")).with_source(e),
     })?;
     if metadata.is_dir() {
         return Err(Error::data(format!(
@@ -88,7 +89,8 @@ pub fn open(path: &Path) -> Result<(Format, File)> {
         ));
     }
     let format = Format::of(path)?;
-    let file = File::open(path).map_err(|e| Error::data(format!("{name}: cannot read: {e}")))?;
+    let file = File::open(path)
+        .map_err(|e| Error::data(format!("{name}: cannot read: {e}")).with_source(e))?;
     Ok((format, file))
 }
 
@@ -108,7 +110,7 @@ pub fn read(
     let hashing = Hashing { inner: reader, tally: Rc::clone(&tally) };
     let mut input = BufReader::with_capacity(1 << 18, hashing);
     let mut records = Records::new(name, vocab_size, sink);
-    let failed = |e| Error::data(format!("{name}: cannot read: {e}"));
+    let failed = |e| Error::data(format!("{name}: cannot read: {e}")).with_source(e);
     if skip_byte_order_mark(&mut input).map_err(failed)? {
         records.report.byte_order_marks = 1;
     }
@@ -174,10 +176,10 @@ fn json_lines(input: &mut impl BufRead, records: &mut Records<'_>) -> Result<()>
     let mut line = Vec::new();
     for number in 1u64.. {
         line.clear();
-        let read = (&mut *input)
-            .take(LONGEST_RECORD as u64 + 1)
-            .read_until(b'\n', &mut line)
-            .map_err(|e| records.place(Error::data(format!("cannot read: {e}")), number))?;
+        let read =
+            (&mut *input).take(LONGEST_RECORD as u64 + 1).read_until(b'\n', &mut line).map_err(
+                |e| records.place(Error::data(format!("cannot read: {e}")).with_source(e), number),
+            )?;
         if read == 0 {
             break;
         }
@@ -195,10 +197,10 @@ fn json_lines(input: &mut impl BufRead, records: &mut Records<'_>) -> Result<()>
         }
         // Without its end, a string that was never closed is reported where it stops.
         let text = std::str::from_utf8(line.trim_ascii_end())
-            .map_err(|e| records.place(not_utf8(e.valid_up_to() + 1), number))?;
+            .map_err(|e| records.place(not_utf8(e.valid_up_to() + 1).with_source(e), number))?;
         let value: Value = serde_json::from_str(text).map_err(|e| {
             let hint = "every line of a .jsonl file is one whole JSON object";
-            records.place(not_json(&e).hint(hint), number)
+            records.place(not_json(&e).hint(hint).with_source(e), number)
         })?;
         if !value.is_object() {
             let e = Error::data(format!("the line is {}, wanted an object", kind(&value)))
@@ -215,7 +217,7 @@ fn plain_text(input: &mut impl BufRead, records: &mut Records<'_>) -> Result<()>
     (&mut *input)
         .take(LONGEST_TEXT as u64 + 1)
         .read_to_end(&mut bytes)
-        .map_err(|e| Error::data(format!("{}: cannot read: {e}", records.name)))?;
+        .map_err(|e| Error::data(format!("{}: cannot read: {e}", records.name)).with_source(e))?;
     if bytes.len() > LONGEST_TEXT {
         return Err(Error::data(format!(
             "{}: longer than {} MiB, but a .txt file is one document",
@@ -231,7 +233,7 @@ fn plain_text(input: &mut impl BufRead, records: &mut Records<'_>) -> Result<()>
         let good = &e.as_bytes()[..e.utf8_error().valid_up_to()];
         let line = good.iter().filter(|&&b| b == b'\n').count() as u64 + 1;
         let start = good.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
-        records.place(not_utf8(good.len() - start + 1), line)
+        records.place(not_utf8(good.len() - start + 1).with_source(e.utf8_error()), line)
     })?;
     records.report.carriage_returns = text.matches("\r\n").count() as u64;
     records.add(Document::Text(text))

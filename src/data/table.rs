@@ -34,7 +34,7 @@ impl Table {
     }
 
     fn read(path: &Path) -> Result<Self> {
-        let cannot = |e: std::io::Error| Error::data(format!("cannot read: {e}"));
+        let cannot = |e: std::io::Error| Error::data(format!("cannot read: {e}")).with_source(e);
         let size = std::fs::metadata(path).map_err(cannot)?.len();
         if size > LARGEST {
             return Err(Error::data(format!(
@@ -173,7 +173,8 @@ fn json(bytes: &[u8]) -> Result<Vec<Value>> {
     let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
     let mut values = Vec::new();
     for value in serde_json::Deserializer::from_slice(bytes).into_iter::<Value>() {
-        let value = value.map_err(|e| Error::data(format!("not valid JSON: {e}")))?;
+        let value =
+            value.map_err(|e| Error::data(format!("not valid JSON: {e}")).with_source(e))?;
         values.push(value);
     }
     match values.as_mut_slice() {

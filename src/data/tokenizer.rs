@@ -49,16 +49,17 @@ impl Tokenizer {
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(|e| {
-            Error::model(format!("{}: cannot read the tokenizer: {e}", path.display()))
+            Error::model(format!("{}: cannot read the tokenizer: {e}", path.display())).with_source(e)
                 .hint("a model folder needs tokenizer.json; save it with transformers' save_pretrained of a fast tokenizer")
         })?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
-            .map_err(|e| Error::model(format!("{}: not a tokenizer: {e}", path.display())))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| {
+            Error::model(format!("{}: not a tokenizer: {e}", path.display())).with_source(e)
+        })?;
         // Stored truncation or padding would silently change ids; transformers switches both off too.
         inner.with_padding(None);
         inner
             .with_truncation(None)
-            .map_err(|e| Error::model(format!("{}: {e}", path.display())))?;
+            .map_err(|e| Error::model(format!("{}: {e}", path.display())).with_source(e))?;
 
         let config_path = dir.join("tokenizer_config.json");
         let config = read_object(&config_path)?;
@@ -129,9 +130,9 @@ impl Tokenizer {
     ///
     /// Spaces are not cleaned up: see [`clean_up_tokenization`]. Ids outside the vocabulary leave no text.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner
-            .decode(ids, skip_special)
-            .map_err(|e| Error::model(format!("tokenizer: cannot decode {} ids: {e}", ids.len())))
+        self.inner.decode(ids, skip_special).map_err(|e| {
+            Error::model(format!("tokenizer: cannot decode {} ids: {e}", ids.len())).with_source(e)
+        })
     }
 
     /// Returns a line for every setting of the folder's files that is ignored.
@@ -214,6 +215,7 @@ pub fn clean_up_tokenization(text: &str) -> String {
 fn plain_ids(inner: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
     let encoding = inner.encode_fast(text, false).map_err(|e| {
         Error::model(format!("tokenizer: cannot encode a text of {} bytes: {e}", text.len()))
+            .with_source(e)
     })?;
     Ok(encoding.get_ids().to_vec())
 }
@@ -221,9 +223,9 @@ fn plain_ids(inner: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
 /// Finds the ids that the post-processor puts around a text.
 fn affixes(inner: &tokenizers::Tokenizer) -> Result<(Vec<u32>, Vec<u32>)> {
     let plain = plain_ids(inner, "a")?;
-    let full = inner
-        .encode_fast("a", true)
-        .map_err(|e| Error::model(format!("cannot encode with special tokens: {e}")))?;
+    let full = inner.encode_fast("a", true).map_err(|e| {
+        Error::model(format!("cannot encode with special tokens: {e}")).with_source(e)
+    })?;
     let full = full.get_ids();
     // A tokenizer that knows no letter gives no plain ids; all special tokens then count as prefix.
     let at = if plain.is_empty() {
@@ -243,12 +245,18 @@ fn read_object(path: &Path) -> Result<serde_json::Map<String, Value>> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Default::default()),
-        Err(e) => return Err(Error::model(format!("{}: cannot read: {e}", path.display()))),
+        Err(e) => {
+            return Err(
+                Error::model(format!("{}: cannot read: {e}", path.display())).with_source(e)
+            );
+        }
     };
     match serde_json::from_slice(&bytes) {
         Ok(Value::Object(map)) => Ok(map),
         Ok(_) => Err(Error::model(format!("{}: wanted a JSON object", path.display()))),
-        Err(e) => Err(Error::model(format!("{}: not valid JSON: {e}", path.display()))),
+        Err(e) => {
+            Err(Error::model(format!("{}: not valid JSON: {e}", path.display())).with_source(e))
+        }
     }
 }
 

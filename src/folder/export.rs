@@ -63,7 +63,7 @@ pub fn check_target(source: &Path, out: &Path) -> Result<()> {
     if source.canonicalize().is_ok_and(|from| out.canonicalize().is_ok_and(|to| from == to)) {
         return refused("is the model to start from, so it is not replaced");
     }
-    let mut items = std::fs::read_dir(out).map_err(|e| Error::io("list", out, &e))?;
+    let mut items = std::fs::read_dir(out).map_err(|e| Error::io("list", out, e))?;
     if out.join(RECORD).is_file() || items.next().is_none() {
         return Ok(());
     }
@@ -73,8 +73,8 @@ pub fn check_target(source: &Path, out: &Path) -> Result<()> {
 /// Returns the names of the files that are copied with the model, sorted.
 fn companions(source: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for item in std::fs::read_dir(source).map_err(|e| Error::io("list", source, &e))? {
-        let item = item.map_err(|e| Error::io("list", source, &e))?;
+    for item in std::fs::read_dir(source).map_err(|e| Error::io("list", source, e))? {
+        let item = item.map_err(|e| Error::io("list", source, e))?;
         let name = item.file_name().to_string_lossy().into_owned();
         let wanted = COMPANIONS.contains(&name.as_str()) || name.starts_with("LICENSE");
         // Follows links, since the cache of huggingface_hub consists of them.
@@ -210,7 +210,7 @@ pub(crate) fn write_changed(
             // transformers refuses files that do not say which framework's layout they have.
             metadata.entry("format".into()).or_insert_with(|| "pt".into());
             write_file(&path, &entries, &metadata, &mut |entry, to| {
-                let io = |e: std::io::Error| Error::io("write", &path, &e);
+                let io = |e: std::io::Error| Error::io("write", &path, e);
                 values.clear();
                 if let Some(one) = change(weights, entry, &mut values)? {
                     kept.add(one);
@@ -243,16 +243,17 @@ pub(crate) fn write_changed(
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|e| Error::io("read", path, &e))
+    std::fs::read(path).map_err(|e| Error::io("read", path, e))
 }
 
 fn json(path: &Path) -> Result<Value> {
-    serde_json::from_slice(&read(path)?)
-        .map_err(|e| Error::model(format!("{}: not valid JSON: {e}", path.display())))
+    serde_json::from_slice(&read(path)?).map_err(|e| {
+        Error::model(format!("{}: not valid JSON: {e}", path.display())).with_source(e)
+    })
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    std::fs::write(path, bytes).map_err(|e| Error::io("write", path, &e))
+    std::fs::write(path, bytes).map_err(|e| Error::io("write", path, e))
 }
 
 fn pretty(value: &Value) -> String {

@@ -51,11 +51,13 @@ fn read_config(dir: &Path) -> Result<(Value, ModelConfig)> {
     if !path.is_file() {
         return Err(wrong("config.json is missing"));
     }
-    let text = std::fs::read_to_string(&path)
-        .map_err(|e| Error::model(format!("{}: cannot read: {e}", path.display())))?;
+    let text = std::fs::read_to_string(&path).map_err(|e| {
+        Error::model(format!("{}: cannot read: {e}", path.display())).with_source(e)
+    })?;
     let config = ModelConfig::parse(&text).map_err(|e| e.at(dir.display()))?;
-    let json = serde_json::from_str(&text)
-        .map_err(|e| Error::model(format!("{}: not valid JSON: {e}", path.display())))?;
+    let json = serde_json::from_str(&text).map_err(|e| {
+        Error::model(format!("{}: not valid JSON: {e}", path.display())).with_source(e)
+    })?;
     Ok((json, config))
 }
 
@@ -128,7 +130,8 @@ impl Folder {
         let mut weights = Weights::open(dir).map_err(|e| match e.kind() {
             // A file that the folder should have is the folder's fault, not the file system's.
             Kind::Io => Error::model(e.message())
-                .hint("the folder is incomplete; copy or download the missing file"),
+                .hint("the folder is incomplete; copy or download the missing file")
+                .with_source(e),
             _ => e,
         })?;
         let (mut notices, mut edits) = (Vec::new(), Vec::new());
@@ -255,7 +258,11 @@ impl Folder {
         let listed = match std::fs::read_to_string(&path) {
             Ok(text) => end_tokens(&text).map_err(|e| e.at(self.dir.display()))?,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(e) => return Err(Error::model(format!("{}: cannot read: {e}", path.display()))),
+            Err(e) => {
+                return Err(
+                    Error::model(format!("{}: cannot read: {e}", path.display())).with_source(e)
+                );
+            }
         };
         Ok(match listed.is_empty() {
             true => tokenizer.eos().into_iter().collect(),

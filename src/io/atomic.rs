@@ -30,10 +30,10 @@ impl Staged {
     /// Errors: [`crate::Kind::Io`] if the file system refuses, [`crate::Kind::Config`] if `target` has no name.
     pub fn new(target: &Path) -> Result<Self> {
         let (parent, name) = split(target)?;
-        fs::create_dir_all(&parent).map_err(|e| Error::io("create", &parent, &e))?;
+        fs::create_dir_all(&parent).map_err(|e| Error::io("create", &parent, e))?;
         recover_dir(target)?;
         let temp = parent.join(hidden(&name, "tmp"));
-        fs::create_dir(&temp).map_err(|e| Error::io("create", &temp, &e))?;
+        fs::create_dir(&temp).map_err(|e| Error::io("create", &temp, e))?;
         Ok(Self { temp, target: target.to_path_buf(), name, parent })
     }
 
@@ -142,7 +142,7 @@ pub fn write_file_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
         file.sync_all()?;
         fs::rename(&temp, path)
     };
-    let done = write().map_err(|e| Error::io("write", path, &e)).and_then(|()| sync_dir(&parent));
+    let done = write().map_err(|e| Error::io("write", path, e)).and_then(|()| sync_dir(&parent));
     if done.is_err() {
         // The first error is the one to report.
         let _ = fs::remove_file(&temp);
@@ -154,16 +154,16 @@ pub fn write_file_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 ///
 /// Errors: [`crate::Kind::Io`] if the file system refuses.
 pub fn sync_tree(dir: &Path) -> Result<()> {
-    let list = fs::read_dir(dir).map_err(|e| Error::io("list", dir, &e))?;
+    let list = fs::read_dir(dir).map_err(|e| Error::io("list", dir, e))?;
     for item in list {
-        let item = item.map_err(|e| Error::io("list", dir, &e))?;
+        let item = item.map_err(|e| Error::io("list", dir, e))?;
         let path = item.path();
-        let kind = item.file_type().map_err(|e| Error::io("read", &path, &e))?;
+        let kind = item.file_type().map_err(|e| Error::io("read", &path, e))?;
         if kind.is_dir() {
             sync_tree(&path)?;
         } else if kind.is_file() {
-            let file = File::open(&path).map_err(|e| Error::io("open", &path, &e))?;
-            file.sync_all().map_err(|e| Error::io("synchronise", &path, &e))?;
+            let file = File::open(&path).map_err(|e| Error::io("open", &path, e))?;
+            file.sync_all().map_err(|e| Error::io("synchronise", &path, e))?;
         }
     }
     sync_dir(dir)
@@ -175,8 +175,8 @@ pub fn sync_tree(dir: &Path) -> Result<()> {
 pub fn sync_dir(dir: &Path) -> Result<()> {
     // Only Unix opens folders as files; elsewhere a rename is journalled by the file system.
     if cfg!(unix) {
-        let handle = File::open(dir).map_err(|e| Error::io("open", dir, &e))?;
-        handle.sync_all().map_err(|e| Error::io("synchronise", dir, &e))?;
+        let handle = File::open(dir).map_err(|e| Error::io("open", dir, e))?;
+        handle.sync_all().map_err(|e| Error::io("synchronise", dir, e))?;
     }
     Ok(())
 }
@@ -192,12 +192,12 @@ pub fn remove(path: &Path) -> Result<()> {
     };
     match done {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        done => done.map_err(|e| Error::io("remove", path, &e)),
+        done => done.map_err(|e| Error::io("remove", path, e)),
     }
 }
 
 fn rename(from: &Path, to: &Path) -> Result<()> {
-    fs::rename(from, to).map_err(|e| Error::io(&format!("rename to {}", to.display()), from, &e))
+    fs::rename(from, to).map_err(|e| Error::io(&format!("rename to {}", to.display()), from, e))
 }
 
 fn split(path: &Path) -> Result<(PathBuf, OsString)> {
@@ -274,7 +274,7 @@ mod tests {
     }
 
     fn put(text: &str) -> impl FnOnce(&Path) -> Result<()> + '_ {
-        move |dir| fs::write(dir.join("a"), text).map_err(|e| Error::io("write", dir, &e))
+        move |dir| fs::write(dir.join("a"), text).map_err(|e| Error::io("write", dir, e))
     }
 
     /// Returns the id of a process that has ended and been waited for.

@@ -49,8 +49,9 @@ fn hex(hash: u128) -> String {
 
 /// Returns the manifest's file: a JSON object of a hash and the manifest, the hash over the manifest's very bytes.
 fn manifest_text(manifest: &Manifest) -> Result<String> {
-    let body = serde_json::to_string_pretty(manifest)
-        .map_err(|e| Error::new(Kind::Io, format!("cannot write the manifest: {e}")))?;
+    let body = serde_json::to_string_pretty(manifest).map_err(|e| {
+        Error::new(Kind::Io, format!("cannot write the manifest: {e}")).with_source(e)
+    })?;
     Ok(format!("{HEAD}{}{MIDDLE}{body}{TAIL}", hex(xxh3_128(body.as_bytes()))))
 }
 
@@ -90,11 +91,11 @@ fn step_of(name: &str) -> Option<u64> {
 pub fn list(root: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let items = match fs::read_dir(root) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        items => items.map_err(|e| Error::io("list", root, &e))?,
+        items => items.map_err(|e| Error::io("list", root, e))?,
     };
     let mut found = Vec::new();
     for item in items {
-        let item = item.map_err(|e| Error::io("list", root, &e))?;
+        let item = item.map_err(|e| Error::io("list", root, e))?;
         if let Some(step) = item.file_name().to_str().and_then(step_of) {
             found.push((step, item.path()));
         }
@@ -150,8 +151,8 @@ impl Writer {
             )));
         }
         let path = self.staged.path().join(format!("{name}.bin"));
-        let refused = |e: io::Error| Error::io("write", &path, &e);
-        let file = File::create_new(&path).map_err(|e| Error::io("create", &path, &e))?;
+        let refused = |e: io::Error| Error::io("write", &path, e);
+        let file = File::create_new(&path).map_err(|e| Error::io("create", &path, e))?;
         let mut out =
             Hashed { out: BufWriter::with_capacity(1 << 18, file), hash: Xxh3::new(), bytes: 0 };
         fill(&mut out).map_err(|e| e.at(path.display()))?;
@@ -175,7 +176,7 @@ impl Writer {
         let manifest = Manifest { format: FORMAT, step: self.step, blobs: self.blobs, meta };
         let path = self.staged.path().join(MANIFEST);
         let text = manifest_text(&manifest)?;
-        fs::write(&path, text).map_err(|e| Error::io("write", &path, &e))?;
+        fs::write(&path, text).map_err(|e| Error::io("write", &path, e))?;
         self.staged.commit()?;
         prune(&self.root, self.step, keep)?;
         Ok(self.target)
@@ -202,7 +203,7 @@ fn allowed(name: &str) -> bool {
 }
 
 fn write_error(e: io::Error) -> Error {
-    Error::new(Kind::Io, format!("cannot write: {e}"))
+    Error::new(Kind::Io, format!("cannot write: {e}")).with_source(e)
 }
 
 struct Hashed {

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 
 /// Number formats of tensors that are read or written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Dtype {
     /// IEEE single.
     F32,
@@ -178,9 +179,9 @@ impl Weights {
             };
         }
         let wrong = |what: String| Error::model(format!("{}: {what}", index.display()));
-        let text = std::fs::read(&index).map_err(|e| Error::io("read", &index, &e))?;
-        let json: serde_json::Value =
-            serde_json::from_slice(&text).map_err(|e| wrong(format!("not valid JSON: {e}")))?;
+        let text = std::fs::read(&index).map_err(|e| Error::io("read", &index, e))?;
+        let json: serde_json::Value = serde_json::from_slice(&text)
+            .map_err(|e| wrong(format!("not valid JSON: {e}")).with_source(e))?;
         let map = json
             .get("weight_map")
             .and_then(|map| map.as_object())
@@ -236,9 +237,9 @@ impl Weights {
     }
 
     fn add(&mut self, path: &Path) -> Result<()> {
-        let file = File::open(path).map_err(|e| Error::io("open weights", path, &e))?;
+        let file = File::open(path).map_err(|e| Error::io("open weights", path, e))?;
         // SAFETY: the map is read-only; as with every mapped file, nobody may truncate it while it is in use.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map weights", path, &e))?;
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map weights", path, e))?;
         self.add_bytes(path, Bytes::Mapped(map))
     }
 
@@ -453,8 +454,8 @@ fn parse_header(file: &[u8]) -> Result<(usize, Metadata)> {
         )));
     };
     // The crate checks shape times dtype against the offsets, gaps and overlaps included.
-    let metadata: Metadata =
-        serde_json::from_slice(header).map_err(|e| wrong(format!("broken header: {e}")))?;
+    let metadata: Metadata = serde_json::from_slice(header)
+        .map_err(|e| wrong(format!("broken header: {e}")).with_source(e))?;
     if metadata.data_len() != data.len() {
         return Err(wrong(format!(
             "the header describes {} bytes of tensors, the file has {}",
@@ -520,7 +521,7 @@ pub fn write_file(
     let mut header = serde_json::Value::Object(header).to_string().into_bytes();
     // Data then starts at a multiple of 8, so that any dtype can be mapped in place.
     header.resize(header.len().next_multiple_of(8), b' ');
-    let io = |e: std::io::Error| Error::io("write", path, &e);
+    let io = |e: std::io::Error| Error::io("write", path, e);
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path).map_err(io)?);
     file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
     file.write_all(&header).map_err(io)?;

@@ -114,6 +114,7 @@ fn gram<O: Ops>(ops: &O, first: &Gradients<O>, others: &[Gradients<O>]) -> Vec<V
 
 /// How the gradients of loss, f, and penalties, r and s, become the direction that is descended; all carry their weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Combination {
     /// f + r + s, in one buffer.
     Sum,

@@ -85,6 +85,7 @@ pub struct ModelConfig {
 
 /// What rows are normed by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Norm {
     /// Root mean square, and a gain.
     Rms,
@@ -106,6 +107,7 @@ impl Norm {
 
 /// What the MLP of a layer reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Residual {
     /// The residual stream behind attention.
     Sequential,
@@ -144,6 +146,7 @@ pub struct RopeConfig {
 
 /// Changes of rotary frequencies.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum RopeScaling {
     /// None.
     Default,
@@ -171,8 +174,9 @@ impl ModelConfig {
     /// Errors: [`crate::Kind::Model`] for JSON that is not an object, missing or ill-typed keys, an unknown
     /// architecture, or a setting that this version does not compute.
     pub fn parse(text: &str) -> Result<Self> {
-        let root: Value = serde_json::from_str(text)
-            .map_err(|e| Error::model(format!("config.json: not valid JSON: {e}")))?;
+        let root: Value = serde_json::from_str(text).map_err(|e| {
+            Error::model(format!("config.json: not valid JSON: {e}")).with_source(e)
+        })?;
         let json = Reader { root: &root };
         let architecture = json.text("model_type")?;
         if json.root.get("text_config").is_some_and(Value::is_object) {
@@ -334,8 +338,8 @@ fn max_learned(learned: Option<Learned>) -> u128 {
 /// Errors: [`crate::Kind::Model`] for JSON that is no object, or ids that are not.
 pub fn end_tokens(text: &str) -> Result<Vec<u32>> {
     let wrong = |what: String| Error::model(format!("generation_config.json: {what}"));
-    let root: serde_json::Map<String, Value> =
-        serde_json::from_str(text).map_err(|e| wrong(format!("not a JSON object: {e}")))?;
+    let root: serde_json::Map<String, Value> = serde_json::from_str(text)
+        .map_err(|e| wrong(format!("not a JSON object: {e}")).with_source(e))?;
     let id = |value: &Value| {
         value.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
             wrong(format!("eos_token_id: {value} is no token id, wanted an integer or a list"))

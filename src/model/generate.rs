@@ -11,6 +11,7 @@ use crate::rng::Stream;
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub enum Choice {
     /// The most probable one; the smallest id among equals.
     Greedy,

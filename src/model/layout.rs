@@ -15,6 +15,7 @@ use names::{Names, is_leftover};
 
 /// Which parameters are trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Train {
     /// All but embeddings, head and norms: the reference's rule.
     #[default]

@@ -10,6 +10,7 @@ use super::config::ModelConfig;
 /// What the backward pass finds of a layer. Each level keeps less than the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Level {
     /// All that a product or attention made; only norms and activations are made again.
     All,
@@ -38,6 +39,7 @@ impl Level {
 
 /// Rows of a layer that are kept, or made again, together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Part {
     /// The qkv rows, and those from before head norms.
     Qkv,

@@ -2,6 +2,7 @@
 
 /// A function of one number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Activation {
     /// `x / (1 + exp(-x))`.
     Silu,

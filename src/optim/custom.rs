@@ -179,6 +179,7 @@ pub struct DeviceView<'a> {
 
 /// An argument of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub enum KernelArg {
     /// A device address; 0 is the null pointer.
     Ptr(u64),

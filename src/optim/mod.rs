@@ -17,6 +17,7 @@ pub use schedule::{Schedule, Shape};
 /// Which optimizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Optimizer {
     /// SGD with momentum; torch's, without dampening or Nesterov.
     Sgd,

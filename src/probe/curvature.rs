@@ -121,7 +121,7 @@ impl Curvature {
     }
 
     fn write(&self, lines: &[Update]) -> Result<()> {
-        std::fs::create_dir_all(&self.out).map_err(|e| Error::io("make folder", &self.out, &e))?;
+        std::fs::create_dir_all(&self.out).map_err(|e| Error::io("make folder", &self.out, e))?;
         let put = |name: &str, text: &str| write_file_atomic(&self.out.join(name), text.as_bytes());
         let text: String = lines.iter().map(|line| format!("{}\n", json!(line))).collect();
         put("curvature.jsonl", &text)?;

@@ -320,7 +320,7 @@ impl Ngd {
         if !self.resume || !path.exists() {
             return Ok(None);
         }
-        let bytes = std::fs::read(&path).map_err(|e| Error::io("read", &path, &e))?;
+        let bytes = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
         if bytes.len() != 8 * len {
             return Err(Error::config(format!(
                 "{}: holds {} bytes, wanted {len} numbers of 8",
@@ -337,7 +337,7 @@ impl Ngd {
         if !self.resume {
             return Ok(());
         }
-        std::fs::create_dir_all(&self.out).map_err(|e| Error::io("make folder", &self.out, &e))?;
+        std::fs::create_dir_all(&self.out).map_err(|e| Error::io("make folder", &self.out, e))?;
         let bytes: Vec<u8> = x.iter().flat_map(|x| x.to_le_bytes()).collect();
         write_file_atomic(&self.place_of(done), &bytes)
     }
@@ -483,7 +483,7 @@ impl Ngd {
     }
 
     fn write(&self, run: &str, lines: &[Comparison], places: &[Place]) -> Result<()> {
-        std::fs::create_dir_all(&self.out).map_err(|e| Error::io("make folder", &self.out, &e))?;
+        std::fs::create_dir_all(&self.out).map_err(|e| Error::io("make folder", &self.out, e))?;
         let put = |name: &str, text: &str| write_file_atomic(&self.out.join(name), text.as_bytes());
         let text: String = lines.iter().map(|line| format!("{}\n", json!(line))).collect();
         put("ngd.jsonl", &text)?;

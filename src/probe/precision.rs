@@ -151,7 +151,7 @@ impl Precision {
         let name = Recorded::read(&self.run)?.name;
         let recipe = recipe_of(&self.run)?;
         let lines = self.lines(ops, &recipe, &modes, saving)?;
-        std::fs::create_dir_all(&self.out).map_err(|e| Error::io("make folder", &self.out, &e))?;
+        std::fs::create_dir_all(&self.out).map_err(|e| Error::io("make folder", &self.out, e))?;
         let text: String = lines.iter().map(|line| format!("{}\n", json!(line))).collect();
         self.write("precision.jsonl", &text)?;
         self.write("precision-parameters.svg", &self.parameters(&name, &lines).render())?;

@@ -1,6 +1,8 @@
 //! Output for people: HTML, SVG, progress, notices, TensorBoard.
 
 pub mod bars;
+#[cfg(not(feature = "cli"))]
+mod hidden_bar;
 pub mod html;
 pub mod notices;
 pub mod progress;

@@ -2,7 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "cli")]
 use indicatif::{ProgressBar, ProgressStyle};
+
+#[cfg(not(feature = "cli"))]
+use super::hidden_bar::ProgressBar;
 
 /// The least time between two lines where stderr is no terminal.
 const BETWEEN_LINES: Duration = Duration::from_secs(30);
@@ -46,11 +50,17 @@ impl Progress {
     }
 
     fn with_bar(bar: ProgressBar) -> Self {
+        #[cfg(feature = "cli")]
+        Self::style(&bar);
+        Self { bar, last: Instant::now(), tokens_per_second: None, written: None, pending: None }
+    }
+
+    #[cfg(feature = "cli")]
+    fn style(bar: &ProgressBar) {
         let template = "step {pos}/{len} {bar:24} {msg}  {eta} left";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("━╸─"));
         }
-        Self { bar, last: Instant::now(), tokens_per_second: None, written: None, pending: None }
     }
 
     /// Starts counting at `step`, for a run that goes on.
@@ -96,11 +106,11 @@ impl Progress {
 
     /// Prints a line above the bar, or plainly to stderr where there is none.
     pub fn println(&self, line: &str) {
-        if self.bar.is_hidden() {
-            eprintln!("{line}");
-        } else {
-            self.bar.println(line);
+        #[cfg(feature = "cli")]
+        if !self.bar.is_hidden() {
+            return self.bar.println(line);
         }
+        eprintln!("{line}");
     }
 
     /// Ends progress and leaves its last state on the screen.

@@ -106,12 +106,12 @@ impl Events {
     ///
     /// Errors: [`crate::Kind::Io`] if the file system refuses.
     pub fn create(dir: &Path, step: u64) -> Result<Self> {
-        std::fs::create_dir_all(dir).map_err(|e| Error::io("make folder", dir, &e))?;
+        std::fs::create_dir_all(dir).map_err(|e| Error::io("make folder", dir, e))?;
         let now = now();
         // Nanoseconds keep apart what two processes start within a second; readers sort by name.
         let name = format!("events.out.tfevents.{:020.9}.nepenthe", now);
         let path = dir.join(name);
-        let file = File::create(&path).map_err(|e| Error::io("create", &path, &e))?;
+        let file = File::create(&path).map_err(|e| Error::io("create", &path, e))?;
         let mut events = Self { path, file };
         events.write(&version(now))?;
         if step > 0 {
@@ -128,7 +128,7 @@ impl Events {
     }
 
     fn write(&mut self, record: &[u8]) -> Result<()> {
-        self.file.write_all(record).map_err(|e| Error::io("write", &self.path, &e))
+        self.file.write_all(record).map_err(|e| Error::io("write", &self.path, e))
     }
 }
 

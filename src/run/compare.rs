@@ -382,7 +382,7 @@ impl Comparison {
     ///
     /// Errors: [`crate::Kind::Io`] if the file system refuses.
     pub fn write_figures(&self, dir: &Path) -> Result<()> {
-        std::fs::create_dir_all(dir).map_err(|e| Error::io("make folder", dir, &e))?;
+        std::fs::create_dir_all(dir).map_err(|e| Error::io("make folder", dir, e))?;
         let charts = self.charts();
         let bars = self.bars();
         let charts = charts.iter().map(|chart| (chart.title(), chart.standalone()));

@@ -38,10 +38,9 @@ pub fn unpack(input: &Path, seed: u64, sets: &[String]) -> Result<Recipe> {
         for (name, bytes) in FILES {
             let path = dir.join(name);
             if let Some(folder) = path.parent() {
-                std::fs::create_dir_all(folder)
-                    .map_err(|e| Error::io("make folder", folder, &e))?;
+                std::fs::create_dir_all(folder).map_err(|e| Error::io("make folder", folder, e))?;
             }
-            std::fs::write(&path, bytes).map_err(|e| Error::io("write", &path, &e))?;
+            std::fs::write(&path, bytes).map_err(|e| Error::io("write", &path, e))?;
         }
         Ok(())
     })?;

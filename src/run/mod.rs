@@ -1,6 +1,7 @@
 //! A run from recipe to model folder: plan, loop, checkpoint, resume, signals.
 
 pub mod compare;
+#[cfg(feature = "cli")]
 pub mod demo;
 pub mod monitor;
 pub mod page;

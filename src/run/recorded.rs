@@ -46,16 +46,17 @@ impl Recorded {
     /// where a file of the folder does not parse.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("config.resolved.toml");
-        let text = std::fs::read_to_string(&path).map_err(|_| {
+        let text = std::fs::read_to_string(&path).map_err(|e| {
             Error::config(format!(
                 "{}: no run folder: config.resolved.toml is missing",
                 dir.display()
             ))
             .hint("name folders that --out of unlearn, finetune or demo named")
+            .with_source(e)
         })?;
-        let table: Table = text
-            .parse()
-            .map_err(|e: toml::de::Error| Error::data(format!("{}: {e}", path.display())))?;
+        let table: Table = text.parse().map_err(|e: toml::de::Error| {
+            Error::data(format!("{}: {e}", path.display())).with_source(e)
+        })?;
         let mut settings = BTreeMap::new();
         flatten_settings("", &table, &mut settings);
         // What lies in the run folder itself is the same file in every copy of the run.
@@ -154,10 +155,11 @@ fn json_file(path: &Path) -> Result<Value> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Value::Null),
-        Err(e) => return Err(Error::io("read", path, &e)),
+        Err(e) => return Err(Error::io("read", path, e)),
     };
     serde_json::from_str(&text).map_err(|e| {
         Error::data(format!("{}: not valid JSON: {e}", path.display()))
+            .with_source(e)
             .hint("write it again, or move it out of the run folder")
     })
 }

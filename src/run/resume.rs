@@ -25,8 +25,8 @@ pub(super) fn identity(
     alternate: Option<&Corpus>,
 ) -> Result<Value> {
     let decays = recipe.optim.schedule.decays();
-    let mut recipe =
-        serde_json::to_value(recipe).map_err(|e| Error::config(format!("recipe: {e}")))?;
+    let mut recipe = serde_json::to_value(recipe)
+        .map_err(|e| Error::config(format!("recipe: {e}")).with_source(e))?;
     if let Some(sections) = recipe.as_object_mut() {
         sections.remove("eval");
         sections.remove("report");
@@ -174,13 +174,14 @@ pub(super) fn restore<O: Ops>(
     {
         *own = stored;
     }
-    serde_json::from_value(checkpoint.meta()["evaluations"].clone())
-        .map_err(|e| Error::model(format!("{}: evaluations: {e}", checkpoint.dir().display())))
+    serde_json::from_value(checkpoint.meta()["evaluations"].clone()).map_err(|e| {
+        Error::model(format!("{}: evaluations: {e}", checkpoint.dir().display())).with_source(e)
+    })
 }
 
 /// Reads the lines of a log that hold JSON.
 pub(super) fn read_log(path: &Path) -> Result<Vec<Value>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, &e))?;
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
     Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
 }
 
@@ -194,7 +195,7 @@ pub(super) struct Log {
 impl Log {
     /// Opens the log and cuts off the lines from `step` on, which a resumed run writes again.
     pub(super) fn open(path: &Path, step: u64) -> Result<Self> {
-        let io = |e: std::io::Error| Error::io("open log", path, &e);
+        let io = |e: std::io::Error| Error::io("open log", path, e);
         let mut kept = 0;
         if step > 0 && path.is_file() {
             let mut reader = BufReader::new(File::open(path).map_err(io)?);
@@ -219,12 +220,12 @@ impl Log {
         let mut value = json!(report);
         value["tokens_per_s"] = json!(report.tokens as f64 / seconds);
         let line = format!("{value}\n");
-        self.file.write_all(line.as_bytes()).map_err(|e| Error::io("write", &self.path, &e))
+        self.file.write_all(line.as_bytes()).map_err(|e| Error::io("write", &self.path, e))
     }
 
     /// Puts all lines on the disk.
     pub(super) fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(|e| Error::io("flush", &self.path, &e))
+        self.file.sync_data().map_err(|e| Error::io("flush", &self.path, e))
     }
 }
 

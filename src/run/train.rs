@@ -162,7 +162,7 @@ impl<'a, O: Ops> Run<'a, O> {
             resume::check(checkpoint, &identity)?;
         }
         let mut state = load(ops, &recipe, &mut folder, &keep, tokens, saving, retain.as_ref())?;
-        std::fs::create_dir_all(out).map_err(|e| Error::io("make folder", out, &e))?;
+        std::fs::create_dir_all(out).map_err(|e| Error::io("make folder", out, e))?;
         if let Some(rule) = rule {
             state.follow(rule);
         }

@@ -8,6 +8,7 @@ mod generation;
 mod losses;
 mod metrics;
 mod models;
+mod thinned;
 mod tokenizers;
 mod trajectories;
 

@@ -256,9 +256,9 @@ impl Folder<'_> {
     fn write(&self, file: &str, bytes: &[u8]) -> Result<()> {
         let path = self.dir.join(file);
         if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).map_err(|e| Error::io("make folder", parent, &e))?;
+            std::fs::create_dir_all(parent).map_err(|e| Error::io("make folder", parent, e))?;
         }
-        std::fs::write(&path, bytes).map_err(|e| Error::io("write", &path, &e))
+        std::fs::write(&path, bytes).map_err(|e| Error::io("write", &path, e))
     }
 
     /// Writes a .jsonl file of texts.
@@ -320,20 +320,23 @@ impl serde_json::ser::Formatter for PythonLayout {
 
 fn python_json(value: &Value, out: &mut Vec<u8>) -> Result<()> {
     let mut serializer = serde_json::Serializer::with_formatter(out, PythonLayout);
-    value.serialize(&mut serializer).map_err(|e| Error::data(format!("cannot write JSON: {e}")))
+    value
+        .serialize(&mut serializer)
+        .map_err(|e| Error::data(format!("cannot write JSON: {e}")).with_source(e))
 }
 
 fn list(path: &Path) -> Result<Vec<Value>> {
     let name = path.display();
     let text = std::fs::read_to_string(path).map_err(|e| {
         Error::data(format!("{name}: cannot read: {e}"))
+            .with_source(e)
             .hint("--muse takes the data folder of muse_bench, whole")
     })?;
     match serde_json::from_str(&text) {
         Ok(Value::Array(items)) if !items.is_empty() => Ok(items),
         Ok(Value::Array(_)) => Err(Error::data(format!("{name}: the list is empty"))),
         Ok(other) => Err(Error::data(format!("{name}: is {}, wanted a list", kind(&other)))),
-        Err(e) => Err(Error::data(format!("{name}: not valid JSON: {e}"))),
+        Err(e) => Err(Error::data(format!("{name}: not valid JSON: {e}")).with_source(e)),
     }
 }
 

@@ -91,10 +91,10 @@ impl Record {
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::new(Vec::new())),
-            Err(e) => return Err(wrong(format!("cannot read: {e}"))),
+            Err(e) => return Err(wrong(format!("cannot read: {e}")).with_source(e)),
         };
         let record: Self = serde_json::from_slice(&bytes)
-            .map_err(|e| wrong(format!("not a file of results: {e}")))?;
+            .map_err(|e| wrong(format!("not a file of results: {e}")).with_source(e))?;
         if record.nepenthe != NAME {
             return Err(wrong(format!("is of {:?}, wanted a file of results", record.nepenthe)));
         }
@@ -117,7 +117,7 @@ impl Record {
     /// Errors: [`crate::Kind::Io`] if the file system refuses.
     pub fn write(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self)
-            .map_err(|e| Error::data(format!("{}: {e}", path.display())))?;
+            .map_err(|e| Error::data(format!("{}: {e}", path.display())).with_source(e))?;
         write_file_atomic(path, (text + "\n").as_bytes())
     }
 }
@@ -142,7 +142,11 @@ pub fn model_hash(folder: &Folder) -> Result<String> {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && SETTINGS.contains(&name) => {
                 continue;
             }
-            Err(e) => return Err(Error::model(format!("{}: cannot read: {e}", path.display()))),
+            Err(e) => {
+                return Err(
+                    Error::model(format!("{}: cannot read: {e}", path.display())).with_source(e)
+                );
+            }
         };
         hash.update(name.as_bytes());
         hash.update(&one.to_le_bytes());

@@ -81,6 +81,7 @@ pub const TEMPLATES: [(&str, &str); 2] =
 
 /// Where the scored part of an answer begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum AnswerTokens {
     /// After as many tokens as the question has alone, as OpenUnlearning has it. Where the blank that ends the question
     /// becomes a part of the answer's first token, that token is not scored.

@@ -10,6 +10,7 @@ use crate::ops::format::{EVALUATION, narrow, noise, widen};
 /// The dtype that a model is written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum SaveDtype {
     /// Each tensor's in the folder that the run started from.
     #[default]
@@ -21,6 +22,7 @@ pub enum SaveDtype {
 /// Rounding of numbers to 16 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum SaveRounding {
     /// Up or down, with the probabilities that keep the mean: of many small motions the sum stays. What is a number of the
     /// dtype already stays that.

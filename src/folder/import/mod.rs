@@ -126,11 +126,11 @@ fn check_out(out: &Path) -> Result<()> {
         Ok(list) => list,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(_) if !out.is_dir() => return Err(wrong("is no folder")),
-        Err(e) => return Err(Error::io("list", out, &e)),
+        Err(e) => return Err(Error::io("list", out, e)),
     };
     let mut names = Vec::new();
     for item in list {
-        names.push(item.map_err(|e| Error::io("list", out, &e))?.file_name());
+        names.push(item.map_err(|e| Error::io("list", out, e))?.file_name());
     }
     let ours = || {
         let record = std::fs::read(out.join(RECORD)).ok();
@@ -214,7 +214,7 @@ fn convert(file: &Gguf, source: &Path, out: &Path, dtype: Dtype) -> Result<Impor
             }
             Ok(())
         })?;
-        done.bytes = std::fs::metadata(&path).map_err(|e| Error::io("read", &path, &e))?.len();
+        done.bytes = std::fs::metadata(&path).map_err(|e| Error::io("read", &path, e))?.len();
         let files = [
             ("config.json", &json),
             ("generation_config.json", &generation),
@@ -235,7 +235,7 @@ fn convert(file: &Gguf, source: &Path, out: &Path, dtype: Dtype) -> Result<Impor
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).map_err(|e| Error::io("write", path, &e))
+    std::fs::write(path, text).map_err(|e| Error::io("write", path, e))
 }
 
 /// Finds the source of every tensor of the model, sorted by name; checks shapes and that nothing is left over.
@@ -370,7 +370,7 @@ fn put(
         }));
     }
     let rounded = values.iter().filter(|x| stored(**x) != **x).count();
-    write_f32_as(dtype, values, to).map_err(|e| Error::io("write", path, &e))?;
+    write_f32_as(dtype, values, to).map_err(|e| Error::io("write", path, e))?;
     Ok(rounded)
 }
 

@@ -149,13 +149,13 @@ impl Gguf {
     ///
     /// Errors: [`crate::Kind::Io`] if it cannot be read, else as [`Gguf::from_bytes`], with the path.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io("open", path, &e))?;
-        let meta = file.metadata().map_err(|e| Error::io("read", path, &e))?;
+        let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+        let meta = file.metadata().map_err(|e| Error::io("read", path, e))?;
         if meta.is_dir() {
             return Err(Error::model(format!("{}: is a folder, wanted a file", path.display())));
         }
         // SAFETY: the map is read-only; as with every mapped file, nobody may truncate it while it is in use.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, &e))?;
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;
         Self::from_bytes(map).map_err(|e| e.at(path.display()))
     }
 

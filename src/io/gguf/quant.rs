@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 
 /// A number format that can be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Format {
     /// IEEE single.
     F32,

@@ -28,6 +28,7 @@ pub const ARCHITECTURES: [&str; 10] = [
 
 /// Decoders whose tensors go by the same names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Family {
     /// Llama, Mistral, Qwen2, Qwen3.
     Llama,

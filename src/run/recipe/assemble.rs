@@ -23,7 +23,7 @@ impl Recipe {
         }
         if let Some(path) = file {
             let text =
-                std::fs::read_to_string(path).map_err(|e| Error::io("read recipe", path, &e))?;
+                std::fs::read_to_string(path).map_err(|e| Error::io("read recipe", path, e))?;
             let read = text.parse::<Table>().map_err(|e| {
                 Error::config(format!("{}: {}", path.display(), one_line(&e.to_string())))
             })?;

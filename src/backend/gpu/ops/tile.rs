@@ -35,6 +35,7 @@ pub(super) fn hopper_tiles((rows, columns): (usize, usize), m: usize, n: usize) 
 
 /// The part of a product's result that one block computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Tile {
     /// 128 x 256 by 256 threads, one block a processor.
     Large,
