@@ -6,9 +6,7 @@ mod support;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use approx::assert_relative_eq;
 use assert_cmd::cargo::cargo_bin;
-use nepenthe::conformance::{Dtype as Rounding, tol};
 use nepenthe::io::safetensors::{Dtype, Weights};
 use nepenthe::method::{FORGET, PENALTIES};
 use serde_json::Value;
@@ -167,9 +165,7 @@ fn combined_gradients_step_and_say_how() {
             let line: Value = serde_json::from_str(line).unwrap();
             let [own, other] = [0, 1].map(|i| line["factors"][i].as_f64().unwrap());
             match (combine, line["cosine"].as_f64().unwrap()) {
-                ("min_norm", _) => {
-                    assert_relative_eq!(own + other, 1.0, max_relative = tol(Rounding::F64, 2))
-                }
+                ("min_norm", _) => assert!((own + other - 1.0).abs() < 1e-12, "{line}"),
                 (_, cosine) if cosine < 0.0 => assert!(own == 1.0 && other > 1.0, "{line}"),
                 _ => assert!(own == 1.0 && other == 1.0, "{line}"),
             }
@@ -203,7 +199,7 @@ fn three_gradients_are_mixed_to_the_shortest() {
         let factors = [&line["factors"][0], &line["factors"][1], &line["second_factor"]];
         let factors = factors.map(|factor| factor.as_f64().unwrap());
         assert!(factors.iter().all(|factor| *factor >= 0.0), "{line}");
-        assert_relative_eq!(factors.iter().sum::<f64>(), 1.0, max_relative = tol(Rounding::F64, 3));
+        assert!((factors.iter().sum::<f64>() - 1.0).abs() < 1e-12, "{line}");
         assert!(line["loss_second"].as_f64().unwrap() > 0.0, "{line}");
     }
     let record = std::fs::read_to_string(dir.path().join("mollm/model/unlearning.json")).unwrap();
@@ -300,8 +296,7 @@ fn slug_moves_one_matrix_along_its_gradient() {
     let less: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(less["after"]["nll_forget"].as_f64().unwrap() >= enough, "{less}");
     assert!(
-        less["after"]["nll_retain"].as_f64().unwrap()
-            <= figure("after", "nll_retain") * (1.0 + tol(Rounding::F32, 0)),
+        less["after"]["nll_retain"].as_f64().unwrap() <= figure("after", "nll_retain") + 1e-9,
         "{less}"
     );
     for (more, code, wanted) in [
@@ -385,8 +380,7 @@ fn task_vector_is_taken_off_number_by_number() {
         }
     }
     assert_eq!(summary["tensors"], count);
-    let norm = summary["vector_norm"].as_f64().unwrap();
-    assert_relative_eq!(norm, square.sqrt(), max_relative = tol(Rounding::F64, 1 << 17));
+    assert!((summary["vector_norm"].as_f64().unwrap() - square.sqrt()).abs() < 1e-9 * square);
     // Off a finetuned start, and back: the start's own vector with the other sign.
     let start = dir.join("tuned");
     let output = task_vector(dir, "model", "more", &["--pretrained", start.to_str().unwrap()]);
@@ -468,7 +462,7 @@ fn task_vectors_of_nothing_and_of_other_models_are_refused() {
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("so there is no task vector"), "{said}");
     assert!(!dir.join("none").exists());
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data/models/llama-mha");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data/models/qwen2");
     std::fs::create_dir(dir.join("other")).unwrap();
     for file in ["config.json", "model.safetensors"] {
         std::fs::copy(golden.join(file), dir.join("other").join(file)).unwrap();

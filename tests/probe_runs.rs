@@ -9,9 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use approx::assert_relative_eq;
 use assert_cmd::cargo::cargo_bin;
-use nepenthe::conformance::{Dtype, tol};
 use serde_json::{Value, json};
 use support::folder;
 
@@ -118,11 +116,7 @@ fn ngd_and_gradients_read_the_run_and_leave_it_alone() {
     assert!(compared[1]["drift"].as_f64() > Some(0.0) && compared[1]["step"].as_f64() > Some(0.0));
     let share = |line: &Value| line["share"].as_f64().unwrap();
     let parts = compared[1]["parts"].as_array().unwrap();
-    assert_relative_eq!(
-        parts.iter().map(share).sum::<f64>(),
-        1.0,
-        max_relative = tol(Dtype::F64, parts.len())
-    );
+    assert!((parts.iter().map(share).sum::<f64>() - 1.0).abs() < 1e-9);
     for line in &compared {
         let residuals = line["residuals"].as_array().unwrap();
         assert!(residuals.last().unwrap().as_f64() < residuals[0].as_f64(), "{line}");
@@ -136,7 +130,7 @@ fn ngd_and_gradients_read_the_run_and_leave_it_alone() {
     let spectrum = compared[1]["spectrum"].as_array().unwrap();
     assert_eq!(spectrum.len(), 3);
     let weights = spectrum.iter().map(|node| node[1].as_f64().unwrap());
-    assert_relative_eq!(weights.sum::<f64>(), 1.0, max_relative = tol(Dtype::F64, 3));
+    assert!((weights.sum::<f64>() - 1.0).abs() < 1e-9, "{spectrum:?}");
     let places = lines(&out.join("ngd-path.jsonl"));
     assert_eq!(places.len(), 3 * 3);
     let zero = places.iter().filter(|place| place["steps"] == 0);
@@ -331,7 +325,7 @@ mod simulated {
     /// Puts a small model in the place of the recorded one.
     fn shrink(model: &Path) {
         std::fs::write(model.join("config.json"), TINY).unwrap();
-        weights(&ModelConfig::parse(TINY).unwrap(), 1, &model.join("model.safetensors"));
+        weights(&ModelConfig::parse(TINY).unwrap(), "model.safetensors", model);
     }
 
     /// Probes `run` on a device, and returns what the command printed.
@@ -397,8 +391,7 @@ mod simulated {
                 let mut after = places.iter().map(|pair| &pair[device]).filter(|p| p["steps"] == 1);
                 after.find(|place| place["loss"] == loss).unwrap()["clip"].as_f64().unwrap()
             };
-            assert_relative_eq!(clip("ll"), clip("run"), max_relative = tol(Dtype::F32, 1000));
-            assert!(clip("run") < 1.0, "{places:?}");
+            assert!((clip("ll") - clip("run")).abs() < 1e-5 && clip("run") < 1.0, "{places:?}");
             assert!(clip("npo") < 0.5 * clip("run"), "{places:?}");
         }
         for pair in &places {

@@ -129,7 +129,6 @@ pub const FAMILIES: &[Family] = &[
 
 /// Event of a run.
 #[derive(Debug)]
-#[non_exhaustive]
 pub enum Event<'a> {
     /// A family begins at the shapes of a model.
     Begins(&'static str, &'a str),

@@ -106,7 +106,7 @@ type Shape = (usize, usize, usize);
 
 fn forward(bench: &Bench<'_>, (n, o, i): Shape, bias: bool, residual: bool) -> Verdict {
     let case = format!("linear {n}x{o}x{i} bias {bias} residual {residual}");
-    let mut random = Random::new(22);
+    let mut random = Random::new(&case);
     let x = bench.round(&random.vec(n * i));
     let w = bench.round(&random.vec(o * i));
     let b = bench.round(&random.vec(o));
@@ -126,7 +126,7 @@ fn forward(bench: &Bench<'_>, (n, o, i): Shape, bias: bool, residual: bool) -> V
 
 fn dgrad(bench: &Bench<'_>, (n, o, i): Shape) -> Verdict {
     let case = format!("linear dgrad {n}x{o}x{i}");
-    let mut random = Random::new(23);
+    let mut random = Random::new(&case);
     let dy = bench.round(&random.vec(n * o));
     let w = bench.round(&random.vec(o * i));
     bench.judge(case, || {
@@ -142,7 +142,7 @@ fn dgrad(bench: &Bench<'_>, (n, o, i): Shape) -> Verdict {
 /// The first write, and what two more add up to.
 fn wgrad(bench: &Bench<'_>, (n, o, i): Shape, mode: StateMode) -> Verdict {
     let case = format!("linear wgrad {n}x{o}x{i} {mode:?}");
-    let mut random = Random::new(24);
+    let mut random = Random::new(&case);
     let dy = bench.round(&random.vec(n * o));
     let x = bench.round(&random.vec(n * i));
     bench.judge(case, || {
@@ -167,7 +167,7 @@ fn scanned(
     bad: bool,
 ) -> Verdict {
     let case = format!("linear scan {n}x{o}x{i} {mode:?} {factor:e} bad {bad}");
-    let mut random = Random::new(25);
+    let mut random = Random::new(&case);
     let mut dy = random.vec(n * o);
     let x = bench.round(&random.vec(n * i));
     if bad {
@@ -209,7 +209,7 @@ fn scanned(
 
 fn bias_grad(bench: &Bench<'_>, (n, o): (usize, usize), mode: StateMode) -> Verdict {
     let case = format!("bias grad {n}x{o} {mode:?}");
-    let mut random = Random::new(26);
+    let mut random = Random::new(&case);
     let dy = bench.round(&random.vec(n * o));
     bench.judge(case, || {
         let ddy = bench.act(&dy)?;

@@ -2,7 +2,6 @@
 
 /// What a number was computed or stored in, as far as its error goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Dtype {
     /// 53 bits.
     F64,
@@ -12,14 +11,6 @@ pub enum Dtype {
     Tf32,
     /// 8 bits.
     Bf16,
-}
-
-/// Returns the error of an op's output that is allowed, relative to its largest entry: `sums` are what products on the
-/// way are rounded to and the length of the longest sum, `stored` is what the device stores the output in.
-///
-/// Storing is one rounding of half a unit, an eighth of what [`tol`] leaves for a handful of them.
-pub fn tol_stored((products, reduction): (Dtype, usize), stored: Dtype) -> f64 {
-    tol(products, reduction) + tol(stored, 0) / 8.0
 }
 
 /// Returns the relative error allowed after a reduction of `reduction` terms in `dtype`.

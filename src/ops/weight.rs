@@ -100,7 +100,6 @@ pub enum Toward<'a, A, S> {
 ///
 /// All gradients are exactly 0 where the row has coefficient 0.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[non_exhaustive]
 pub enum Matched {
     /// KL(uniform, p): value `-log V - mean log p`, gradient `p - 1/V`.
     Uniform,

@@ -1,8 +1,8 @@
 //! The Fisher operator against the Fisher matrix of a model small enough to form it, damped natural-gradient steps by
 //! conjugate gradients against the exact ones, the mean teacher's drift against both; probes leave a run as it is.
 
-use crate::support::model::weights_from;
-use crate::support::{Random, away_from_0};
+use crate::support::Random;
+use crate::support::model::weights;
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::data::MicroBatch;
 use nepenthe::method::passes::Passes;
@@ -17,7 +17,6 @@ use nepenthe::optim::UpdateRule;
 use nepenthe::probe::fisher::{Fisher, Point, cosine, distance, dot, norm};
 use nepenthe::probe::solve::{Limits, conjugate_gradients, diagonal};
 use nepenthe::report::svg::Chart;
-use nepenthe::rng::Stream;
 
 const V: usize = 11;
 const TOY: &str = r#"{"model_type":"llama","hidden_size":8,"num_attention_heads":2,"num_key_value_heads":1,
@@ -35,25 +34,13 @@ fn model(ops: &Ops, momentum: f64) -> Model<Ops> {
         rule: UpdateRule::Sgd { momentum },
         seed: 1,
     };
-    let mut unit = toy("student");
-    let mut draw = |len: usize| (0..len).map(|_| away_from_0(unit())).collect();
-    let weights = weights_from(&config, &mut draw, &folder.path().join("student"));
+    let weights = weights(&config, "student", folder.path());
     Model::load(ops, config, &weights, &keep).unwrap()
 }
 
-/// The numbers of a part of the toy whose measurements docs/ngd.md shows.
-fn toy(part: &str) -> impl FnMut() -> f64 {
-    let stream = Stream::new(41, part);
-    let mut drawn = 0;
-    move || {
-        drawn += 1;
-        stream.uniform(0, drawn)
-    }
-}
-
-fn texts(part: &str, lengths: &[usize]) -> Vec<MicroBatch> {
-    let mut unit = toy(part);
-    let mut row = |len: &usize| (0..*len).map(|_| (unit() * V as f64) as u32).collect::<Vec<_>>();
+fn texts(name: &str, lengths: &[usize]) -> Vec<MicroBatch> {
+    let mut random = Random::new(name);
+    let mut row = |len: &usize| (0..*len).map(|_| random.below(V) as u32).collect::<Vec<_>>();
     vec![MicroBatch::new(lengths.iter().map(&mut row).collect::<Vec<_>>())]
 }
 
@@ -148,7 +135,7 @@ fn products_and_damped_steps_are_those_of_the_exact_fisher_matrix() {
     let before = nll_bits(&ops, &mut model, &mut passes, &forget);
     let teacher = point.teacher();
     let mut fisher = Fisher::new(&ops, &mut model, &mut passes, &point, teacher.clone(), &retain);
-    let v = Random::new(2).vec(n);
+    let v = Random::new("direction").vec(n);
     let expected = fisher.calibrate(&v).unwrap();
     let (got, want) = (fisher.product(&v).unwrap(), times(&matrix, &v));
     let error = distance(&got, &want) / norm(&want);
@@ -194,7 +181,8 @@ fn products_and_damped_steps_are_those_of_the_exact_fisher_matrix() {
     let g = fisher.gradient(nlul, &Knobs::default(), &zeros, Some(&forget)).unwrap();
     let b: Vec<f64> = g.iter().map(|g| -ALPHA * g).collect();
     let want = solve(&matrix, BETA, DAMPING, &b);
-    let shares = diagonal(&mut |v| fisher.product(v), n, Stream::new(1, "s"), 8).unwrap();
+    let shares =
+        diagonal(&mut |v| fisher.product(v), n, nepenthe::rng::Stream::new(1, "s"), 8).unwrap();
     let shares: Vec<f64> = shares.iter().map(|f| BETA * f + DAMPING).collect();
     for scale in [None, Some(&shares[..])] {
         let mut product = |v: &[f64]| {

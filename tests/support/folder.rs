@@ -26,18 +26,6 @@ pub fn recorded(dir: &Path) -> PathBuf {
     model
 }
 
-/// Makes the folder `dir` of a model of random weights, and returns it.
-pub fn random(dir: &Path, config: &str, seed: u64) -> PathBuf {
-    std::fs::create_dir(dir).unwrap();
-    std::fs::write(dir.join("config.json"), config).unwrap();
-    super::model::weights(
-        &ModelConfig::parse(config).unwrap(),
-        seed,
-        &dir.join("model.safetensors"),
-    );
-    dir.to_path_buf()
-}
-
 /// Writes `dir`/`name`.jsonl: `documents` rows of token ids of that model, of `shortest` tokens and one more each, which
 /// `step` makes others than those of another step.
 pub fn corpus(dir: &Path, name: &str, documents: usize, shortest: usize, step: usize) {

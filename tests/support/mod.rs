@@ -89,20 +89,19 @@ impl std::ops::DerefMut for Random {
 }
 
 impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(conformance::Random::new(seed))
+    pub fn new(name: &str) -> Self {
+        Self(conformance::Random::new(name))
     }
 
     /// Draws numbers of magnitude 1/4 to 1, exact in f32: norms of few numbers stay smooth within a step.
     pub fn vec(&mut self, len: usize) -> Vec<f64> {
-        (0..len).map(|_| away_from_0(self.unit())).collect()
+        (0..len)
+            .map(|_| {
+                let x = 2.0 * self.unit() - 1.0;
+                f64::from((0.75 * x + x.signum() / 4.0) as f32)
+            })
+            .collect()
     }
-}
-
-/// Maps a number in [0, 1) to one of magnitude 1/4 to 1, exact in f32.
-pub fn away_from_0(unit: f64) -> f64 {
-    let x = 2.0 * unit - 1.0;
-    f64::from((0.75 * x + x.signum() / 4.0) as f32)
 }
 
 /// Fails unless `got` is within `allowed` of `want`, relative to the largest entry of `want`.
@@ -132,7 +131,7 @@ pub fn assert_gradient(
     eval: &mut dyn FnMut(&[f64]) -> Vec<f64>,
 ) {
     assert_eq!(x.len(), grad.len(), "{what}");
-    let mut random = Random::new(1);
+    let mut random = Random::new(what);
     let mut directions: Vec<(String, Vec<(usize, f64)>)> = Vec::new();
     let singles: Vec<usize> = if x.len() <= 6 {
         (0..x.len()).collect()

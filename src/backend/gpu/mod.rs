@@ -34,7 +34,6 @@ use driver::{Args, Driver, Launch};
 
 /// Storage format of activations, and of weights as kernels read them. Sums are fp32 in both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Precision {
     /// bf16 storage, bf16 tensor cores.
     Bf16,
