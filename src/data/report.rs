@@ -37,7 +37,7 @@ pub struct Report {
     pub duplicates: u64,
     /// Texts that begin or end with a special token that the tokenizer adds there too.
     pub doubled_special: u64,
-    /// Keys that were not read, with the number of records that have them; at most [`MOST_KEYS`].
+    /// Keys that were not read, with the number of records that have them; at most 100 of them.
     pub ignored_keys: BTreeMap<String, u64>,
     /// True if the rows came from the cache.
     #[serde(skip)]

@@ -11,7 +11,7 @@
 //! A record longer than [`LONGEST_RECORD`] or a text longer than [`LONGEST_TEXT`] is refused, so that a file of another
 //! kind cannot fill the memory.
 //! `input_ids` are used as they are: no special tokens, no truncation. Other keys of an object that would change what is
-//! trained, such as `labels` or a loss mask, are refused; the rest is ignored and counted in the [`Report`].
+//! trained, such as `labels` or a loss mask, are refused; the rest is ignored and counted in the [`super::Report`].
 
 use std::cell::RefCell;
 use std::fs::File;

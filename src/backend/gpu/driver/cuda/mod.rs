@@ -1,6 +1,6 @@
 //! The NVIDIA driver as a device: primary context, one stream, the kernels of [`images::IMAGES`].
 //!
-//! [`api`] declares the entry points, [`code`] says what they return, [`handles`] gives back what they hand out. All
+//! `api` declares the entry points, `code` says what they return, `handles` gives back what they hand out. All
 //! work goes to one stream, because [`Driver`] promises one order; an upload joins it from pinned memory and makes nobody
 //! wait.
 
