@@ -21,7 +21,7 @@ const TAKEN: [&str; 6] = ["theta", "teacher", "drift", "scalars", "theta_hi", "t
 ///
 /// ```
 /// use nepenthe::Result;
-/// use nepenthe::ops::{CustomRule, TensorView, UpdateScalars};
+/// use nepenthe::optim::{CustomRule, TensorView, UpdateScalars};
 ///
 /// /// signSGD (arXiv 1802.04434): every weight moves by the learning rate, downhill.
 /// struct SignSgd;

@@ -15,9 +15,9 @@
 //! use nepenthe::model::params::Keeping;
 //! use nepenthe::model::{Model, Train};
 //! use nepenthe::ops::{StateMode, TeacherForm, UpdateRule};
-//! use nepenthe::run::Folder;
-//! use nepenthe::run::probe::fisher::{Fisher, Point, dot};
-//! use nepenthe::run::probe::solve::{Limits, conjugate_gradients};
+//! use nepenthe::folder::Folder;
+//! use nepenthe::probe::fisher::{Fisher, Point, dot};
+//! use nepenthe::probe::solve::{Limits, conjugate_gradients};
 //!
 //! let ops = Cpu::<f32>::new();
 //! let folder = Folder::open("tests/golden/data/models/llama-gqa".as_ref())?;

@@ -13,10 +13,11 @@
 //! use nepenthe::method::{FORGET, Knobs, MeanTeacher, Method, PENALTIES, Settings, WeightRule, find};
 //! use nepenthe::model::params::Keeping;
 //! use nepenthe::model::{Model, Train};
-//! use nepenthe::ops::{CustomRule, StateMode, TeacherForm, TensorView, UpdateRule, UpdateScalars};
+//! use nepenthe::ops::{StateMode, TeacherForm};
+//! use nepenthe::optim::{CustomRule, TensorView, UpdateRule, UpdateScalars};
 //! use nepenthe::optim::Schedule;
-//! use nepenthe::run::Folder;
-//! use nepenthe::run::probe::fisher::{Fisher, Point, dot};
+//! use nepenthe::folder::Folder;
+//! use nepenthe::probe::fisher::{Fisher, Point, dot};
 //!
 //! struct SignSgd;
 //!
