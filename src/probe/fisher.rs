@@ -14,7 +14,8 @@
 //! use nepenthe::method::{Knobs, Nll};
 //! use nepenthe::model::params::Keeping;
 //! use nepenthe::model::{Model, Train};
-//! use nepenthe::ops::{StateMode, TeacherForm, UpdateRule};
+//! use nepenthe::ops::{StateMode, TeacherForm};
+//! use nepenthe::optim::UpdateRule;
 //! use nepenthe::folder::Folder;
 //! use nepenthe::probe::fisher::{Fisher, Point, dot};
 //! use nepenthe::probe::solve::{Limits, conjugate_gradients};
