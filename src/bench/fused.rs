@@ -7,7 +7,7 @@ use crate::backend::gpu::Act;
 use crate::conformance::{Random, documents};
 use crate::error::Result;
 use crate::model::rope::table;
-use crate::ops::Compute;
+use crate::ops::{Compute, Memory, Transfer};
 
 /// Measures all of them.
 pub(super) fn run(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {

@@ -8,7 +8,7 @@ use super::{Lab, Measurement, Preset, fused};
 use crate::backend::gpu::{Act, Grad};
 use crate::conformance::grad;
 use crate::error::Result;
-use crate::ops::Compute;
+use crate::ops::{Compute, Memory};
 
 /// Purpose of a linear map's GEMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

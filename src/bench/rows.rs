@@ -8,7 +8,7 @@ use super::{Lab, Measurement, Preset};
 use crate::conformance::{Random, documents, grad};
 use crate::error::Result;
 use crate::model::rope::table;
-use crate::ops::{Compute, Direction, Rms};
+use crate::ops::{Compute, Direction, Memory, Rms, Transfer};
 
 /// Records one op of a preset.
 fn record(

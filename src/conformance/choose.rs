@@ -3,7 +3,7 @@
 use super::{Bench, Dtype, Output, Random, Verdict, tol};
 use crate::backend::gpu::Gpu;
 use crate::ops::choice::kept_weights;
-use crate::ops::{Compute, HeadShape, HeadWeight, Sampling};
+use crate::ops::{Compute, HeadShape, HeadWeight, Memory, Sampling};
 
 /// Vocabularies: below and above what a warp, and a warp's share, settles at once; with and without whole quads.
 const VOCABS: [usize; 11] = [1, 2, 3, 41, 128, 129, 401, 1000, 2049, 4096, 4099];

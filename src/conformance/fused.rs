@@ -4,7 +4,7 @@ use super::{
     Bench, Dtype, Output, Random, TILES, Verdict, documents, hopper_tiles, with_few_rows, with_tile,
 };
 use crate::backend::gpu::{Gpu, Tile};
-use crate::ops::{Compute, Heads, RopeTable};
+use crate::ops::{Compute, Heads, Memory, RopeTable, Transfer};
 
 /// H, G, D, pairs and C of qkv products: heads that fit a tile, that fit only a larger one, that fit none; part of a
 /// head; widths that are not whole packs.

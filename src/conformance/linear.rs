@@ -4,7 +4,7 @@ use super::{Bench, Dtype, Output, Random, TILES, Verdict, grad, hopper_tiles, wi
 use crate::backend::cpu::Grad as CpuGrad;
 use crate::backend::gpu::Gpu;
 use crate::error::{Error, Kind, Result};
-use crate::ops::{Compute, State, StateMode, Sweep};
+use crate::ops::{Compute, Memory, State, StateMode, Sweep, Transfer};
 
 /// Rows, outputs and inputs: single numbers, odd widths, ragged tiles of every size, sums that cross several stages.
 const SHAPES: [(usize, usize, usize); 14] = [
@@ -228,7 +228,7 @@ fn accumulated(
     bench: &Bench<'_>,
     (len, terms, products): (usize, usize, Dtype),
     mode: StateMode,
-    on_gpu: impl Fn(&mut <Gpu as Compute>::Grad),
+    on_gpu: impl Fn(&mut <Gpu as Memory>::Grad),
     on_cpu: impl Fn(&mut CpuGrad<f64>),
 ) -> Result<Vec<Output>> {
     let mut got = grad(bench.gpu, len, mode)?;

@@ -1,9 +1,9 @@
 //! Destination of the gradients of a backward pass, and hooks on the inputs of linear layers.
 
-use crate::ops::{Compute, Ops};
+use crate::ops::{Memory, Ops};
 
 /// The gradients of a model by block; `None` for frozen blocks.
-pub type Gradients<O> = Vec<Option<<O as Compute>::Grad>>;
+pub type Gradients<M> = Vec<Option<<M as Memory>::Grad>>;
 
 /// Empties gradients.
 pub fn clear<O: Ops>(ops: &O, grads: &mut Gradients<O>) {

@@ -1,9 +1,9 @@
 //! Forward and backward ops on activations.
 
 use super::choice::Sampling;
+use super::memory::Memory;
 use super::mlp::Mlp;
 use super::weight::{Matched, TokenWeight, Toward};
-use crate::error::Result;
 
 /// The heads of one attention layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -101,6 +101,9 @@ pub struct RowCounts {
 }
 
 impl PackData {
+    /// Bytes of a token on the host, at most: each may be a document of its own.
+    pub const BYTES: u64 = 3 * 4 + 3 * 8 + 3 * 4;
+
     /// Empties the pack and keeps its memory.
     pub fn clear(&mut self) {
         self.ids.clear();
@@ -227,40 +230,13 @@ pub struct HeadGrads<'a, A: ?Sized, G> {
 }
 
 /// Forward and backward ops. Buffers are allocated at start and are at least as long as an op needs; no op
-/// allocates or synchronises. A failed launch is kept by the backend and surfaces at [`Compute::sync`].
+/// allocates or synchronises. A failed launch is kept by the backend and surfaces at [`Transfer::sync`](super::Transfer::sync).
 ///
 /// The number of rows comes with each call, from the pack in hand.
-pub trait Compute {
-    /// Activations in the backend's compute type.
-    type Act: Send;
-    /// Vectors kept in (at least) fp32: statistics, row losses.
-    type Stat;
-    /// A loaded [`PackData`].
-    type Pack;
+pub trait Compute: Memory {
     /// A read-only weight tensor as the compute reads it.
     type Weight<'a>: Copy;
-    /// A gradient sink; the first write of a step overwrites, later ones add.
-    type Grad: Send;
 
-    /// Allocates `len` activations.
-    fn act(&self, len: usize) -> Result<Self::Act>;
-    /// Allocates `len` statistics.
-    fn stat(&self, len: usize) -> Result<Self::Stat>;
-    /// Allocates room for packs of up to `tokens` tokens.
-    fn pack(&self, tokens: usize) -> Result<Self::Pack>;
-    /// Loads `data` into `pack`.
-    fn load_pack(&self, pack: &mut Self::Pack, data: &PackData);
-    /// Copies the first `out.len()` statistics to the host.
-    fn read_stat(&self, stat: &Self::Stat, out: &mut [f64]);
-    /// Copies host numbers into the first entries of `stat`.
-    fn write_stat(&self, values: &[f64], stat: &mut Self::Stat);
-    /// Copies the first `out.len()` activations to the host.
-    fn read_act(&self, act: &Self::Act, out: &mut [f32]);
-    /// Copies host numbers into the first entries of `act`, rounded to the nearest stored number.
-    fn write_act(&self, values: &[f32], act: &mut Self::Act);
-    /// Makes room for head sweeps over packs of up to `shape.n` rows, those of matched rows only where asked for, so that
-    /// none allocates later.
-    fn reserve(&self, shape: HeadShape, matched: bool) -> Result<()>;
     /// Says whether the passes that follow are of single tokens, as generation makes them: nobody holds their rows to
     /// the bits of another pass, so a product with few rows may add in the order that is fastest for it.
     fn single_tokens(&self, on: bool) {
@@ -268,9 +244,6 @@ pub trait Compute {
     }
     /// Sets the first `len` activations to 0.
     fn zero(&self, len: usize, act: &mut Self::Act);
-    /// Waits for all work and returns the first error it met.
-    fn sync(&self) -> Result<()>;
-
     /// Linear map: `y[N,O] = x[N,I] w[O,I]^T (+ bias[O]) (+ residual[N,O])`.
     #[allow(clippy::too_many_arguments)]
     fn linear(

@@ -1,14 +1,17 @@
 //! The op catalogue: the only door to compute.
 //!
-//! The model and the method are written once over [`Compute`] (activations), [`Sweep`] (what binds them together) and
-//! [`State`] (parameters and their update). Each formula stands here; a backend carries it out. Letters: N packed tokens (rows), C model
-//! width, H heads, G kv heads, D head width, F ffn width, V vocabulary, O and I the outputs and inputs of a
-//! linear map. Matrices are row-major. Sums are taken in an order that depends on shapes alone.
+//! The model and the method are written once over [`Memory`] (allocation), [`Transfer`] (copies to and from the host),
+//! [`Compute`] (ops on activations), [`Sweep`] (what connects the ops of a pass) and [`State`] (parameters and their
+//! update). Each formula stands here; a backend carries it out. Letters: N packed tokens (rows), C model width, H heads, G
+//! kv heads, D head width, F ffn width, V vocabulary, O and I the outputs and inputs of a linear layer. Matrices are
+//! row-major. Sums are taken in an order that depends on shapes alone.
 
 pub mod choice;
 pub mod compute;
 pub mod format;
+pub mod memory;
 pub mod mlp;
+pub mod planes;
 pub mod state;
 pub mod sweep;
 pub mod weight;
@@ -18,13 +21,15 @@ pub use compute::{
     CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, PackData, Rms,
     RopeTable, RowCounts, RowStats,
 };
+pub use memory::{Memory, Sizes, Transfer};
 pub use mlp::{Activation, Mlp};
+pub use planes::{Plane, Planes, Stored};
 pub use state::{Distances, GradScan, ParamSpec, Role, State, StateBytes, StateMode, TeacherForm};
 pub use sweep::{Sweep, Tallied, WorkKey};
 pub use weight::{DocumentFormula, Matched, TokenFormula, TokenWeight, Toward};
 
 /// A backend that can do everything.
-pub trait Ops: Compute + Sweep + State + 'static {
+pub trait Ops: Transfer + Sweep + State + 'static {
     /// Waits for all work, gives all memory back and starts anew on the same device: what was allocated before means
     /// nothing afterwards.
     ///

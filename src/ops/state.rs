@@ -170,21 +170,9 @@ pub struct Distances {
 
 /// Parameters and their update.
 pub trait State: Compute {
-    /// A parameter with its teacher and optimizer state.
-    type Param: Send;
     /// An update of all parameters whose outcome nobody has read yet.
     type Pending;
 
-    /// Allocates a parameter and fills it by `init`; the teacher starts equal to it.
-    fn param(
-        &self,
-        spec: &ParamSpec,
-        init: &mut dyn FnMut(&mut [f32]) -> Result<()>,
-    ) -> Result<Self::Param>;
-    /// Gives the teacher of a trainable parameter weights of its own.
-    fn set_teacher(&self, param: &mut Self::Param, values: &[f32]);
-    /// Allocates the gradient of a parameter.
-    fn grad(&self, spec: &ParamSpec) -> Result<Self::Grad>;
     /// Marks a gradient as empty, so that its next write overwrites.
     fn clear_grad(&self, grad: &mut Self::Grad);
     /// Shows the weights of `role`; `scratch` takes them where they are not stored as the compute reads them,
@@ -195,8 +183,6 @@ pub trait State: Compute {
         role: Role,
         scratch: &'a mut Self::Act,
     ) -> Self::Weight<'a>;
-    /// Tells whether [`State::view`] of `role` writes to its scratch.
-    fn needs_scratch(&self, param: &Self::Param, role: Role) -> bool;
     /// Scans a gradient in a fixed order; an empty gradient is all zeros.
     fn scan_grad(&self, grad: &Self::Grad) -> GradScan;
     /// Returns the sum of products of two gradients of one parameter, in f64 and a fixed order; an empty one is all zeros.
@@ -206,8 +192,6 @@ pub trait State: Compute {
     /// Mixes two gradients of one parameter: `y = keep y + add x`, products and sum in fp32, rounded once to how `y` is
     /// stored; empty ones are all zeros.
     fn grad_mix(&self, y: &mut Self::Grad, keep: f64, x: &Self::Grad, add: f64);
-    /// Copies a gradient to the host; an empty gradient is all zeros.
-    fn read_grad(&self, grad: &Self::Grad, out: &mut [f32]);
     /// Moves student, optimizer state and teacher by one step, in one pass:
     /// `g = c g + damping c (theta - ref)`, the rule, `ref += teacher_rate c (theta_new - ref)`.
     ///
@@ -247,23 +231,6 @@ pub trait State: Compute {
     ) -> Result<Self::Pending>;
     /// Waits for an update and tells what became of it; the last one started is the only one that can be asked.
     fn outcome(&self, pending: Self::Pending) -> Result<StepOutcome>;
-    /// Copies student or teacher to the host in fp32, exactly as stored (compact: both planes joined, but
-    /// [`Role::Evaluated`] rounded as [`State::view`] shows it).
-    fn read_param(&self, param: &Self::Param, role: Role, out: &mut [f32]);
     /// Measures how far student and teacher are from each other and from `initial`.
     fn distances(&self, param: &Self::Param, initial: &[f32]) -> Distances;
-    /// Hands every state buffer of a trainable parameter to `write`, by name, as raw little-endian bytes.
-    fn save_param(
-        &self,
-        param: &Self::Param,
-        write: &mut dyn FnMut(&str, &[u8]) -> Result<()>,
-    ) -> Result<()>;
-    /// Restores what [`State::save_param`] wrote; `read(name, bytes)` must fill `bytes` exactly.
-    fn load_param(
-        &self,
-        param: &mut Self::Param,
-        read: &mut dyn FnMut(&str, &mut [u8]) -> Result<()>,
-    ) -> Result<()>;
-    /// Copies one optimizer buffer (`momentum_buffer`, `exp_avg`, `exp_avg_sq`) to the host; false if absent.
-    fn read_moment(&self, param: &Self::Param, name: &str, out: &mut [f32]) -> bool;
 }

@@ -5,7 +5,6 @@ use std::ops::Range;
 
 use super::compute::{Compute, RowStats};
 use super::weight::DocumentFormula;
-use crate::error::Result;
 
 /// Sums over the rows of a sweep.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -52,11 +51,6 @@ impl WorkKey {
 
 /// The ops between sweeps. None of them waits, but those that return what the backend found.
 pub trait Sweep: Compute {
-    /// Sums over rows, on the backend.
-    type Tally;
-
-    /// Allocates sums.
-    fn tally_room(&self) -> Result<Self::Tally>;
     /// Sets sums to 0.
     fn clear_tally(&self, tally: &mut Self::Tally);
     /// Adds the results of `rows` of the pack just swept, in f64 and in an order that depends on their number alone.
@@ -69,8 +63,6 @@ pub trait Sweep: Compute {
         stats: &RowStats<Self::Stat>,
         tally: &mut Self::Tally,
     );
-    /// Waits for the work before it and returns the sums; 0 after a failure, which [`Compute::sync`] tells.
-    fn read_tally(&self, tally: &Self::Tally) -> Tallied;
     /// Weighs all rows of each document alike, as the formula says; without `base` nothing is compared with.
     ///
     /// In pairs the last document of an odd number has no partner and is weighed by its own r.

@@ -7,7 +7,7 @@ use nepenthe::io::safetensors::Weights;
 use nepenthe::method::{self, Knobs};
 use nepenthe::model::Train;
 use nepenthe::model::layout::is_frozen;
-use nepenthe::ops::{Compute, Ops, PackData, Role, State, TeacherForm};
+use nepenthe::ops::{Compute, Memory, Ops, PackData, Role, State, TeacherForm, Transfer};
 use nepenthe::optim::UpdateRule;
 use serde_json::Value;
 
@@ -53,7 +53,7 @@ fn freeze_rule(folder: &Path) -> Check {
 fn forward<T: Real>(case: &Value, folder: &Path, config: &str) -> Check
 where
     Cpu<T>: Ops,
-    Cpu<T>: State + Compute<Act = Vec<T>>,
+    Cpu<T>: Ops + Memory<Act = Vec<T>>,
 {
     let ops = Cpu::<T>::new();
     let train = keeping(None, TeacherForm::None, UpdateRule::Sgd { momentum: 0.0 });

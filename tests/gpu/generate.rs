@@ -10,7 +10,7 @@ use nepenthe::conformance::{Dtype, tol};
 use nepenthe::model::generate::{Choice, Request, generate};
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Workspace};
-use nepenthe::ops::{Compute, Ops, PackData, Role, Sampling, State};
+use nepenthe::ops::{Compute, Memory, Ops, PackData, Role, Sampling, State, Transfer};
 
 /// Biases, head norms, a head width without tensor-core attention, a tied head.
 const QWEN3: &str = r#"{"model_type":"qwen3","hidden_size":64,"num_attention_heads":4,"num_key_value_heads":2,

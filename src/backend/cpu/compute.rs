@@ -7,7 +7,6 @@ use super::head::{
 };
 use super::rows::{self, each};
 use super::{Cpu, Grad, Real, attention, layernorm, mlp, norm};
-use crate::error::Result;
 use crate::ops::{
     CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, Matched, Mlp,
     PackData, Rms, RopeTable, RowStats, Sampling, TokenWeight, Toward, choice,
@@ -16,7 +15,7 @@ use crate::ops::{
 /// A loaded pack: the host's own data.
 #[derive(Debug, Clone, Default)]
 pub struct Pack {
-    data: PackData,
+    pub(super) data: PackData,
 }
 
 impl Pack {
@@ -51,55 +50,10 @@ impl<T: Real> Cpu<T> {
 }
 
 impl<T: Real> Compute for Cpu<T> {
-    type Act = Vec<T>;
-    type Stat = Vec<T>;
-    type Pack = Pack;
     type Weight<'a> = &'a [T];
-    type Grad = Grad<T>;
-
-    fn act(&self, len: usize) -> Result<Vec<T>> {
-        Ok(vec![T::ZERO; len])
-    }
-
-    fn stat(&self, len: usize) -> Result<Vec<T>> {
-        Ok(vec![T::ZERO; len])
-    }
-
-    fn pack(&self, _tokens: usize) -> Result<Pack> {
-        Ok(Pack::default())
-    }
-
-    fn load_pack(&self, pack: &mut Pack, data: &PackData) {
-        pack.data.clone_from(data);
-    }
-
-    fn read_stat(&self, stat: &Vec<T>, out: &mut [f64]) {
-        out.iter_mut().zip(stat).for_each(|(o, s)| *o = s.to_f64());
-    }
-
-    fn write_stat(&self, values: &[f64], stat: &mut Vec<T>) {
-        stat.iter_mut().zip(values).for_each(|(s, v)| *s = T::from_f64(*v));
-    }
-
-    fn read_act(&self, act: &Vec<T>, out: &mut [f32]) {
-        out.iter_mut().zip(act).for_each(|(o, a)| *o = a.to_f32());
-    }
-
-    fn write_act(&self, values: &[f32], act: &mut Vec<T>) {
-        act.iter_mut().zip(values).for_each(|(a, v)| *a = T::from_f32(*v));
-    }
-
-    fn reserve(&self, _shape: HeadShape, _matched: bool) -> Result<()> {
-        // The pool keeps what the first sweep lends.
-        Ok(())
-    }
 
     fn zero(&self, len: usize, act: &mut Vec<T>) {
         act[..len].fill(T::ZERO);
-    }
-
-    fn sync(&self) -> Result<()> {
-        Ok(())
     }
 
     fn linear(

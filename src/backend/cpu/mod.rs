@@ -11,6 +11,7 @@ mod gemm;
 mod grad;
 mod head;
 mod layernorm;
+mod memory;
 mod mlp;
 mod norm;
 mod params;
@@ -26,6 +27,7 @@ mod update;
 pub use compute::Pack;
 pub use grad::Grad;
 pub(crate) use grad::GradData;
+pub use memory::CpuSizes;
 pub use params::Param;
 pub use real::Real;
 

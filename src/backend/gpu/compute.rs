@@ -7,59 +7,13 @@ use super::ops::{
     positions, pull, rope, swiglu,
 };
 use super::{Act, Gpu, Grad, Pack, Stat, Weight};
-use crate::error::Result;
 use crate::ops::{
-    CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, Matched, Mlp,
-    PackData, Rms, RopeTable, RowStats, Sampling, TokenWeight, Toward,
+    CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, Matched, Mlp, Rms,
+    RopeTable, RowStats, Sampling, TokenWeight, Toward,
 };
 
 impl Compute for Gpu {
-    type Act = Act;
-    type Stat = Stat;
-    type Pack = Pack;
     type Weight<'a> = Weight<'a>;
-    type Grad = Grad;
-
-    fn act(&self, len: usize) -> Result<Act> {
-        self.new_act(len)
-    }
-
-    fn stat(&self, len: usize) -> Result<Stat> {
-        self.new_stat(len)
-    }
-
-    fn pack(&self, tokens: usize) -> Result<Pack> {
-        self.new_pack(tokens)
-    }
-
-    fn load_pack(&self, pack: &mut Pack, data: &PackData) {
-        self.keep(self.upload_pack(pack, data));
-    }
-
-    fn read_stat(&self, stat: &Stat, out: &mut [f64]) {
-        let mut narrow = vec![0f32; out.len().min(stat.len)];
-        self.keep(self.download(stat.at, bytemuck::cast_slice_mut(&mut narrow)));
-        out.iter_mut().zip(narrow).for_each(|(to, from)| *to = f64::from(from));
-    }
-
-    fn write_stat(&self, values: &[f64], stat: &mut Stat) {
-        let narrow: Vec<f32> = values.iter().take(stat.len).map(|v| *v as f32).collect();
-        self.keep(self.upload(stat.at, bytemuck::cast_slice(&narrow)));
-    }
-
-    fn read_act(&self, act: &Act, out: &mut [f32]) {
-        let n = out.len().min(act.len);
-        self.keep(self.download_act(act.at, &mut out[..n]));
-    }
-
-    fn write_act(&self, values: &[f32], act: &mut Act) {
-        let n = values.len().min(act.len);
-        self.keep(self.upload_act(act.at, &values[..n]));
-    }
-
-    fn reserve(&self, shape: HeadShape, matched: bool) -> Result<()> {
-        head::reserve(self, shape, matched)
-    }
 
     fn single_tokens(&self, on: bool) {
         self.few_rows.store(on, Ordering::Relaxed);
@@ -68,11 +22,6 @@ impl Compute for Gpu {
     fn zero(&self, len: usize, act: &mut Act) {
         let bytes = len.min(act.len) as u64 * self.precision.bytes();
         self.keep(self.fill(act.at, 0, bytes));
-    }
-
-    fn sync(&self) -> Result<()> {
-        let result = self.driver.sync();
-        self.take_failure().and(result)
     }
 
     fn linear(
