@@ -102,7 +102,7 @@ pub struct TokenScores {
     pub hits: Vec<bool>,
 }
 
-/// The buffers of a run: packs, workspace, host rows. Allocated once.
+/// The buffers of a run: packs, workspace, host rows.
 pub struct Passes<M: Memory> {
     /// Forward and backward buffers.
     pub ws: Workspace<M>,
@@ -155,7 +155,7 @@ impl<M: Memory> Passes<M> {
             tallies: (0..MOST_TERMS).map(|_| memory.tally_room()).collect::<Result<_>>()?,
             tokens: [0; MOST_TERMS],
             shared: [0; 2],
-            rows: vec![0.0; tokens],
+            rows: Vec::new(),
         })
     }
 }
@@ -448,7 +448,8 @@ impl<O: Ops> Passes<O> {
             model.forward(ops, pack, n, Role::Evaluated, &mut self.ws);
             model.head(ops, &mut self.ws, plain(pack, 0..n, Role::Evaluated), None);
             let first = scores.len();
-            ops.read_stat(&self.ws.stats.nll, &mut self.rows[..n]);
+            self.rows.resize(n, 0.0);
+            ops.read_stat(&self.ws.stats.nll, &mut self.rows);
             ops.sync()?;
             let mut start = 0;
             for ids in &group {
@@ -458,7 +459,7 @@ impl<O: Ops> Passes<O> {
                 scores.push(TokenScores { log_probs, hits: Vec::new() });
                 start = end;
             }
-            ops.read_stat(&self.ws.stats.hit, &mut self.rows[..n]);
+            ops.read_stat(&self.ws.stats.hit, &mut self.rows);
             ops.sync()?;
             let mut start = 0;
             for (ids, scores) in group.iter().zip(&mut scores[first..]) {

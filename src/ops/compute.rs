@@ -1,6 +1,7 @@
 //! Forward and backward ops on activations.
 
 use super::choice::Sampling;
+use super::head::{HeadGrads, HeadShape, HeadWeight, RowStats};
 use super::memory::Memory;
 use super::mlp::Mlp;
 use super::weight::{Matched, TokenWeight, Toward};
@@ -66,116 +67,6 @@ pub struct RopeTable {
     pub scale: f64,
 }
 
-/// Documents laid end to end without padding, as the host hands them to a backend.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct PackData {
-    /// Token ids, N.
-    pub ids: Vec<u32>,
-    /// Position of each token in its own document, N.
-    pub positions: Vec<u32>,
-    /// Where each document starts, and N at the end: documents + 1.
-    pub starts: Vec<u32>,
-    /// The id each row is to predict (any id where its coefficient is 0), N.
-    pub targets: Vec<u32>,
-    /// What each row's loss is multiplied by: mask, normaliser and loss weight in one; 0 leaves the row out, N.
-    pub coefs: Vec<f64>,
-    /// What each row's value counts in a sweep's sum; 0 leaves it out, N.
-    pub shares: Vec<f64>,
-    /// What each row counts in the NLL and the accuracy that are monitored; 0 leaves it out, N.
-    pub monitors: Vec<f64>,
-    /// What the sum over each document's targets is divided by where documents are weighed.
-    pub spans: Vec<u32>,
-    /// The cache slot of each document (generation only).
-    pub slots: Vec<u32>,
-}
-
-/// What a row counts in a loss and in the sums over a sweep.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct RowCounts {
-    /// See [`PackData::coefs`].
-    pub coef: f64,
-    /// See [`PackData::shares`].
-    pub share: f64,
-    /// See [`PackData::monitors`].
-    pub monitor: f64,
-}
-
-impl PackData {
-    /// Bytes of a token on the host, at most: each may be a document of its own.
-    pub const BYTES: u64 = 3 * 4 + 3 * 8 + 3 * 4;
-
-    /// Empties the pack and keeps its memory.
-    pub fn clear(&mut self) {
-        self.ids.clear();
-        self.positions.clear();
-        self.starts.clear();
-        self.targets.clear();
-        self.coefs.clear();
-        self.shares.clear();
-        self.monitors.clear();
-        self.spans.clear();
-        self.slots.clear();
-    }
-
-    /// Appends a document whose token t predicts token t + 1; the last row's target is 0.
-    ///
-    /// `coef(t)` is the coefficient of row t; no row counts in sums.
-    pub fn push(&mut self, ids: &[u32], mut coef: impl FnMut(usize) -> f64) {
-        let span = ids.len().saturating_sub(1);
-        self.push_counted(ids, span, |t| RowCounts { coef: coef(t), ..RowCounts::default() });
-    }
-
-    /// Appends a document whose token t predicts token t + 1 and counts `counts(t)`; the last row's target is 0.
-    pub fn push_counted(
-        &mut self,
-        ids: &[u32],
-        span: usize,
-        counts: impl FnMut(usize) -> RowCounts,
-    ) {
-        if self.starts.is_empty() {
-            self.starts.push(0);
-        }
-        self.ids.extend_from_slice(ids);
-        self.positions.extend(0..ids.len() as u32);
-        self.targets.extend_from_slice(ids.get(1..).unwrap_or(&[]));
-        self.targets.extend(ids.first().map(|_| 0));
-        for RowCounts { coef, share, monitor } in (0..ids.len()).map(counts) {
-            self.coefs.push(coef);
-            self.shares.push(share);
-            self.monitors.push(monitor);
-        }
-        self.spans.push(span as u32);
-        self.starts.push(self.ids.len() as u32);
-    }
-
-    /// Returns N.
-    pub fn tokens(&self) -> usize {
-        self.ids.len()
-    }
-}
-
-/// Per-row results of a head sweep, on the backend.
-#[derive(Debug)]
-pub struct RowStats<S> {
-    /// -log p of the target, nats; matched sweeps leave it alone.
-    pub nll: S,
-    /// The row's value before its coefficient.
-    pub value: S,
-    /// 1 where the target is the most probable token, else 0; matched sweeps leave it alone.
-    pub hit: S,
-}
-
-/// The shape of a head sweep: `n` rows of width `c` against `v` logits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HeadShape {
-    /// N, rows.
-    pub n: usize,
-    /// C, model width.
-    pub c: usize,
-    /// V, vocabulary.
-    pub v: usize,
-}
-
 /// Where the keys and values of one layer lie in a buffer of activations: keys `[slots, capacity, G, D]` from `start` on,
 /// and behind them as many values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -198,35 +89,6 @@ impl CachePlace {
     pub fn len(self, heads: Heads) -> usize {
         2 * self.half(heads)
     }
-}
-
-/// A head: its matrix, V x C, and its bias, V, where it has one; logits are `z = h w^T (+ bias)`, or `cap tanh(z / cap)`.
-#[derive(Debug, Clone, Copy)]
-pub struct HeadWeight<W> {
-    /// The matrix.
-    pub matrix: W,
-    /// The bias.
-    pub bias: Option<W>,
-    /// What logits are capped at (Gemma-2); that of two heads that are compared is the same.
-    pub cap: Option<f64>,
-}
-
-impl<W> HeadWeight<W> {
-    /// Makes a head without a bias and a cap.
-    pub fn plain(matrix: W) -> Self {
-        Self { matrix, bias: None, cap: None }
-    }
-}
-
-/// Where a head sweep writes gradients.
-#[derive(Debug)]
-pub struct HeadGrads<'a, A: ?Sized, G> {
-    /// Gradient at the final hidden rows [N, C], overwritten.
-    pub dh: &'a mut A,
-    /// Gradient of the head matrix [V, C], accumulated; `None` where the head is frozen.
-    pub dw: Option<&'a mut G>,
-    /// Gradient of its bias, V, accumulated likewise.
-    pub db: Option<&'a mut G>,
 }
 
 /// Forward and backward ops. Buffers are allocated at start and are at least as long as an op needs; no op

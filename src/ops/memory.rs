@@ -1,6 +1,7 @@
 //! Buffers of a backend: their allocation, and copies between them and the host.
 
-use super::compute::{HeadShape, PackData};
+use super::head::HeadShape;
+use super::pack::PackData;
 use super::planes::{Plane, Planes};
 use super::state::{ParamSpec, Role};
 use super::sweep::Tallied;

@@ -9,20 +9,21 @@
 pub mod choice;
 pub mod compute;
 pub mod format;
+pub mod head;
 pub mod memory;
 pub mod mlp;
+pub mod pack;
 pub mod planes;
 pub mod state;
 pub mod sweep;
 pub mod weight;
 
 pub use choice::Sampling;
-pub use compute::{
-    CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, PackData, Rms,
-    RopeTable, RowCounts, RowStats,
-};
+pub use compute::{CachePlace, Compute, Direction, Heads, Rms, RopeTable};
+pub use head::{HeadGrads, HeadShape, HeadWeight, RowStats};
 pub use memory::{Memory, Sizes, Transfer};
 pub use mlp::{Activation, Mlp};
+pub use pack::{PackData, RowCounts};
 pub use planes::{Plane, Planes, Stored};
 pub use state::{Distances, GradScan, ParamSpec, Role, State, StateBytes, StateMode, TeacherForm};
 pub use sweep::{Sweep, Tallied, WorkKey};

@@ -3,7 +3,8 @@
 
 use std::ops::Range;
 
-use super::compute::{Compute, RowStats};
+use super::compute::Compute;
+use super::head::RowStats;
 use super::weight::DocumentFormula;
 
 /// Sums over the rows of a sweep.

@@ -570,11 +570,11 @@ fn plan_counts_the_memory_of_a_run() {
             assert!(outputs.iter().all(|ids| ids.len() == 40));
         }
         let (held, used) = ops.bytes();
-        let share = used as f64 / planned as f64;
         let name = format!("{mode:?} {precision:?} {save}");
-        eprintln!("{name}: planned {planned}, used {used} ({share:.4}), held {held}");
+        eprintln!("{name}: planned {planned}, used {used}, held {held}");
         assert_eq!(held, slab, "{name}: the run took more than its slab");
-        assert!((0.97..=1.03).contains(&share), "{name}: {used} of {planned} bytes");
+        // Every buffer is counted to the byte; single ops of these shapes take less than 1 MiB beside them.
+        assert!((planned..planned + (1 << 20)).contains(&used), "{name}: {used} of {planned}");
     }
     assert!(beside[..7].iter().all(|bytes| *bytes == 0) && beside[7] > 0, "{beside:?}");
 }

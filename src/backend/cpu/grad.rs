@@ -1,7 +1,6 @@
 //! Gradient sinks: the first write of a step overwrites, later ones add.
 
-use super::Real;
-use super::params::filled;
+use super::{Real, filled};
 use crate::error::Result;
 use crate::ops::format::{narrow_even, widen};
 use crate::ops::{ParamSpec, Plane, StateMode};

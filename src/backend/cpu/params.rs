@@ -8,8 +8,8 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::update::{Element, Numbers, Scale, fold, update_exact};
 use super::update::{SplitBuffers, update_split};
-use super::{Cpu, Grad, Real};
-use crate::error::{Error, Kind, Result};
+use super::{Cpu, Grad, Real, filled};
+use crate::error::Result;
 use crate::ops::format::{
     EXPONENT_LIMIT, drift_exponent, from_f16, join, narrow_even, noise, noise_seed, split, to_f16,
     widen,
@@ -230,16 +230,6 @@ pub(super) fn needs_scratch(stored: Stored, role: Role) -> bool {
         Stored::Exact(form) => role == Role::Teacher && form == TeacherForm::Drift,
         Stored::Split(_) => true,
     }
-}
-
-pub(super) fn filled<X: Copy>(name: &str, len: usize, value: X) -> Result<Vec<X>> {
-    let mut out = Vec::new();
-    out.try_reserve_exact(len).map_err(|_| {
-        let bytes = len.saturating_mul(size_of::<X>());
-        Error::new(Kind::Memory, format!("{name}: cannot allocate {bytes} bytes"))
-    })?;
-    out.resize(len, value);
-    Ok(out)
 }
 
 struct ScanPass<'a, G, T>(&'a [G], std::marker::PhantomData<T>);
