@@ -50,3 +50,14 @@ pub struct HeadGrads<'a, A: ?Sized, G> {
     /// Gradient of its bias, V, accumulated likewise.
     pub db: Option<&'a mut G>,
 }
+
+/// Sums over the rows of a sweep.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Tallied {
+    /// Values, each row times its share.
+    pub value: f64,
+    /// Plain NLL, each row times what it counts in monitors.
+    pub nll: f64,
+    /// Rows whose target is the most probable token, each times what it counts in monitors.
+    pub hit: f64,
+}

@@ -1,10 +1,9 @@
 //! Buffers of a backend: their allocation, and copies between them and the host.
 
-use super::head::HeadShape;
+use super::head::{HeadShape, Tallied};
 use super::pack::PackData;
+use super::param::{ParamSpec, Role};
 use super::planes::{Plane, Planes};
-use super::state::{ParamSpec, Role};
-use super::sweep::Tallied;
 use crate::error::Result;
 
 /// Allocation of everything that a run keeps. Models, passes and methods are built over this trait alone, so that their

@@ -13,6 +13,7 @@ pub mod head;
 pub mod memory;
 pub mod mlp;
 pub mod pack;
+pub mod param;
 pub mod planes;
 pub mod state;
 pub mod sweep;
@@ -20,13 +21,14 @@ pub mod weight;
 
 pub use choice::Sampling;
 pub use compute::{CachePlace, Compute, Direction, Heads, Rms, RopeTable};
-pub use head::{HeadGrads, HeadShape, HeadWeight, RowStats};
+pub use head::{HeadGrads, HeadShape, HeadWeight, RowStats, Tallied};
 pub use memory::{Memory, Sizes, Transfer};
 pub use mlp::{Activation, Mlp};
 pub use pack::{PackData, RowCounts};
+pub use param::{ParamSpec, Role, StateBytes, StateMode, TeacherForm};
 pub use planes::{Plane, Planes, Stored};
-pub use state::{Distances, GradScan, ParamSpec, Role, State, StateBytes, StateMode, TeacherForm};
-pub use sweep::{Sweep, Tallied, WorkKey};
+pub use state::{Distances, GradScan, State};
+pub use sweep::{Sweep, WorkKey};
 pub use weight::{DocumentFormula, Matched, TokenFormula, TokenWeight, Toward};
 
 /// A backend that can do everything.

@@ -1,7 +1,7 @@
 //! Buffers of a parameter and its optimizer state in each state mode.
 
 use super::format::MOMENT_BLOCK;
-use super::state::{ParamSpec, StateMode, TeacherForm};
+use super::param::{ParamSpec, StateMode, TeacherForm};
 
 /// A buffer of a parameter: how many numbers, and the bytes of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,17 +7,6 @@ use super::compute::Compute;
 use super::head::RowStats;
 use super::weight::DocumentFormula;
 
-/// Sums over the rows of a sweep.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Tallied {
-    /// Values, each row times its share.
-    pub value: f64,
-    /// Plain NLL, each row times what it counts in monitors.
-    pub nll: f64,
-    /// Rows whose target is the most probable token, each times what it counts in monitors.
-    pub hit: f64,
-}
-
 /// Identity of work that may be recorded and started again: everything that decides its ops and their numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct WorkKey {

@@ -6,7 +6,7 @@ use crate::backend::cpu::update::Scale;
 use crate::error::{Error, Result};
 use crate::ops::TeacherForm;
 use crate::ops::format::{EXPONENT_LIMIT, MOMENT_BLOCK, from_block, widen};
-use crate::ops::state::MOMENT_SCALES;
+use crate::ops::param::MOMENT_SCALES;
 
 /// Bytes of counter, exponent, and the three maxima as f64 bits, 8 each.
 pub(in crate::backend::cpu) const SCALAR_BYTES: usize = 40;

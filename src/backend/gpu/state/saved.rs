@@ -7,7 +7,7 @@ use crate::backend::gpu::Gpu;
 use crate::error::{Error, Result};
 use crate::ops::TeacherForm;
 use crate::ops::format::{EXPONENT_LIMIT, MOMENT_BLOCK, from_block, widen};
-use crate::ops::state::MOMENT_SCALES;
+use crate::ops::param::MOMENT_SCALES;
 
 /// A state buffer on the device.
 struct Buffer {
