@@ -26,7 +26,7 @@ fn record(
 /// Measures RMSNorm forward and backward.
 pub(super) fn norm(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
     let (gpu, n, c) = (lab.gpu(0)?, preset.tokens(), preset.config.width);
-    let rms = Rms::plain(preset.config.eps);
+    let rms = Rms::plain(preset.config.norm.eps);
     let (forward, backward) =
         (floors::rmsnorm(n, c, lab.stored()), floors::rmsnorm_bwd(n, c, lab.stored()));
     let gain = lab.act(&gpu, c, 1.0)?;

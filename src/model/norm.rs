@@ -1,6 +1,6 @@
 //! A norm of rows, forth and back, whichever kind the model has.
 
-use super::config::{ModelConfig, Norm};
+use super::config::ModelConfig;
 use super::layout::NormBlocks;
 use crate::ops::{Ops, Rms, Role};
 
@@ -15,8 +15,7 @@ pub(super) struct RowNorm<'a, O: Ops> {
 
 /// Returns the numbers of the RMS norms of a model.
 pub(super) fn rms(config: &ModelConfig) -> Rms {
-    let plus = if config.norm == Norm::RmsFromOne { 1.0 } else { 0.0 };
-    Rms { eps: config.eps, plus }
+    Rms { eps: config.norm.eps, plus: config.norm.offset }
 }
 
 impl<O: Ops> RowNorm<'_, O> {
@@ -30,7 +29,7 @@ impl<O: Ops> RowNorm<'_, O> {
         [for_gain, for_bias]: &mut [O::Act; 2],
     ) {
         let Self { ops, n, blocks, .. } = *self;
-        let (c, eps) = (self.config.width, self.config.eps);
+        let (c, eps) = (self.config.width, self.config.norm.eps);
         let gain = ops.view(&self.params[blocks.gain], role, for_gain);
         match blocks.bias {
             Some(bias) => {

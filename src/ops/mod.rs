@@ -9,6 +9,7 @@ pub mod choice;
 pub mod compute;
 pub mod format;
 pub mod mlp;
+pub mod norm;
 pub mod state;
 pub mod sweep;
 pub mod weight;
@@ -19,6 +20,7 @@ pub use compute::{
     RopeTable, RowCounts, RowStats,
 };
 pub use mlp::{Activation, Mlp};
+pub use norm::{Norm, NormKind};
 pub use state::{Distances, GradScan, ParamSpec, Role, State, StateBytes, StateMode, TeacherForm};
 pub use sweep::{Sweep, Tallied, WorkKey};
 pub use weight::{DocumentFormula, Matched, TokenFormula, TokenWeight, Toward};
