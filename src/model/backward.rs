@@ -3,11 +3,11 @@
 use super::config::Learned;
 use super::decoder::{At, Attend};
 use super::layout::LayerBlocks;
-use super::norm::{RowNorm, rms};
+use super::norm::{RowNorm, of_heads};
 use super::params::Model;
 use super::sink::{Linear, Sink};
 use super::workspace::{Flow, Inner, Made, Workspace};
-use crate::ops::{Direction, Mlp, Ops, Role};
+use crate::ops::{Direction, LinearShape, Ops, QkNormArgs, Role};
 
 impl<O: Ops> Model<O> {
     /// Sends the gradients that [`Model::head`] left at all `n` rows down through the model into `sink`.
@@ -107,28 +107,21 @@ impl<O: Ops> Model<O> {
             _ => &mut *dx,
         };
         let w = ops.view(&params[blocks.down], role, &mut scratch.matrix);
-        if config.mlp == Mlp::SWIGLU {
-            ops.linear_dgrad_swiglu(n, (c, f), dy, w, gate_up, act);
-        } else {
-            ops.linear_dgrad(n, (c, f), dy, w, act);
-            ops.activation_bwd(n, f, config.mlp, act, gate_up);
-        }
+        let shape = LinearShape { n, o: c, i: f };
+        ops.linear_dgrad_mlp(shape, config.mlp, dy, w, gate_up, act);
         let (matrix, bias) = (blocks.down, blocks.down_bias);
-        sink.linear(ops, own, Linear { n, shape: (c, f), dy, x: act, matrix, bias });
+        sink.linear(ops, own, Linear { shape, dy, x: act, matrix, bias });
         let norm = RowNorm { ops, n, config, params, blocks: blocks.norm2 };
         let rows = if config.residual.parallel() { &x[l] } else { &s.rows };
         if !again {
-            norm.forward(role, rows, normed, &mut s.rstd2, &mut scratch.gains);
+            norm.forward(role, rows, None, normed, &mut s.rstd2, &mut scratch.gains);
         }
         let (matrix, bias) = (blocks.gate_up, blocks.gate_up_bias);
-        sink.linear(
-            ops,
-            own,
-            Linear { n, shape: (width, c), dy: gate_up, x: normed, matrix, bias },
-        );
+        let shape = LinearShape { n, o: width, i: c };
+        sink.linear(ops, own, Linear { shape, dy: gate_up, x: normed, matrix, bias });
         let w = ops.view(&params[blocks.gate_up], role, &mut scratch.matrix);
         // dh is free from here on and carries the gradient at the normed rows.
-        ops.linear_dgrad(n, (width, c), gate_up, w, dh);
+        ops.linear_dgrad(shape, gate_up, w, dh);
         if !config.residual.parallel() {
             norm.backward(sink.of(own), dh, rows, &s.rstd2, dx, &mut scratch.gains);
         }
@@ -168,9 +161,10 @@ impl<O: Ops> Model<O> {
             _ => &mut *dx,
         };
         let (matrix, bias) = (blocks.out, blocks.out_bias);
-        sink.linear(ops, own, Linear { n, shape: (c, hd), dy, x: &s.attn, matrix, bias });
+        let shape = LinearShape { n, o: c, i: hd };
+        sink.linear(ops, own, Linear { shape, dy, x: &s.attn, matrix, bias });
         let w = ops.view(&params[blocks.out], role, &mut scratch.matrix);
-        ops.linear_dgrad(n, (c, hd), dy, w, dattn);
+        ops.linear_dgrad(shape, dy, w, dattn);
         ops.attention_bwd(pack, heads, &rows.rows, &s.attn, &s.lse, dattn, dqkv);
         ops.rope(pack, heads, &rope, Direction::Backward, dqkv);
         if let (Some(raw), Some(rstd), Some([q, k])) = (&rows.raw, &rows.rstd, blocks.qk_norm) {
@@ -181,14 +175,16 @@ impl<O: Ops> Model<O> {
                 (Some(dq), Some(dk)) => Some([dq, dk]),
                 _ => None,
             };
-            ops.qk_norm_bwd(n, heads, rms(config), gains, raw, rstd, dqkv, dgains);
+            let args = QkNormArgs { n, heads, norm: of_heads(config), raw, gains };
+            ops.qk_norm_bwd(args, rstd, dqkv, dgains);
         }
         let norm = RowNorm { ops, n, config, params, blocks: blocks.norm1 };
         if !again {
-            norm.forward(role, &x[l], normed, &mut s.rstd1, &mut scratch.gains);
+            norm.forward(role, &x[l], None, normed, &mut s.rstd1, &mut scratch.gains);
         }
         let (matrix, bias) = (blocks.qkv, blocks.qkv_bias);
-        sink.linear(ops, own, Linear { n, shape: (qkv, c), dy: dqkv, x: normed, matrix, bias });
+        let shape = LinearShape { n, o: qkv, i: c };
+        sink.linear(ops, own, Linear { shape, dy: dqkv, x: normed, matrix, bias });
         // Below the lowest layer that trains only a trained embedding (or norm) asks for a gradient.
         let below = [Some(layout.embed), layout.positions, Some(blocks.norm1.gain)];
         let grads = sink.of(own);
@@ -197,7 +193,7 @@ impl<O: Ops> Model<O> {
             let w = ops.view(&params[blocks.qkv], role, &mut scratch.matrix);
             // A gradient that waits in dh must not be overwritten; the one at attention's output is used up.
             let to = if config.residual.parallel() { &mut *dattn } else { &mut *dh };
-            ops.linear_dgrad(n, (qkv, c), dqkv, w, to);
+            ops.linear_dgrad(shape, dqkv, w, to);
             norm.backward(sink.of(own), to, &x[l], &s.rstd1, dx, &mut scratch.gains);
         }
         if config.residual.parallel() {

@@ -8,13 +8,13 @@ use std::ops::Range;
 
 use super::config::Learned;
 use super::layout::NormBlocks;
-use super::norm::{RowNorm, rms};
+use super::norm::{RowNorm, of_heads};
 use super::params::{Model, View, head_weight};
 use super::sink::Sink;
 use super::workspace::Workspace;
 use crate::ops::{
-    CachePlace, Direction, HeadGrads, HeadShape, Matched, Mlp, Ops, Role, RowStats, TokenWeight,
-    Toward,
+    CachePlace, Direction, HeadGrads, HeadShape, LinearArgs, LinearShape, Matched, Ops, QkNormArgs,
+    Role, Rotation, RowStats, TokenWeight, Toward,
 };
 
 /// The loss rows of one head sweep.
@@ -95,22 +95,6 @@ impl<O: Ops> Model<O> {
         ops.view(&self.params[b], role, scratch)
     }
 
-    /// Norms rows; `scratch` shows gain and bias.
-    #[allow(clippy::too_many_arguments)]
-    fn norm(
-        &self,
-        ops: &O,
-        n: usize,
-        blocks: NormBlocks,
-        role: Role,
-        x: &O::Act,
-        y: &mut O::Act,
-        stats: &mut O::Stat,
-        scratch: &mut [O::Act; 2],
-    ) {
-        self.row_norm(ops, n, blocks).forward(role, x, y, stats, scratch);
-    }
-
     fn row_norm<'a>(&'a self, ops: &'a O, n: usize, blocks: NormBlocks) -> RowNorm<'a, O> {
         RowNorm { ops, n, config: &self.config, params: &self.params, blocks }
     }
@@ -140,7 +124,8 @@ impl<O: Ops> Model<O> {
         let last = if keep { cfg.layers } else { cfg.layers % 2 };
         let out = if role == Role::Teacher { &mut ws.h_ref } else { &mut ws.h };
         let (x, gains) = (&ws.x[last], &mut ws.scratch.gains);
-        self.norm(ops, n, self.layout.norm, role, x, out, &mut ws.rstd, gains);
+        let norm = self.row_norm(ops, n, self.layout.norm);
+        norm.forward(role, x, None, out, &mut ws.rstd, gains);
     }
 
     /// Runs the pack through the first `depth` layers, one at least; the rows behind them stay in the residual stream where
@@ -229,19 +214,22 @@ impl<O: Ops> Model<O> {
         let Workspace { x, qkv, middle, normed, scratch, .. } = ws;
         let (qkv, middle) = (qkv.at(kept), middle.at(kept));
         let gains = &mut scratch.gains;
-        self.norm(ops, n, blocks.norm1, role, &x[from], normed, &mut middle.rstd1, gains);
+        let norm = self.row_norm(ops, n, blocks.norm1);
+        norm.forward(role, &x[from], None, normed, &mut middle.rstd1, gains);
         let w = self.show(ops, blocks.qkv, role, &mut scratch.matrix);
         let bias = blocks.qkv_bias.map(|b| self.show(ops, b, role, &mut scratch.bias));
+        let shape = LinearShape { n, o: heads.qkv_width(), i: cfg.width };
+        let args = LinearArgs { shape, x: &*normed, w, bias };
         if let (Some(raw), Some(rstd), Some(gains)) = (&mut qkv.raw, &mut qkv.rstd, blocks.qk_norm)
         {
-            ops.linear(n, (heads.qkv_width(), cfg.width), normed, w, bias, None, raw);
+            ops.linear(args, None, raw);
             let [q, k] = &mut scratch.gains;
             let gains = [self.show(ops, gains[0], role, q), self.show(ops, gains[1], role, k)];
-            ops.qk_norm(n, heads, rms(cfg), gains, raw, &mut qkv.rows, rstd);
+            let args = QkNormArgs { n, heads, norm: of_heads(cfg), raw: &*raw, gains };
+            ops.qk_norm(args, &mut qkv.rows, rstd);
             ops.rope(pack, heads, self.rope(l), Direction::Forward, &mut qkv.rows);
         } else {
-            let shape = (n, cfg.width);
-            ops.linear_rope(pack, shape, heads, self.rope(l), normed, w, bias, &mut qkv.rows);
+            ops.linear_rope(args, Rotation { pack, heads, table: self.rope(l) }, &mut qkv.rows);
         }
     }
 
@@ -276,16 +264,16 @@ impl<O: Ops> Model<O> {
         }
         let w = self.show(ops, blocks.out, role, &mut scratch.matrix);
         let bias = blocks.out_bias.map(|b| self.show(ops, b, role, &mut scratch.bias));
-        let shape = (cfg.width, heads.out_width());
-        let residual = &x[at.from];
+        let shape = LinearShape { n, o: cfg.width, i: heads.out_width() };
+        let args = LinearArgs { shape, x: &s.attn, w, bias };
+        let residual = Some(&x[at.from]);
         match (blocks.post, &mut s.made) {
             (Some([post, _]), Some(made)) => {
-                ops.linear(n, shape, &s.attn, w, bias, None, &mut made.rows);
-                let gains = &mut scratch.gains;
-                let norm = self.row_norm(ops, n, post);
-                norm.join(role, &made.rows, residual, &mut s.rows, &mut made.rstd, gains);
+                ops.linear(args, None, &mut made.rows);
+                let (norm, gains) = (self.row_norm(ops, n, post), &mut scratch.gains);
+                norm.forward(role, &made.rows, residual, &mut s.rows, &mut made.rstd, gains);
             }
-            _ => ops.linear(n, shape, &s.attn, w, bias, Some(residual), &mut s.rows),
+            _ => ops.linear(args, residual, &mut s.rows),
         }
     }
 
@@ -305,16 +293,13 @@ impl<O: Ops> Model<O> {
         let s = middle.at(at.kept);
         let rows = if cfg.residual.parallel() { &x[at.from] } else { &s.rows };
         let gains = &mut scratch.gains;
-        self.norm(ops, n, blocks.norm2, role, rows, normed, &mut s.rstd2, gains);
+        let norm = self.row_norm(ops, n, blocks.norm2);
+        norm.forward(role, rows, None, normed, &mut s.rstd2, gains);
         let w = self.show(ops, blocks.gate_up, role, &mut scratch.matrix);
         let bias = blocks.gate_up_bias.map(|b| self.show(ops, b, role, &mut scratch.bias));
-        let (f, c, gate_up) = (cfg.ffn, cfg.width, &mut inner.at(at.kept).gate_up);
-        if cfg.mlp == Mlp::SWIGLU {
-            ops.linear_swiglu(n, (f, c), normed, w, bias, keep, gate_up, act);
-        } else {
-            ops.linear(n, (cfg.mlp.width(f), c), normed, w, bias, None, gate_up);
-            ops.activation(n, f, cfg.mlp, gate_up, act);
-        }
+        let shape = LinearShape { n, o: cfg.mlp.width(cfg.ffn), i: cfg.width };
+        let args = LinearArgs { shape, x: &*normed, w, bias };
+        ops.linear_mlp(args, cfg.mlp, keep, &mut inner.at(at.kept).gate_up, act);
     }
 
     /// Ends the MLP of a layer, whose activations lie in `ws.act`.
@@ -328,14 +313,16 @@ impl<O: Ops> Model<O> {
         };
         let w = self.show(ops, blocks.down, role, &mut scratch.matrix);
         let bias = blocks.down_bias.map(|b| self.show(ops, b, role, &mut scratch.bias));
-        let (shape, residual) = ((cfg.width, cfg.ffn), &middle.at(at.kept).rows);
+        let shape = LinearShape { n, o: cfg.width, i: cfg.ffn };
+        let args = LinearArgs { shape, x: &*act, w, bias };
+        let residual = Some(&middle.at(at.kept).rows);
         match (blocks.post, &mut inner.at(at.kept).made) {
             (Some([_, post]), Some(made)) => {
-                ops.linear(n, shape, act, w, bias, None, &mut made.rows);
-                let norm = self.row_norm(ops, n, post);
-                norm.join(role, &made.rows, residual, to, &mut made.rstd, &mut scratch.gains);
+                ops.linear(args, None, &mut made.rows);
+                let (norm, gains) = (self.row_norm(ops, n, post), &mut scratch.gains);
+                norm.forward(role, &made.rows, residual, to, &mut made.rstd, gains);
             }
-            _ => ops.linear(n, shape, act, w, bias, Some(residual), to),
+            _ => ops.linear(args, residual, to),
         }
     }
 

@@ -8,6 +8,8 @@
 pub mod choice;
 pub mod compute;
 pub mod format;
+pub mod heads;
+pub mod linear;
 pub mod mlp;
 pub mod norm;
 pub mod state;
@@ -16,11 +18,12 @@ pub mod weight;
 
 pub use choice::Sampling;
 pub use compute::{
-    CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, PackData, Rms,
-    RopeTable, RowCounts, RowStats,
+    CachePlace, Compute, HeadGrads, HeadShape, HeadWeight, PackData, RowCounts, RowStats,
 };
+pub use heads::{Direction, Heads, RopeTable};
+pub use linear::{LinearArgs, LinearShape, Rotation};
 pub use mlp::{Activation, Mlp};
-pub use norm::{Norm, NormKind};
+pub use norm::{Norm, NormArgs, NormGrads, NormKind, QkNormArgs};
 pub use state::{Distances, GradScan, ParamSpec, Role, State, StateBytes, StateMode, TeacherForm};
 pub use sweep::{Sweep, Tallied, WorkKey};
 pub use weight::{DocumentFormula, Matched, TokenFormula, TokenWeight, Toward};

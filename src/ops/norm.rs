@@ -1,6 +1,8 @@
-//! Norms of hidden states.
+//! Norms of hidden states and heads.
 
-/// Statistic that rows are normalised by.
+use super::heads::Heads;
+
+/// Statistic that rows are normalized by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NormKind {
@@ -42,3 +44,65 @@ impl Norm {
         }
     }
 }
+
+/// Operands of a norm of N rows.
+#[derive(Debug)]
+pub struct NormArgs<'a, A, W> {
+    /// N, rows.
+    pub n: usize,
+    /// The norm.
+    pub norm: Norm,
+    /// Rows, [N, C].
+    pub x: &'a A,
+    /// Weight, C numbers.
+    pub gain: W,
+    /// Bias, C numbers; LayerNorm only, which has one.
+    pub bias: Option<W>,
+}
+
+impl<A, W: Copy> Clone for NormArgs<'_, A, W> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<A, W: Copy> Copy for NormArgs<'_, A, W> {}
+
+/// Gradients of the weight and the bias of a norm; `None` where frozen or absent.
+#[derive(Debug)]
+pub struct NormGrads<'a, G> {
+    /// Of the weight, C numbers, accumulated.
+    pub gain: Option<&'a mut G>,
+    /// Of the bias, likewise.
+    pub bias: Option<&'a mut G>,
+}
+
+impl<G> NormGrads<'_, G> {
+    /// Neither.
+    pub fn none() -> Self {
+        Self { gain: None, bias: None }
+    }
+}
+
+/// Operands of the RMSNorms of query and key heads in N qkv rows.
+#[derive(Debug)]
+pub struct QkNormArgs<'a, A, W> {
+    /// N, rows.
+    pub n: usize,
+    /// The heads.
+    pub heads: Heads,
+    /// The norm of a head; its width is D.
+    pub norm: Norm,
+    /// The qkv rows before the norm.
+    pub raw: &'a A,
+    /// Weights for query and for key heads, D numbers each.
+    pub gains: [W; 2],
+}
+
+impl<A, W: Copy> Clone for QkNormArgs<'_, A, W> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<A, W: Copy> Copy for QkNormArgs<'_, A, W> {}

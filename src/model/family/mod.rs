@@ -57,8 +57,8 @@ pub fn find(model_type: &str) -> Result<&'static Architecture> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::record::ResidualRule;
     use super::*;
+    use crate::ops::NormKind;
 
     #[test]
     fn records_agree_with_themselves() {
@@ -75,6 +75,9 @@ mod tests {
             let by_head = names.storage == Storage::ByHead;
             assert!(!by_head || names.qkv.len() == 1, "{family}: query, key and value by head");
             assert!(!family.activations.is_empty(), "{family}: activations");
+            // The ops have no LayerNorm of heads, and none with a residual.
+            let rms = family.norm == NormKind::Rms;
+            assert!(rms || names.qk_norm.is_none() && names.post.is_none(), "{family}: norms");
         }
     }
 }
