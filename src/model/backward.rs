@@ -1,7 +1,7 @@
 //! Backward pass of a decoder: from the gradients at the final hidden rows to those of every tensor that trains.
 
 use super::config::Learned;
-use super::decoder::{At, Attend};
+use super::decoder::{At, Attend, Pass};
 use super::layout::LayerBlocks;
 use super::norm::{RowNorm, of_heads};
 use super::params::Model;
@@ -38,7 +38,6 @@ impl<O: Ops> Model<O> {
     /// Sends the gradients that [`Model::pull`] left behind the first `depth` layers down through these.
     ///
     /// Layers below all that trains are left out.
-    #[allow(clippy::too_many_arguments)]
     pub fn backward_from(
         &mut self,
         ops: &O,
@@ -50,13 +49,13 @@ impl<O: Ops> Model<O> {
     ) {
         let c = self.config.width;
         let lowest = self.layout.lowest_trained();
+        let pass = Pass { ops, pack, n, role: Role::Student };
         for l in (lowest..depth).rev() {
             if ws.middle.again(l) {
-                let attend = &mut Attend::Pack;
-                self.attention_half(ops, pack, n, Role::Student, ws, At::new(l, true), attend);
+                self.attention_half(pass, ws, At::new(l, true), &mut Attend::Pack);
             }
-            self.mlp_backward(ops, n, ws, l, sink);
-            self.attention_backward(ops, pack, n, ws, (l, lowest), sink);
+            self.mlp_backward(pass, ws, l, sink);
+            self.attention_backward(pass, ws, (l, lowest), sink);
         }
         let Some(Flow { dx, .. }) = &ws.flow else { return };
         let grads = sink.of(&mut self.grads);
@@ -77,18 +76,18 @@ impl<O: Ops> Model<O> {
     /// the MLP waits in `dh` for the end of the layer.
     fn mlp_backward(
         &mut self,
-        ops: &O,
-        n: usize,
+        pass: Pass<'_, O>,
         ws: &mut Workspace<O>,
         l: usize,
         sink: &mut Sink<'_, O>,
     ) {
-        let (role, at) = (Role::Student, At::new(l, true));
+        let Pass { ops, n, role, .. } = pass;
+        let at = At::new(l, true);
         let again = ws.inner.again(l);
         if again {
-            self.gate_up(ops, n, role, ws, at, true);
+            self.gate_up(pass, ws, at, true);
             if self.config.post_norms {
-                self.down(ops, n, role, ws, at);
+                self.down(pass, ws, at);
             }
         }
         let Self { config, layout, params, grads: own, .. } = self;
@@ -129,18 +128,17 @@ impl<O: Ops> Model<O> {
 
     fn attention_backward(
         &mut self,
-        ops: &O,
-        pack: &O::Pack,
-        n: usize,
+        pass: Pass<'_, O>,
         ws: &mut Workspace<O>,
         (l, lowest): (usize, usize),
         sink: &mut Sink<'_, O>,
     ) {
-        let (role, at) = (Role::Student, At::new(l, true));
-        // Where the whole layer was made again, its qkv rows are there.
+        let Pass { ops, pack, n, role } = pass;
+        let at = At::new(l, true);
+        // Where the whole layer was recomputed, its qkv rows are there.
         let again = ws.qkv.again(l) && !ws.middle.again(l);
         if again {
-            self.qkv(ops, pack, n, role, ws, at);
+            self.qkv(pass, ws, at);
         }
         let rope = self.rope(l).clone();
         let Self { config, layout, params, grads: own, .. } = self;

@@ -95,7 +95,7 @@ pub struct RopeConfig {
     pub theta: f64,
     /// Width of the rotated part of a head; D unless `partial_rotary_factor` says less.
     pub width: usize,
-    /// How frequencies are changed for long contexts.
+    /// Change of the frequencies for long contexts.
     pub scaling: RopeScaling,
 }
 

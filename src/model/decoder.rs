@@ -1,8 +1,8 @@
-//! Forward pass of a decoder over packed documents, and the sweep of its head; backward.rs has the way back.
+//! Forward pass of a decoder over packed sequences, and the pass of its head; the backward pass is in backward.rs.
 //!
-//! What is kept of every layer for the backward pass, and what is made again there, says [`super::saving`]; normed rows
-//! and outputs of activations always are made again, which costs no product. Linear maps go to the backend together with
-//! what follows them, so that it may do both in one kernel.
+//! [`super::saving`] decides how much of every layer is kept for the backward pass and how much is recomputed; normalized
+//! hidden states and outputs of activations are always recomputed, which costs no GEMM. Linear maps go to the backend together
+//! with the op that follows, so that it may do both in one kernel.
 
 use std::ops::Range;
 
@@ -17,13 +17,13 @@ use crate::ops::{
     Role, Rotation, RowStats, TokenWeight, Toward,
 };
 
-/// The loss rows of one head sweep.
+/// The loss of a pass of the head.
 pub enum HeadLoss<'a, O: Ops> {
-    /// Weighted one-hot rows.
+    /// A target-token loss with weights.
     OneHot(TokenWeight<'a, O::Stat>),
-    /// Rows that reach all logits; where they compare, with the teacher's.
+    /// A loss over all logits; where it compares, with those of the teacher.
     Matched(Matched),
-    /// The same, compared with those of a model that was run as a teacher.
+    /// The same, compared with those of a model that was run as the teacher.
     Against(Matched, &'a Model<O>),
 }
 
@@ -48,7 +48,7 @@ pub(super) struct Caches<O: Ops> {
     pub(super) places: Vec<(usize, CachePlace)>,
 }
 
-/// How attention is done in a forward pass.
+/// Keys and values of attention in a forward pass.
 pub(super) enum Attend<'a, O: Ops> {
     /// Inside the pack.
     Pack,
@@ -57,6 +57,23 @@ pub(super) enum Attend<'a, O: Ops> {
     /// One token a document against the cache.
     Decode(&'a mut Caches<O>),
 }
+
+/// A forward pass of a packed batch.
+pub(super) struct Pass<'a, O: Ops> {
+    pub(super) ops: &'a O,
+    pub(super) pack: &'a O::Pack,
+    /// Its tokens.
+    pub(super) n: usize,
+    pub(super) role: Role,
+}
+
+impl<O: Ops> Clone for Pass<'_, O> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<O: Ops> Copy for Pass<'_, O> {}
 
 /// A layer in a pass, and the buffers it works on.
 #[derive(Clone, Copy)]
@@ -103,23 +120,16 @@ impl<O: Ops> Model<O> {
     ///
     /// A training workspace keeps what the backward pass needs when the role is the student.
     pub fn forward(&self, ops: &O, pack: &O::Pack, n: usize, role: Role, ws: &mut Workspace<O>) {
-        self.run(ops, pack, n, role, ws, Attend::Pack);
+        self.run(Pass { ops, pack, n, role }, ws, Attend::Pack);
     }
 
-    pub(super) fn run(
-        &self,
-        ops: &O,
-        pack: &O::Pack,
-        n: usize,
-        role: Role,
-        ws: &mut Workspace<O>,
-        mut attend: Attend<'_, O>,
-    ) {
+    pub(super) fn run(&self, pass: Pass<'_, O>, ws: &mut Workspace<O>, mut attend: Attend<'_, O>) {
+        let Pass { ops, n, role, .. } = pass;
         let cfg = &self.config;
         let keep = ws.trains() && role == Role::Student;
-        self.embed_rows(ops, pack, n, role, ws);
+        self.embed(pass, ws);
         for l in 0..cfg.layers {
-            self.layer(ops, pack, n, role, ws, At::new(l, keep), &mut attend);
+            self.layer(pass, ws, At::new(l, keep), &mut attend);
         }
         let last = if keep { cfg.layers } else { cfg.layers % 2 };
         let out = if role == Role::Teacher { &mut ws.h_ref } else { &mut ws.h };
@@ -140,13 +150,14 @@ impl<O: Ops> Model<O> {
         depth: usize,
     ) {
         let keep = ws.trains() && role == Role::Student;
-        self.embed_rows(ops, pack, n, role, ws);
+        let pass = Pass { ops, pack, n, role };
+        self.embed(pass, ws);
         for l in 0..depth {
             let mut at = At::new(l, keep);
             if l + 1 == depth && !keep {
                 at.to = To::Final(role);
             }
-            self.layer(ops, pack, n, role, ws, at, &mut Attend::Pack);
+            self.layer(pass, ws, at, &mut Attend::Pack);
         }
     }
 
@@ -171,8 +182,9 @@ impl<O: Ops> Model<O> {
         ops.pull(n, self.config.width, pack, rows, toward, &mut stats.value, dx);
     }
 
-    /// Puts the embedded rows of a pack at the start of the residual stream.
-    fn embed_rows(&self, ops: &O, pack: &O::Pack, n: usize, role: Role, ws: &mut Workspace<O>) {
+    /// Starts the residual stream with the embedding of a packed batch.
+    fn embed(&self, pass: Pass<'_, O>, ws: &mut Workspace<O>) {
+        let Pass { ops, pack, n, role } = pass;
         debug_assert!(n <= ws.tokens());
         let cfg = &self.config;
         let table = self.show(ops, self.layout.embed, role, &mut ws.scratch.embed);
@@ -183,33 +195,21 @@ impl<O: Ops> Model<O> {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn layer(
-        &self,
-        ops: &O,
-        pack: &O::Pack,
-        n: usize,
-        role: Role,
-        ws: &mut Workspace<O>,
-        at: At,
-        attend: &mut Attend<'_, O>,
-    ) {
-        self.attention_half(ops, pack, n, role, ws, at, attend);
-        // Gate and up that are made again need not be stored now.
-        self.gate_up(ops, n, role, ws, at, at.kept.is_some() && !ws.inner.again(at.l));
-        self.down(ops, n, role, ws, at);
+    fn layer(&self, pass: Pass<'_, O>, ws: &mut Workspace<O>, at: At, attend: &mut Attend<'_, O>) {
+        self.attention_half(pass, ws, at, attend);
+        // Gate and up that are recomputed need not be stored now.
+        self.gate_up(pass, ws, at, at.kept.is_some() && !ws.inner.again(at.l));
+        self.down(pass, ws, at);
     }
 
-    /// Makes the qkv rows of a layer, and leaves its normed input in `ws.normed`.
+    /// Computes the qkv rows of a layer, and leaves its normalized input in `ws.normed`.
     pub(super) fn qkv(
         &self,
-        ops: &O,
-        pack: &O::Pack,
-        n: usize,
-        role: Role,
+        pass: Pass<'_, O>,
         ws: &mut Workspace<O>,
         At { l, kept, from, .. }: At,
     ) {
+        let Pass { ops, pack, n, role } = pass;
         let (cfg, blocks, heads) = (&self.config, &self.layout.layers[l], self.config.heads(l));
         let Workspace { x, qkv, middle, normed, scratch, .. } = ws;
         let (qkv, middle) = (qkv.at(kept), middle.at(kept));
@@ -233,18 +233,15 @@ impl<O: Ops> Model<O> {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn attention_half(
         &self,
-        ops: &O,
-        pack: &O::Pack,
-        n: usize,
-        role: Role,
+        pass: Pass<'_, O>,
         ws: &mut Workspace<O>,
         at: At,
         attend: &mut Attend<'_, O>,
     ) {
-        self.qkv(ops, pack, n, role, ws, at);
+        self.qkv(pass, ws, at);
+        let Pass { ops, pack, n, role } = pass;
         let (cfg, blocks) = (&self.config, &self.layout.layers[at.l]);
         let heads = cfg.heads(at.l);
         let Workspace { x, qkv, middle, scratch, .. } = ws;
@@ -277,17 +274,10 @@ impl<O: Ops> Model<O> {
         }
     }
 
-    /// Makes the activation's rows of a layer in `ws.act`, its gate and up where they are to be kept, and leaves the normed
-    /// input of its MLP in `ws.normed`.
-    pub(super) fn gate_up(
-        &self,
-        ops: &O,
-        n: usize,
-        role: Role,
-        ws: &mut Workspace<O>,
-        at: At,
-        keep: bool,
-    ) {
+    /// Computes the activations of the MLP of a layer in `ws.act`, gate and up where they are to be kept, and leaves its
+    /// normalized input in `ws.normed`.
+    pub(super) fn gate_up(&self, pass: Pass<'_, O>, ws: &mut Workspace<O>, at: At, keep: bool) {
+        let Pass { ops, n, role, .. } = pass;
         let (cfg, blocks) = (&self.config, &self.layout.layers[at.l]);
         let Workspace { x, middle, inner, normed, act, scratch, .. } = ws;
         let s = middle.at(at.kept);
@@ -302,8 +292,9 @@ impl<O: Ops> Model<O> {
         ops.linear_mlp(args, cfg.mlp, keep, &mut inner.at(at.kept).gate_up, act);
     }
 
-    /// Ends the MLP of a layer, whose activations lie in `ws.act`.
-    pub(super) fn down(&self, ops: &O, n: usize, role: Role, ws: &mut Workspace<O>, at: At) {
+    /// Applies the down projection of a layer to the activations in `ws.act`.
+    pub(super) fn down(&self, pass: Pass<'_, O>, ws: &mut Workspace<O>, at: At) {
+        let Pass { ops, n, role, .. } = pass;
         let (cfg, blocks) = (&self.config, &self.layout.layers[at.l]);
         let Workspace { x, h, h_ref, middle, inner, act, scratch, .. } = ws;
         let to = match at.to {

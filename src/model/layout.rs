@@ -1,4 +1,4 @@
-//! Which tensors a model has, under which names, and which of them train.
+//! The tensors of a model: their names, their blocks, and the parameters that train.
 
 mod order;
 
@@ -13,7 +13,7 @@ use crate::io::safetensors::{Dtype, Weights};
 use crate::ops::{Norm, NormKind};
 use crate::optim::TensorPlace;
 
-/// Which parameters are trained.
+/// The parameters that are trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Train {
@@ -28,7 +28,7 @@ pub enum Train {
         first: usize,
         /// The last one.
         last: usize,
-        /// Whether only the matrices that end their MLPs train.
+        /// Restriction to the down matrices of their MLPs.
         down: bool,
     },
 }
@@ -42,7 +42,7 @@ pub struct Part {
     pub shape: Vec<usize>,
     /// Its shape as the ops read it.
     pub laid: Vec<usize>,
-    /// How its numbers lie in the files.
+    /// Order of its numbers in the files.
     pub order: Order,
 }
 
@@ -81,7 +81,7 @@ pub struct Block {
     pub name: String,
     /// The tensors it is made of, one behind the other.
     pub parts: Vec<Part>,
-    /// Whether it is trained.
+    /// True if it is trained.
     pub trainable: bool,
 }
 
@@ -100,9 +100,9 @@ impl Block {
 /// Block numbers of a norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NormBlocks {
-    /// Gain, C numbers.
+    /// Weight, C numbers.
     pub gain: usize,
-    /// Bias, C numbers; LayerNorm's.
+    /// Bias of a LayerNorm, C numbers.
     pub bias: Option<usize>,
 }
 
@@ -115,15 +115,15 @@ pub struct LayerBlocks {
     pub qkv: usize,
     /// Their biases.
     pub qkv_bias: Option<usize>,
-    /// Gains of query and key norms, D numbers each.
+    /// Weights of query and key norms, D numbers each.
     pub qk_norm: Option<[usize; 2]>,
     /// Output matrix, [C, H D].
     pub out: usize,
     /// Its bias.
     pub out_bias: Option<usize>,
-    /// The norm before the MLP; that before attention where both read the same rows.
+    /// The norm before the MLP; that before attention where both read the same hidden states.
     pub norm2: NormBlocks,
-    /// The norms of what attention and MLP make.
+    /// The norms of the outputs of attention and MLP.
     pub post: Option<[NormBlocks; 2]>,
     /// Gate and up matrices, [2F, C]; without gates the up matrix alone, [F, C].
     pub gate_up: usize,
@@ -160,7 +160,7 @@ impl LayerBlocks {
         norms.chain(heads).chain(maps).flatten()
     }
 
-    /// Returns its matrices, and of each how wide its inputs are.
+    /// Returns its matrices and the width of the inputs of each.
     pub fn matrices(&self, config: &ModelConfig) -> [(usize, usize); 4] {
         let hd = config.heads * config.head_width;
         let (c, f) = (config.width, config.ffn);
@@ -266,7 +266,7 @@ fn stored((o, i): (usize, usize), order: Order) -> [usize; 2] {
 }
 
 impl Layout {
-    /// Returns the tensors of each block as a rule of the caller's own is told of them.
+    /// Returns the tensors of each block as a custom update rule sees them.
     pub fn places(&self) -> Vec<Vec<TensorPlace<'_>>> {
         fn place(part: &Part) -> TensorPlace<'_> {
             TensorPlace { name: &part.name, shape: &part.laid }
@@ -290,7 +290,7 @@ impl Layout {
         let layers: Vec<LayerBlocks> = (0..config.layers)
             .map(|l| {
                 let at = |tail: &str| format!("{}.{l}.{tail}", names.layers);
-                // Products of the same rows, whose matrices stand together.
+                // Matrices with the same inputs form one block.
                 let parts = |modules: &[&str], rows: &[usize], i: Option<usize>, order: Order| {
                     let rows = if modules.len() == 1 { &[rows.iter().sum()][..] } else { rows };
                     let part = |(module, o): (&&str, &usize)| match i {
@@ -395,7 +395,7 @@ impl Layout {
 
     /// Checks name, shape and dtype of every tensor before anything large is allocated.
     ///
-    /// Tensors that the model does not have are refused too, apart from [`Layout::leftovers`].
+    /// Tensors that the model does not have are refused too, except for [`Layout::leftovers`].
     pub fn check(&self, weights: &Weights) -> Result<()> {
         for part in self.parts() {
             let Some(info) = weights.info(part.name_in(weights)) else {

@@ -15,29 +15,29 @@ pub(super) struct Qkv<O: Ops> {
     pub(super) rows: O::Act,
 }
 
-/// What lies between the qkv rows of a layer and its MLP.
+/// Activations of a layer between its qkv rows and its MLP.
 pub(super) struct Middle<O: Ops> {
     pub(super) rstd1: O::Stat,
     pub(super) lse: O::Stat,
     pub(super) attn: O::Act,
-    /// The residual stream behind attention.
+    /// The residual stream after attention.
     pub(super) rows: O::Act,
     pub(super) rstd2: O::Stat,
-    /// What attention made, from before its own norm.
+    /// The output of attention before its own norm.
     pub(super) made: Option<Made<O>>,
 }
 
-/// Rows from before the norm that they join the residual stream through, and its statistics.
+/// Hidden states before the norm through which they join the residual stream, and its statistics.
 pub(super) struct Made<O: Ops> {
     pub(super) rows: O::Act,
     pub(super) rstd: O::Stat,
 }
 
-/// What an MLP makes.
+/// Activations of an MLP.
 pub(super) struct Inner<O: Ops> {
-    /// Gate and up, or what stands before the activation.
+    /// Gate and up, or the input of the activation.
     pub(super) gate_up: O::Act,
-    /// What the MLP made, from before its own norm.
+    /// The output of the MLP before its own norm.
     pub(super) made: Option<Made<O>>,
 }
 
@@ -46,7 +46,7 @@ pub(super) struct Rooms<T> {
     rooms: Vec<T>,
     /// The room of each layer.
     of: Vec<usize>,
-    /// Whether the backward pass makes this part of a layer again.
+    /// For each layer, true if the backward pass recomputes this part.
     again: Vec<bool>,
 }
 
@@ -71,7 +71,7 @@ impl<T> Rooms<T> {
         &mut self.rooms[kept.map_or(0, |l| self.of[l])]
     }
 
-    /// Tells whether the backward pass makes this part of layer `l` again.
+    /// Tells whether the backward pass recomputes this part of layer `l`.
     pub(super) fn again(&self, l: usize) -> bool {
         self.again[l]
     }
@@ -134,7 +134,7 @@ pub struct Workspace<O: Ops> {
 
 impl<O: Ops> Workspace<O> {
     /// Allocates buffers for packs of up to `tokens` tokens of `model`; for training with those of the backward pass,
-    /// which finds of each layer what `saving` says.
+    /// which finds the activations that `saving` keeps.
     pub fn new(ops: &O, model: &Model<O>, tokens: usize, saving: Option<Saving>) -> Result<Self> {
         let cfg = &model.config;
         let (heads, layers) = (cfg.heads(0), cfg.layers);

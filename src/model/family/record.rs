@@ -30,11 +30,11 @@ pub struct Architecture {
     pub(in crate::model) eps: f64,
     /// Supported names of the activation.
     pub(in crate::model) activations: &'static [(&'static str, Activation)],
-    /// Whether MLPs are gated.
+    /// Presence of gates in the MLPs.
     pub(in crate::model) gated: bool,
     pub(in crate::model) residual: ResidualRule,
     pub(in crate::model) biases: Biases,
-    /// Whether the head is the embedding matrix where config.json does not say.
+    /// Use of the embedding matrix as head where config.json does not say.
     pub(in crate::model) tied: bool,
     pub(in crate::model) embed_scale: EmbedScale,
     pub(in crate::model) positions: Positions,
@@ -192,7 +192,7 @@ pub(in crate::model) struct Rotary {
     pub base: (&'static str, f64),
     /// Key of the rotated part of a head outside of `rope_parameters`, and the default.
     pub part: (&'static str, f64),
-    /// Whether part of a head may rotate; otherwise whole heads do, and the key is ignored, as in transformers.
+    /// True if part of a head may rotate; otherwise whole heads do, and the key is ignored, as in transformers.
     pub partial: bool,
     /// Key outside of `rope_parameters` and default of the base in layers with a window, where they have their own.
     pub local: Option<(&'static str, f64)>,
