@@ -27,11 +27,11 @@ fn case(bench: &Bench<'_>, n: usize, f: usize, mlp: Mlp) -> Verdict {
     bench.judge(name, || {
         let (mut on, mut y, mut turned) =
             (bench.act(&x)?, bench.stale_act(n * f)?, bench.act(&dy)?);
-        bench.gpu.activation(n, f, mlp, &on, &mut y);
-        bench.gpu.activation_bwd(n, f, mlp, &mut turned, &mut on);
+        bench.gpu.mlp(n, f, mlp, &on, &mut y);
+        bench.gpu.mlp_bwd(n, f, mlp, &mut turned, &mut on);
         let (mut want, mut dx, mut again) = (vec![0.0; n * f], x.clone(), dy.clone());
-        bench.cpu.activation(n, f, mlp, &x, &mut want);
-        bench.cpu.activation_bwd(n, f, mlp, &mut again, &mut dx);
+        bench.cpu.mlp(n, f, mlp, &x, &mut want);
+        bench.cpu.mlp_bwd(n, f, mlp, &mut again, &mut dx);
         let (stored, sums) = (bench.stored(), (Dtype::F32, 4));
         let (y, turned) = (bench.read_act(&y, n * f), bench.read_act(&turned, n * f));
         // Made again to the bit.

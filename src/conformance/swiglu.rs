@@ -2,7 +2,7 @@
 
 use super::{Bench, Dtype, Output, Random, Verdict};
 use crate::backend::gpu::Gpu;
-use crate::ops::Compute;
+use crate::ops::{Compute, Mlp};
 
 /// Runs all cases.
 pub fn run(gpu: &Gpu) -> Vec<Verdict> {
@@ -26,15 +26,15 @@ fn case(bench: &Bench<'_>, n: usize, f: usize, backward: bool) -> Verdict {
         let mut on = bench.act(&gate_up)?;
         if !backward {
             let mut y = bench.stale_act(n * f)?;
-            bench.gpu.swiglu(n, f, &on, &mut y);
+            bench.gpu.mlp(n, f, Mlp::SWIGLU, &on, &mut y);
             let mut want = vec![0.0; n * f];
-            bench.cpu.swiglu(n, f, &gate_up, &mut want);
+            bench.cpu.mlp(n, f, Mlp::SWIGLU, &gate_up, &mut want);
             return Ok(vec![output(bench, "y", bench.read_act(&y, n * f), want)]);
         }
         let mut y = bench.act(&dy)?;
-        bench.gpu.swiglu_bwd(n, f, &mut y, &mut on);
+        bench.gpu.mlp_bwd(n, f, Mlp::SWIGLU, &mut y, &mut on);
         let (mut want, mut want_y) = (gate_up.clone(), dy.clone());
-        bench.cpu.swiglu_bwd(n, f, &mut want_y, &mut want);
+        bench.cpu.mlp_bwd(n, f, Mlp::SWIGLU, &mut want_y, &mut want);
         Ok(vec![
             output(bench, "gate_up", bench.read_act(&on, 2 * n * f), want),
             output(bench, "y", bench.read_act(&y, n * f), want_y),

@@ -1,14 +1,14 @@
 //! Generation with a key/value cache: greedy or sampled, any number of prompts at once.
 
 use super::config::ModelConfig;
-use super::decoder::{Attend, Caches};
+use super::decoder::{Attend, Caches, Pass};
 use super::params::Model;
 use super::workspace::Workspace;
 use crate::error::{Error, Result};
 use crate::ops::{CachePlace, HeadShape, Memory, Ops, PackData, Role, Sampling};
 use crate::rng::Stream;
 
-/// How the next token is chosen.
+/// Choice of the next token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Choice {
@@ -23,14 +23,14 @@ pub enum Choice {
     },
 }
 
-/// What to generate.
+/// Settings of a generation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
     /// At most this many new tokens a prompt.
     pub max_new_tokens: usize,
     /// Generation of a prompt stops after one of these, which is part of the output.
     pub end_tokens: Vec<u32>,
-    /// How tokens are chosen.
+    /// Choice of the next token.
     pub choice: Choice,
     /// Prompts generated at the same time.
     pub batch: usize,
@@ -251,7 +251,7 @@ impl<O: Ops> Session<'_, O> {
         ops.load_pack(pack, &self.data);
         ops.single_tokens(!prefill);
         let attend = if prefill { Attend::Prefill(caches) } else { Attend::Decode(caches) };
-        model.run(ops, pack, n, Role::Evaluated, ws, attend);
+        model.run(Pass { ops, pack, n, role: Role::Evaluated }, ws, attend);
         let last: Vec<u32> = self.data.starts.iter().skip(1).map(|end| end - 1).collect();
         let shape = HeadShape { n: last.len(), c: model.config.width, v: model.config.vocab };
         // The forward pass is done with its normed rows.

@@ -12,14 +12,14 @@ use crate::ops::{
 
 use crate::optim::UpdateRule;
 
-/// How the parameters of a model are kept.
+/// Parameter storage of a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Keeping {
-    /// Which of them train; `None` loads for inference, all frozen.
+    /// The parameters that train; `None` loads for inference, all frozen.
     pub train: Option<Train>,
     /// State mode of those that train.
     pub mode: StateMode,
-    /// How their teacher is kept.
+    /// Storage of their teacher.
     pub teacher: TeacherForm,
     /// The optimizer.
     pub rule: UpdateRule,

@@ -1,24 +1,24 @@
-//! What the forward pass keeps of each layer for the backward pass, and what that makes again.
+//! Activation checkpointing: the activations of each layer that are kept for the backward pass; it recomputes the others.
 //!
-//! A product made again has the operands, the kernel and the shape of the first time, so gradients are the same to the
-//! bit whatever is kept: the choice is one of memory against time.
+//! A recomputed GEMM has the operands, the kernel and the shape of the first time, so gradients are the same to the bit
+//! whatever is kept: the choice is one of memory against time.
 
 use serde::Serialize;
 
 use super::config::ModelConfig;
 
-/// What the backward pass finds of a layer. Each level keeps less than the one before.
+/// Activations of a layer that the backward pass finds. Each level keeps less than the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Level {
-    /// All that a product or attention made; only norms and activations are made again.
+    /// All outputs of GEMMs and attention; only norms and activation functions are recomputed.
     All,
     /// All but gate and up.
     Attention,
-    /// The residual stream before each half and what attention made of the qkv rows: these, gate and up are made again.
+    /// The residual stream before each half and the output of attention; qkv rows, gate and up are recomputed.
     Residual,
-    /// The input of the layer, from which all but its down projection is made again.
+    /// The input of the layer, from which all but its down projection is recomputed.
     Input,
 }
 
@@ -37,15 +37,16 @@ impl Level {
     }
 }
 
-/// Rows of a layer that are kept, or made again, together.
+/// Activations of a layer that are kept, or recomputed, together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Part {
     /// The qkv rows, and those from before head norms.
     Qkv,
-    /// Attention's output and its statistics, and the residual stream behind it; what joined that where it was normed.
+    /// The output of attention and its statistics, and the residual stream after it; the addend of the latter where it is
+    /// normalized.
     Middle,
-    /// Gate and up, or what stands before the activation of an MLP without gates; what the MLP made where that is normed.
+    /// Gate and up, or the input of the activation in an MLP without gates; the output of the MLP where it is normalized.
     GateUp,
 }
 
@@ -64,7 +65,7 @@ impl Part {
 /// The level of every layer: `first` layers at one, the rest at one that keeps less.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Saving {
-    /// How many layers, from the first one on, are at `level`.
+    /// Number of layers, from the first one on, at `level`.
     pub first: usize,
     /// Their level.
     pub level: Level,
@@ -120,13 +121,13 @@ impl Saving {
         layers > 0 && !self.own(layers - 1, part)
     }
 
-    /// Tells whether the backward pass makes a part of layer `l` again. What the last layer left in a shared room is
-    /// still there.
+    /// Tells whether the backward pass recomputes a part of layer `l`. Those of the last layer are still in the shared
+    /// buffer.
     pub(super) fn again(self, layers: usize, l: usize, part: Part) -> bool {
         !self.own(l, part) && l + 1 < layers
     }
 
-    /// Returns what is made again of a token in a document of `context` tokens: operations of products, and of attention.
+    /// Returns the operations per token that are repeated in a sequence of `context` tokens: of GEMMs, and of attention.
     pub fn again_flop(self, config: &ModelConfig, context: usize) -> [f64; 2] {
         let (heads, layers) = (config.heads(0), config.layers);
         let (c, up) = (config.width as f64, config.mlp.width(config.ffn) as f64);

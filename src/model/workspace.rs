@@ -14,29 +14,29 @@ pub(super) struct Qkv<M: Memory> {
     pub(super) rows: M::Act,
 }
 
-/// What lies between the qkv rows of a layer and its MLP.
+/// Activations of a layer between its qkv rows and its MLP.
 pub(super) struct Middle<M: Memory> {
     pub(super) rstd1: M::Stat,
     pub(super) lse: M::Stat,
     pub(super) attn: M::Act,
-    /// The residual stream behind attention.
+    /// The residual stream after attention.
     pub(super) rows: M::Act,
     pub(super) rstd2: M::Stat,
-    /// What attention made, from before its own norm.
+    /// The output of attention before its own norm.
     pub(super) made: Option<Made<M>>,
 }
 
-/// Rows from before the norm that they join the residual stream through, and its statistics.
+/// Hidden states before the norm through which they join the residual stream, and its statistics.
 pub(super) struct Made<M: Memory> {
     pub(super) rows: M::Act,
     pub(super) rstd: M::Stat,
 }
 
-/// What an MLP makes.
+/// Activations of an MLP.
 pub(super) struct Inner<M: Memory> {
-    /// Gate and up, or what stands before the activation.
+    /// Gate and up, or the input of the activation.
     pub(super) gate_up: M::Act,
-    /// What the MLP made, from before its own norm.
+    /// The output of the MLP before its own norm.
     pub(super) made: Option<Made<M>>,
 }
 
@@ -45,7 +45,7 @@ pub(super) struct Rooms<T> {
     rooms: Vec<T>,
     /// The room of each layer.
     of: Vec<usize>,
-    /// Whether the backward pass makes this part of a layer again.
+    /// For each layer, true if the backward pass recomputes this part.
     again: Vec<bool>,
 }
 
@@ -70,7 +70,7 @@ impl<T> Rooms<T> {
         &mut self.rooms[kept.map_or(0, |l| self.of[l])]
     }
 
-    /// Tells whether the backward pass makes this part of layer `l` again.
+    /// Tells whether the backward pass recomputes this part of layer `l`.
     pub(super) fn again(&self, l: usize) -> bool {
         self.again[l]
     }
@@ -128,7 +128,7 @@ pub struct Workspace<M: Memory> {
 
 impl<M: Memory> Workspace<M> {
     /// Allocates buffers for packs of up to `tokens` tokens of `model`; for training with those of the backward pass,
-    /// which finds of each layer what `saving` says.
+    /// which finds the activations that `saving` keeps.
     pub fn new(
         memory: &M,
         model: &Model<M>,

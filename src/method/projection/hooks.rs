@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::error::Result;
 use crate::model::Model;
 use crate::model::sink::InputHook;
-use crate::ops::{Memory, Ops, ParamSpec, Role, StateMode, TeacherForm};
+use crate::ops::{LinearArgs, LinearShape, Memory, Ops, ParamSpec, Role, StateMode, TeacherForm};
 use crate::optim::UpdateRule;
 
 /// Limit of the sums that layers are processed together up to, in bytes: a pass over the texts costs more than they do.
@@ -68,7 +68,8 @@ impl<O: Ops> InputHook<O> for Grams<O> {
         x: &'a O::Act,
     ) -> Option<&'a O::Act> {
         if let Some(i) = self.of.iter().position(|block| *block == matrix) {
-            ops.linear_wgrad(n, (width, width), x, x, &mut self.sums[i]);
+            let shape = LinearShape { n, o: width, i: width };
+            ops.linear_wgrad(shape, x, x, &mut self.sums[i]);
         }
         None
     }
@@ -166,9 +167,11 @@ impl<O: Ops> InputHook<O> for Projection<O> {
         let Self { bases, coordinates, rest, scratch } = self;
         let Some(Basis { k, rows, back }) = &bases[matrix] else { return Some(x) };
         let w = ops.view(rows, Role::Student, scratch);
-        ops.linear(n, (*k, width), x, w, None, None, coordinates);
+        let shape = LinearShape { n, o: *k, i: width };
+        ops.linear(LinearArgs { shape, x, w, bias: None }, None, coordinates);
         let w = ops.view(back, Role::Student, scratch);
-        ops.linear(n, (width, *k), coordinates, w, None, Some(x), rest);
+        let shape = LinearShape { n, o: width, i: *k };
+        ops.linear(LinearArgs { shape, x: coordinates, w, bias: None }, Some(x), rest);
         Some(rest)
     }
 
