@@ -5,20 +5,20 @@
 //! width, H heads, G kv heads, D head width, F ffn width, V vocabulary, O and I the outputs and inputs of a
 //! linear map. Matrices are row-major. Sums are taken in an order that depends on shapes alone.
 
-pub mod choice;
 pub mod compute;
 pub mod format;
 pub mod mlp;
+pub mod sample;
 pub mod state;
 pub mod sweep;
 pub mod weight;
 
-pub use choice::Sampling;
 pub use compute::{
     CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, PackData, Rms,
     RopeTable, RowCounts, RowStats,
 };
 pub use mlp::{Activation, Mlp};
+pub use sample::Sampling;
 pub use state::{Distances, GradScan, ParamSpec, Role, State, StateBytes, StateMode, TeacherForm};
 pub use sweep::{Sweep, Tallied, WorkKey};
 pub use weight::{DocumentFormula, Matched, TokenFormula, TokenWeight, Toward};

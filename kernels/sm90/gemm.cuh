@@ -17,7 +17,7 @@
 // from registers to their swizzled places: 8 rows x 4 lanes of bf16 pairs hit 32 banks; fp32 pairs meet in twos.
 // Sums: a tile has one owner and k one order, so results do not depend on the number of processors or clusters.
 // Parts: weight gradients of few tiles cut k. C is then a stack of fp32 matrices, one for each part of k, and a tile's row
-// tells its part; columns.cu adds them in order.
+// tells its part; column_sum.cu adds them in order.
 // Cluster: two blocks take neighbouring tiles of rows at the same columns. Each loads half of B's stage and sends it
 // to both, so a stage costs 16 + 16 KB of L2 reads a block instead of 16 + 32; empty[s] counts both blocks' warps. An
 // odd last row of tiles is computed by a block whose partner multiplies zeros. Before a block ends its stages must be

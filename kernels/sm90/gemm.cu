@@ -4,7 +4,7 @@
 // `addend`, a matrix of C's type and shape, is added: a residual, or C itself to accumulate. Old + new is made in fp32
 // and rounded once, to nearest even; the first micro-batch of a weight gradient writes, later ones add.
 // A weight gradient may come in parts (`rows`, `depth`: gemm.cuh), `c` then being all of them. Where it is whole and the
-// last of its step, `scans` takes what each warp's 16 rows of a tile add to the gradient's norm, so that norm.cu need not
+// last of its step, `scans` takes what each warp's 16 rows of a tile add to the gradient's norm, so that grad_norm.cu need not
 // read it again: a strip's partial scans lie side by side, one a tile's columns. Squares of what is stored are summed in
 // fp32 by sixteens (those of bf16 are exact), these in fp64.
 // Grid: as many blocks as processors, or as there are tiles where these are fewer.

@@ -1,6 +1,6 @@
-// One instruction of hopper/ptx.cuh each, or the few that only make sense together, for
-// tests/simulator/hopper.rs to compare with plain formulas.
-#include "hopper/ptx.cuh"
+// One instruction of sm90/ptx.cuh each, or the few that only make sense together, for
+// tests/simulator/sm90.rs to compare with plain formulas.
+#include "sm90/ptx.cuh"
 
 namespace {
 

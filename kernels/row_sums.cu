@@ -1,16 +1,16 @@
-// What row results come to: sums over the rows of a pack, and the weight of each document.
+// Sums of per-row results over the rows of a packed batch, and the loss weight of each sequence.
 //
 // Sums: value += sum share value, nll += sum monitor nll, hit += sum monitor hit, in fp64, over rows whose factor is
 // not 0; other rows may hold anything. One block, so that the order is fixed: a pack has thousands of rows, and 20
 // bytes of each are read once.
-// Document weights: w = factor / (1 + exp(-slope (r - shift))) with r the sum of base - nll over all rows of a document
-// but its last, divided by its span; every row of the document gets it. Pairs: r less that of the partner, and the
-// second of both has factor and slope of the other sign. One block a document.
+// Sequence weights: w = factor / (1 + exp(-slope (r - shift))) with r the sum of base - nll over all rows of a sequence
+// but its last, divided by its span; every row of the sequence gets it. Pairs: r less that of the partner, and the
+// second of both has factor and slope of the other sign. One block per sequence.
 // Both are a few microseconds behind head sweeps of milliseconds. Roof: latency.
 #include "common.cuh"
 
 extern "C" __global__ void __launch_bounds__(kBlock)
-    tally_rows(const float* value, const float* nll, const float* hit, const float* shares,
+    row_sums(const float* value, const float* nll, const float* hit, const float* shares,
                const float* monitors, double* sums, uint32_t n) {
     ptx::grid_enter();
     double value_sum = 0.0, nll_sum = 0.0, hit_sum = 0.0;
@@ -32,28 +32,28 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     }
 }
 
-// The log-ratio of a document, for thread 0. Every thread of the block calls it.
-__device__ __forceinline__ float document_ratio(const float* base, const float* nll,
+// The log-ratio of a sequence, for thread 0. Every thread of the block calls it.
+__device__ __forceinline__ float sequence_ratio(const float* base, const float* nll,
                                                 const uint32_t* starts, const uint32_t* spans,
-                                                uint32_t document) {
-    const uint32_t start = starts[document], end = starts[document + 1];
+                                                uint32_t sequence) {
+    const uint32_t start = starts[sequence], end = starts[sequence + 1];
     double ratio = 0.0;
     for (uint32_t row = start + threadIdx.x; row + 1 < end; row += kBlock) {
         ratio += (base != nullptr ? static_cast<double>(base[row]) : 0.0) - nll[row];
     }
-    return static_cast<float>(block_sum(ratio) / max(spans[document], 1u));
+    return static_cast<float>(block_sum(ratio) / max(spans[sequence], 1u));
 }
 
-// `base` may be null. Grid: one block a document.
+// `base` may be null. Grid: one block per sequence.
 extern "C" __global__ void __launch_bounds__(kBlock)
-    tally_document(const float* base, const float* nll, const uint32_t* starts, const uint32_t* spans,
+    sequence_weights(const float* base, const float* nll, const uint32_t* starts, const uint32_t* spans,
                    float* weights, float factor, float slope, float shift, uint32_t paired) {
     ptx::grid_enter();
     __shared__ float weight_s;
     const uint32_t own = blockIdx.x, other = own ^ 1u;
     const bool pair = paired != 0 && other < gridDim.x;
-    float ratio = document_ratio(base, nll, starts, spans, own);
-    if (pair) ratio -= document_ratio(base, nll, starts, spans, other);
+    float ratio = sequence_ratio(base, nll, starts, spans, own);
+    if (pair) ratio -= sequence_ratio(base, nll, starts, spans, other);
     const float sign = pair && other < own ? -1.0f : 1.0f;
     if (threadIdx.x == 0) weight_s = sign * factor / (1.0f + expf(-sign * slope * (ratio - shift)));
     // The weight is there for all threads.
@@ -63,5 +63,5 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     }
 }
 
-KERNEL_EXPORT(tally_rows);
-KERNEL_EXPORT(tally_document);
+KERNEL_EXPORT(row_sums);
+KERNEL_EXPORT(sequence_weights);

@@ -2,8 +2,8 @@
 //
 // c (64 x 128 fp32 a block) = a (64 x k a block) times b (k x 128), through two stages that thread 128 fills and the
 // first warpgroup empties; alone, or in clusters of two blocks that load half of b each, for both.
-// tests/simulator/planted_hopper.rs knows what is right. The bugs are ours; do not correct them.
-#include "hopper/ptx.cuh"
+// tests/simulator/planted_sm90.rs knows what is right. The bugs are ours; do not correct them.
+#include "sm90/ptx.cuh"
 
 namespace {
 

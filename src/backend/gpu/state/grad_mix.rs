@@ -1,4 +1,4 @@
-//! Products and mixtures of gradients: kernels/mix.cu.
+//! Products and mixtures of gradients: kernels/grad_mix.cu.
 
 use std::sync::atomic::Ordering;
 

@@ -13,7 +13,7 @@
 // Source: flash decoding (split over the keys), Dao et al. 2023; the fixed spans are this project's own.
 #include "attention.cuh"
 
-namespace generate {
+namespace decode {
 
 using attn::load_pack;
 using attn::Pack;
@@ -225,7 +225,7 @@ __device__ __forceinline__ void gather(const uint32_t* rows, const T* x, T* y, u
     store_pack(y + at * E, load_pack<T, E>(from));
 }
 
-}  // namespace generate
+}  // namespace decode
 
 // Grid: a thread a pack (or an element, where D is not made of whole packs) of all rows' keys and values.
 extern "C" __global__ void __launch_bounds__(kBlock)
@@ -234,11 +234,11 @@ extern "C" __global__ void __launch_bounds__(kBlock)
                      uint32_t documents, uint32_t capacity, uint32_t h, uint32_t g, uint32_t d) {
     ptx::grid_enter();
     const attn::Heads heads{h, g, d, 0};
-    if (generate::whole_packs<uint16_t>(d)) {
-        generate::store_rows<uint16_t, 8>(starts, slots, positions, qkv, keys, values, n, documents,
+    if (decode::whole_packs<uint16_t>(d)) {
+        decode::store_rows<uint16_t, 8>(starts, slots, positions, qkv, keys, values, n, documents,
                                           capacity, heads);
     } else {
-        generate::store_rows<uint16_t, 1>(starts, slots, positions, qkv, keys, values, n, documents,
+        decode::store_rows<uint16_t, 1>(starts, slots, positions, qkv, keys, values, n, documents,
                                           capacity, heads);
     }
 }
@@ -249,53 +249,53 @@ extern "C" __global__ void __launch_bounds__(kBlock)
                     uint32_t capacity, uint32_t h, uint32_t g, uint32_t d) {
     ptx::grid_enter();
     const attn::Heads heads{h, g, d, 0};
-    if (generate::whole_packs<float>(d)) {
-        generate::store_rows<float, 4>(starts, slots, positions, qkv, keys, values, n, documents,
+    if (decode::whole_packs<float>(d)) {
+        decode::store_rows<float, 4>(starts, slots, positions, qkv, keys, values, n, documents,
                                        capacity, heads);
     } else {
-        generate::store_rows<float, 1>(starts, slots, positions, qkv, keys, values, n, documents,
+        decode::store_rows<float, 1>(starts, slots, positions, qkv, keys, values, n, documents,
                                        capacity, heads);
     }
 }
 
 // Grid: tokens x G x ceil(group / 4) x spans in one dimension, spans fastest. `wide`: D is made of whole packs.
-extern "C" __global__ void __launch_bounds__(generate::kThreads, 6)
+extern "C" __global__ void __launch_bounds__(decode::kThreads, 6)
     decode_wide_bf16(const uint32_t* slots, const uint32_t* positions, const uint16_t* qkv,
                      const uint16_t* keys, const uint16_t* values, float* partial, float* sums,
                      uint32_t capacity, uint32_t h, uint32_t g, uint32_t d, uint32_t window,
                      uint32_t spans, float scale, float cap) {
     ptx::grid_enter();
-    generate::decode_span<uint16_t, 8>(slots, positions, qkv, keys, values, partial, sums, capacity,
+    decode::decode_span<uint16_t, 8>(slots, positions, qkv, keys, values, partial, sums, capacity,
                                        attn::Heads{h, g, d, window}, spans, attn::Scores{scale, Cap(cap)});
 }
 
-extern "C" __global__ void __launch_bounds__(generate::kThreads, 6)
+extern "C" __global__ void __launch_bounds__(decode::kThreads, 6)
     decode_any_bf16(const uint32_t* slots, const uint32_t* positions, const uint16_t* qkv,
                     const uint16_t* keys, const uint16_t* values, float* partial, float* sums,
                     uint32_t capacity, uint32_t h, uint32_t g, uint32_t d, uint32_t window,
                     uint32_t spans, float scale, float cap) {
     ptx::grid_enter();
-    generate::decode_span<uint16_t, 1>(slots, positions, qkv, keys, values, partial, sums, capacity,
+    decode::decode_span<uint16_t, 1>(slots, positions, qkv, keys, values, partial, sums, capacity,
                                        attn::Heads{h, g, d, window}, spans, attn::Scores{scale, Cap(cap)});
 }
 
-extern "C" __global__ void __launch_bounds__(generate::kThreads, 6)
+extern "C" __global__ void __launch_bounds__(decode::kThreads, 6)
     decode_wide_f32(const uint32_t* slots, const uint32_t* positions, const float* qkv,
                     const float* keys, const float* values, float* partial, float* sums,
                     uint32_t capacity, uint32_t h, uint32_t g, uint32_t d, uint32_t window,
                     uint32_t spans, float scale, float cap) {
     ptx::grid_enter();
-    generate::decode_span<float, 4>(slots, positions, qkv, keys, values, partial, sums, capacity,
+    decode::decode_span<float, 4>(slots, positions, qkv, keys, values, partial, sums, capacity,
                                     attn::Heads{h, g, d, window}, spans, attn::Scores{scale, Cap(cap)});
 }
 
-extern "C" __global__ void __launch_bounds__(generate::kThreads, 6)
+extern "C" __global__ void __launch_bounds__(decode::kThreads, 6)
     decode_any_f32(const uint32_t* slots, const uint32_t* positions, const float* qkv,
                    const float* keys, const float* values, float* partial, float* sums,
                    uint32_t capacity, uint32_t h, uint32_t g, uint32_t d, uint32_t window,
                    uint32_t spans, float scale, float cap) {
     ptx::grid_enter();
-    generate::decode_span<float, 1>(slots, positions, qkv, keys, values, partial, sums, capacity,
+    decode::decode_span<float, 1>(slots, positions, qkv, keys, values, partial, sums, capacity,
                                     attn::Heads{h, g, d, window}, spans, attn::Scores{scale, Cap(cap)});
 }
 
@@ -305,34 +305,34 @@ extern "C" __global__ void __launch_bounds__(kBlock)
                       uint16_t* out, uint32_t n, uint32_t h, uint32_t g, uint32_t d, uint32_t window,
                       uint32_t spans) {
     ptx::grid_enter();
-    generate::decode_merge(positions, partial, sums, out, n, attn::Heads{h, g, d, window}, spans);
+    decode::decode_merge(positions, partial, sums, out, n, attn::Heads{h, g, d, window}, spans);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
     decode_merge_f32(const uint32_t* positions, const float* partial, const float* sums, float* out,
                      uint32_t n, uint32_t h, uint32_t g, uint32_t d, uint32_t window, uint32_t spans) {
     ptx::grid_enter();
-    generate::decode_merge(positions, partial, sums, out, n, attn::Heads{h, g, d, window}, spans);
+    decode::decode_merge(positions, partial, sums, out, n, attn::Heads{h, g, d, window}, spans);
 }
 
 // Grid: a thread a pack (or an element, where C is not made of whole packs).
 extern "C" __global__ void __launch_bounds__(kBlock)
     gather_rows_bf16(const uint32_t* rows, const uint16_t* x, uint16_t* y, uint32_t n, uint32_t c) {
     ptx::grid_enter();
-    if (generate::whole_packs<uint16_t>(c)) {
-        generate::gather<uint16_t, 8>(rows, x, y, n, c);
+    if (decode::whole_packs<uint16_t>(c)) {
+        decode::gather<uint16_t, 8>(rows, x, y, n, c);
     } else {
-        generate::gather<uint16_t, 1>(rows, x, y, n, c);
+        decode::gather<uint16_t, 1>(rows, x, y, n, c);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
     gather_rows_f32(const uint32_t* rows, const float* x, float* y, uint32_t n, uint32_t c) {
     ptx::grid_enter();
-    if (generate::whole_packs<float>(c)) {
-        generate::gather<float, 4>(rows, x, y, n, c);
+    if (decode::whole_packs<float>(c)) {
+        decode::gather<float, 4>(rows, x, y, n, c);
     } else {
-        generate::gather<float, 1>(rows, x, y, n, c);
+        decode::gather<float, 1>(rows, x, y, n, c);
     }
 }
 

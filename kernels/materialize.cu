@@ -1,4 +1,4 @@
-// The weights of student and teacher as products read them, made from the state.
+// The weights of student and teacher as GEMMs read them, materialized from the optimizer state.
 //
 // dithered student:  (bits(theta) + r) >> 16         (compact: the hi plane itself, no kernel)
 // dithered teacher:  (bits(theta - d) + r) >> 16, with the r that split the student's planes
@@ -15,11 +15,11 @@
 // Source: arXiv 2504.13388, the teacher of the mean-teacher penalty; the common dither is this project's own.
 #include "common.cuh"
 
-// What a view shows; the host passes these numbers.
+// The weights to materialize; the host passes these numbers.
 enum Show : uint32_t { kPlane, kDitheredTeacher, kEvaluated, kJoined, kJoinedTeacher };
 
 __device__ __forceinline__ void put(uint16_t* out, float x) {
-    // Every bf16 view is cut to bf16 before: only its high half is left.
+    // Every bf16 weight is cut to bf16 before: only its high half is left.
     *out = static_cast<uint16_t>(__float_as_uint(x) >> 16);
 }
 
@@ -43,7 +43,7 @@ __device__ __forceinline__ float dithered(float x, uint32_t r) {
 
 // Without a drift (`d` null) the teacher is the student; without `lo` the student is `hi`.
 template <typename T>
-__device__ __forceinline__ void view_compact(const Tensor* tensor, uint32_t show, const uint16_t* hi,
+__device__ __forceinline__ void materialize_compact(const Tensor* tensor, uint32_t show, const uint16_t* hi,
                                              const uint16_t* lo, const uint16_t* d, T* out, uint64_t n,
                                              uint64_t index, uint64_t seed) {
     const uint32_t count = static_cast<uint32_t>(tensor->counter);
@@ -78,22 +78,22 @@ __device__ __forceinline__ void view_compact(const Tensor* tensor, uint32_t show
 
 // All kernels of this file: grid ceil(n / 2048) blocks.
 extern "C" __global__ void __launch_bounds__(kBlock)
-    view_compact_bf16(const Tensor* tensor, uint32_t show, const uint16_t* hi, const uint16_t* lo,
+    materialize_compact_bf16(const Tensor* tensor, uint32_t show, const uint16_t* hi, const uint16_t* lo,
                       const uint16_t* d, uint16_t* out, uint64_t n, uint64_t index, uint64_t seed) {
     ptx::grid_enter();
-    view_compact(tensor, show, hi, lo, d, out, n, index, seed);
+    materialize_compact(tensor, show, hi, lo, d, out, n, index, seed);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
-    view_compact_f32(const Tensor* tensor, uint32_t show, const uint16_t* hi, const uint16_t* lo,
+    materialize_compact_f32(const Tensor* tensor, uint32_t show, const uint16_t* hi, const uint16_t* lo,
                      const uint16_t* d, float* out, uint64_t n, uint64_t index, uint64_t seed) {
     ptx::grid_enter();
-    view_compact(tensor, show, hi, lo, d, out, n, index, seed);
+    materialize_compact(tensor, show, hi, lo, d, out, n, index, seed);
 }
 
 // Weights kept in fp32: x, or x - d where `d` is not null; dithered by the noise of the step, or of kEvaluation.
 template <typename T, bool NARROW>
-__device__ __forceinline__ void view_exact(const Tensor* tensor, uint32_t show, const float* x,
+__device__ __forceinline__ void materialize_exact(const Tensor* tensor, uint32_t show, const float* x,
                                            const float* d, T* out, uint64_t n, uint64_t seed) {
     const uint32_t count = show == kEvaluated ? kEvaluation : static_cast<uint32_t>(tensor->counter);
     auto one = [&](uint64_t i, float x1, float d1) -> float {
@@ -118,20 +118,20 @@ __device__ __forceinline__ void view_exact(const Tensor* tensor, uint32_t show, 
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
-    view_exact_bf16(const Tensor* tensor, uint32_t show, const float* x, const float* d, uint16_t* out,
+    materialize_exact_bf16(const Tensor* tensor, uint32_t show, const float* x, const float* d, uint16_t* out,
                     uint64_t n, uint64_t seed) {
     ptx::grid_enter();
-    view_exact<uint16_t, true>(tensor, show, x, d, out, n, seed);
+    materialize_exact<uint16_t, true>(tensor, show, x, d, out, n, seed);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
-    view_exact_f32(const Tensor* tensor, uint32_t show, const float* x, const float* d, float* out,
+    materialize_exact_f32(const Tensor* tensor, uint32_t show, const float* x, const float* d, float* out,
                    uint64_t n, uint64_t seed) {
     ptx::grid_enter();
-    view_exact<float, false>(tensor, show, x, d, out, n, seed);
+    materialize_exact<float, false>(tensor, show, x, d, out, n, seed);
 }
 
-KERNEL_EXPORT(view_compact_bf16);
-KERNEL_EXPORT(view_compact_f32);
-KERNEL_EXPORT(view_exact_bf16);
-KERNEL_EXPORT(view_exact_f32);
+KERNEL_EXPORT(materialize_compact_bf16);
+KERNEL_EXPORT(materialize_compact_f32);
+KERNEL_EXPORT(materialize_exact_bf16);
+KERNEL_EXPORT(materialize_exact_f32);

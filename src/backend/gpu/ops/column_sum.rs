@@ -1,4 +1,4 @@
-//! Sums over rows, column by column: kernels/columns.cu.
+//! Sums over rows, column by column: kernels/column_sum.cu.
 
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Gpu, Grad, blocks};

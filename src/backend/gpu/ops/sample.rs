@@ -1,4 +1,4 @@
-//! The token that follows each row, argmax or drawn: kernels/choose.cu.
+//! The token that follows each row, argmax or drawn: kernels/sample.cu.
 
 use super::head::{cap, product, room};
 use crate::backend::gpu::driver::Args;
@@ -6,10 +6,10 @@ use crate::backend::gpu::{Act, Gpu, Weight};
 use crate::ops::{HeadShape, HeadWeight, Sampling};
 
 /// The kernel that draws.
-pub(super) const SAMPLE: &str = "choose_sample_f32";
-/// Threads of a block (`choose::kThreads`).
+pub(super) const SAMPLE: &str = "sample_f32";
+/// Threads of a block (`sample::kThreads`).
 const BLOCK: u32 = 512;
-/// Counters of a thread (`choose::kBins`), of 8 bytes.
+/// Counters of a thread (`sample::kBins`), of 8 bytes.
 const COUNTERS: u32 = 16;
 
 /// Returns the dynamic shared memory of a block that draws: counters where the least probable tokens are left out.
@@ -64,7 +64,7 @@ fn pick(
             None => {
                 // The largest logit is that also where all are capped.
                 let args = Args::new().ptr(room.logits).ptr(id).u32(shape.v as u32);
-                gpu.launch("choose_argmax_f32", grid, BLOCK, 0, args);
+                gpu.launch("argmax_f32", grid, BLOCK, 0, args);
             }
             Some((Sampling { temperature, top_p }, _)) => {
                 let args = Args::new().ptr(room.logits).ptr(draw).ptr(id).u32(shape.v as u32);

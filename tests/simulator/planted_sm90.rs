@@ -1,9 +1,9 @@
-//! Bugs that were planted in tests/simulator/planted_hopper.cu: each is caught, each control passes.
+//! Bugs that were planted in tests/simulator/planted_sm90.cu: each is caught, each control passes.
 
-use super::hopper::{bits, matrix};
 use super::instructions::small;
 use super::planted::{Outcome, Plant, judge, pass, plant};
-use super::{Args, Buffer, Driver, Launch, Matrix, Timing, open_hopper};
+use super::sm90::{bits, matrix};
+use super::{Args, Buffer, Driver, Launch, Matrix, Timing, open_sm90};
 
 const CONTROLS: [&str; 2] = ["plant_product_none", "plant_pair_none"];
 
@@ -64,7 +64,7 @@ fn outcome(driver: &dyn Driver, kernel: &'static str) -> Outcome {
 }
 
 fn run(timing: Timing, kernel: &'static str) -> Option<Outcome> {
-    open_hopper(timing).map(|driver| outcome(&*driver, kernel))
+    open_sm90(timing).map(|driver| outcome(&*driver, kernel))
 }
 
 #[test]
@@ -74,5 +74,5 @@ fn controls_pass_in_every_corner() {
 
 #[test]
 fn planted_bugs_are_caught_and_the_manual_says_where() {
-    judge(&PLANTS, "planted_hopper.cu:", run);
+    judge(&PLANTS, "planted_sm90.cu:", run);
 }

@@ -2,7 +2,7 @@
 //
 // argmax: the smallest id of those with the largest logit; NaN never wins. sample: w = exp((z - max) / temperature);
 // a row keeps its smallest set of largest w whose sum is `top_p` of all (of equals, the smaller ids); the token is the
-// first id at which the running sum of what is kept, in the order of ids, passes `u` of it. src/ops/choice.rs says the
+// first id at which the running sum of what is kept, in the order of ids, passes `u` of it. src/ops/sample.rs says the
 // same in f64. Capped logits z' = cap tanh(z / cap) are as z in order, so only a draw reads them.
 // Shape: a block a row. A sum here is an integer, of w in units of 2^-40: it has no rounding and no order, so running
 // sums taken over warps, lanes and rounds agree to the unit, and a share of the sum is always found. The set is found
@@ -16,7 +16,7 @@
 // Source: inverse transform sampling; nucleus sampling, Holtzman et al. 2020.
 #include "cap.cuh"
 
-namespace choose {
+namespace sampling {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarp;
@@ -222,24 +222,24 @@ __device__ __forceinline__ Kept nucleus(const float* row, uint32_t v, bool vec, 
     return kept;
 }
 
-}  // namespace choose
+}  // namespace sampling
 
 // ids[row] of `logits` [rows, V]. Grid: rows.
-extern "C" __global__ void __launch_bounds__(choose::kThreads)
-    choose_argmax_f32(const float* logits, uint32_t* ids, uint32_t v) {
+extern "C" __global__ void __launch_bounds__(sampling::kThreads)
+    argmax_f32(const float* logits, uint32_t* ids, uint32_t v) {
     ptx::grid_enter();
     const float* row = logits + static_cast<uint64_t>(blockIdx.x) * v;
-    const uint64_t best = choose::best_of(row, v, v % choose::kQuad == 0);
+    const uint64_t best = sampling::best_of(row, v, v % sampling::kQuad == 0);
     if (threadIdx.x == 0) ids[blockIdx.x] = best >> 32 == 0 ? 0 : ~static_cast<uint32_t>(best);
 }
 
 // The same, drawn with draws[row]; overwrites the logits. `inverse` is 1 / temperature, `cap` that of logits or 0. Grid: rows; with top_p below 1
 // the block has 16 counters of 8 bytes a thread in dynamic shared memory.
-extern "C" __global__ void __launch_bounds__(choose::kThreads)
-    choose_sample_f32(float* logits, const double* draws, uint32_t* ids, uint32_t v, float inverse,
+extern "C" __global__ void __launch_bounds__(sampling::kThreads)
+    sample_f32(float* logits, const double* draws, uint32_t* ids, uint32_t v, float inverse,
                       double top_p, float cap) {
     ptx::grid_enter();
-    using namespace choose;
+    using namespace sampling;
     float* row = logits + static_cast<uint64_t>(blockIdx.x) * v;
     const bool vec = v % kQuad == 0;
     const uint64_t best = best_of(row, v, vec);
@@ -291,5 +291,5 @@ extern "C" __global__ void __launch_bounds__(choose::kThreads)
     if (threadIdx.x == 0) ids[blockIdx.x] = id;
 }
 
-KERNEL_EXPORT(choose_argmax_f32);
-KERNEL_EXPORT(choose_sample_f32);
+KERNEL_EXPORT(argmax_f32);
+KERNEL_EXPORT(sample_f32);

@@ -1,5 +1,5 @@
-// Rows of the residual stream and where they are pulled: value = mean over C of (x - t)^2, dx = 2 coef (x - t) / C, with t
-// a row of another model, or one vector for all rows.
+// Mean squared error of hidden states: value = mean over C of (x - t)^2, dx = 2 coef (x - t) / C, with the target t the
+// hidden state of another model, or one vector for all rows.
 //
 // Shape: a warp a row. One pass: the gradient of a number needs no sum. A row whose coefficient is 0 has value 0 and a
 // zero gradient. Sums in fp32, in an order that C alone decides. Bytes a number: 2 (steered: 1) read, 1 written, in units
@@ -7,10 +7,10 @@
 // Source: arXiv 2403.03218, RMU.
 #include "rows.cuh"
 
-// `rows` is null where all rows go to `steering`; `dx` is null where the values alone are asked for.
+// `rows` is null if `steering` is the target of all rows; `dx` is null if only values are wanted.
 template <typename T>
-__device__ __forceinline__ void pull(const T* x, const T* rows, const float* steering,
-                                     const float* coefs, float* value, T* dx, uint32_t n, uint32_t c) {
+__device__ __forceinline__ void mse(const T* x, const T* rows, const float* steering, const float* coefs,
+                                    float* value, T* dx, uint32_t n, uint32_t c) {
     const uint32_t lane = threadIdx.x % kWarp;
     const uint32_t row = blockIdx.x * (kBlock / kWarp) + threadIdx.x / kWarp;
     // The same for all threads of a row, whose sum none of them may miss.
@@ -40,14 +40,14 @@ __device__ __forceinline__ void pull(const T* x, const T* rows, const float* ste
 }
 
 // Grid: a block for eight rows.
-#define PULL(name, T)                                                                             \
+#define MSE(name, T)                                                                              \
     extern "C" __global__ void __launch_bounds__(kBlock)                                          \
         name(const T* x, const T* rows, const float* steering, const float* coefs, float* value,  \
              T* dx, uint32_t n, uint32_t c) {                                                     \
         ptx::grid_enter();                                                                        \
-        pull(x, rows, steering, coefs, value, dx, n, c);                                          \
+        mse(x, rows, steering, coefs, value, dx, n, c);                                           \
     }                                                                                             \
     KERNEL_EXPORT(name)
 
-PULL(pull_bf16, uint16_t);
-PULL(pull_f32, float);
+MSE(mse_bf16, uint16_t);
+MSE(mse_f32, float);

@@ -11,7 +11,7 @@
 // finite from then on. Only the diagonal tile and those at a window's edge are masked, and tiles no row sees are skipped.
 // Heads of one block of rows are neighbouring items: those that share keys find them in L2.
 // Bytes: q and out once, k and v once an item (mostly from L2): 2 (H + 2G) D + 2 H D a token at best.
-// Roof: tensor cores; predicted (src/run/bench/predict.rs): 370 TFLOP/s at 1024 tokens and 495 at 8192 on an H100, at
+// Roof: tensor cores; predicted (src/bench/predict.rs): 370 TFLOP/s at 1024 tokens and 495 at 8192 on an H100, at
 // width 64 and 1024 tokens 310, where the exponentials take as long as the products.
 // Source: FlashAttention-3, arXiv 2407.08608, algorithms 1 and 2, without its fp8.
 #include "attention.cuh"

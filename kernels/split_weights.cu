@@ -11,7 +11,7 @@
 
 // Grid: ceil(n / 2048) blocks.
 extern "C" __global__ void __launch_bounds__(kBlock)
-    cast_f32_split(Tensor* tensor, const float* x, uint16_t* hi, uint16_t* lo, uint64_t n,
+    split_weights(Tensor* tensor, const float* x, uint16_t* hi, uint16_t* lo, uint64_t n,
                    uint64_t index, uint64_t seed) {
     ptx::grid_enter();
     uint32_t top = 0;
@@ -43,4 +43,4 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     if (threadIdx.x % kWarp == 0 && top != 0) atomicMax(&tensor->seen_theta, top);
 }
 
-KERNEL_EXPORT(cast_f32_split);
+KERNEL_EXPORT(split_weights);

@@ -1,13 +1,13 @@
-//! Generation: the cache of keys and values, decode attention, gathered rows: kernels/generate.cu.
+//! Generation: the cache of keys and values, decode attention, gathered rows: kernels/decode.cu.
 
 use super::attention::{cap, window};
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Pack, Precision, blocks};
 use crate::ops::{CachePlace, Heads};
 
-/// Cached positions of a partial result (`generate::kSpan`).
+/// Cached positions of a partial result (`decode::kSpan`).
 const SPAN: usize = 128;
-/// Query heads of a block (`generate::kHeads`).
+/// Query heads of a block (`decode::kHeads`).
 const HEADS: usize = 4;
 /// Threads of an elementwise block (`kBlock`).
 const BLOCK: usize = 256;

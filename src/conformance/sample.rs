@@ -2,7 +2,7 @@
 
 use super::{Bench, Dtype, Output, Random, Verdict, tol};
 use crate::backend::gpu::Gpu;
-use crate::ops::choice::kept_weights;
+use crate::ops::sample::kept_weights;
 use crate::ops::{Compute, HeadShape, HeadWeight, Sampling};
 
 /// Vocabularies: below and above what a warp, and a warp's share, settles at once; with and without whole quads.
@@ -90,7 +90,7 @@ struct Job {
 impl Job {
     /// Rows of their own: hidden rows are unit vectors, and the matrix holds the logits in columns.
     fn rows(v: usize, n: usize, (name, kind): Kind) -> Self {
-        let mut random = Random::new(&format!("choose {name} {v} {n}"));
+        let mut random = Random::new(&format!("sample {name} {v} {n}"));
         let h = (0..n * n).map(|i| f64::from(u8::from(i / n == i % n))).collect();
         let w = (0..v * n).map(|i| kind(v, i / n, &mut random)).collect();
         Self {
@@ -105,7 +105,7 @@ impl Job {
 
     /// Rows that are alike: hidden rows of one 1.
     fn alike(v: usize, n: usize, (name, kind): Kind) -> Self {
-        let mut random = Random::new(&format!("choose {name} {v} {n}"));
+        let mut random = Random::new(&format!("sample {name} {v} {n}"));
         let w = (0..v).map(|id| kind(v, id, &mut random)).collect();
         let shape = HeadShape { n, c: 1, v };
         Self { name: name.to_string(), shape, h: vec![1.0; n], w, cap: None, exact: true }
@@ -113,7 +113,7 @@ impl Job {
 
     /// Random hidden rows and a random matrix.
     fn products(bench: &Bench<'_>, shape: HeadShape) -> Self {
-        let mut random = Random::new(&format!("choose {shape:?}"));
+        let mut random = Random::new(&format!("sample {shape:?}"));
         let h = bench.round(&random.vec(shape.n * shape.c));
         let w = bench.round(&random.vec(shape.v * shape.c));
         Self { name: "products".to_string(), shape, h, w, cap: None, exact: false }
@@ -142,7 +142,7 @@ impl Job {
             let z: Vec<f32> = z.into_iter().map(|z| capped(z) as f32).collect();
             let top = z.iter().fold(0.0, |a: f32, z| a.max(z.abs()));
             let error = if *exact { 0.0 } else { tol(bench.products(), c) * f64::from(top) };
-            let mut random = Random::new("choose draws");
+            let mut random = Random::new("sample draws");
             // The ends of [0, 1), and what lies between them.
             let draw = |row: usize| match row % 4 {
                 1 => 0.0,

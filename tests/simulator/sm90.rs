@@ -1,11 +1,11 @@
-//! Every function of kernels/hopper/ptx.cuh against a formula written from the PTX manual.
+//! Every function of kernels/sm90/ptx.cuh against a formula written from the PTX manual.
 
 use super::instructions::small;
-use super::{Args, Buffer, Driver, Launch, Matrix, Timing, open_hopper, start};
+use super::{Args, Buffer, Driver, Launch, Matrix, Timing, open_sm90, start};
 
 fn on_all(check: impl Fn(&dyn Driver)) {
     for timing in Timing::ALL {
-        if let Some(driver) = open_hopper(timing) {
+        if let Some(driver) = open_sm90(timing) {
             check(&*driver);
         }
     }

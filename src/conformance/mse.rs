@@ -1,4 +1,4 @@
-//! Rows of the residual stream and where they are pulled.
+//! Mean squared error of hidden states against those of another model or one vector.
 
 use super::{Bench, Dtype, Output, Random, Verdict};
 use crate::backend::gpu::Gpu;
@@ -19,7 +19,7 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
 }
 
 fn rows(bench: &Bench<'_>, n: usize, c: usize, steered: bool, grads: bool) -> Verdict {
-    let name = format!("pull {n}x{c} steered {steered} grads {grads}");
+    let name = format!("mse {n}x{c} steered {steered} grads {grads}");
     let mut random = Random::new(&name);
     let mut data = PackData::default();
     // Rows without a coefficient hold what no sum would bear.
@@ -38,14 +38,14 @@ fn rows(bench: &Bench<'_>, n: usize, c: usize, steered: bool, grads: bool) -> Ve
         let (x_on, rows_on, vector_on) = (bench.act(&x)?, bench.act(&rows)?, bench.stat(&vector)?);
         let (mut value, mut dx) = (bench.stale_stat(n)?, bench.stale_act(n * c)?);
         let toward = || if steered { Toward::Vector(&vector_on) } else { Toward::Rows(&rows_on) };
-        gpu.pull(n, c, &pack, &x_on, toward(), &mut value, grads.then_some(&mut dx));
+        gpu.mse(n, c, &pack, &x_on, toward(), &mut value, grads.then_some(&mut dx));
         let cpu = &bench.cpu;
         let mut pack = cpu.pack(n)?;
         cpu.load_pack(&mut pack, &data);
         let (mut value_want, mut dx_want) = (vec![f64::NAN; n], vec![f64::NAN; n * c]);
         let toward = if steered { Toward::Vector(&vector) } else { Toward::Rows(&rows) };
         let to = grads.then_some(&mut dx_want);
-        cpu.pull(n, c, &pack, &x, toward, &mut value_want, to);
+        cpu.mse(n, c, &pack, &x, toward, &mut value_want, to);
         let got = bench.read_stat(&value, n);
         let mut outputs = vec![Output {
             name: "value",

@@ -1,9 +1,10 @@
-// What a step needs to know of all gradients: their norm, the clip factor, the guard against what is not finite.
+// The global gradient norm of a step, its clip factor, and the check for entries that are not finite.
 //
 // norm = sqrt(sum over all trainable parameters of g^2);  c = max_norm / norm where norm > max_norm, else 1.
 // Shape: three stages. A block scans a fixed chunk of 16384 elements of one tensor, unless the product that wrote it last
-// has scanned its tiles (hopper/gemm_sm90.cu); then one block a tensor joins its parts; then one block adds the tensors. Every order follows from the tensors' sizes alone, never from the
-// number of processors, and there are no atomics: two runs give equal bytes.
+// has scanned its tiles (sm90/gemm.cu); then one block per tensor joins its parts; then one block adds the tensors. Every
+// order follows from the tensors' sizes alone, never from the number of SMs, and there are no atomics: two runs give equal
+// bytes.
 // Squares are summed in fp64, where the square of an fp32 is exact and none overflows: one fused multiply-add an
 // element, which data-centre GPUs do faster than memory delivers the elements. The reference takes each tensor's
 // norm relative to its largest element, which makes NaN of an all-zero gradient; the plain sum has no such case.
@@ -86,20 +87,20 @@ __device__ __forceinline__ void scan_chunk(const G* g, Partial* partials, uint64
 
 // One tensor and its partial scans. Grid: ceil(n / 16384) blocks.
 extern "C" __global__ void __launch_bounds__(kBlock)
-    norm_partial_bf16(const uint16_t* g, Partial* partials, uint64_t n) {
+    grad_norm_partial_bf16(const uint16_t* g, Partial* partials, uint64_t n) {
     ptx::grid_enter();
     scan_chunk(g, partials, n);
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
-    norm_partial_f32(const float* g, Partial* partials, uint64_t n) {
+    grad_norm_partial_f32(const float* g, Partial* partials, uint64_t n) {
     ptx::grid_enter();
     scan_chunk(g, partials, n);
 }
 
 // Joins the partial scans of each tensor; an empty gradient is all zeros. Grid: one block a tensor.
 extern "C" __global__ void __launch_bounds__(kBlock)
-    norm_tensor(const Entry* entries, Scan* scans) {
+    grad_norm_tensor(const Entry* entries, Scan* scans) {
     ptx::grid_enter();
     const Entry entry = entries[blockIdx.x];
     double sum_sq = 0.0;
@@ -121,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(kBlock)
 
 // Adds the scans of all tensors and fills in the second part of `step`. Grid: 1 block.
 extern "C" __global__ void __launch_bounds__(kBlock)
-    norm_step(Step* step, const Entry* entries, const Scan* scans, uint32_t count) {
+    grad_norm_step(Step* step, const Entry* entries, const Scan* scans, uint32_t count) {
     ptx::grid_enter();
     double sum_sq = 0.0;
     uint32_t first = 0;  // ~ of the first bad tensor: its largest is the first
@@ -135,9 +136,9 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     double norm = sqrt(sum_sq);
     bool bad = first != 0;
     bool finite = !bad && norm < __longlong_as_double(0x7FF0000000000000ll);
-    double clip = finite && norm > step->max_norm ? step->max_norm / norm : 1.0;
+    double clip = finite && norm > step->max_grad_norm ? step->max_grad_norm / norm : 1.0;
     double rate = __dmul_rn(step->teacher_rate, clip);
-    step->norm = norm;
+    step->grad_norm = norm;
     step->clip = clip;
     step->pull_clip = static_cast<float>(clip);
     step->pull_damping = static_cast<float>(__dmul_rn(step->damping, clip));
@@ -148,7 +149,7 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     step->nonfinite = bad ? scans[~first].nonfinite : 0;
 }
 
-KERNEL_EXPORT(norm_partial_bf16);
-KERNEL_EXPORT(norm_partial_f32);
-KERNEL_EXPORT(norm_tensor);
-KERNEL_EXPORT(norm_step);
+KERNEL_EXPORT(grad_norm_partial_bf16);
+KERNEL_EXPORT(grad_norm_partial_f32);
+KERNEL_EXPORT(grad_norm_tensor);
+KERNEL_EXPORT(grad_norm_step);

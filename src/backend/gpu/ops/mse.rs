@@ -1,4 +1,4 @@
-//! Rows of the residual stream and where they are pulled: kernels/pull.cu.
+//! Mean squared error of hidden states: kernels/mse.cu.
 
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Pack, Stat, blocks};
@@ -8,7 +8,7 @@ use crate::ops::Toward;
 const ROWS: usize = 8;
 
 #[allow(clippy::too_many_arguments)]
-pub(in crate::backend::gpu) fn pull(
+pub(in crate::backend::gpu) fn mse(
     gpu: &Gpu,
     n: usize,
     c: usize,
@@ -32,5 +32,5 @@ pub(in crate::backend::gpu) fn pull(
         .ptr(dx.map_or(0, |dx| dx.at))
         .u32(n as u32)
         .u32(c as u32);
-    gpu.launch(gpu.pick("pull_bf16", "pull_f32"), [blocks(n, ROWS), 1, 1], 256, 0, args);
+    gpu.launch(gpu.pick("mse_bf16", "mse_f32"), [blocks(n, ROWS), 1, 1], 256, 0, args);
 }

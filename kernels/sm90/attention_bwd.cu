@@ -13,7 +13,7 @@
 // Registers: dk and dv of 128 columns are 128 of a consumer's 232; with two score tiles no fp32 p can stay beside them,
 // nor what a cap leaves of a gradient: dq folds that into p, which it needs for nothing else, dkv finds the score in p.
 // Bytes: the owned rows and their gradients once, the walked ones once an item (mostly from L2).
-// Roof: tensor cores; predicted (src/run/bench/predict.rs): 245 TFLOP/s at 1024 tokens and 305 at 8192 on an H100,
+// Roof: tensor cores; predicted (src/bench/predict.rs): 245 TFLOP/s at 1024 tokens and 305 at 8192 on an H100,
 // counted as five products.
 // Source: FlashAttention-3, arXiv 2407.08608, for the roles of warpgroups; FlashAttention-2, arXiv 2307.08691, algorithm
 // 2, split in two.

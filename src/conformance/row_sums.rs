@@ -37,7 +37,7 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
 }
 
 fn sums(bench: &Bench<'_>, lengths: &[usize], counting: Counting) -> Verdict {
-    let name = format!("tally {lengths:?} {counting:?}");
+    let name = format!("row_sums {lengths:?} {counting:?}");
     let mut random = Random::new(&name);
     let mut data = PackData::default();
     for &len in lengths {

@@ -1,14 +1,14 @@
-//! Products on compute capability 9.0: kernels/hopper/gemm.cuh and its instances. tile.rs says which products.
+//! Products on compute capability 9.0: kernels/sm90/gemm.cuh and its instances. tile.rs says which products.
 
 use super::gemm::{Gemm, Layout};
 use super::parts::Parts;
-use super::tile::{CLUSTER, HOPPER_THREADS, Tile, kernel_of_tile};
+use super::tile::{CLUSTER, SM90_THREADS, Tile, kernel_of_tile};
 use crate::backend::gpu::Gpu;
 use crate::backend::gpu::driver::{Args, Matrix};
 
-/// Flag of kernels/hopper/gemm_sm90.cu: C is fp32.
+/// Flag of kernels/sm90/gemm.cu: C is fp32.
 const WIDE: u32 = 1;
-/// Flag of kernels/hopper/gemm_sm90.cu: the addend is added.
+/// Flag of kernels/sm90/gemm.cu: the addend is added.
 const ADDS: u32 = 2;
 
 /// Returns how many blocks take turns at `tiles` tiles: whole clusters, one block a processor.
@@ -59,7 +59,7 @@ pub(super) fn launch(
     let operands = [a.matrix(rows), b.matrix(columns / 2)];
     let Some(args) = maps(gpu, operands.iter().chain(results)) else { return };
     let grid = grid(gpu.driver.identity().processors, count);
-    gpu.launch(kernel, [grid, 1, 1], HOPPER_THREADS, tile.shared(), rest(args));
+    gpu.launch(kernel, [grid, 1, 1], SM90_THREADS, tile.shared(), rest(args));
 }
 
 /// Begins a kernel's arguments with the maps of its matrices; keeps the driver's error where it has one.
