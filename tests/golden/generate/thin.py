@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Thins recorded reference runs, so that the repository stays small.
 
-    python tests/golden/thin.py tests/golden/data
+    python tests/golden/generate/thin.py tests/golden/data
 
 Needs numpy and safetensors. Full recordings are replaced in place; thinned files stay as they are, so that it can run again
 after a new recording. The result depends on the recorded numbers alone. `tests/golden/thinned.rs` reads both forms.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Every forget loss that the binary knows, on mini-MUSE or on the embedded demo, with the same search budget for each.
 #
-#   MUSE=DIR MODEL=SmolLM2-135M benches/mini_muse.sh OUT            the benchmark, from a copy of MUSE's data
-#   benches/mini_muse.sh --tiny OUT                                 the embedded model and text, on any machine
+#   MUSE=DIR MODEL=SmolLM2-135M experiments/mini_muse.sh OUT   the benchmark, from a copy of MUSE's data
+#   experiments/mini_muse.sh --tiny OUT                        the embedded model and text, on any machine
 #
 # Beside the losses, by themselves: ascent (gradient ascent without penalty; the loss ll has the form's), graddiff (with
 # plain training on the retain documents as penalty), mollm (UCE, the form's penalty and plain training on the retain
@@ -63,7 +63,7 @@ search_seed=${SEARCH_SEED:-0} budget=${BUDGET:-0.1} both=${FORMS:-adamw teacher}
 slug_documents=${SLUG_DOCUMENTS:-64} save_dtype=${SAVE_DTYPE:-f32}
 mkdir -p "$out/.done"
 # What a stage depends on beside its command and its inputs: this script, and the settings of every run.
-script=$(sha256sum "benches/mini_muse.sh" | cut -d' ' -f1) settings=""
+script=$(sha256sum "experiments/mini_muse.sh" | cut -d' ' -f1) settings=""
 
 # Hashes files, and folders with all that is in them.
 hash_of() { find "$@" -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1; }
@@ -159,7 +159,7 @@ if $tiny; then
         "$nepenthe" demo --device cpu --out "$out/demo" --set run.steps=1 --set eval.every=0 \
             --set eval.stop_metric= --set eval.max_new_tokens=1 > /dev/null
     }
-    stage demo benches/mini_muse.sh -- unpack
+    stage demo experiments/mini_muse.sh -- unpack
     data=$out/demo/input/data target=$out/demo/input/target retrain=$out/demo/input/retrain
     forget=$data/forget.jsonl retain=$data/retain.jsonl utility=$data/retain.jsonl holdout=$data/holdout.jsonl
     eval=$out/eval shots=(--shots 0)

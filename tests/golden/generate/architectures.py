@@ -4,8 +4,8 @@
 Run with PyTorch and transformers (the committed files: torch 2.11, transformers 5.17; Gemma-2: torch 2.15,
 transformers 5.24):
 
-    python scripts/golden_architectures.py tests/golden/data [name ...]
-    python tests/golden/thin.py tests/golden/data
+    python tests/golden/generate/architectures.py tests/golden/data [name ...]
+    python tests/golden/generate/thin.py tests/golden/data
 
 Tiny models of random weights, written by `save_pretrained`, and what transformers makes of them in f64: logits without a
 mask, the NLL of the masked targets, and its gradient for every parameter. transformers forces f32 in norms, rotary tables
@@ -114,7 +114,7 @@ def main(root, names):
             "kind": "forward+gradient",
             "files": [f"models/{name}/{file}" for file in files],
             "nll_f64": nll.item(),
-            "made_by": "scripts/golden_architectures.py",
+            "made_by": "tests/golden/generate/architectures.py",
             "tolerance": {
                 "logits max abs difference to logits_f64": {"f32 arithmetic": 1e-4, "f64 arithmetic": 1e-9},
                 "nll abs": {"f32": 2e-5, "f64": 1e-10},

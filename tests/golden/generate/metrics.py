@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Records what other people's metric code returns on texts of assets/demo, for tests/golden/data/metrics.
 
-    golden_metrics.py MT_UNLEARN OPEN_UNLEARNING
+    metrics.py MT_UNLEARN OPEN_UNLEARNING
 
 The two folders are checkouts of github.com/yklochkov-bytedance/mt-unlearn and github.com/locuslab/open-unlearning.
 Needs numpy, scipy, scikit-learn, rouge_score, tokenizers. The code under test is theirs, unchanged; torch, vllm and the
@@ -13,7 +13,7 @@ from unittest.mock import MagicMock
 import numpy as np
 
 MUSE, OPEN = Path(sys.argv[1]), Path(sys.argv[2])
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 OUT = ROOT / "tests/golden/data"
 draw = random.Random(11)
 

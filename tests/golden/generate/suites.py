@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Records what other people's evaluation code says of the demo's models, for tests/golden/data/suites.
 
-    golden_suites.py MT_UNLEARN OPEN_UNLEARNING
+    suites.py MT_UNLEARN OPEN_UNLEARNING
 
 The two folders are checkouts of github.com/yklochkov-bytedance/mt-unlearn and github.com/locuslab/open-unlearning.
 Needs torch, transformers, scipy, scikit-learn, rouge_score, omegaconf, pyarrow. Their code runs unchanged on CPU in fp32, one
@@ -21,7 +21,7 @@ from scipy.stats import ks_2samp
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 MUSE, OPEN = Path(sys.argv[1]), Path(sys.argv[2])
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 DEMO, OUT = ROOT / "assets/demo", ROOT / "tests/golden/data/suites"
 
 
