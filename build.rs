@@ -9,9 +9,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const HOPPER: &str = "arch=compute_90a,code=sm_90a";
-const TARGETS: [&str; 3] =
-    ["arch=compute_80,code=sm_80", HOPPER, "arch=compute_80,code=compute_80"];
+const SM90: &str = "arch=compute_90a,code=sm_90a";
+const TARGETS: [&str; 3] = ["arch=compute_80,code=sm_80", SM90, "arch=compute_80,code=compute_80"];
 
 /// Names a folder with kernels of the user's own, compiled like those of kernels/.
 const EXTRA: &str = "NEPENTHE_EXTRA_KERNELS";
@@ -22,7 +21,7 @@ struct Compiled {
     /// The source, from kernels/ on.
     file: String,
     /// Whether its code is for sm_90a alone.
-    hopper: bool,
+    sm90: bool,
     kernels: Vec<Kernel>,
 }
 
@@ -279,11 +278,11 @@ fn in_path(program: &str) -> Option<PathBuf> {
     env::split_paths(&env::var_os("PATH")?).map(|dir| dir.join(program)).find(|path| path.is_file())
 }
 
-/// Names what is made of a source file: its stem, behind that of its folder where that is hopper.
+/// Names what is made of a source file: its stem, behind that of its folder where that is sm90.
 fn unit(file: &Path) -> String {
     let stem = file.file_stem().unwrap_or_default().to_string_lossy();
-    if is_hopper(file) {
-        format!("hopper_{stem}")
+    if is_sm90(file) {
+        format!("sm90_{stem}")
     } else if is_extra(file) {
         // Any file name becomes an identifier.
         let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
@@ -297,14 +296,14 @@ fn is_extra(file: &Path) -> bool {
     variable(EXTRA).is_some_and(|folder| file.parent() == Some(Path::new(&folder)))
 }
 
-fn is_hopper(file: &Path) -> bool {
-    file.parent().is_some_and(|folder| folder.ends_with("hopper"))
+fn is_sm90(file: &Path) -> bool {
+    file.parent().is_some_and(|folder| folder.ends_with("sm90"))
 }
 
 /// Returns the kernels for every device, those that only sm_90a has the instructions for, and the user's own.
 fn kernel_sources(root: &Path) -> Result<Vec<PathBuf>, String> {
     let mut files = sources(&root.join("kernels"), "cu")?;
-    files.extend(sources(&root.join("kernels/hopper"), "cu")?);
+    files.extend(sources(&root.join("kernels/sm90"), "cu")?);
     if let Some(folder) = variable(EXTRA) {
         println!("cargo:rerun-if-changed={folder}");
         let own = sources(Path::new(&folder), "cu").map_err(|text| format!("{EXTRA}: {text}"))?;
@@ -346,7 +345,7 @@ fn compile_all(nvcc: &Path, files: &[PathBuf], out: &Path) -> Result<Vec<Compile
 
 /// Compiles one file to OUT_DIR/NAME.fatbin, and keeps what ptxas says in OUT_DIR/NAME.log.
 fn compile(nvcc: &Path, file: &Path, out: &Path) -> Result<Compiled, String> {
-    let (name, hopper) = (unit(file), is_hopper(file));
+    let (name, sm90) = (unit(file), is_sm90(file));
     // The PTX is kept for the launch bounds, which ptxas does not report.
     let kept = out.join(format!("{name}.kept"));
     fs::create_dir_all(&kept)
@@ -356,7 +355,7 @@ fn compile(nvcc: &Path, file: &Path, out: &Path) -> Result<Compiled, String> {
     // could not build at all; tests look for those.
     command.args(["-std=c++17", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v", "--fatbin"]);
     command.arg("--keep").arg("--keep-dir").arg(&kept);
-    let targets = if hopper { &[HOPPER] } else { &TARGETS[..] };
+    let targets = if sm90 { &[SM90] } else { &TARGETS[..] };
     for target in targets {
         command.args(["-gencode", target]);
     }
@@ -413,12 +412,12 @@ fn compile(nvcc: &Path, file: &Path, out: &Path) -> Result<Compiled, String> {
     fs::remove_dir_all(&kept)
         .map_err(|cause| format!("{}: cannot remove: {cause}", kept.display()))?;
     let stem = file.file_name().unwrap_or_default().to_string_lossy();
-    let file = match (hopper, is_extra(file)) {
-        (true, _) => format!("hopper/{stem}"),
+    let file = match (sm90, is_extra(file)) {
+        (true, _) => format!("sm90/{stem}"),
         (_, true) => format!("extra/{stem}"),
         _ => stem.into_owned(),
     };
-    Ok(Compiled { name, file, hopper, kernels })
+    Ok(Compiled { name, file, sm90, kernels })
 }
 
 /// Cuts the text of an entry point out of PTX.
@@ -453,10 +452,10 @@ fn render(images: &[Compiled], out: &Path, nvcc: Option<&str>, why: &str) -> Str
     for image in images {
         let _ = writeln!(
             text,
-            "    Image {{ file: {:?}, fatbin: &{}.0, hopper: {}, log: include_str!({:?}), kernels: &[",
+            "    Image {{ file: {:?}, fatbin: &{}.0, sm90: {}, log: include_str!({:?}), kernels: &[",
             image.file,
             image.name.to_uppercase(),
-            image.hopper,
+            image.sm90,
             out.join(format!("{}.log", image.name)).display().to_string(),
         );
         for Kernel { name, threads, dynamic, waits } in &image.kernels {

@@ -16,12 +16,12 @@ constexpr int kPack = 8;     // elements a thread handles: 16 bytes of a 16-bit 
 constexpr int kWarp = 32;
 
 // The scalars of one step, in device memory, so that a captured graph can be replayed with new values. The host
-// writes the first part before a step; norm_step writes the second. 152 bytes, no padding.
+// writes the first part before a step; grad_norm_step writes the second. 152 bytes, no padding.
 struct Step {
     double lr;
     double damping;
     double teacher_rate;   // delta
-    double max_norm;       // the clip threshold; infinite for never
+    double max_grad_norm;  // the clip threshold; infinite for never
     double momentum;       // SGD's m
     double moments_bound;  // AdamW: no step's part made by moments is larger
     double decay_bound;    // AdamW: lr |weight_decay|
@@ -39,7 +39,7 @@ struct Step {
     float clamp;      // moments_bound
     uint32_t adam;    // 1: AdamW, 0: SGD
 
-    double norm;         // |g|_2
+    double grad_norm;    // |g|_2
     double clip;         // c
     float pull_clip;     // c
     float pull_damping;  // damping c

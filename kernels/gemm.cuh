@@ -5,7 +5,7 @@
 // registers and go to m16n8k8, so both precisions move 32 bytes of k a step and share all addresses.
 // Shape: a block owns a BM x BN tile of C and all of k, hence the sum's order follows from k alone and no atomics
 // are needed; weight gradients of few tiles cut k in parts (blocks of the second grid dimension), each summed to an fp32
-// matrix of its own, which columns.cu adds in order. Four stages of 64 bytes of k each, filled by cp.async three stages ahead, one barrier a stage;
+// matrix of its own, which column_sum.cu adds in order. Four stages of 64 bytes of k each, filled by cp.async three stages ahead, one barrier a stage;
 // fragments of the next step of bf16 are loaded before the products of this one. Warps own 64x64 (32x32 in the small
 // tile): 128 FLOP for each byte of shared memory read, what the tensor pipe needs. The tile of C goes through shared
 // memory, so that global accesses are whole 16-byte packs and an epilogue sees any column of its row.

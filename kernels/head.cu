@@ -2,7 +2,7 @@
 //
 // One-hot: p = softmax(z)_y, weight w(p), dz = coef w (softmax(z) - e_y). 1 - p is the sum of the others, never a
 // difference, so weights stay exact for p -> 1. Matched: D = z - z_ref (or the product of the difference), q =
-// softmax(z_ref); Uniform, KL and its quadratic form as ops/weight.rs states them, exactly 0 where D = 0.
+// softmax(z_ref); Uniform, KL and its quadratic form as src/ops/weight.rs states them, exactly 0 where D = 0.
 // Shape: a block a row. The first read gives maximum and sums online (a running maximum rescales the sum); the
 // second, out of the L2 cache, makes the gradient; KL has one more between them for its normaliser. The gradient
 // overwrites the row from its start in the precision of storage: bf16 numbers then have a pitch of 2V. A window is
@@ -30,7 +30,7 @@ struct Formula {
     }
 };
 
-// What hopper/head_sm90.cu says of a row's 256 columns: the largest of the others, the sum below it, and where the target
+// What sm90/head.cu says of a row's 256 columns: the largest of the others, the sum below it, and where the target
 // is among them its logit and whether another one beats it.
 struct alignas(16) Record {
     float top, sum, zy;

@@ -1,4 +1,4 @@
-// Loss rows of the head whose gradient reaches all logits, beside the distributions of head.cu; ops/weight.rs states
+// Loss rows of the head whose gradient reaches all logits, beside the distributions of head.cu; src/ops/weight.rs states
 // them.
 //
 // Ratio: each logit on its own, (2/b) mean log(1 + exp(b D)). LogitKl: -sum exp(z_ref) D. Spread:

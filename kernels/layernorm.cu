@@ -2,7 +2,7 @@
 //
 // mean = mean(x), rstd = 1 / sqrt(mean((x - mean)^2) + eps), y = (x - mean) rstd gain + bias.
 // Backward: dx += rstd (dy gain - mean(dy gain) - (x - mean) rstd^2 mean(dy gain (x - mean)));
-//           dgain += sum over rows of dy (x - mean) rstd; the bias's gradient is a column sum of dy (columns.cu).
+//           dgain += sum over rows of dy (x - mean) rstd; the bias's gradient is a column sum of dy (column_sum.cu).
 // Shape: as rmsnorm.cu, a row with a warp (up to 1024 numbers) or a block of its own, read once and kept in registers up
 // to 1024 or 8192 numbers; what is beyond is read again, from the L2 cache. Deviations are summed after the mean is
 // known, never as a difference of large sums. The gain's gradient has two stages: fp32 partials of 64 rows each, then

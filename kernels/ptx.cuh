@@ -170,7 +170,7 @@ __device__ __forceinline__ void bar_sync(int id, int threads) {
     asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
 }
 
-// Waits for the kernels before this one: the driver starts a kernel that waits by itself ahead of their end (cuda.rs
+// Waits for the kernels before this one: the driver starts a kernel that waits by itself ahead of their end (driver/cuda/module.rs
 // sees the instruction in the code). No thread may touch device memory before it. Nothing before 9.0.
 __device__ __forceinline__ void grid_wait() {
 #if __CUDA_ARCH__ >= 900

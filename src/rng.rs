@@ -21,7 +21,7 @@ pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 
 /// Returns a hash of an index: output `index` of SplitMix64 from state 0 (Steele, Lea and Flood, OOPSLA 2014).
 ///
-/// `tests/golden/thin.py` computes the same numbers.
+/// `tests/golden/generate/thin.py` computes the same numbers.
 pub fn mix(index: u64) -> u64 {
     let z = index.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -1,4 +1,4 @@
-//! The table of docs/predictions.md: what an H100 should make of every measurement of `nepenthe bench`.
+//! The table of experiments/predictions.md: what an H100 should make of every measurement of `nepenthe bench`.
 //!
 //! `NEPENTHE_BLESS=1 cargo test --test predictions` regenerates it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -61,10 +61,12 @@ fn render() -> String {
 
 #[test]
 fn the_committed_table_is_that_of_the_model() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/predictions.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments/predictions.md");
     let text = std::fs::read_to_string(&path).unwrap();
-    let (before, rest) = text.split_once(BEGIN).expect("docs/predictions.md has no begin mark");
-    let (committed, after) = rest.split_once(END).expect("docs/predictions.md has no end mark");
+    let (before, rest) =
+        text.split_once(BEGIN).expect("experiments/predictions.md has no begin mark");
+    let (committed, after) =
+        rest.split_once(END).expect("experiments/predictions.md has no end mark");
     let fresh = render();
     if std::env::var_os("NEPENTHE_BLESS").is_some() {
         std::fs::write(&path, format!("{before}{BEGIN}\n{fresh}{END}{after}")).unwrap();

@@ -1,7 +1,7 @@
 //! `eval --suite`: the figures of other people's code, the file of results, the layouts that are read.
 //!
 //! tests/golden/data/suites holds small files in the layouts of MUSE and TOFU, and what mt-unlearn's and
-//! OpenUnlearning's own code say of the demo's models on them (scripts/golden_suites.py).
+//! OpenUnlearning's own code say of the demo's models on them (tests/golden/generate/suites.py).
 
 #![allow(missing_docs, clippy::unwrap_used)]
 

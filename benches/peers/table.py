@@ -24,7 +24,7 @@ def main(out):
     print(f"PyTorch {environment['torch']} (CUDA {environment['cuda']}), transformers {environment['transformers']}: "
           f"{environment['device']}, {environment['date']}.\n")
     print("`ratio` is the best rival's time over ours: above 1 nepenthe is faster. `roof` is our share of what the device "
-          "could do, `predicted` what docs/predictions.md expects of an H100.\n")
+          "could do, `predicted` what experiments/predictions.md expects of an H100.\n")
     print("| what | shape | ours us | rate | roof | predicted | best rival | its us | ratio | peak GiB: ours, its |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     ratios = {}

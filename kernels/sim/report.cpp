@@ -18,7 +18,7 @@ namespace {
 std::string library_path;
 
 // The lines of an address of code, innermost first, without the simulator's own: "common.cuh:190,
-// from norm.cu:55".
+// from grad_norm.cu:55".
 std::string lines_of(uintptr_t address) {
     char text[256];
     // Behind the call, where a return address points, may be another line.

@@ -64,7 +64,7 @@ void load_matrices(uint32_t* out, uint32_t address, bool transposed);
 void multiply_bf16(float* c, const uint32_t* a, const uint32_t* b, int tiles_m, int tiles_n);
 void multiply_tf32(float* c, const uint32_t* a, const uint32_t* b, int tiles_m, int tiles_n);
 
-// ---- Hopper: what the functions of hopper/ptx.cuh call; shared addresses are 32 bits, as there
+// ---- Hopper: what the functions of sm90/ptx.cuh call; shared addresses are 32 bits, as there
 // ------------------------------------------------------------------------------------------------
 
 // mbarriers (mbarrier.cpp). An arrival of `bytes` > 0 makes the phase wait for so many bytes more.

@@ -91,7 +91,7 @@ impl Updated {
         })?;
         gpu.update_all(params, grads, settings)?;
         let outcome = gpu.outcome(())?;
-        if outcome.skipped || !outcome.norm.is_finite() {
+        if outcome.skipped || !outcome.grad_norm.is_finite() {
             return Err(Error::new(
                 Kind::Device,
                 format!("{name}: the update refused its gradients"),

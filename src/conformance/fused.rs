@@ -1,7 +1,7 @@
 //! Products with the next op behind them, against product and op one after the other.
 
 use super::{
-    Bench, Dtype, Output, Random, TILES, Verdict, documents, hopper_tiles, with_few_rows, with_tile,
+    Bench, Dtype, Output, Random, TILES, Verdict, documents, sm90_tiles, with_few_rows, with_tile,
 };
 use crate::backend::gpu::{Gpu, Tile};
 use crate::ops::{
@@ -35,17 +35,17 @@ const SHAPES: [(usize, usize, usize); 8] = [
 
 /// Heads and pairs for the tiles of compute capability 9.0, H, G, D, pairs and C: several tiles, of which some turn in
 /// part, and sums that go round the ring of stages twice.
-const HOPPER_HEADS: [(usize, usize, usize, usize, usize); 3] =
+const SM90_HEADS: [(usize, usize, usize, usize, usize); 3] =
     [(3, 1, 128, 64, 520), (5, 1, 64, 32, 648), (1, 1, 128, 64, 8)];
 
 /// Rows, F and C of SwiGLU products for these tiles.
-const HOPPER_SHAPES: [(usize, usize, usize); 3] = [(301, 264, 520), (130, 136, 648), (9, 8, 16)];
+const SM90_SHAPES: [(usize, usize, usize); 3] = [(301, 264, 520), (130, 136, 648), (9, 8, 16)];
 
 /// Runs all cases.
 pub fn run(gpu: &Gpu) -> Vec<Verdict> {
     let bench = Bench::new(gpu);
     let mut verdicts = Vec::new();
-    let more = hopper_tiles(&bench).iter().map(|&tile| Some(tile));
+    let more = sm90_tiles(&bench).iter().map(|&tile| Some(tile));
     for (tile, few) in with_few_rows(TILES.into_iter().chain(more.clone())) {
         let mut with = |case: &dyn Fn() -> Verdict| {
             bench.gpu.single_tokens(few);
@@ -66,10 +66,10 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
     }
     for tile in more {
         let mut with = |case: &dyn Fn() -> Verdict| verdicts.push(with_tile(&bench, tile, case));
-        for (i, shape) in HOPPER_HEADS.into_iter().enumerate() {
+        for (i, shape) in SM90_HEADS.into_iter().enumerate() {
             with(&|| rope(&bench, (tile, false), &[70, 1, 230], shape, i % 2 == 0));
         }
-        for shape in HOPPER_SHAPES {
+        for shape in SM90_SHAPES {
             with(&|| swiglu(&bench, tile, shape, true, true));
             with(&|| swiglu(&bench, tile, shape, false, false));
             with(&|| swiglu_backward(&bench, tile, shape));

@@ -1,7 +1,7 @@
 //! Head and loss rows: both families, with and without gradients.
 
 use super::embed::grad_output;
-use super::{Bench, Dtype, Output, Random, Verdict, documents, grad, hopper_tiles, with_tile};
+use super::{Bench, Dtype, Output, Random, Verdict, documents, grad, sm90_tiles, with_tile};
 use crate::backend::cpu::Grad as CpuGrad;
 use crate::backend::gpu::{Act, Gpu, Grad, Pack, Stat, Tile, Weight};
 use crate::ops::{
@@ -159,12 +159,12 @@ fn capped(bench: &Bench<'_>, verdicts: &mut Vec<Verdict>) {
 /// Products whose tiles record statistics, on compute capability 9.0: where the device chooses them by itself, and on
 /// narrower shapes, of which some end inside a tile.
 fn recorded(bench: &Bench<'_>, verdicts: &mut Vec<Verdict>) {
-    if hopper_tiles(bench).is_empty() {
+    if sm90_tiles(bench).is_empty() {
         return;
     }
     let wide = [(3, 16, 8200), (129, 8, 8448)].map(|shape| (shape, None));
     let narrow = [(9, 16, 512), (131, 72, 1000), (5, 8, 4)];
-    let narrow = narrow.map(|shape| (shape, Some(Tile::HopperLarge)));
+    let narrow = narrow.map(|shape| (shape, Some(Tile::Sm90Large)));
     for (i, ((n, c, v), tile)) in wide.into_iter().chain(narrow).enumerate() {
         for (j, formula) in formulas().into_iter().enumerate() {
             let shape = HeadShape { n, c, v };

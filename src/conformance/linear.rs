@@ -1,6 +1,6 @@
 //! Linear maps: forward, both gradients and the bias gradient.
 
-use super::{Bench, Dtype, Output, Random, TILES, Verdict, grad, hopper_tiles, with_tile};
+use super::{Bench, Dtype, Output, Random, TILES, Verdict, grad, sm90_tiles, with_tile};
 use crate::backend::cpu::Grad as CpuGrad;
 use crate::backend::gpu::Gpu;
 use crate::error::{Error, Kind, Result};
@@ -27,7 +27,7 @@ const SHAPES: [(usize, usize, usize); 14] = [
 /// Shapes for the tiles of compute capability 9.0: sums that go round the ring of stages twice and end inside one,
 /// several tiles for each block of a small device, ragged ends of every kind; rows that cross a group of tiles, and rows
 /// that fill one.
-const HOPPER_SHAPES: [(usize, usize, usize); 6] =
+const SM90_SHAPES: [(usize, usize, usize); 6] =
     [(301, 520, 648), (130, 264, 1096), (64, 64, 64), (2100, 264, 8), (9, 8, 16), (2048, 72, 8)];
 
 /// Weight gradients whose tokens come in two and three parts, the last one short: packed rows, and rows that are not.
@@ -65,10 +65,10 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
             verdicts.push(with(&|| wgrad(&bench, (i, n, o), StateMode::Compact)));
         }
     }
-    for &tile in hopper_tiles(&bench) {
+    for &tile in sm90_tiles(&bench) {
         let named = |case: Verdict| Verdict { case: format!("{} {tile:?}", case.case), ..case };
         let with = |case: &dyn Fn() -> Verdict| named(with_tile(&bench, Some(tile), case));
-        for (i, (n, o, c)) in HOPPER_SHAPES.into_iter().enumerate() {
+        for (i, (n, o, c)) in SM90_SHAPES.into_iter().enumerate() {
             verdicts.push(with(&|| forward(&bench, (n, o, c), i % 2 == 0, i % 3 < 2)));
             verdicts.push(with(&|| forward(&bench, (n, o, c), i % 2 == 1, i % 3 == 2)));
             verdicts.push(with(&|| dgrad(&bench, (n, c, o))));
@@ -85,8 +85,8 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
             }
         }
     }
-    let hopper = hopper_tiles(&bench).iter().map(|&tile| Some(tile));
-    for (i, tile) in [None].into_iter().chain(hopper).enumerate() {
+    let sm90 = sm90_tiles(&bench).iter().map(|&tile| Some(tile));
+    for (i, tile) in [None].into_iter().chain(sm90).enumerate() {
         for (j, shape) in PARTS.into_iter().enumerate() {
             let mode = [StateMode::Exact, StateMode::Compact][(i + j) % 2];
             let case = with_tile(&bench, tile, || wgrad(&bench, shape, mode));

@@ -5,20 +5,20 @@
 
 mod activation;
 mod attention;
-mod choose;
+mod decode;
 mod embed;
 mod fused;
-mod generate;
 mod head;
 mod layernorm;
 mod linear;
+mod mse;
 mod norm;
 mod positions;
-mod pull;
 mod rope;
+mod row_sums;
+mod sample;
 mod state;
 mod swiglu;
-mod tally;
 mod tolerance;
 pub mod trajectory;
 
@@ -49,10 +49,10 @@ pub const FAMILIES: &[Family] = &[
     ("activation", activation::run),
     ("fused", fused::run),
     ("head", head::run),
-    ("pull", pull::run),
-    ("tally", tally::run),
-    ("generate", generate::run),
-    ("choose", choose::run),
+    ("mse", mse::run),
+    ("row_sums", row_sums::run),
+    ("decode", decode::run),
+    ("sample", sample::run),
     ("state", state::run),
 ];
 
@@ -274,12 +274,12 @@ fn with_few_rows(
 }
 
 /// The tiles that compute capability 9.0 has besides, in bf16.
-const HOPPER_TILES: [Tile; 2] = [Tile::HopperLarge, Tile::HopperMedium];
+const SM90_TILES: [Tile; 2] = [Tile::Sm90Large, Tile::Sm90Medium];
 
-/// Returns the tiles of `HOPPER_TILES` that the device has.
-fn hopper_tiles(bench: &Bench<'_>) -> &'static [Tile] {
+/// Returns the tiles of `SM90_TILES` that the device has.
+fn sm90_tiles(bench: &Bench<'_>) -> &'static [Tile] {
     let has = bench.gpu.driver().identity().capability == (9, 0);
-    if has && bench.gpu.precision() == Precision::Bf16 { &HOPPER_TILES } else { &[] }
+    if has && bench.gpu.precision() == Precision::Bf16 { &SM90_TILES } else { &[] }
 }
 
 /// Runs `case` on a device that takes `tile` for its products.

@@ -351,8 +351,8 @@ fn judge_step(
         pairs.iter().zip(grads).map(|(pair, grad)| pair.cpu.scan_grad(grad)).collect();
     if !outcome.skipped {
         let norm = scans.iter().map(|scan| scan.sum_sq).sum::<f64>().sqrt();
-        near("norm", outcome.norm, norm, 2457)?;
-        let clip = if outcome.norm > max_norm { max_norm / outcome.norm } else { 1.0 };
+        near("grad_norm", outcome.grad_norm, norm, 2457)?;
+        let clip = if outcome.grad_norm > max_norm { max_norm / outcome.grad_norm } else { 1.0 };
         same("clip", &[outcome.clip.to_bits()], &[clip.to_bits()])?;
         let scalars = UpdateScalars { step, lr, clip, damping, teacher_rate };
         for ((pair, grad), scan) in pairs.iter_mut().zip(grads).zip(&scans) {

@@ -178,7 +178,7 @@ impl Trace {
 }
 
 /// Returns the entries of a tensor that a record of `recorded` entries holds: all, or the one in four that
-/// `tests/golden/thin.py` keeps.
+/// `tests/golden/generate/thin.py` keeps.
 fn recorded_entries(mut values: Vec<f64>, recorded: usize) -> Vec<f64> {
     if values.len() != recorded {
         let mut index = 0;

@@ -199,7 +199,7 @@ impl<O: Ops> MeanTeacher<O> {
     /// says so.
     pub fn finish(&mut self, ops: &O, started: Started<O>) -> Result<StepReport> {
         let Started { pending, lr, combined: Combined { cosine, factors } } = started;
-        let StepOutcome { norm, clip, skipped, bad } = ops.outcome(pending)?;
+        let StepOutcome { grad_norm, clip, skipped, bad } = ops.outcome(pending)?;
         self.bad = bad;
         let sums = (0..self.method.terms.len()).map(|i| self.passes.sums(ops, i));
         let sums = sums.collect::<Result<Vec<_>>>()?;
@@ -215,7 +215,7 @@ impl<O: Ops> MeanTeacher<O> {
             cosine,
             factors: factors.get(..2).map(|both| [both[0], both[1]]),
             second_factor: factors.get(2).copied(),
-            grad_norm: norm,
+            grad_norm,
             clip_coef: clip,
             lr,
             skipped,

@@ -179,7 +179,7 @@ impl<O: Ops> Model<O> {
         let rows = if kept { &x[depth] } else { &*h };
         let toward = steering.map_or(Toward::Rows(&*h_ref), Toward::Vector);
         let dx = flow.as_mut().filter(|_| grads).map(|flow| &mut flow.dx);
-        ops.pull(n, self.config.width, pack, rows, toward, &mut stats.value, dx);
+        ops.mse(n, self.config.width, pack, rows, toward, &mut stats.value, dx);
     }
 
     /// Starts the residual stream with the embedding of a packed batch.

@@ -1,12 +1,12 @@
 //! Forward and backward ops on activations.
 
-use super::choice::Sampling;
 use super::head::{HeadGrads, HeadShape, HeadWeight, RowStats};
 use super::heads::{CachePlace, Direction, Heads, RopeTable};
 use super::linear::{LinearArgs, LinearShape, Rotation};
 use super::memory::Memory;
 use super::mlp::Mlp;
 use super::norm::{NormArgs, NormGrads, QkNormArgs};
+use super::sample::Sampling;
 use super::weight::{Matched, TokenWeight, Toward};
 
 /// Forward and backward ops. Buffers are allocated at start and are at least as long as an op needs; no op
@@ -253,10 +253,10 @@ pub trait Compute: Memory {
         grads: Option<HeadGrads<'_, Self::Act, Self::Grad>>,
     );
 
-    /// Rows `x[N,C]` and where they are pulled, t: value `mean over C of (x - t)^2`, and where asked for the gradient
+    /// Mean squared error of hidden states `x[N,C]` against t: value `mean over C of (x - t)^2`, and with `dx` the gradient
     /// `dx = 2 coef (x - t) / C`. Rows with coefficient 0 get value 0 and a zero gradient.
     #[allow(clippy::too_many_arguments)]
-    fn pull(
+    fn mse(
         &self,
         n: usize,
         c: usize,
@@ -290,7 +290,7 @@ pub trait Compute: Memory {
     );
     /// Copies rows `rows` of `x[N,C]` to the front of `y`.
     fn gather_rows(&self, c: usize, rows: &[u32], x: &Self::Act, y: &mut Self::Act);
-    /// Picks the token with the largest logit of each row, as [`argmax`](super::choice::argmax) does; waits for it.
+    /// Picks the token with the largest logit of each row, as [`argmax`](super::sample::argmax) does; waits for it.
     ///
     /// Logits are made in chunks of rows on the device and stay there: `shape.n` ids come back, those of `ids`.
     fn head_argmax(
@@ -300,7 +300,7 @@ pub trait Compute: Memory {
         w: HeadWeight<Self::Weight<'_>>,
         ids: &mut [u32],
     );
-    /// Draws a token for each row with `draws[row]`, uniform in [0, 1), as [`sample`](super::choice::sample) does
+    /// Draws a token for each row with `draws[row]`, uniform in [0, 1), as [`sample`](super::sample::sample) does
     /// up to rounding; else like [`Compute::head_argmax`].
     fn head_sample(
         &self,

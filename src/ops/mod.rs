@@ -6,7 +6,6 @@
 //! kv heads, D head width, F ffn width, V vocabulary, O and I the outputs and inputs of a linear layer. Matrices are
 //! row-major. Sums are taken in an order that depends on shapes alone.
 
-pub mod choice;
 pub mod compute;
 pub mod format;
 pub mod head;
@@ -18,11 +17,11 @@ pub mod norm;
 pub mod pack;
 pub mod param;
 pub mod planes;
+pub mod sample;
 pub mod state;
 pub mod sweep;
 pub mod weight;
 
-pub use choice::Sampling;
 pub use compute::Compute;
 pub use head::{HeadGrads, HeadShape, HeadWeight, RowStats, Tallied};
 pub use heads::{CachePlace, Direction, Heads, RopeTable};
@@ -33,6 +32,7 @@ pub use norm::{Norm, NormArgs, NormGrads, NormKind, QkNormArgs};
 pub use pack::{PackData, RowCounts};
 pub use param::{ParamSpec, Role, StateBytes, StateMode, TeacherForm};
 pub use planes::{Plane, Planes, Stored};
+pub use sample::Sampling;
 pub use state::{Distances, GradScan, State};
 pub use sweep::{Sweep, WorkKey};
 pub use weight::{DocumentFormula, Matched, TokenFormula, TokenWeight, Toward};

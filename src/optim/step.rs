@@ -42,7 +42,7 @@ impl StepSettings {
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct StepOutcome {
     /// L2 norm of all gradients together.
-    pub norm: f64,
+    pub grad_norm: f64,
     /// Clip factor c in (0, 1].
     pub clip: f64,
     /// Whether a gradient that is not finite kept the update from changing anything.

@@ -284,7 +284,7 @@ fn the_drift_of_a_slow_teacher_is_the_damped_natural_gradient_step() {
 }
 
 /// Whatever is changed, learning rate, momentum or teacher rate: how far drift and step are apart grows with how fast the
-/// teacher moves beside the student. The chart is docs/ngd-toy.svg, which NEPENTHE_BLESS=1 writes.
+/// teacher moves beside the student. The chart is experiments/ngd-toy.svg, which NEPENTHE_BLESS=1 writes.
 fn distance_follows_one_number(mut distances: Vec<(String, f64, f64)>) {
     distances.sort_by(|a, b| a.1.total_cmp(&b.1));
     for pair in distances.windows(2) {
@@ -306,6 +306,6 @@ fn distance_follows_one_number(mut distances: Vec<(String, f64, f64)>) {
         let of = distances.iter().filter(|(other, ..)| other == name);
         chart = chart.series(name.clone(), of.map(|(_, x, y)| (x.log10(), *y)));
     }
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/ngd-toy.svg");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/ngd-toy.svg");
     std::fs::write(path, chart.standalone()).unwrap();
 }

@@ -42,7 +42,7 @@ mod simulated {
     use nepenthe::backend::gpu::driver::sim::{Simulator, Timing};
 
     /// Families whose ops have kernels of their own on compute capability 9.0.
-    const HOPPER: [&str; 4] = ["linear", "fused", "head", "attention"];
+    const SM90: [&str; 4] = ["linear", "fused", "head", "attention"];
 
     fn run(timing: usize, precision: Precision) {
         let timing = Timing::ALL[timing];
@@ -52,12 +52,12 @@ mod simulated {
         }
     }
 
-    fn run_hopper(timing: usize) {
+    fn run_sm90(timing: usize) {
         let timing = Timing::ALL[timing];
         let device = || simulated_as(timing, Precision::Bf16, (9, 0));
         if device().is_some() {
             let what = format!("sm_90 {timing:?}");
-            run_all(&what, |name| HOPPER.contains(&name), || device().unwrap());
+            run_all(&what, |name| SM90.contains(&name), || device().unwrap());
         }
     }
 
@@ -90,7 +90,7 @@ mod simulated {
             ((8, 0), Precision::Bf16, &[][..]),
             ((8, 0), Precision::Fp32, &[]),
             ((8, 6), Precision::Bf16, &SMALL),
-            ((9, 0), Precision::Bf16, &HOPPER),
+            ((9, 0), Precision::Bf16, &SM90),
         ] {
             let Ok(driver) = Simulator::open_as(Timing::ALL[0], capability) else {
                 eprintln!("skipped: no simulator");
@@ -122,13 +122,13 @@ mod simulated {
     }
 
     #[test]
-    fn every_hopper_kernel_agrees_lazily_in_random_order() {
-        run_hopper(4);
+    fn every_sm90_kernel_agrees_lazily_in_random_order() {
+        run_sm90(4);
     }
 
     #[test]
-    fn every_hopper_kernel_agrees_eagerly_backward() {
-        run_hopper(3);
+    fn every_sm90_kernel_agrees_eagerly_backward() {
+        run_sm90(3);
     }
 
     #[test]

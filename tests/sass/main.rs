@@ -82,7 +82,7 @@ fn measured() -> Option<BTreeMap<String, Figures>> {
         return None;
     };
     let folder = tempfile::tempdir().unwrap();
-    for image in IMAGES.iter().filter(|image| image.hopper) {
+    for image in IMAGES.iter().filter(|image| image.sm90) {
         let name = image.file.replace('/', "_");
         let fatbin = folder.path().join(format!("{name}.fatbin"));
         std::fs::write(&fatbin, image.fatbin).unwrap();
@@ -90,7 +90,7 @@ fn measured() -> Option<BTreeMap<String, Figures>> {
     }
     let all = measure(&nvdisasm, folder.path());
     let kernels = |image: &'static Image| image.kernels.iter().map(|kernel| kernel.name);
-    for name in IMAGES.iter().filter(|image| image.hopper).flat_map(kernels) {
+    for name in IMAGES.iter().filter(|image| image.sm90).flat_map(kernels) {
         assert!(all.contains_key(name), "{name}: not in what cuobjdump extracts");
     }
     Some(all)

@@ -5,10 +5,10 @@
 #![allow(clippy::unwrap_used)]
 #![cfg(feature = "sim")]
 
-mod hopper;
 mod instructions;
 mod planted;
-mod planted_hopper;
+mod planted_sm90;
+mod sm90;
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ fn open(timing: Timing) -> Option<Arc<Simulator>> {
 }
 
 /// Opens the simulator as a device of compute capability 9.0.
-fn open_hopper(timing: Timing) -> Option<Arc<Simulator>> {
+fn open_sm90(timing: Timing) -> Option<Arc<Simulator>> {
     match Simulator::open_as(timing, (9, 0)) {
         Ok(driver) => Some(driver),
         Err(error) => {

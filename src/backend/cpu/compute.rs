@@ -10,7 +10,7 @@ use super::{Cpu, Grad, Real, attention, layernorm, mlp, norm};
 use crate::ops::{
     CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, LinearArgs,
     LinearShape, Matched, Mlp, NormArgs, NormGrads, NormKind, PackData, QkNormArgs, RopeTable,
-    RowStats, Sampling, TokenWeight, Toward, choice,
+    RowStats, Sampling, TokenWeight, Toward, sample,
 };
 
 /// A loaded pack: the host's own data.
@@ -321,7 +321,7 @@ impl<T: Real> Compute for Cpu<T> {
         self.sweep(&job, w.cap, &loss, Self::results(stats, first, false), to);
     }
 
-    fn pull(
+    fn mse(
         &self,
         n: usize,
         c: usize,
@@ -331,7 +331,7 @@ impl<T: Real> Compute for Cpu<T> {
         value: &mut Vec<T>,
         dx: Option<&mut Vec<T>>,
     ) {
-        rows::pull((n, c), &pack.data.coefs, x, toward, value, dx);
+        rows::mse((n, c), &pack.data.coefs, x, toward, value, dx);
     }
 
     fn cache_store(
@@ -381,7 +381,7 @@ impl<T: Real> Compute for Cpu<T> {
     fn head_argmax(&self, shape: HeadShape, h: &Vec<T>, w: HeadWeight<&[T]>, ids: &mut [u32]) {
         // The largest logit is that also where all are capped.
         let w = HeadWeight { cap: None, ..w };
-        each_logits(&self.pool, shape, h, w, ids, |_, logits| choice::argmax(logits));
+        each_logits(&self.pool, shape, h, w, ids, |_, logits| sample::argmax(logits));
     }
 
     fn head_sample(
@@ -393,7 +393,7 @@ impl<T: Real> Compute for Cpu<T> {
         draws: &[f64],
         ids: &mut [u32],
     ) {
-        let sample = |row: usize, logits: &[f32]| choice::sample(logits, sampling, draws[row]);
+        let sample = |row: usize, logits: &[f32]| sample::sample(logits, sampling, draws[row]);
         each_logits(&self.pool, shape, h, w, ids, sample);
     }
 }

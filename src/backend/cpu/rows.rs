@@ -71,8 +71,8 @@ pub(super) fn each2<T: Real>(
         });
 }
 
-/// Measures rows against where they are pulled, see [`crate::ops::Compute::pull`].
-pub(super) fn pull<T: Real>(
+/// Mean squared error of hidden states, see [`crate::ops::Compute::mse`].
+pub(super) fn mse<T: Real>(
     (n, c): (usize, usize),
     coefs: &[f64],
     x: &[T],

@@ -71,7 +71,7 @@ pub struct Grad {
 const PARTIAL: u64 = 16;
 
 /// Returns the bytes of the partial scans of a gradient of `len` numbers: as many as the smallest tiles of
-/// kernels/hopper/gemm_sm90.cu leave of a matrix that fills them, and up to 64 KiB more for one that does not.
+/// kernels/sm90/gemm.cu leave of a matrix that fills them, and up to 64 KiB more for one that does not.
 pub fn scan_bytes(len: usize) -> u64 {
     let whole = len.div_ceil(2048) as u64;
     PARTIAL * (whole + whole.min(4096))

@@ -3,8 +3,8 @@
 use std::sync::atomic::Ordering;
 
 use super::ops::{
-    activation, attention, choose, embed, fused, generate, head, layernorm, linear, norm,
-    positions, pull, rope, swiglu,
+    activation, attention, decode, embed, fused, head, layernorm, linear, mse, norm, positions,
+    rope, sample, swiglu,
 };
 use super::{Act, Gpu, Grad, Pack, Stat, Weight};
 use crate::ops::{
@@ -230,7 +230,7 @@ impl Compute for Gpu {
         head::matched(self, (shape, first), pack, (h, h_ref), (w, w_ref), target, stats, grads);
     }
 
-    fn pull(
+    fn mse(
         &self,
         n: usize,
         c: usize,
@@ -240,11 +240,11 @@ impl Compute for Gpu {
         value: &mut Stat,
         dx: Option<&mut Act>,
     ) {
-        pull::pull(self, n, c, pack, x, toward, value, dx);
+        mse::mse(self, n, c, pack, x, toward, value, dx);
     }
 
     fn cache_store(&self, pack: &Pack, heads: Heads, qkv: &Act, room: &mut Act, cache: CachePlace) {
-        generate::store(self, pack, heads, qkv, room, cache);
+        decode::store(self, pack, heads, qkv, room, cache);
     }
 
     fn decode_attention(
@@ -256,15 +256,15 @@ impl Compute for Gpu {
         cache: CachePlace,
         out: &mut Act,
     ) {
-        generate::attention(self, pack, heads, qkv, room, cache, out);
+        decode::attention(self, pack, heads, qkv, room, cache, out);
     }
 
     fn gather_rows(&self, c: usize, rows: &[u32], x: &Act, y: &mut Act) {
-        generate::gather(self, c, rows, x, y);
+        decode::gather(self, c, rows, x, y);
     }
 
     fn head_argmax(&self, shape: HeadShape, h: &Act, w: HeadWeight<Weight<'_>>, ids: &mut [u32]) {
-        choose::argmax(self, shape, h, w, ids);
+        sample::argmax(self, shape, h, w, ids);
     }
 
     fn head_sample(
@@ -276,6 +276,6 @@ impl Compute for Gpu {
         draws: &[f64],
         ids: &mut [u32],
     ) {
-        choose::sample(self, shape, h, w, sampling, draws, ids);
+        sample::sample(self, shape, h, w, sampling, draws, ids);
     }
 }

@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-/// One compiled file of kernels/: machine code for sm_80 and sm_90a, and PTX for what comes after; of kernels/hopper/,
+/// One compiled file of kernels/: machine code for sm_80 and sm_90a, and PTX for what comes after; of kernels/sm90/,
 /// code for sm_90a alone.
 #[derive(Debug)]
 pub struct Image {
@@ -11,7 +11,7 @@ pub struct Image {
     /// The fatbin, aligned to 16 bytes.
     pub fatbin: &'static [u8],
     /// True if only a device of compute capability 9.0 can load it.
-    pub hopper: bool,
+    pub sm90: bool,
     /// The entry points, in the order of their names.
     pub kernels: &'static [Kernel],
     /// Output of ptxas: registers, shared memory and spills of each kernel and architecture.
@@ -34,7 +34,7 @@ pub struct Kernel {
 impl Image {
     /// Returns the architectures that it has code for, as ptxas names them.
     pub fn architectures(&self) -> &'static [&'static str] {
-        if self.hopper { &["sm_90a"] } else { &["sm_80", "sm_90a"] }
+        if self.sm90 { &["sm_90a"] } else { &["sm_80", "sm_90a"] }
     }
 
     /// Returns the entry point of this name, if it has one.
@@ -109,7 +109,7 @@ mod tests {
     fn spills_names_a_line_with_spill_stores() {
         let log = "    8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads\n    \
                    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads";
-        let image = Image { file: "x.cu", fatbin: &[], hopper: false, kernels: &[], log };
+        let image = Image { file: "x.cu", fatbin: &[], sm90: false, kernels: &[], log };
         assert_eq!(image.spills().len(), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! Sums over rows, weights of documents (kernels/tally.cu), and work recorded once and started again.
+//! Sums over rows, weights of documents (kernels/row_sums.cu), and work recorded once and started again.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -163,7 +163,7 @@ impl Sweep for Gpu {
         let args = Args::new().ptr(from(stats.value.at)).ptr(from(stats.nll.at));
         let args = args.ptr(from(stats.hit.at)).ptr(from(pack.shares)).ptr(from(pack.monitors));
         let args = args.ptr(tally.at).u32(rows.len() as u32);
-        self.launch("tally_rows", [1, 1, 1], 256, 0, args);
+        self.launch("row_sums", [1, 1, 1], 256, 0, args);
     }
 
     fn document_weights(
@@ -178,7 +178,7 @@ impl Sweep for Gpu {
         let args = Args::new().ptr(base).ptr(nll.at).ptr(pack.starts).ptr(pack.spans);
         let args = args.ptr(weights.at).f32(formula.factor as f32).f32(formula.slope as f32);
         let args = args.f32(formula.shift as f32).u32(u32::from(formula.paired));
-        self.launch("tally_document", [pack.data.spans.len() as u32, 1, 1], 256, 0, args);
+        self.launch("sequence_weights", [pack.data.spans.len() as u32, 1, 1], 256, 0, args);
     }
 
     fn last_writes(&self, on: bool) {

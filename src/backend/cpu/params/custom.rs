@@ -27,7 +27,7 @@ impl<T: Real> Cpu<T> {
         let bad = scans.iter().position(|s| s.nonfinite > 0).map(|i| (i, scans[i].nonfinite));
         let skipped = bad.is_some() || !norm.is_finite();
         let clip = if skipped { 1.0 } else { clip_factor(norm, settings.max_norm) };
-        (scans, StepOutcome { norm, clip, skipped, bad })
+        (scans, StepOutcome { grad_norm: norm, clip, skipped, bad })
     }
 
     /// See [`State::update_custom`].

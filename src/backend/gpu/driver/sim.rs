@@ -162,7 +162,7 @@ impl Simulator {
         Self::open_as(timing, (8, 0))
     }
 
-    /// Loads the simulator as a device of this compute capability: 9.0 takes the kernels of kernels/hopper/, 8.6 and 8.9
+    /// Loads the simulator as a device of this compute capability: 9.0 takes the kernels of kernels/sm90/, 8.6 and 8.9
     /// grant a block 99 KiB of shared memory.
     ///
     /// Errors: as [`Simulator::open`].

@@ -1,4 +1,4 @@
-//! Matrices as the bulk copies of kernels/hopper/ see them.
+//! Matrices as the bulk copies of kernels/sm90/ see them.
 
 use crate::error::{Error, Kind, Result};
 

@@ -1,8 +1,8 @@
 //! Attention over packed documents: kernels/attention.cu for every head, attention_mma*.cu for the usual ones,
-//! hopper/attention*.cu for those of width 64 and 128 on compute capability 9.0.
+//! sm90/attention*.cu for those of width 64 and 128 on compute capability 9.0.
 
-use super::hopper;
-use super::tile::{HOPPER_THREADS, has_hopper};
+use super::sm90;
+use super::tile::{SM90_THREADS, has_sm90};
 use crate::backend::gpu::buffer::ATTENTION_ROWS;
 use crate::backend::gpu::driver::{Args, Matrix};
 use crate::backend::gpu::{Act, Gpu, Pack, Precision, Stat, blocks};
@@ -113,7 +113,7 @@ fn plan(sm90: bool, precision: Precision, d: usize, capped: bool) -> Option<Plan
     }
 }
 
-/// The variant of kernels/hopper: 128 rows a block; in the backward pass keys meet tiles of 64 queries and their
+/// The variant of kernels/sm90: 128 rows a block; in the backward pass keys meet tiles of 64 queries and their
 /// statistics, all else meets tiles of 128.
 fn turns(d: usize, [forward, dq, dkv]: [&'static str; 3]) -> Plan {
     let rows = |rows: usize| 2 * rows * d;
@@ -127,7 +127,7 @@ fn turns(d: usize, [forward, dq, dkv]: [&'static str; 3]) -> Plan {
         forward: kernel(forward, rows(5 * 128), 4),
         dq: kernel(dq, rows(6 * 128), 2),
         dkv: kernel(dkv, rows(2 * 128 + 6 * 64) + 3 * 8 * 64, 3),
-        threads: HOPPER_THREADS,
+        threads: SM90_THREADS,
         blocks: Blocks::Turns,
         any_width: false,
         capped: false,
@@ -201,11 +201,11 @@ impl Plan {
                 // Boxes as high as the smallest tile that the kernel loads.
                 let box_rows = if kernel == self.dkv { 64 } else { 128 };
                 let matrix = |&(at, columns): &(u64, usize)| {
-                    let whole = hopper::result(at, (rows, columns), columns, false);
+                    let whole = sm90::result(at, (rows, columns), columns, false);
                     Matrix { box_rows, ..whole }
                 };
                 let matrices: Vec<Matrix> = read.iter().map(matrix).collect();
-                let Some(start) = hopper::maps(gpu, &matrices) else { return };
+                let Some(start) = sm90::maps(gpu, &matrices) else { return };
                 let processors = gpu.driver.identity().processors as usize;
                 (items.min(processors), rest(start.ptr(pack.blocks)))
             }
@@ -245,7 +245,7 @@ pub(super) fn window(heads: Heads) -> u32 {
 }
 
 fn planned(gpu: &Gpu, heads: Heads) -> Option<Plan> {
-    let plan = plan(has_hopper(gpu), gpu.precision(), heads.d, heads.cap.is_some());
+    let plan = plan(has_sm90(gpu), gpu.precision(), heads.d, heads.cap.is_some());
     if plan.is_none() {
         gpu.refuse(format!(
             "attention: heads of width {}, at most {MAX_WIDTH} are possible",

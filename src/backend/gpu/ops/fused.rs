@@ -1,10 +1,10 @@
 //! Products with the next op behind them in one kernel: kernels/gemm_rope.cu, kernels/gemm_swiglu.cu, and their twins
-//! in kernels/hopper/.
+//! in kernels/sm90/.
 
-use super::hopper::{self, Operand, result};
+use super::gemm_skinny::{self, Skinny, kernel_of_skinny};
 use super::linear;
-use super::skinny::{self, Skinny, kernel_of_skinny};
-use super::tile::{Tile, hopper_tiles, kernel_of_tile, packed, plan};
+use super::sm90::{self, Operand, result};
+use super::tile::{Tile, kernel_of_tile, packed, plan, sm90_tiles};
 use crate::backend::gpu::driver::{Args, Matrix};
 use crate::backend::gpu::{Act, Gpu, Pack, Precision, Weight, blocks};
 use crate::ops::{Direction, Heads, LinearArgs, LinearShape, Rotation};
@@ -33,20 +33,20 @@ pub(in crate::backend::gpu) fn rope(
     let aligned = rows.into_iter().all(|(at, pitch)| packed(at, pitch, bytes));
     let tile = rope_tile(plan(gpu, n, width, aligned, c > 0), heads, table.inv_freq.len());
     // A block for few rows holds no whole head.
-    let apart = table.inv_freq.is_empty() || skinny::plan(gpu, n, aligned).is_some();
+    let apart = table.inv_freq.is_empty() || gemm_skinny::plan(gpu, n, aligned).is_some();
     let Some(tile) = tile.filter(|_| !apart) else {
         linear::forward(gpu, args, None, qkv);
         return super::rope::rotate(gpu, pack, heads, table, Direction::Forward, qkv);
     };
     let Some((cosines, sines)) = super::rope::angles(gpu, pack, table) else { return };
     let turned = ((heads.h + heads.g) * heads.d) as u32;
-    if tile.is_hopper() {
+    if tile.is_sm90() {
         let a = Operand { at: x.at, outer: n, k: c, pitch: c, k_major: true };
         let b = Operand { at: w.at, outer: width, ..a };
         let name = kernel_of_tile!(tile, "gemm_rope_sm90");
         let rows = result(qkv.at, (n, width), width, false);
         let bias = bias.map_or(0, |bias| bias.at);
-        return hopper::launch(gpu, name, (tile, tile.blocks(n, width)), [a, b], &[rows], |args| {
+        return sm90::launch(gpu, name, (tile, tile.blocks(n, width)), [a, b], &[rows], |args| {
             args.ptr(bias)
                 .ptr(pack.positions)
                 .ptr(cosines)
@@ -113,7 +113,7 @@ pub(in crate::backend::gpu) fn swiglu(
         .u32(f as u32)
         .u32(c as u32)
         .u32(if rows { PACKED } else { 0 } | if keep { 0 } else { DROPPED });
-    if let Some(shape) = skinny::plan(gpu, n, aligned) {
+    if let Some(shape) = gemm_skinny::plan(gpu, n, aligned) {
         let name = kernel_of_skinny!(shape, "gemm_swiglu_skinny_bf16");
         let grid = [shape.blocks(n, f, 2), 1, 1];
         return gpu.launch(name, grid, Skinny::THREADS, shape.shared(), args);
@@ -121,16 +121,16 @@ pub(in crate::backend::gpu) fn swiglu(
     let tile = plan(gpu, n, 2 * f, aligned, rows && c > 0);
     // Half of a tile's columns are gates.
     let (height, width) = tile.size();
-    if tile.is_hopper() {
+    if tile.is_sm90() {
         let a = Operand { at: x.at, outer: n, k: c, pitch: c, k_major: true };
         let b = Operand { at: w.at, outer: 2 * f, ..a };
         let name = kernel_of_tile!(tile, "gemm_swiglu_sm90");
         let out = result(y.at, (n, f), f, false);
         // What is not stored need not be there.
         let [gate, up] = if keep { halves(gate_up, n, f) } else { [out, out] };
-        let count = hopper_tiles((height, width / 2), n, f);
+        let count = sm90_tiles((height, width / 2), n, f);
         let (bias, flags) = (bias.map_or(0, |bias| bias.at), if keep { 0 } else { DROPPED });
-        return hopper::launch(gpu, name, (tile, count), [a, b], &[gate, up, out], |args| {
+        return sm90::launch(gpu, name, (tile, count), [a, b], &[gate, up, out], |args| {
             args.ptr(bias).u32(n as u32).u32(f as u32).u32(c as u32).u32(flags)
         });
     }
@@ -154,13 +154,13 @@ pub(in crate::backend::gpu) fn swiglu_backward(
     let rows = packed(gate_up.at, f, bytes) && packed(y.at, f, bytes);
     let aligned = packed(dy.at, c, bytes) && packed(w.at, f, bytes);
     let tile = plan(gpu, n, f, aligned, rows && c > 0);
-    if tile.is_hopper() {
+    if tile.is_sm90() {
         let a = Operand { at: dy.at, outer: n, k: c, pitch: c, k_major: true };
         let b = Operand { at: w.at, outer: f, k: c, pitch: f, k_major: false };
         let name = kernel_of_tile!(tile, "gemm_swiglu_bwd_sm90");
         let [gate, up] = halves(gate_up, n, f);
         let results = [gate, up, result(y.at, (n, f), f, false)];
-        return hopper::launch(gpu, name, (tile, tile.blocks(n, f)), [a, b], &results, |args| {
+        return sm90::launch(gpu, name, (tile, tile.blocks(n, f)), [a, b], &results, |args| {
             args.u32(n as u32).u32(f as u32).u32(c as u32)
         });
     }
@@ -191,14 +191,14 @@ mod tests {
         assert_eq!(rope_tile(Tile::Small, heads(64), 32), Some(Tile::Small));
         assert_eq!(rope_tile(Tile::Small, heads(128), 64), Some(Tile::Medium));
         assert_eq!(rope_tile(Tile::Small, heads(32), 8), Some(Tile::Small));
-        assert_eq!(rope_tile(Tile::HopperLarge, heads(64), 32), Some(Tile::HopperLarge));
+        assert_eq!(rope_tile(Tile::Sm90Large, heads(64), 32), Some(Tile::Sm90Large));
         // Part of a head turns, or pairs of other distances: the portable twin.
-        assert_eq!(rope_tile(Tile::HopperLarge, heads(64), 8), Some(Tile::Large));
-        assert_eq!(rope_tile(Tile::HopperMedium, heads(32), 16), Some(Tile::Medium));
+        assert_eq!(rope_tile(Tile::Sm90Large, heads(64), 8), Some(Tile::Large));
+        assert_eq!(rope_tile(Tile::Sm90Medium, heads(32), 16), Some(Tile::Medium));
         for (tile, d, half) in [
             (Tile::Any, 64, 32),
             (Tile::Large, 80, 40),
-            (Tile::HopperLarge, 80, 40),
+            (Tile::Sm90Large, 80, 40),
             (Tile::Large, 96, 48),
             (Tile::Medium, 256, 128),
             (Tile::Small, 64, 20),

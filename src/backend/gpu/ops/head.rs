@@ -3,8 +3,8 @@
 use std::sync::PoisonError;
 
 use super::gemm::{Gemm, Layout, Out};
-use super::hopper::{self, Operand};
 use super::linear::{self, gemm};
+use super::sm90::{self, Operand};
 use super::tile::{Tile, packed, plan as tile_of};
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Grad, Pack, Precision, Stat, Weight, blocks};
@@ -121,7 +121,7 @@ pub(super) fn room(gpu: &Gpu, shape: HeadShape, matched: bool) -> Option<(Room, 
 
 /// The product of a head whose tiles record statistics.
 pub(super) const STATISTICS: &str = "head_statistics_sm90_128x256";
-/// Columns of a record of kernels/hopper/head_sm90.cu, and its bytes.
+/// Columns of a record of kernels/sm90/head.cu, and its bytes.
 const RECORD: (usize, u64) = (256, 16);
 
 /// Makes fp32 logits of `m` rows at `h` (only where something goes back) and records of their statistics, and returns the
@@ -136,7 +136,7 @@ fn product_with_records(
     let bytes = gpu.precision().bytes();
     let aligned = packed(h, c, bytes) && packed(w, c, bytes);
     let tile = tile_of(gpu, m, v, aligned, packed(z, v, 4) && c > 0);
-    if tile != Tile::HopperLarge {
+    if tile != Tile::Sm90Large {
         return None;
     }
     let (columns, each) = RECORD;
@@ -146,8 +146,8 @@ fn product_with_records(
     }
     let rows = Operand { at: h, outer: m, k: c, pitch: c, k_major: true };
     let matrix = Operand { at: w, outer: v, ..rows };
-    let logits = hopper::result(z, (m, v), v, true);
-    hopper::launch(gpu, STATISTICS, (tile, tile.blocks(m, v)), [rows, matrix], &[logits], |args| {
+    let logits = sm90::result(z, (m, v), v, true);
+    sm90::launch(gpu, STATISTICS, (tile, tile.blocks(m, v)), [rows, matrix], &[logits], |args| {
         let args = args.ptr(targets).ptr(records).u32(m as u32).u32(v as u32);
         args.u32(c as u32).u32(u32::from(keep))
     });

@@ -1,6 +1,6 @@
-//! LayerNorm of rows: kernels/layernorm.cu, columns.cu.
+//! LayerNorm of rows: kernels/layernorm.cu, column_sum.cu.
 
-use super::columns;
+use super::column_sum;
 use super::norm::plan;
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Grad, Stat, Weight, blocks};
@@ -71,5 +71,5 @@ pub(in crate::backend::gpu) fn backward(
         Args::new().ptr(dy.at).ptr(x.at).ptr(stats.at).ptr(partials).u32(n as u32).u32(c as u32);
     let kernel = gpu.pick("layernorm_dgain_bf16", "layernorm_dgain_f32");
     gpu.launch(kernel, [blocks(c, 256), parts as u32, 1], 256, 0, args);
-    columns::sum(gpu, partials, (parts, c), c, dgain);
+    column_sum::sum(gpu, partials, (parts, c), c, dgain);
 }

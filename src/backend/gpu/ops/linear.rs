@@ -1,12 +1,12 @@
-//! Linear maps: kernels/gemm.cuh and its instances, kernels/columns.cu; what hopper.rs and skinny.rs start instead.
+//! Linear maps: kernels/gemm.cuh and its instances, kernels/column_sum.cu; what sm90.rs and gemm_skinny.rs start instead.
 
 use std::sync::atomic::Ordering;
 
-use super::columns::{self, COLUMNS};
+use super::column_sum::{self, COLUMNS};
 use super::gemm::{Gemm, Layout, Out};
-use super::hopper;
+use super::gemm_skinny::{self, Skinny};
 use super::parts::{BYTES, Parts};
-use super::skinny::{self, Skinny};
+use super::sm90;
 use super::tile::{Tile, kernel_of_tile, packed, plan};
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Grad, Precision, Weight, blocks};
@@ -60,19 +60,19 @@ pub(super) fn start(gpu: &Gpu, job: &Gemm, parts: Parts, scans: Option<(u64, u32
         .u32(job.ldb as u32)
         .u32(job.ldc as u32)
         .u32(u32::from(wide) | u32::from(rows) << 1);
-    if let Some((name, shape)) = skinny::kernel(gpu, job, aligned) {
+    if let Some((name, shape)) = gemm_skinny::kernel(gpu, job, aligned) {
         let grid = [shape.blocks(job.m, job.n, 1), 1, 1];
         gpu.launch(name, grid, Skinny::THREADS, shape.shared(), args);
         return 0;
     }
     let tile = plan(gpu, parts.stacked(job.m), job.n, aligned, rows && job.k > 0);
-    if tile.is_hopper() {
-        let count = hopper::scans(tile.blocks(job.m, job.n));
+    if tile.is_sm90() {
+        let count = sm90::scans(tile.blocks(job.m, job.n));
         if let Some((at, _)) = scans.filter(|(_, room)| count <= *room) {
-            hopper::gemm_scanned(gpu, tile, job, wide, addend, at);
+            sm90::gemm_scanned(gpu, tile, job, wide, addend, at);
             return count;
         }
-        hopper::gemm(gpu, tile, job, wide, addend, parts);
+        sm90::gemm(gpu, tile, job, wide, addend, parts);
         return 0;
     }
     let name = kernel(job.layout, gpu.precision(), tile);
@@ -173,7 +173,7 @@ fn in_parts(gpu: &Gpu, job: &Gemm, dw: &mut Grad) {
     // Always as much, so that the scratch grows once.
     let partial = gpu.scratch(BYTES);
     start(gpu, &Gemm { c: partial, out: Out::F32, ..*job }, parts, None);
-    columns::sum(gpu, partial, (parts.count, parts.rows * job.n), job.m * job.n, dw);
+    column_sum::sum(gpu, partial, (parts.count, parts.rows * job.n), job.m * job.n, dw);
 }
 
 /// Rows that one block of the first pass of [`bias_grad`] sums.
@@ -199,5 +199,5 @@ pub(super) fn column_sums(gpu: &Gpu, dy: u64, (n, pitch): (usize, usize), o: usi
         .u32(u32::from(rows));
     let name = gpu.pick("column_slab_bf16", "column_slab_f32");
     gpu.launch(name, [blocks(o, COLUMNS), slabs, 1], 256, 0, args);
-    columns::sum(gpu, partial, (slabs as usize, pitch), o, db);
+    column_sum::sum(gpu, partial, (slabs as usize, pitch), o, db);
 }

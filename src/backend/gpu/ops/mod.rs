@@ -2,22 +2,22 @@
 
 pub(super) mod activation;
 pub(super) mod attention;
-pub(super) mod choose;
-mod columns;
+mod column_sum;
+pub(super) mod decode;
 pub(super) mod embed;
 pub(super) mod fused;
 mod gemm;
-pub(super) mod generate;
+mod gemm_skinny;
 pub(super) mod head;
-mod hopper;
 pub(super) mod layernorm;
 pub(super) mod linear;
+pub(super) mod mse;
 pub(super) mod norm;
 pub(super) mod parts;
 pub(super) mod positions;
-pub(super) mod pull;
 pub(super) mod rope;
-mod skinny;
+pub(super) mod sample;
+mod sm90;
 pub(super) mod swiglu;
 pub(super) mod tile;
 
@@ -26,10 +26,10 @@ use super::Precision;
 /// Returns the most dynamic shared memory that a block of `kernel` is launched with, in bytes; of the attention kernels
 /// for any head width at width `d`.
 pub fn dynamic_shared(kernel: &str, d: usize) -> u32 {
-    if kernel == choose::SAMPLE {
-        return choose::shared(0.5);
+    if kernel == sample::SAMPLE {
+        return sample::shared(0.5);
     }
-    let product = skinny::shared(kernel).or_else(|| tile::shared(kernel));
+    let product = gemm_skinny::shared(kernel).or_else(|| tile::shared(kernel));
     product.or_else(|| attention::shared(kernel, d)).unwrap_or(0)
 }
 
@@ -47,13 +47,13 @@ pub fn obstacle(
         return Some(format!("heads of width {d}; kernels are for at most {most}"));
     };
     let sizes = [tile::Tile::Large, tile::Tile::Medium, tile::Tile::Small];
-    let sizes = sizes.into_iter().chain(sm90.then_some(tile::Tile::HopperLarge));
+    let sizes = sizes.into_iter().chain(sm90.then_some(tile::Tile::Sm90Large));
     let products = sizes.map(tile::Tile::shared).max().unwrap_or(0);
     let wanted = [
         (attention, format!("attention with heads of width {d}")),
         (products, "matrix products".to_owned()),
-        (skinny::narrow_shared(), "matrix products of generation".to_owned()),
-        (choose::shared(0.5), "sampling".to_owned()),
+        (gemm_skinny::narrow_shared(), "matrix products of generation".to_owned()),
+        (sample::shared(0.5), "sampling".to_owned()),
     ];
     let (bytes, what) = wanted.into_iter().find(|(bytes, _)| *bytes > shared_bytes)?;
     Some(format!(
@@ -98,7 +98,7 @@ mod tests {
         assert_eq!(dynamic_shared("attention_bwd_dq_sm90_128_bf16", 1), 1024 + (192 << 10) + 48);
         assert_eq!(dynamic_shared("attention_bwd_dkv_sm90_128_bf16", 1), 1024 + (160 << 10) + 1600);
         assert!(dynamic_shared("attention_f32", 128) > dynamic_shared("attention_f32", 12));
-        assert_eq!(dynamic_shared("choose_sample_f32", 128), 8 * 16 * 512);
+        assert_eq!(dynamic_shared("sample_f32", 128), 8 * 16 * 512);
         assert_eq!(dynamic_shared("decode_any_bf16", 128), 0);
     }
 }

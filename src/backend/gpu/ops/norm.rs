@@ -1,6 +1,6 @@
-//! RMSNorm of rows and of heads: kernels/rmsnorm.cu, columns.cu.
+//! RMSNorm of rows and of heads: kernels/rmsnorm.cu, column_sum.cu.
 
-use super::columns;
+use super::column_sum;
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Grad, MOST_BLOCKS, Stat, Weight, blocks};
 use crate::ops::{Heads, Norm, NormArgs, QkNormArgs};
@@ -151,7 +151,7 @@ fn gain_gradient(
         let parts = blocks(rows * count, UNITS);
         gpu.launch(kernel, [columns, parts, 1], 256, 0, args);
     }
-    columns::sum(gpu, partials, (parts, units.d), units.d, dgain);
+    column_sum::sum(gpu, partials, (parts, units.d), units.d, dgain);
 }
 
 pub(in crate::backend::gpu) fn forward(

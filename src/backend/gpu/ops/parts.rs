@@ -31,7 +31,7 @@ impl Parts {
 
     /// Cuts an `m` x `n` product in as many parts as fill a large device, as far as `k` allows: by the shape alone.
     pub(super) fn of(m: usize, n: usize, k: usize) -> Self {
-        let tiles = (Tile::HopperMedium.blocks(m, n) as usize).max(1);
+        let tiles = (Tile::Sm90Medium.blocks(m, n) as usize).max(1);
         let count = (ENOUGH / tiles).min(k / LEAST_DEPTH).max(1);
         // Whole stages of every kernel.
         let depth = k.div_ceil(count).next_multiple_of(64).min(k);

@@ -1,9 +1,10 @@
-//! Parameters, their teacher, gradients and update on the device: kernels/{update,norm,view,cast}.cu.
+//! Parameters, their teacher, gradients and update on the device: kernels/{update,grad_norm,materialize,split_weights}.cu.
 //!
 //! Formats, names and bytes are those of the CPU backend: a checkpoint of either resumes on the other.
 
 mod custom;
-mod mix;
+mod grad_mix;
+mod grad_norm;
 mod saved;
 mod step;
 
@@ -73,7 +74,7 @@ struct Tensor {
     reserved: u32,
 }
 
-/// Output of the view kernels: enum Show of kernels/view.cu.
+/// Output of the materialize kernels: enum Show of kernels/materialize.cu.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Show {
     Plane,
@@ -157,7 +158,7 @@ impl Gpu {
                 .u64(n as u64)
                 .u64(start as u64)
                 .u64(param.seed);
-            self.launch("cast_f32_split", [blocks(n, ROW), 1, 1], 256, 0, args);
+            self.launch("split_weights", [blocks(n, ROW), 1, 1], 256, 0, args);
         }
         self.take_failure()?;
         let mut tensor = self.read_tensor(param);
@@ -178,7 +179,7 @@ impl Gpu {
             .u64(n as u64)
             .u64(start as u64)
             .u64(param.seed);
-        let kernel = if wide { "view_compact_f32" } else { "view_compact_bf16" };
+        let kernel = if wide { "materialize_compact_f32" } else { "materialize_compact_bf16" };
         self.launch(kernel, [blocks(n, ROW), 1, 1], 256, 0, args);
     }
 
@@ -484,7 +485,7 @@ impl State for Gpu {
                 .ptr(scratch.at)
                 .u64(param.len as u64)
                 .u64(param.seed);
-            let kernel = self.pick("view_exact_bf16", "view_exact_f32");
+            let kernel = self.pick("materialize_exact_bf16", "materialize_exact_f32");
             self.launch(kernel, [blocks(param.len, ROW), 1, 1], 256, 0, args);
         }
         Weight::new(scratch.at)

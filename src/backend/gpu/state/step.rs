@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use bytemuck::{Pod, Zeroable};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::grad_norm::partials;
 use super::{Param, ROW, Store};
 use crate::backend::gpu::arena::Arena;
 use crate::backend::gpu::driver::Args;
@@ -16,8 +17,6 @@ use crate::optim::custom::other_rule;
 use crate::optim::{AdamNumbers, StepOutcome, StepSettings};
 use crate::optim::{UpdateRule, UpdateScalars};
 
-/// Numbers a block of the scan takes: kChunk of kernels/norm.cu.
-const CHUNK: usize = 16384;
 /// Numbers a block of an exact update takes.
 const EXACT_ROW: usize = 1024;
 
@@ -28,7 +27,7 @@ struct Step {
     lr: f64,
     damping: f64,
     teacher_rate: f64,
-    max_norm: f64,
+    max_grad_norm: f64,
     momentum: f64,
     moments_bound: f64,
     decay_bound: f64,
@@ -36,7 +35,7 @@ struct Step {
     adam_numbers: [f32; 8],
     clamp: f32,
     adam: u32,
-    norm: f64,
+    grad_norm: f64,
     clip: f64,
     pull: [f32; 4],
     apply: u32,
@@ -47,35 +46,35 @@ struct Step {
 /// Result of a scan: struct Scan of kernels/common.cuh.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
-struct Scan {
-    sum_sq: f64,
-    nonfinite: u64,
-    max_bits: u32,
+pub(super) struct Scan {
+    pub(super) sum_sq: f64,
+    pub(super) nonfinite: u64,
+    pub(super) max_bits: u32,
     reserved: u32,
 }
 
 /// A trainable tensor of the step: struct Entry of kernels/common.cuh.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-struct Entry {
-    tensor: u64,
-    scans: u64,
-    partials: u32,
-    index: u32,
+pub(super) struct Entry {
+    pub(super) tensor: u64,
+    pub(super) scans: u64,
+    pub(super) partials: u32,
+    pub(super) index: u32,
     /// In fp32 (0), in two planes of 16 bits (1), in one (2).
-    kept: u32,
+    pub(super) kept: u32,
     /// Of no use to kernels: whether a product has left the partial scans.
-    scanned: u32,
+    pub(super) scanned: u32,
 }
 
-const ENTRY: u64 = size_of::<Entry>() as u64;
-const SCAN: u64 = size_of::<Scan>() as u64;
+pub(super) const ENTRY: u64 = size_of::<Entry>() as u64;
+pub(super) const SCAN: u64 = size_of::<Scan>() as u64;
 
 /// The device memory of steps.
 #[derive(Debug)]
 pub(in crate::backend::gpu) struct StepBlock {
     /// [`Step`].
-    at: u64,
+    pub(super) at: u64,
     roster: Mutex<Roster>,
 }
 
@@ -115,15 +114,6 @@ fn entries(trained: &[Trained<'_>]) -> Vec<Entry> {
     trained.iter().map(entry).collect()
 }
 
-/// Returns how many partial scans tell all of a gradient: those that its last product left, or those of a scan.
-fn partials(grad: &Grad) -> u32 {
-    match (grad.is_written(), grad.scanned()) {
-        (false, _) => 0,
-        (true, 0) => blocks(grad.len, CHUNK),
-        (true, left) => left,
-    }
-}
-
 impl StepBlock {
     pub(in crate::backend::gpu) fn new(arena: &Arena) -> Result<Self> {
         Ok(Self { at: arena.alloc(size_of::<Step>() as u64)?, roster: Mutex::default() })
@@ -133,7 +123,7 @@ impl StepBlock {
 impl Step {
     fn new(rule: &UpdateRule, settings: &StepSettings) -> Self {
         let StepSettings { step, lr, max_norm, damping, teacher_rate } = *settings;
-        let mut out = Self { lr, damping, teacher_rate, max_norm, ..Self::zeroed() };
+        let mut out = Self { lr, damping, teacher_rate, max_grad_norm: max_norm, ..Self::zeroed() };
         match *rule {
             UpdateRule::Sgd { momentum } => {
                 out.momentum = momentum;
@@ -162,7 +152,7 @@ impl Step {
         out
     }
 
-    /// Fills in what norm_step finds, for a clip factor that is known.
+    /// Fills in what grad_norm_step finds, for a clip factor that is known.
     fn clipped(mut self, clip: f64) -> Self {
         let rate = self.teacher_rate * clip;
         self.clip = clip;
@@ -173,36 +163,6 @@ impl Step {
 }
 
 impl Gpu {
-    /// Scans a gradient that was written, unless its last product has.
-    fn launch_scan(&self, grad: &Grad) {
-        if grad.scanned() > 0 {
-            return;
-        }
-        let kernel = if grad.wide { "norm_partial_f32" } else { "norm_partial_bf16" };
-        let args = Args::new().ptr(grad.at).ptr(grad.scans).u64(grad.len as u64);
-        self.launch(kernel, [blocks(grad.len, CHUNK), 1, 1], 256, 0, args);
-    }
-
-    pub(super) fn scan(&self, grad: &Grad) -> GradScan {
-        if !grad.is_written() || grad.len == 0 {
-            return GradScan::default();
-        }
-        let entry = Entry { scans: grad.scans, partials: partials(grad), ..Entry::zeroed() };
-        let entries = self.scratch(ENTRY + SCAN);
-        self.launch_scan(grad);
-        let scans = entries + ENTRY;
-        self.keep(self.upload(entries, bytemuck::bytes_of(&entry)));
-        let args = Args::new().ptr(entries).ptr(scans);
-        self.launch("norm_tensor", [1, 1, 1], 256, 0, args);
-        let mut scan = Scan::zeroed();
-        self.keep(self.download(scans, bytemuck::bytes_of_mut(&mut scan)));
-        GradScan {
-            sum_sq: scan.sum_sq,
-            max_abs: f64::from(f32::from_bits(scan.max_bits)),
-            nonfinite: scan.nonfinite,
-        }
-    }
-
     /// Starts the update of one parameter by the scalars in device memory; `idle`: its teacher neither pulls nor moves.
     fn launch_update(&self, param: &Param, grad: &Grad, idle: bool) {
         let g = if grad.is_written() { grad.at } else { 0 };
@@ -307,23 +267,11 @@ impl Gpu {
 
     /// Starts the kernels of a step on entries that are in device memory.
     fn launch_all(&self, trained: &[Trained<'_>], (at, scans): (u64, u64), idle: bool) {
-        self.launch_norm(trained, (at, scans));
+        self.launch_grad_norm(trained, (at, scans));
         let count = trained.len();
         self.launch_plan(at, scans, count);
         trained.iter().for_each(|(_, param, grad)| self.launch_update(param, grad, idle));
         self.launch_finish(at, count);
-    }
-
-    /// Starts the scan of all gradients, and the decision on the update.
-    fn launch_norm(&self, trained: &[Trained<'_>], (at, scans): (u64, u64)) {
-        for (_, _, grad) in trained.iter().filter(|(_, _, grad)| partials(grad) > 0) {
-            self.launch_scan(grad);
-        }
-        let count = trained.len();
-        let args = Args::new().ptr(at).ptr(scans);
-        self.launch("norm_tensor", [count as u32, 1, 1], 256, 0, args);
-        let args = Args::new().ptr(self.step.at).ptr(at).ptr(scans).u32(count as u32);
-        self.launch("norm_step", [1, 1, 1], 256, 0, args);
     }
 
     /// Decides on an update whose rule the host calls, and waits for it. Returns the outcome, and where the entries are.
@@ -337,7 +285,7 @@ impl Gpu {
         let step = Step::new(rule, settings);
         self.upload(self.step.at, bytemuck::bytes_of(&step))?;
         let (at, scans) = self.roster(&entries)?;
-        self.launch_norm(trained, (at, scans));
+        self.launch_grad_norm(trained, (at, scans));
         Ok((self.read_outcome()?, at))
     }
 
@@ -366,7 +314,12 @@ impl Gpu {
         self.download(self.step.at, bytemuck::bytes_of_mut(&mut step))?;
         self.take_failure()?;
         let bad = (step.first_bad != u32::MAX).then_some((step.first_bad as usize, step.nonfinite));
-        Ok(StepOutcome { norm: step.norm, clip: step.clip, skipped: step.apply == 0, bad })
+        Ok(StepOutcome {
+            grad_norm: step.grad_norm,
+            clip: step.clip,
+            skipped: step.apply == 0,
+            bad,
+        })
     }
 }
 

@@ -44,7 +44,7 @@ pub(super) struct Kernels {
     /// Whether the images have machine code for this device, so that nothing is compiled when they are loaded.
     native: bool,
     /// Whether a kernel may start early at all: on compute capability 9.0.
-    hopper: bool,
+    sm90: bool,
     functions: HashMap<&'static str, Function>,
     /// Of each image, its module where it is loaded.
     modules: Vec<Option<Module>>,
@@ -66,19 +66,12 @@ impl Kernels {
         identity: &Identity,
         images: &'static [Image],
     ) -> Result<Self> {
-        let hopper = identity.capability == (9, 0);
+        let sm90 = identity.capability == (9, 0);
         let native = is_native(identity.capability);
         let modules = images.iter().map(|_| None).collect();
-        let mut kernels = Self {
-            api,
-            images,
-            native,
-            hopper,
-            functions: HashMap::new(),
-            modules,
-            own: Vec::new(),
-        };
-        let wanted = (0..images.len()).filter(|at| hopper || !images[*at].hopper);
+        let mut kernels =
+            Self { api, images, native, sm90, functions: HashMap::new(), modules, own: Vec::new() };
+        let wanted = (0..images.len()).filter(|at| sm90 || !images[*at].sm90);
         let now = if native { images.len() } else { 1 };
         for at in wanted.take(now) {
             kernels.module(at)?;
@@ -88,7 +81,7 @@ impl Kernels {
 
     /// Returns how many images this device compiles when they are first needed; 0 where they have code for it.
     pub(super) fn compiled(&self) -> usize {
-        let portable = self.images.iter().filter(|image| !image.hopper).count();
+        let portable = self.images.iter().filter(|image| !image.sm90).count();
         if self.native { 0 } else { portable }
     }
 
@@ -149,7 +142,7 @@ impl Kernels {
     fn load(&mut self, kernel: &'static str) -> Result<Function> {
         let failed = |text: String| Error::new(Kind::Device, format!("cuda: {kernel}: {text}"));
         let name = CString::new(kernel).map_err(|e| failed(e.to_string()))?;
-        let served = |image: &Image| self.hopper || !image.hopper;
+        let served = |image: &Image| self.sm90 || !image.sm90;
         let at = self.images.iter().position(|i| served(i) && i.kernel(kernel).is_some());
         let mut modules = Vec::new();
         match at {
@@ -170,7 +163,7 @@ impl Kernels {
         let waits =
             at.and_then(|at| self.images[at].kernel(kernel)).is_some_and(|kernel| kernel.waits);
         // Code for other devices does not wait.
-        let early = waits && self.hopper;
+        let early = waits && self.sm90;
         Ok(Function { handle, shared: SHARED_DEFAULT, sizes: self.sizes(kernel, handle)?, early })
     }
 

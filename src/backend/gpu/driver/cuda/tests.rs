@@ -301,7 +301,7 @@ fn a_device_that_compiles_kernels_does_so_when_they_are_needed_and_says_so() {
         assert_eq!(table::count("cuModuleLoadData"), 2);
     }
     // Kernels of compute capability 9.0 are of no use to it.
-    let error = cuda.launch(kernel("hopper")).unwrap_err();
+    let error = cuda.launch(kernel("sm90")).unwrap_err();
     assert!(error.message().contains("no kernel of this name for this device"), "{error}");
     for (capability, images) in [((8, 0), 2), ((8, 9), 2), ((9, 0), 3)] {
         with(Fake { capability, ..Fake::default() });

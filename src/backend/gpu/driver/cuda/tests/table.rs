@@ -69,24 +69,18 @@ pub(super) static IMAGES: &[Image] = &[
     Image {
         file: "a.cu",
         fatbin: b"plain waits",
-        hopper: false,
+        sm90: false,
         kernels: &[kernel("plain", false), kernel("waits", true)],
         log: "",
     },
     Image {
         file: "b.cu",
         fatbin: b"other",
-        hopper: false,
+        sm90: false,
         kernels: &[kernel("other", false)],
         log: "",
     },
-    Image {
-        file: "c.cu",
-        fatbin: b"hopper",
-        hopper: true,
-        kernels: &[kernel("hopper", false)],
-        log: "",
-    },
+    Image { file: "c.cu", fatbin: b"sm90", sm90: true, kernels: &[kernel("sm90", false)], log: "" },
 ];
 
 fn state<T>(change: impl FnOnce(&mut Fake) -> T) -> T {
