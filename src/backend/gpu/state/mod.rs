@@ -3,6 +3,7 @@
 //! Formats, names and bytes are those of the CPU backend: a checkpoint of either resumes on the other.
 
 mod custom;
+mod entry;
 mod grad_mix;
 mod grad_norm;
 mod saved;
