@@ -8,9 +8,9 @@
 use std::path::Path;
 
 use nepenthe::backend::cpu::Cpu;
-use nepenthe::model::{Level, Saving};
 use nepenthe::optim::{CustomRule, TensorView, UpdateScalars};
-use nepenthe::run::{Recipe, train};
+use nepenthe::run::Recipe;
+use nepenthe::run::train::{self, Options};
 use nepenthe::{Error, Result};
 
 pub struct Lion {
@@ -49,9 +49,7 @@ fn main() -> Result<()> {
     };
     let recipe = Recipe::assemble(None, Some(Path::new(recipe)), &[])?;
     let lion = Lion { betas: [0.9, 0.99], weight_decay: 0.0 };
-    let saving = Saving::same(Level::All);
-    let out = Path::new(out);
-    let rule = Some(Box::new(lion) as Box<dyn CustomRule>);
-    println!("{:#}", train::run_by(Cpu::<f32>::new(), &recipe, saving, out, false, rule)?);
+    let options = Options { rule: Some(Box::new(lion)), ..Options::new(Path::new(out)) };
+    println!("{:#?}", train::run(Cpu::<f32>::new(), &recipe, options)?);
     Ok(())
 }

@@ -1,9 +1,35 @@
 //! nepenthe makes language models forget.
 //!
-//! A Hugging Face model folder, a forget set and a retain set go in; a model that no longer carries the
-//! forget set, and a report, come out. The method is the mean teacher with the negative log-unlikelihood
-//! loss (arXiv 2504.13388). Layers, from the top: `cli` > `run` > `method`, `optim`, `eval`, `data`, `report`
-//! > `model` > `backend` > `ops` > `io`, `rng`, `error`; a module uses only what stands below it.
+//! ```
+//! # #[cfg(feature = "cli")] {
+//! use nepenthe::Unlearner;
+//!
+//! # let dir = tempfile::tempdir()?;
+//! # let (input, out) = (dir.path().join("input"), dir.path().join("run"));
+//! # nepenthe::run::demo::unpack(&input, 1, &[])?;
+//! let summary = Unlearner::builder(input.join("target"))
+//!     .forget(input.join("data/forget.jsonl"))
+//!     .retain(input.join("data/retain.jsonl"))
+//!     .loss("nlul")
+//!     .penalty("qkl")
+//!     .set("optim.lr", 5e-3)
+//!     .steps(2)
+//!     .on_step(|step| println!("step {}: NLL of forget texts {:.3}", step.global_step, step.loss_tr))
+//!     .out(out)
+//!     .build()?
+//!     .run()?;
+//! println!("{} steps, written to {}", summary.steps, summary.model.display());
+//! # assert_eq!(summary.steps, 2);
+//! # assert!(summary.model.join("model.safetensors").is_file());
+//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! A Hugging Face model folder, a forget set and a retain set go in; a model that has forgotten the forget set, and a report,
+//! come out. The method is the mean teacher with the negative log-unlikelihood loss (arXiv 2504.13388). Update rules of your
+//! own are an [`optim::CustomRule`]; [`probe`] looks inside a run. The layers, from the top: `cli` > `edit`, `probe`, `bench`
+//! > `run` > `eval`, `conformance` > `folder`, `method` > `model` > `backend` > `ops` > `optim`, `data`, `report`, `io` >
+//! `rng`, `error`; a module uses only what stands below it.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod backend;
@@ -27,3 +53,4 @@ pub mod rng;
 pub mod run;
 
 pub use error::{Error, Kind, Result};
+pub use run::Unlearner;

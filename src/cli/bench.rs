@@ -115,7 +115,8 @@ fn text(lines: &[Measurement]) -> String {
             maybe(line.predicted),
         ]);
         if let Some(of) = line.memory {
-            let [peak, planned] = [of.peak_bytes, of.planned_bytes].map(super::output::bytes);
+            let [peak, planned] =
+                [of.peak_bytes, of.planned_bytes].map(crate::report::units::bytes);
             memory.push_str(&format!("{} step: {peak} in buffers, {planned} planned\n", line.name));
         }
     }

@@ -3,13 +3,13 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::checks::check_out;
-use super::engine::{self, DeviceArgs, Training};
+use super::engine::{self, DeviceArgs};
 use super::output::{Output, note, table};
 use crate::error::Result;
-use crate::run::{demo, page};
+use crate::run::checks::check_out;
+use crate::run::{Summary, Unlearner, demo};
 
 /// The run folder where none is named; a number is added while it is taken.
 const OUT: &str = "nepenthe-demo";
@@ -33,7 +33,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     let engine = args.device.open()?;
     let dir = args.out.clone().unwrap_or_else(|| free(Path::new(OUT)));
-    check_out(&dir, false)?;
+    check_out("--out", &dir, false)?;
     let recipe = demo::unpack(&dir.join("input"), args.seed, &args.set)?;
     note(&format!(
         "a Llama of 1.1 million parameters recites 40 passages of Alice's Adventures in Wonderland; \
@@ -41,11 +41,10 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
         dir.display()
     ));
     let backend = engine.name();
-    let job = Training { recipe, out: dir.clone(), resume: false };
-    let summary = engine::compute(&engine, job)?;
+    let summary = engine::compute(&engine, Unlearner::new(recipe, &dir))?;
     let value = json!({
-        "before": summary["before"], "after": summary["after"], "retrain": summary["retrain"],
-        "steps": summary["steps"], "seconds": summary["seconds"], "backend": backend,
+        "before": summary.before, "after": summary.after, "retrain": summary.retrain,
+        "steps": summary.steps, "seconds": summary.seconds, "backend": backend,
         "run_dir": dir.display().to_string(),
     });
     out.result(&value, || text(&summary, &dir))
@@ -60,18 +59,16 @@ fn free(base: &Path) -> PathBuf {
         .unwrap_or_else(|| base.to_owned())
 }
 
-fn text(summary: &Value, dir: &Path) -> String {
-    let mut text = table(&page::rows(summary));
-    let number = |key: &str| summary[key].as_f64().unwrap_or(f64::NAN);
-    if let Some(sample) = summary["samples"].get(0) {
-        for (name, key) in [
-            ("prompt", "prompt"),
-            ("true text", "gt"),
-            ("before", "before"),
-            ("after", "after"),
-            ("retrained without it", "retrain"),
+fn text(summary: &Summary, dir: &Path) -> String {
+    let mut text = table(&summary.rows());
+    if let Some(sample) = summary.samples.first() {
+        for (name, shown) in [
+            ("prompt", sample.prompt.as_str()),
+            ("true text", &sample.gt),
+            ("before", &sample.before),
+            ("after", &sample.after),
+            ("retrained without it", sample.retrain.as_deref().unwrap_or_default()),
         ] {
-            let shown = sample[key].as_str().unwrap_or_default();
             let shown: Vec<&str> = shown.split_whitespace().collect();
             let _ = write!(text, "\n{name}: {}", shown.join(" "));
         }
@@ -82,12 +79,12 @@ fn text(summary: &Value, dir: &Path) -> String {
         "\n{} steps in {:.1} s; clipping active in {} of them\n\
          distance from start (L2): student {:.3}, teacher {:.3}; between them {:.3}\n\
          model: {}\nreport: {}\n",
-        summary["steps"],
-        number("seconds"),
-        summary["clipped_steps"],
-        number("student_from_start"),
-        number("teacher_from_start"),
-        number("student_from_teacher"),
+        summary.steps,
+        summary.seconds,
+        summary.clipped_steps,
+        summary.student_from_start,
+        summary.teacher_from_start,
+        summary.student_from_teacher,
         dir.join("model").display(),
         dir.join("report.html").display(),
     );

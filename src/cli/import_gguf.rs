@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::output::{Output, bytes};
+use super::output::Output;
 use crate::error::Result;
 use crate::folder::import::import;
 use crate::io::safetensors::Dtype;
+use crate::report::units::bytes;
 
 /// Options of `import-gguf`.
 #[derive(Debug, clap::Args)]

@@ -4,7 +4,6 @@
 //! the error's [`crate::Kind`], or 2 for a command line that does not parse.
 
 mod bench;
-mod checks;
 mod demo;
 mod doctor;
 mod engine;

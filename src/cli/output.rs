@@ -67,10 +67,9 @@ pub(super) fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// Warns where the folder that `done` tells of holds clearly less than the whole change.
-pub(super) fn warn_rounded(done: &Value) {
-    let kept = done["change_saved"].as_f64().unwrap_or(1.0);
-    if kept < 0.9 {
+/// Warns where the written folder holds clearly less than the whole change: `kept`, a fraction of it.
+pub(super) fn warn_rounded(kept: Option<f64>) {
+    if let Some(kept) = kept.filter(|kept| *kept < 0.9) {
         note(&format!(
             "warning: the written model holds {:.0} % of the change: its 16-bit numbers are too coarse for the rest. --set \
              model.save_dtype=f32 writes all of it",
@@ -98,23 +97,9 @@ pub(super) fn table(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// Writes a number of bytes with a binary unit.
-pub(super) fn bytes(n: u64) -> String {
-    const UNITS: [(&str, u32); 3] = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
-    match UNITS.iter().find(|(_, shift)| n >> shift > 0) {
-        Some((unit, shift)) => format!("{:.2} {unit}", n as f64 / (1u64 << shift) as f64),
-        None => format!("{n} B"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn bytes_picks_the_unit() {
-        assert_eq!([bytes(12), bytes(1536), bytes(80 << 30)], ["12 B", "1.50 KiB", "80.00 GiB"]);
-    }
 
     #[test]
     fn table_aligns_numbers_right() {

@@ -6,10 +6,9 @@ use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 use serde_json::json;
 
-use super::checks::check_data;
 use super::doctor::host_memory;
 use super::engine::{Device, Storage};
-use super::output::{Output, bytes, table};
+use super::output::{Output, table};
 use super::unlearn::lay;
 use crate::backend::gpu::driver::CAPABILITIES;
 use crate::backend::gpu::{Precision, obstacle, probe};
@@ -17,6 +16,8 @@ use crate::error::{Error, Kind, Result};
 use crate::folder;
 use crate::model::{ModelConfig, Saving};
 use crate::ops::StateMode;
+use crate::report::units::bytes;
+use crate::run::checks::check_data;
 use crate::run::plan::{ATTENTION_RATE, MODELS, Need, PRODUCT_RATE, Plan, Target, model};
 use crate::run::{Recipe, stream};
 

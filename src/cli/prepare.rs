@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::checks::check_out;
 use super::output::{Output, table};
 use crate::data::Tokenizer;
 use crate::error::Result;
 use crate::eval::suite::mini_muse::{self, Built, Overlap};
 use crate::io::atomic::replace_dir;
+use crate::run::checks::check_out;
 
 /// Options of `prepare`.
 #[derive(Debug, clap::Args)]
@@ -40,7 +40,7 @@ struct MiniMuse {
 
 pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     let Benchmark::MiniMuse(args) = &args.benchmark;
-    check_out(&args.out, false)?;
+    check_out("--out", &args.out, false)?;
     let tokenizer = Tokenizer::open(&args.tokenizer)?;
     let mut built = Vec::new();
     replace_dir(&args.out, |dir| {

@@ -2,18 +2,16 @@
 
 use std::path::PathBuf;
 
-use serde_json::Value;
-
 use super::engine::{DeviceArgs, Job, compute};
 use super::output::{Output, table};
 use crate::error::Result;
 use crate::model::{Level, Saving};
 use crate::ops::Ops;
-use crate::probe::curvature::Curvature;
+use crate::probe::curvature::{Curvature, CurvatureSummary, Update};
 use crate::probe::default_out;
-use crate::probe::gradients::Gradients;
-use crate::probe::ngd::Ngd;
-use crate::probe::precision::Precision;
+use crate::probe::gradients::{Gradients, GradientsSummary};
+use crate::probe::ngd::{Ngd, NgdSummary};
+use crate::probe::precision::{Precision, PrecisionSummary};
 use crate::probe::solve::Limits;
 
 /// What is looked at.
@@ -111,25 +109,25 @@ pub(super) struct GradientsArgs {
 }
 
 impl Job for Ngd {
-    type Out = Value;
+    type Out = NgdSummary;
 
-    fn run<O: Ops>(self, ops: O, _: Option<&crate::run::plan::Plan>) -> Result<Value> {
+    fn run<O: Ops>(self, ops: O, _: Option<&crate::run::plan::Plan>) -> Result<NgdSummary> {
         self.probe(&ops)
     }
 }
 
 impl Job for Curvature {
-    type Out = Value;
+    type Out = CurvatureSummary;
 
-    fn run<O: Ops>(self, ops: O, _: Option<&crate::run::plan::Plan>) -> Result<Value> {
+    fn run<O: Ops>(self, ops: O, _: Option<&crate::run::plan::Plan>) -> Result<CurvatureSummary> {
         self.probe(&ops)
     }
 }
 
 impl Job for Gradients {
-    type Out = Value;
+    type Out = GradientsSummary;
 
-    fn run<O: Ops>(self, ops: O, _: Option<&crate::run::plan::Plan>) -> Result<Value> {
+    fn run<O: Ops>(self, ops: O, _: Option<&crate::run::plan::Plan>) -> Result<GradientsSummary> {
         self.probe(&ops)
     }
 }
@@ -157,11 +155,16 @@ pub(super) struct PrecisionArgs {
 }
 
 impl Job for Precision {
-    type Out = Value;
+    type Out = PrecisionSummary;
 
-    fn run<O: Ops>(self, ops: O, _: Option<&crate::run::plan::Plan>) -> Result<Value> {
+    fn run<O: Ops>(self, ops: O, _: Option<&crate::run::plan::Plan>) -> Result<PrecisionSummary> {
         self.replay(&ops, Saving::same(Level::All))
     }
+}
+
+/// Writes a number of a table; "-" where it is not finite.
+fn number(x: f64) -> String {
+    if x.is_finite() { format!("{x:.4e}") } else { "-".to_owned() }
 }
 
 pub(super) fn run(probe: &Probe, out: &Output) -> Result<()> {
@@ -194,16 +197,15 @@ fn ngd(args: &NgdArgs, out: &Output) -> Result<()> {
         let mut head =
             vec!["steps", "cosine", "distance", "|drift|", "|step|", "products", "residual"];
         let mut rows = vec![head.drain(..).map(str::to_owned).collect::<Vec<_>>()];
-        for line in done["ngd"].as_array().into_iter().flatten() {
-            let number = |key: &str| line[key].as_f64().map_or("-".into(), |x| format!("{x:.4e}"));
-            let residuals = line["residuals"].as_array().map_or(&[][..], Vec::as_slice);
-            let last = residuals.last().and_then(Value::as_f64).unwrap_or(f64::NAN);
+        for line in &done.ngd {
+            let residuals = &line.residuals;
+            let last = residuals.last().copied().unwrap_or(f64::NAN);
             rows.push(vec![
-                line["steps"].to_string(),
-                number("cosine"),
-                number("distance"),
-                number("drift"),
-                number("step"),
+                line.steps.to_string(),
+                number(line.cosine),
+                number(line.distance),
+                number(line.drift),
+                number(line.step),
                 residuals.len().saturating_sub(1).to_string(),
                 format!("{last:.1e}"),
             ]);
@@ -219,11 +221,10 @@ fn curvature(args: &CurvatureArgs, out: &Output) -> Result<()> {
     out.result(&done, || {
         let head = ["run", "d'Fd / d'd", "|d|", "KL", "forget NLL", "retain NLL"];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
-        for line in done["updates"].as_array().into_iter().flatten() {
-            let number = |key: &str| line[key].as_f64().map_or("-".into(), |x| format!("{x:.4e}"));
-            let run = line["run"].as_str().unwrap_or_default().to_owned();
-            let keys = ["curvature", "length", "kl", "forget_nll", "retain_nll"];
-            rows.push([&[run], &keys.map(number)[..]].concat());
+        for line in &done.updates {
+            let Update { curvature, length, kl, forget_nll, retain_nll, .. } = *line;
+            let numbers = [curvature, length, kl, forget_nll, retain_nll].map(number);
+            rows.push([&[line.run.clone()], &numbers[..]].concat());
         }
         format!("{}files: {}\n", table(&rows), args.out.display())
     })
@@ -243,11 +244,10 @@ fn gradients(args: &GradientsArgs, out: &Output) -> Result<()> {
     out.result(&done, || {
         let head = ["loss", "mean weight", "largest", "mean row", "flag"];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
-        for line in done["last"].as_array().into_iter().flatten() {
-            let number = |key: &str| line[key].as_f64().map_or("-".into(), |x| format!("{x:.3e}"));
-            let text = |key: &str| line[key].as_str().unwrap_or("-").to_owned();
-            let numbers = ["weight", "largest", "row"].map(number);
-            rows.push([&[text("loss")], &numbers[..], &[text("flag")]].concat());
+        for line in &done.last {
+            let numbers = [line.weight, line.largest, line.row].map(|x| format!("{x:.3e}"));
+            let flag = line.flag.unwrap_or("-").to_owned();
+            rows.push([&[line.loss.clone()], &numbers[..], &[flag]].concat());
         }
         format!("{}files: {}\n", table(&rows), folder.display())
     })
@@ -266,18 +266,18 @@ fn precision(args: &PrecisionArgs, out: &Output) -> Result<()> {
     let done = compute(&engine, job)?;
     out.result(&done, || {
         let mut text = String::new();
-        for line in done["last"].as_array().into_iter().flatten() {
-            let percent = |key: &str| match line[key].as_f64() {
+        for line in &done.last {
+            let percent = |share: Option<f64>| match share {
                 Some(share) => format!("{:.2} %", 100.0 * share),
                 None => "none".to_owned(),
             };
             text += &format!(
                 "{} ({} bytes a parameter) after {} steps: motion off by {}, drift off by {}\n",
-                line["state"].as_str().unwrap_or_default(),
-                line["bytes_per_parameter"],
-                line["steps"],
-                percent("motion_error"),
-                percent("drift_error")
+                line.state,
+                format_args!("{:?}", line.bytes_per_parameter),
+                line.steps,
+                percent(Some(line.motion_error)),
+                percent(line.drift_error)
             );
         }
         text + &format!("figures: {}\n", folder.display())

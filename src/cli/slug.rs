@@ -2,19 +2,18 @@
 
 use std::path::PathBuf;
 
-use serde_json::Value;
-
-use super::checks::check_data;
 use super::engine::{self, DeviceArgs, Engine, Job};
 use super::output::{Output, warn_rounded};
 use super::unlearn::Sources;
-use crate::edit::Slug;
+use crate::edit::{Slug, SlugSummary};
 use crate::error::Result;
 use crate::eval::likelihood::NLL;
 use crate::eval::monitored::{FORGET, RETAIN, Texts};
+use crate::eval::outcome::Named;
 use crate::folder;
 use crate::ops::Ops;
 use crate::run::Recipe;
+use crate::run::checks::check_data;
 use crate::run::plan::Plan;
 
 /// Options of `slug`.
@@ -56,7 +55,7 @@ struct Search<'a> {
 }
 
 impl Job for Search<'_> {
-    type Out = Value;
+    type Out = SlugSummary;
 
     fn plan(&self, engine: &Engine) -> Result<Option<Plan>> {
         let mut recipe = self.slug.plain();
@@ -66,7 +65,7 @@ impl Job for Search<'_> {
         engine.plan(&folder::config(&recipe.model.path)?, &recipe)
     }
 
-    fn run<O: Ops>(self, ops: O, _plan: Option<&Plan>) -> Result<Value> {
+    fn run<O: Ops>(self, ops: O, _plan: Option<&Plan>) -> Result<SlugSummary> {
         self.slug.write(&ops, self.out)
     }
 }
@@ -86,21 +85,22 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
         documents: args.documents,
     };
     let done = engine::compute(&engine, Search { slug, out: &args.out })?;
-    warn_rounded(&done);
+    warn_rounded(done.change_saved);
     out.result(&done, || {
-        let nll =
-            |at: &str, texts: Texts| done[at][NLL.key(texts.key)].as_f64().unwrap_or(f64::NAN);
+        let nll = |at: &Named<f64>, texts: Texts| {
+            at.get(&NLL.key(texts.key)).copied().unwrap_or(f64::NAN)
+        };
         format!(
             "{}: {} moved by {:.4e} times its gradient, {} steps tried\n\
              NLL of forget documents {:.4} to {:.4}, of retain documents {:.4} to {:.4}\n",
             args.out.display(),
-            done["matrix"].as_str().unwrap_or_default(),
-            done["step"].as_f64().unwrap_or(f64::NAN),
-            done["trials"].as_array().map_or(0, Vec::len),
-            nll("before", FORGET),
-            nll("after", FORGET),
-            nll("before", RETAIN),
-            nll("after", RETAIN),
+            done.matrix,
+            done.step,
+            done.trials.len(),
+            nll(&done.before, FORGET),
+            nll(&done.after, FORGET),
+            nll(&done.before, RETAIN),
+            nll(&done.after, RETAIN),
         )
     })
 }

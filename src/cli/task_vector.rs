@@ -47,10 +47,10 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
             "{}: {} in {} tensors, factor {}; the vector's norm is {:.6} beside the model's {:.6}\n",
             args.out.display(),
             TaskVector::FORMULA,
-            done["tensors"],
+            done.tensors,
             args.factor,
-            done["vector_norm"].as_f64().unwrap_or_default(),
-            done["model_norm"].as_f64().unwrap_or_default()
+            done.vector_norm,
+            done.model_norm
         )
     })
 }

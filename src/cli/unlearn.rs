@@ -2,15 +2,15 @@
 
 use std::path::PathBuf;
 
-use serde_json::Value;
+use serde_json::json;
 
-use super::checks::{check_data, check_out};
-use super::engine::{self, DeviceArgs, Training};
+use super::engine::{self, DeviceArgs};
 use super::output::{Output, note, table, warn_rounded};
 use crate::error::{Error, Result};
+use crate::run::checks::{check_data, check_out};
 use crate::run::recipe::StateKey;
 use crate::run::train::RESOLVED;
-use crate::run::{Recipe, page};
+use crate::run::{Recipe, Summary, Unlearner};
 
 /// Options of `unlearn`.
 #[derive(Debug, clap::Args)]
@@ -121,7 +121,7 @@ impl RunArgs {
     /// Checks all that can be checked cheaply, runs, and prints the summary.
     pub(super) fn start(&self, recipe: Recipe, out: &Output) -> Result<()> {
         let engine = self.device.open()?;
-        check_out(&self.out, self.resume)?;
+        check_out("--out", &self.out, self.resume)?;
         if recipe.model.state == StateKey::Approx {
             note(
                 "warning: approx state rounds the weights to bf16 at every step: most of a small step is lost in noise. \
@@ -135,22 +135,23 @@ impl RunArgs {
         if !recipe.data.alternate.as_os_str().is_empty() {
             check_data("data.alternate", &recipe.data.alternate)?;
         }
-        let job = Training { recipe, out: self.out.clone(), resume: self.resume };
-        let summary = engine::compute(&engine, job)?;
-        warn_rounded(&summary);
+        let run = Unlearner::new(recipe, &self.out).resume(self.resume);
+        let summary = engine::compute(&engine, run)?;
+        warn_rounded(summary.change_saved);
         out.result(&summary, || lines(&summary))
     }
 }
 
 /// Writes the metrics of a summary as a table, then its other entries, one per line.
-fn lines(summary: &Value) -> String {
-    let mut text = table(&page::rows(summary));
+fn lines(summary: &Summary) -> String {
+    let mut text = table(&summary.rows());
     if !text.is_empty() {
         text.push('\n');
     }
     // Notices went to stderr when they came up.
     let tabled = ["before", "after", "retrain", "samples", "last", "notices"];
-    let entries = summary.as_object().into_iter().flatten();
+    let value = json!(summary);
+    let entries = value.as_object().into_iter().flatten();
     for (key, value) in entries.filter(|(key, _)| !tabled.contains(&key.as_str())) {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         text.push_str(&format!("{key}: {value}\n"));

@@ -3,5 +3,5 @@
 pub mod slug;
 pub mod task_vector;
 
-pub use slug::Slug;
-pub use task_vector::TaskVector;
+pub use slug::{Slug, SlugSummary};
+pub use task_vector::{TaskVector, TaskVectorSummary};

@@ -1,9 +1,9 @@
 //! SLUG: one matrix, one step along the gradient of what is to be forgotten, its length found by bisection.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::data::MicroBatch;
 use crate::error::{Error, Kind, Result};
@@ -74,6 +74,41 @@ pub struct Trial {
     pub retain_nll: f64,
 }
 
+/// The result of a search, and the record in the written folder.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SlugSummary {
+    /// `nepenthe`.
+    pub program: &'static str,
+    /// The version that wrote the folder.
+    pub version: &'static str,
+    /// `slug`.
+    pub method: &'static str,
+    /// [`Slug::FORMULA`].
+    pub formula: &'static str,
+    /// The matrix that was changed.
+    pub matrix: String,
+    /// Its step.
+    pub step: f64,
+    /// NLL of forget and retain documents before.
+    pub before: Named<f64>,
+    /// NLL of forget and retain documents after.
+    pub after: Named<f64>,
+    /// Allowed rise of the retain NLL, nats per token.
+    pub budget: f64,
+    /// Importance and alignment of every matrix.
+    pub matrices: Vec<Matrix>,
+    /// Every step that was tried.
+    pub trials: Vec<Trial>,
+    /// Notices about model and data.
+    pub notices: Vec<String>,
+    /// Fraction of the change that rounding left in the written folder; not in its own record.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub change_saved: Option<f64>,
+    /// The written folder; not in its own record.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<PathBuf>,
+}
+
 impl Slug {
     /// The formula, as reports print it.
     pub const FORMULA: &'static str =
@@ -91,7 +126,7 @@ impl Slug {
     ///
     /// Errors: [`Kind::Config`] for numbers without meaning or a target that is not to be replaced; [`Kind::Numeric`] where
     /// no step within the budget forgets anything; those of reading model and data.
-    pub fn write<O: Ops>(&self, ops: &O, out: &Path) -> Result<Value> {
+    pub fn write<O: Ops>(&self, ops: &O, out: &Path) -> Result<SlugSummary> {
         self.check()?;
         let recipe = self.plain();
         check_target(&recipe.model.path, out)?;
@@ -143,23 +178,26 @@ impl Slug {
         }
         let keys = [FORGET, RETAIN].map(|texts| NLL.key(texts.key));
         let figures = |values: [f64; 2]| keys.iter().zip(values).collect::<Named<f64>>();
-        let mut summary = json!({
-            "program": "nepenthe",
-            "version": env!("CARGO_PKG_VERSION"),
-            "method": "slug",
-            "formula": Self::FORMULA,
-            "matrix": best.matrix,
-            "step": best.step,
-            "before": figures(before),
-            "after": figures([best.forget_nll, best.retain_nll]),
-            "budget": self.budget,
-            "matrices": matrices,
-            "trials": trials,
-            "notices": folder.notices,
-        });
-        let kept = write_model(ops, &state.model, &folder.dir, out, recipe.save(), &summary)?;
-        summary["change_saved"] = json!(kept.share());
-        summary["model"] = json!(out.display().to_string());
+        let mut summary = SlugSummary {
+            program: "nepenthe",
+            version: env!("CARGO_PKG_VERSION"),
+            method: "slug",
+            formula: Self::FORMULA,
+            matrix: best.matrix,
+            step: best.step,
+            before: figures(before),
+            after: figures([best.forget_nll, best.retain_nll]),
+            budget: self.budget,
+            matrices,
+            trials,
+            notices: folder.notices,
+            change_saved: None,
+            model: None,
+        };
+        let (save, record) = (recipe.save(), json!(summary));
+        let kept = write_model(ops, &state.model, &folder.dir, out, save, &record)?;
+        summary.change_saved = Some(kept.share());
+        summary.model = Some(out.to_owned());
         Ok(summary)
     }
 

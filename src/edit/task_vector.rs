@@ -1,8 +1,9 @@
 //! Task vectors: a model less what finetuning on the forget set adds to one.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 
 use crate::error::{Error, Result};
 use crate::folder::Folder;
@@ -26,6 +27,27 @@ pub struct TaskVector<'a> {
     pub save: Save,
 }
 
+/// The result of subtracting a task vector.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TaskVectorSummary {
+    /// [`TaskVector::FORMULA`].
+    pub formula: &'static str,
+    /// The factor.
+    pub factor: f64,
+    /// Tensors changed.
+    pub tensors: usize,
+    /// L2 norm of the scaled task vector.
+    pub vector_norm: f64,
+    /// L2 norm of the model.
+    pub model_norm: f64,
+    /// Fraction of the change that rounding left.
+    pub change_saved: f64,
+    /// Notices about the folders.
+    pub notices: Vec<String>,
+    /// The written folder.
+    pub model: PathBuf,
+}
+
 impl TaskVector<'_> {
     /// The formula, as reports print it.
     pub const FORMULA: &'static str = "W - factor (W_ft - W_0)";
@@ -37,7 +59,7 @@ impl TaskVector<'_> {
     ///
     /// Errors: [`crate::Kind::Config`] for a factor that is no number, a target that is not to be replaced, or equal
     /// models; [`crate::Kind::Model`] where the three do not have the same tensors.
-    pub fn write(&self, out: &Path) -> Result<Value> {
+    pub fn write(&self, out: &Path) -> Result<TaskVectorSummary> {
         let Self { model, finetuned, pretrained, factor, save } = *self;
         if !factor.is_finite() {
             return Err(Error::config(format!("--factor: wanted a number, got {factor}")));
@@ -93,16 +115,16 @@ impl TaskVector<'_> {
                 "pretrained": pretrained.display().to_string(),
             })
         })?;
-        Ok(json!({
-            "formula": Self::FORMULA,
-            "factor": factor,
-            "tensors": tensors,
-            "vector_norm": f64::sqrt(vector),
-            "model_norm": f64::sqrt(whole),
-            "change_saved": kept.share(),
-            "notices": source.notices,
-            "model": out.display().to_string(),
-        }))
+        Ok(TaskVectorSummary {
+            formula: Self::FORMULA,
+            factor,
+            tensors,
+            vector_norm: f64::sqrt(vector),
+            model_norm: f64::sqrt(whole),
+            change_saved: kept.share(),
+            notices: source.notices,
+            model: out.to_owned(),
+        })
     }
 }
 

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
 use super::likelihood::NLL;
 use super::metric::Metric;
+use super::outcome::Named;
 use super::verbatim::{Sample, VERBATIM};
 
 /// Texts that a run measures.
@@ -80,12 +80,10 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// Returns the results as a JSON object in the order of [`monitored`].
-    pub fn json(&self) -> Value {
+    /// Returns the results in the order of [`monitored`].
+    pub fn named(&self) -> Named<f64> {
         let known = monitored().iter().filter_map(|one| self.figures.get_key_value(&one.key));
-        let object: Map<String, Value> =
-            known.map(|(key, value)| (key.clone(), (*value).into())).collect();
-        Value::Object(object)
+        known.map(|(key, value)| (key.clone(), *value)).collect()
     }
 }
 

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::fisher::{Fisher, Point, dot, norm};
 use super::{Replay, recipe_of};
@@ -49,12 +49,23 @@ pub struct Update {
     pub shares: Vec<(String, f64)>,
 }
 
+/// Results of [`Curvature::probe`].
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CurvatureSummary {
+    /// The folder written to.
+    pub out: PathBuf,
+    /// The update of each run.
+    pub updates: Vec<Update>,
+    /// Notices about model and data.
+    pub notices: Vec<String>,
+}
+
 impl Curvature {
     /// Measures all runs and writes curvature.jsonl (an [`Update`] a line) and curvature.svg; returns the lines.
     ///
     /// Errors: [`crate::Kind::Config`] for runs that started from different models, or a first one without a penalty;
     /// [`crate::Kind::Model`] for a run that wrote no model; those of reading model and data.
-    pub fn probe<O: Ops>(&self, ops: &O) -> Result<Value> {
+    pub fn probe<O: Ops>(&self, ops: &O) -> Result<CurvatureSummary> {
         let Some(first) = self.runs.first() else {
             return Err(Error::config("no run is named, wanted one or more"));
         };
@@ -115,9 +126,7 @@ impl Curvature {
             });
         }
         self.write(&lines)?;
-        Ok(
-            json!({"out": self.out.display().to_string(), "updates": lines, "notices": replay.notices}),
-        )
+        Ok(CurvatureSummary { out: self.out.clone(), updates: lines, notices: replay.notices })
     }
 
     fn write(&self, lines: &[Update]) -> Result<()> {

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::Replay;
 use crate::error::{Error, Result};
@@ -105,11 +105,24 @@ fn healths(steps: u64, log_probs: &[f64], formulas: &[(&str, Rows)]) -> Vec<Heal
     lines
 }
 
+/// Results of [`Gradients::probe`].
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct GradientsSummary {
+    /// Name of the run.
+    pub run: String,
+    /// The folder written to.
+    pub out: PathBuf,
+    /// Every loss after the last step.
+    pub last: Vec<Health>,
+    /// Notices about model and data.
+    pub notices: Vec<String>,
+}
+
 impl Gradients {
     /// Replays the run and writes gradients.jsonl (a [`Health`] a line) and gradients.svg; returns the last lines.
     ///
     /// Errors: [`crate::Kind::Config`] for a folder without a run; those of reading model and data.
-    pub fn probe<O: Ops>(&self, ops: &O) -> Result<Value> {
+    pub fn probe<O: Ops>(&self, ops: &O) -> Result<GradientsSummary> {
         let mut replay = Replay::open(ops, &self.run)?;
         let knobs = replay.state.method.knobs;
         let formulas: Vec<(&str, Rows)> =
@@ -131,10 +144,9 @@ impl Gradients {
         let text: String = lines.iter().map(|line| format!("{}\n", json!(line))).collect();
         put("gradients.jsonl", &text)?;
         put("gradients.svg", &self.chart(&replay.name, &lines).standalone())?;
-        let last: Vec<&Health> = lines.iter().filter(|line| line.steps == steps).collect();
-        Ok(json!({
-            "run": replay.name, "out": self.out.display().to_string(), "last": last, "notices": replay.notices,
-        }))
+        lines.retain(|line| line.steps == steps);
+        let (out, notices) = (self.out.clone(), replay.notices);
+        Ok(GradientsSummary { run: replay.name, out, last: lines, notices })
     }
 
     /// Returns the student's log-probabilities of the forget tokens, always of the same texts.

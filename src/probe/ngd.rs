@@ -8,7 +8,7 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::Replay;
 use super::fisher::{Fisher, Point, cosine, distance, dot, norm};
@@ -185,13 +185,30 @@ impl System {
     }
 }
 
+/// Results of [`Ngd::probe`].
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct NgdSummary {
+    /// Name of the run.
+    pub run: String,
+    /// The folder written to.
+    pub out: PathBuf,
+    /// The comparisons.
+    pub ngd: Vec<Comparison>,
+    /// The last point of slow natural-gradient descent, where it was followed.
+    pub path: Option<Place>,
+    /// The last step that was replayed.
+    pub replayed: Option<StepReport>,
+    /// Notices about model and data.
+    pub notices: Vec<String>,
+}
+
 impl Ngd {
     /// Replays the run and writes ngd.jsonl (a [`Comparison`] a line), ngd-path.jsonl (a [`Place`] a line) and charts;
     /// returns the lines, and the report of the last step that was replayed.
     ///
     /// The run is replayed in exact state; probing does not change it. Errors: [`crate::Kind::Config`] for a folder without
     /// a run, or a run without a teacher and damping; those of reading model and data.
-    pub fn probe<O: Ops>(&self, ops: &O) -> Result<Value> {
+    pub fn probe<O: Ops>(&self, ops: &O) -> Result<NgdSummary> {
         let mut replay = Replay::open(ops, &self.run)?;
         let settings = replay.state.settings;
         if settings.damping <= 0.0 || replay.retain.is_none() {
@@ -232,11 +249,14 @@ impl Ngd {
             replayed = report.or(replayed);
         }
         bar.finish();
-        let out = self.out.display().to_string();
-        Ok(
-            json!({"run": replay.name, "out": out, "ngd": lines, "path": places.last(), "replayed": replayed,
-                "notices": replay.notices}),
-        )
+        Ok(NgdSummary {
+            run: replay.name,
+            out: self.out.clone(),
+            ngd: lines,
+            path: places.pop(),
+            replayed,
+            notices: replay.notices,
+        })
     }
 
     /// Solves at the run's teacher and compares.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::recipe_of;
 use crate::error::{Error, Result};
@@ -140,13 +140,24 @@ fn compare<O: Ops>(
     Ok(sums)
 }
 
+/// Results of [`Precision::replay`].
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PrecisionSummary {
+    /// Name of the run.
+    pub run: String,
+    /// The folder written to.
+    pub out: PathBuf,
+    /// Each state mode after the last step.
+    pub last: Vec<Divergence>,
+}
+
 impl Precision {
     /// Replays the run and writes precision.jsonl (a [`Divergence`] a line), precision-parameters.svg and
     /// precision-metrics.svg; returns a summary with the last line of each state mode.
     ///
     /// Exact state and every other mode stand in memory together. Errors: [`crate::Kind::Config`] for an unknown state
     /// mode, or a folder that holds no run; those of reading model and data.
-    pub fn replay<O: Ops>(&self, ops: &O, saving: Saving) -> Result<Value> {
+    pub fn replay<O: Ops>(&self, ops: &O, saving: Saving) -> Result<PrecisionSummary> {
         let modes: Vec<StateMode> = self.states.iter().map(|s| mode(s)).collect::<Result<_>>()?;
         let name = Recorded::read(&self.run)?.name;
         let recipe = recipe_of(&self.run)?;
@@ -157,8 +168,8 @@ impl Precision {
         self.write("precision-parameters.svg", &self.parameters(&name, &lines).render())?;
         self.write("precision-metrics.svg", &self.metrics(&name, &lines).render())?;
         let last = |state: &String| lines.iter().rfind(|line| line.state == *state);
-        let last: Vec<&Divergence> = self.states.iter().filter_map(last).collect();
-        Ok(json!({"run": name, "out": self.out.display().to_string(), "last": last}))
+        let last = self.states.iter().filter_map(last).cloned().collect();
+        Ok(PrecisionSummary { run: name, out: self.out.clone(), last })
     }
 
     fn write(&self, name: &str, text: &str) -> Result<()> {

@@ -8,6 +8,7 @@ pub mod notices;
 pub mod progress;
 pub mod svg;
 pub mod tensorboard;
+pub(crate) mod units;
 
 /// Escapes text for HTML and SVG, in elements and in double-quoted attributes.
 ///

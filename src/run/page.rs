@@ -5,77 +5,31 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::recipe::Recipe;
+use super::summary::{Continuations, Summary};
 use super::watch::Watch;
 use crate::error::Result;
 use crate::eval::metric::Metric;
-use crate::eval::monitored::{Measured, Monitored, monitored};
-use crate::eval::verbatim::Sample;
+use crate::eval::monitored::{Monitored, monitored};
 use crate::io::atomic::write_file_atomic;
 use crate::method::Method;
 use crate::report::html::Page;
 use crate::report::svg::Chart;
 
-/// What was logged and measured in a run and around it.
+/// The logs of a run.
 #[derive(Debug)]
-pub struct Outcome {
+pub(super) struct Logs {
     /// The lines of metrics.jsonl.
-    pub lines: Vec<Value>,
+    pub(super) lines: Vec<Value>,
     /// The evaluations inside the run; the first is of the untouched model.
-    pub watch: Watch,
-    /// The written model.
-    pub after: Option<Measured>,
-    /// The model that never saw the forget set.
-    pub retrain: Option<Measured>,
+    pub(super) watch: Watch,
 }
 
-impl Outcome {
-    /// Returns the first prompts with their continuations before, after and by the retrained model.
-    pub fn samples(&self) -> Value {
-        let (Some(before), Some(after)) = (self.watch.entries.first(), &self.after) else {
-            return json!([]);
-        };
-        let pairs = before.measured.samples.iter().zip(&after.samples).enumerate();
-        let sample = |(i, (old, new)): (usize, (&Sample, &Sample))| {
-            let mut value = json!({
-                "prompt": old.prompt, "gt": old.gt, "before": old.response, "after": new.response,
-            });
-            if let Some(retrain) = self.retrain.as_ref().and_then(|one| one.samples.get(i)) {
-                value["retrain"] = json!(retrain.response);
-            }
-            value
-        };
-        pairs.map(sample).collect()
+/// Returns the content of summary.json, which [`super::recorded`] reads: the summary, formulas, and peak memory.
+fn record(method: &Method, summary: &Summary) -> Value {
+    let mut record = json!(summary);
+    if let Some(entries) = record.as_object_mut() {
+        entries.shift_remove("model");
     }
-}
-
-/// Lays the figures of a summary out: a heading row, then a row a figure with its value before, after and retrained.
-pub fn rows(summary: &Value) -> Vec<Vec<String>> {
-    let columns: Vec<(&str, &str)> =
-        [("before", "before"), ("after", "after"), ("retrain", "retrained without it")]
-            .into_iter()
-            .filter(|(key, _)| summary[*key].is_object())
-            .collect();
-    if columns.is_empty() {
-        return Vec::new();
-    }
-    let head = std::iter::once(String::new());
-    let head = head.chain(columns.iter().map(|(_, name)| (*name).to_owned())).collect();
-    let row = |one: &Monitored| {
-        let value = |key: &str| summary[key][&one.key].as_f64();
-        columns.iter().any(|(key, _)| value(key).is_some()).then(|| {
-            let cell = |(key, _): &(&str, &str)| {
-                value(key).map_or_else(|| "-".to_owned(), |v| format!("{v:.3}"))
-            };
-            let name = std::iter::once(one.label.clone());
-            name.chain(columns.iter().map(cell)).collect()
-        })
-    };
-    std::iter::once(head).chain(monitored().iter().filter_map(row)).collect()
-}
-
-/// What a person or [`super::recorded`] wants to know of a run that its other files do not say.
-fn record(method: &Method, summary: &Value) -> Value {
-    let mut record = summary.clone();
     record["loss_formula"] = json!(method.loss().formula());
     record["penalty_formula"] = json!(method.penalty().map(|penalty| penalty.formula()));
     record["second_penalty_formula"] = json!(method.second().map(|penalty| penalty.formula()));
@@ -91,16 +45,16 @@ fn peak_memory() -> Option<u64> {
 }
 
 /// Writes report.html and summary.json into the run folder.
-pub fn write(
+pub(super) fn write(
     out: &Path,
     recipe: &Recipe,
     method: &Method,
-    summary: &Value,
-    outcome: &Outcome,
+    summary: &Summary,
+    logs: &Logs,
 ) -> Result<()> {
     let record = format!("{:#}\n", record(method, summary));
     write_file_atomic(&out.join("summary.json"), record.as_bytes())?;
-    let lines = &outcome.lines;
+    let lines = &logs.lines;
     let curve = |key: &str| -> Vec<(f64, f64)> {
         lines
             .iter()
@@ -110,31 +64,31 @@ pub fn write(
     let chart = |title: &str, unit: &str, key: &str| {
         Chart::new(title, "step", unit).series(key, curve(key))
     };
-    let number = |key: &str| match summary[key].as_f64() {
-        Some(value) => format!("{value:.6}"),
-        None => "-".to_owned(),
+    // JSON has no numbers that are not finite.
+    let number = |value: f64| match value.is_finite() {
+        true => format!("{value:.6}"),
+        false => "-".to_owned(),
     };
     let penalty = method.penalty().map_or("none", |penalty| penalty.formula());
     let mut page = Page::new("nepenthe: report of a run");
-    if let [head, body @ ..] = rows(summary).as_slice() {
+    if let [head, body @ ..] = summary.rows().as_slice() {
         page = page.heading("Before and after").table(head, body).paragraph(
             "The figures after are those of the written model folder, loaded again. Documents and prompts are those \
              named under [eval] of the recipe below, else taken from the training corpora.",
         );
     }
-    page = samples(page, summary);
+    page = samples(page, &summary.samples);
     page = page.heading("The run").facts(&[
-        ("steps", summary["steps"].to_string()),
-        ("stopped by its metric", summary["stopped_early"].to_string()),
-        ("seconds in steps", number("seconds")),
+        ("steps", summary.steps.to_string()),
+        ("stopped by its metric", summary.stopped_early.to_string()),
+        ("seconds in steps", number(summary.seconds)),
         ("seed", recipe.seed.to_string()),
-        ("student's distance from start (L2)", number("student_from_start")),
-        ("teacher's distance from start (L2)", number("teacher_from_start")),
-        ("student's distance from teacher (L2)", number("student_from_teacher")),
-        ("steps with clipping active", format!("{} of {}", summary["clipped_steps"], lines.len())),
+        ("student's distance from start (L2)", number(summary.student_from_start)),
+        ("teacher's distance from start (L2)", number(summary.teacher_from_start)),
+        ("student's distance from teacher (L2)", number(summary.student_from_teacher)),
+        ("steps with clipping active", format!("{} of {}", summary.clipped_steps, lines.len())),
     ]);
-    let notices = summary["notices"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    let notices: Vec<Vec<&str>> = notices.map(|text| vec![text]).collect();
+    let notices: Vec<Vec<&str>> = summary.notices.iter().map(|text| vec![text.as_str()]).collect();
     if !notices.is_empty() {
         page = page.heading("Notices").table(&["about model and data"], &notices);
     }
@@ -145,13 +99,13 @@ pub fn write(
     if let Some(second) = method.second() {
         page = page.formula(&format!("second penalty {}: {}", second.name(), second.formula()));
     }
-    if let Some(share) = summary["shielded"].as_f64() {
+    if let Some(share) = summary.shielded {
         page = page.formula(&format!(
             "of the loss's gradients off a subspace: {share:.3} of the inputs' squares"
         ));
     }
     page = page.heading("Curves");
-    page = evaluations(page, outcome);
+    page = evaluations(page, &logs.watch);
     let hidden = method.loss().rows(&method.knobs).hidden();
     let unit = if hidden { "mean squared distance" } else { "NLL, nats per token" };
     let page = page
@@ -164,29 +118,27 @@ pub fn write(
 }
 
 /// Adds the continuations of the same prompts before and after.
-fn samples(page: Page, summary: &Value) -> Page {
-    let mut page = page;
-    for (i, sample) in summary["samples"].as_array().into_iter().flatten().enumerate() {
-        if i == 0 {
-            page = page.heading("Continuations of forget documents");
-        }
-        let texts: Vec<(&str, &str)> = [
-            ("before", "before"),
-            ("after", "after"),
-            ("retrained without it", "retrain"),
-            ("true text", "gt"),
-        ]
-        .into_iter()
-        .filter_map(|(name, key)| Some((name, sample[key].as_str()?)))
-        .collect();
-        page = page.samples(sample["prompt"].as_str().unwrap_or_default(), &texts);
+fn samples(mut page: Page, samples: &[Continuations]) -> Page {
+    if !samples.is_empty() {
+        page = page.heading("Continuations of forget documents");
+    }
+    for sample in samples {
+        let texts = [
+            ("before", Some(&sample.before)),
+            ("after", Some(&sample.after)),
+            ("retrained without it", sample.retrain.as_ref()),
+            ("true text", Some(&sample.gt)),
+        ];
+        let texts: Vec<(&str, &str)> =
+            texts.into_iter().filter_map(|(name, text)| Some((name, text?.as_str()))).collect();
+        page = page.samples(&sample.prompt, &texts);
     }
     page
 }
 
 /// Adds the curves of the evaluations inside the run, where there is more than the first.
-fn evaluations(page: Page, outcome: &Outcome) -> Page {
-    let entries = &outcome.watch.entries;
+fn evaluations(page: Page, watch: &Watch) -> Page {
+    let entries = &watch.entries;
     if entries.len() < 2 {
         return page;
     }
@@ -203,7 +155,7 @@ fn evaluations(page: Page, outcome: &Outcome) -> Page {
                 chart = chart.series(key, points);
             }
         }
-        let stop = outcome.watch.stop.as_ref();
+        let stop = watch.stop.as_ref();
         if let Some(stop) = stop.filter(|stop| group.iter().any(|one| one.key == stop.metric)) {
             chart = chart.mark_y(stop.bound, "stop");
         }

@@ -6,12 +6,13 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::monitor::Monitor;
-use super::page::{self, Outcome};
+use super::page;
 use super::recipe::Recipe;
 use super::resume::{self, Log};
 use super::setup::load;
 use super::signals::StopFlag;
 use super::stream::{Stream, overlap, stream};
+use super::summary::{Continuations, Summary};
 use super::watch::Watch;
 use crate::data::MicroBatch;
 use crate::error::{Error, Kind, Result};
@@ -23,7 +24,7 @@ use crate::io::checkpoint::Checkpoint;
 use crate::method::passes::Passes;
 use crate::method::{Combination, MeanTeacher, Method, StepReport};
 use crate::model::params::Keeping;
-use crate::model::{Layout, Model, Saving};
+use crate::model::{Layout, Level, Model, Saving};
 use crate::ops::Ops;
 use crate::optim::{CustomRule, UpdateRule};
 use crate::report::notices;
@@ -39,43 +40,43 @@ const BEST: &str = "best";
 /// The folder of event files, where the recipe wants them.
 const TENSORBOARD: &str = "tensorboard";
 
-/// What the distances are called, beside the figures of an evaluation.
+/// Names of the distances among the figures of an evaluation.
 pub const DISTANCES: [&str; 3] =
     ["student_from_start", "teacher_from_start", "student_from_teacher"];
 
-/// Runs `recipe` and writes everything into `out`; with `resume` from its newest complete checkpoint.
-///
-/// `saving` is what is kept of each layer for the backward pass, which changes memory and time alone.
-///
-/// `out` then holds config.resolved.toml, metrics.jsonl (a line a step, the reference's names), evaluations.jsonl,
-/// checkpoints/, model/, best/ (where a stop metric is set and was reached from above) and report.html. Returns a
-/// summary; its `after` figures are those of the written folder, loaded again.
-///
-/// Errors: those of reading model and data; [`Kind::Numeric`] after `run.max_skipped` gradients in a row that are not
-/// finite; [`Kind::Interrupted`] after a signal, with a checkpoint written.
-pub fn run<O: Ops>(
-    ops: O,
-    recipe: &Recipe,
-    saving: Saving,
-    out: &Path,
-    resume: bool,
-) -> Result<Value> {
-    run_by(ops, recipe, saving, out, resume, None)
+/// What a run does beside its recipe.
+pub struct Options<'a> {
+    /// The run folder.
+    pub out: &'a Path,
+    /// What is kept of each layer for the backward pass, which changes memory and time alone.
+    pub saving: Saving,
+    /// True to go on from the newest complete checkpoint in `out`.
+    pub resume: bool,
+    /// A rule in place of the recipe's optimizer, of which only learning rate, schedule, warm-up and clip then count.
+    pub rule: Option<Box<dyn CustomRule>>,
+    /// Called after every step.
+    pub on_step: Option<&'a mut dyn FnMut(&StepReport)>,
 }
 
-/// Like [`run`], with the parameters moved by `rule` where there is one; of the recipe's optimizer only learning rate,
-/// schedule, warm-up and clip then count.
+impl<'a> Options<'a> {
+    /// Writes into `out`, recomputes nothing, and follows the recipe's optimizer.
+    pub fn new(out: &'a Path) -> Self {
+        let saving = Saving::same(Level::All);
+        Self { out, saving, resume: false, rule: None, on_step: None }
+    }
+}
+
+/// Runs `recipe` and writes everything into the run folder.
 ///
-/// Errors: as [`run`], and [`Kind::Config`] where the parameters would be in compact state.
-pub fn run_by<O: Ops>(
-    ops: O,
-    recipe: &Recipe,
-    saving: Saving,
-    out: &Path,
-    resume: bool,
-    rule: Option<Box<dyn CustomRule>>,
-) -> Result<Value> {
-    let mut run = Run::prepare(&ops, recipe, saving, out, resume, rule)?;
+/// It then holds config.resolved.toml, metrics.jsonl (a [`StepReport`] a line), evaluations.jsonl, checkpoints/, model/,
+/// best/ (where a stop metric is set and was reached from above), summary.json and report.html. The `after` metrics of the
+/// summary are those of the written folder, loaded again.
+///
+/// Errors: those of reading model and data; [`Kind::Numeric`] after `run.max_skipped` gradients in a row that are not
+/// finite; [`Kind::Interrupted`] after a signal, with a checkpoint written; [`Kind::Config`] for a rule with parameters in
+/// compact state.
+pub fn run<O: Ops>(ops: O, recipe: &Recipe, options: Options<'_>) -> Result<Summary> {
+    let mut run = Run::prepare(&ops, recipe, options)?;
     run.steps(&ops)?;
     run.finish(ops)
 }
@@ -102,17 +103,12 @@ struct Run<'a, O: Ops> {
     saved: Option<u64>,
     best: Option<u64>,
     stopped: bool,
+    on_step: Option<&'a mut dyn FnMut(&StepReport)>,
 }
 
 impl<'a, O: Ops> Run<'a, O> {
-    fn prepare(
-        ops: &O,
-        recipe: &Recipe,
-        saving: Saving,
-        out: &'a Path,
-        resume: bool,
-        rule: Option<Box<dyn CustomRule>>,
-    ) -> Result<Self> {
+    fn prepare(ops: &O, recipe: &Recipe, options: Options<'a>) -> Result<Self> {
+        let Options { out, saving, resume, rule, on_step } = options;
         let mut recipe = recipe.clone();
         let interrupt = StopFlag::listen()?;
         // Before the first step, not after the last one.
@@ -197,6 +193,7 @@ impl<'a, O: Ops> Run<'a, O> {
             saved,
             best: None,
             stopped: false,
+            on_step,
         })
     }
 
@@ -245,6 +242,9 @@ impl<'a, O: Ops> Run<'a, O> {
                 )?;
             }
             bar.step(line_of(&report, &self.method));
+            if let Some(on_step) = &mut self.on_step {
+                on_step(&report);
+            }
             if step == first && report.grad_norm == 0.0 {
                 let text = format!(
                     "{}the gradient of step {step} is zero: no parameter moves unless later documents have one",
@@ -311,7 +311,9 @@ impl<'a, O: Ops> Run<'a, O> {
         let verdict = self.watch.record(step, measured);
         let lines = self.watch.entries.iter().map(|entry| {
             let mut line = json!({"global_step": entry.step});
-            merge(&mut line, entry.measured.json());
+            for (name, value) in entry.measured.named().iter() {
+                line[name] = json!(value);
+            }
             for name in DISTANCES {
                 line[name] = json!(entry.measured.figures.get(name));
             }
@@ -320,7 +322,7 @@ impl<'a, O: Ops> Run<'a, O> {
         let lines: String = lines.collect();
         write_file_atomic(&self.out.join("evaluations.jsonl"), lines.as_bytes())?;
         if verdict.best {
-            let summary = json!({"steps": step, "after": self.watch.entries.last().map(|e| e.measured.json())});
+            let summary = json!({"steps": step, "after": self.watch.entries.last().map(|e| e.measured.named())});
             let record = self.record(&summary);
             self.write(ops, &self.out.join(BEST), &record)?;
             self.best = Some(step);
@@ -330,51 +332,55 @@ impl<'a, O: Ops> Run<'a, O> {
     }
 
     /// Writes model and report; measures the written folder.
-    fn finish(self, mut ops: O) -> Result<Value> {
+    fn finish(self, mut ops: O) -> Result<Summary> {
         let distances = self.state.model.distances(&ops, &self.folder.weights)?;
         let lines = resume::read_log(&self.out.join("metrics.jsonl"))?;
         let clipped =
             lines.iter().filter(|line| line["clip_coef"].as_f64().is_some_and(|c| c < 1.0));
-        let mut summary = json!({
-            "steps": self.state.step,
-            "epochs": self.recipe.passes(self.state.step, self.forget.corpus.len()),
-            "clipped_steps": clipped.count(),
-            "stopped_early": self.stopped,
-            "shielded": self.state.prepared.get("shielded"),
-            "best_step": self.best,
-            "seconds": self.seconds,
-            "last": self.last,
-            "student_from_start": distances.student_initial,
-            "teacher_from_start": distances.teacher_initial,
-            "student_from_teacher": distances.student_teacher,
-        });
         let target = self.out.join(MODEL);
-        summary["change_saved"] = json!(self.write(&ops, &target, &self.record(&summary))?.share());
+        let mut summary = Summary {
+            steps: self.state.step,
+            epochs: self.recipe.passes(self.state.step, self.forget.corpus.len()),
+            clipped_steps: clipped.count(),
+            stopped_early: self.stopped,
+            shielded: self.state.prepared.get("shielded").copied(),
+            best_step: self.best,
+            seconds: self.seconds,
+            last: self.last,
+            student_from_start: distances.student_initial,
+            teacher_from_start: distances.teacher_initial,
+            student_from_teacher: distances.student_teacher,
+            change_saved: None,
+            before: None,
+            after: None,
+            retrain: None,
+            samples: Vec::new(),
+            notices: Vec::new(),
+            model: target.clone(),
+        };
+        let record_of = |summary: &Summary| self.record(&metrics(summary));
+        summary.change_saved = Some(self.write(&ops, &target, &record_of(&summary))?.share());
         let Self { recipe, out, folder, method, suite, watch, state, identity, .. } = self;
         let mut notices = folder.notices;
         // The trained state goes before the written folder comes: two models never need to fit.
         drop(state);
         ops = ops.renew()?;
-        let mut outcome = Outcome { lines, watch, after: None, retrain: None };
-        if let Some(before) = outcome.watch.entries.first().map(|entry| entry.measured.json()) {
+        if let Some(before) = watch.entries.first().map(|entry| &entry.measured) {
             let after = measure_folder(&ops, &suite, &target, &mut Vec::new())?;
-            merge(&mut summary, json!({"before": before, "after": after.json()}));
-            outcome.after = Some(after);
+            summary.before = Some(before.named());
+            summary.after = Some(after.named());
+            let mut retrain = None;
             if !recipe.eval.retrain.as_os_str().is_empty() {
                 ops = ops.renew()?;
-                let retrain = measure_folder(&ops, &suite, &recipe.eval.retrain, &mut notices)?;
-                summary["retrain"] = retrain.json();
-                outcome.retrain = Some(retrain);
+                retrain = Some(measure_folder(&ops, &suite, &recipe.eval.retrain, &mut notices)?);
+                summary.retrain = retrain.as_ref().map(Measured::named);
             }
-        }
-        if outcome.after.is_some() {
-            let record = record(&recipe, &method, &identity, &summary);
+            let record = record(&recipe, &method, &identity, &metrics(&summary));
             write_file_atomic(&target.join(RECORD), format!("{record:#}\n").as_bytes())?;
+            summary.samples = Continuations::pair(before, &after, retrain.as_ref());
         }
-        summary["samples"] = outcome.samples();
-        summary["notices"] = json!(notices);
-        page::write(out, &recipe, &method, &summary, &outcome)?;
-        summary["model"] = json!(target.display().to_string());
+        summary.notices = notices;
+        page::write(out, &recipe, &method, &summary, &page::Logs { lines, watch })?;
         Ok(summary)
     }
 
@@ -388,7 +394,7 @@ impl<'a, O: Ops> Run<'a, O> {
     }
 }
 
-/// Returns what progress shows of a step.
+/// Returns the line of progress of a step.
 pub(crate) fn line_of(report: &StepReport, method: &Method) -> StepLine {
     let hidden = method.loss().rows(&method.knobs).hidden();
     StepLine {
@@ -401,14 +407,18 @@ pub(crate) fn line_of(report: &StepReport, method: &Method) -> StepLine {
     }
 }
 
-/// Puts the entries of the object `more` into the object `into`.
-fn merge(into: &mut Value, more: Value) {
-    if let (Some(into), Value::Object(more)) = (into.as_object_mut(), more) {
-        into.extend(more);
+/// Returns the figures of a summary that go with the model: all but samples, notices and its place.
+fn metrics(summary: &Summary) -> Value {
+    let mut value = json!(summary);
+    if let Some(entries) = value.as_object_mut() {
+        for key in ["samples", "notices", "model"] {
+            entries.shift_remove(key);
+        }
     }
+    value
 }
 
-/// What unlearning.json says.
+/// Returns the content of unlearning.json.
 fn record(recipe: &Recipe, method: &Method, identity: &Value, summary: &Value) -> Value {
     json!({
         "program": "nepenthe",

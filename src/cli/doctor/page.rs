@@ -3,7 +3,8 @@
 use serde_json::Value;
 
 use super::list;
-use crate::cli::output::{bytes, table};
+use crate::cli::output::table;
+use crate::report::units::bytes;
 
 /// Devices that the short page lists.
 const DEVICES: usize = 6;
