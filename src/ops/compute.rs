@@ -154,11 +154,11 @@ impl PackData {
 /// Per-row results of a head sweep, on the backend.
 #[derive(Debug)]
 pub struct RowStats<S> {
-    /// -log p of the target, nats; matched sweeps leave it alone.
+    /// -log p of the target, nats; left alone where [`Matched::reads_teacher`].
     pub nll: S,
     /// The row's value before its coefficient.
     pub value: S,
-    /// 1 where the target is the most probable token, else 0; matched sweeps leave it alone.
+    /// 1 where the target is the most probable token, else 0; left alone where [`Matched::reads_teacher`].
     pub hit: S,
 }
 
@@ -547,13 +547,14 @@ pub trait Compute {
         stats: &mut RowStats<Self::Stat>,
         grads: Option<HeadGrads<'_, Self::Act, Self::Grad>>,
     );
-    /// Fused head and loss rows that reach all logits, chunked over rows.
+    /// Fused head and full-vocabulary loss, chunked over rows.
     ///
     /// `h_ref` and `w_ref` are those of the model compared with; `w_ref` is `None` where both share the head, and then
     /// D = (h - h_ref) w^T is one product without cancellation. Neither is read where [`Matched::compares`] is false.
-    /// Rows with coefficient 0 get value 0 and a zero gradient.
+    /// Rows with coefficient 0 get value 0 and a zero gradient. The statistics of targets are those of
+    /// [`Compute::head_onehot`], also where the coefficient is 0.
     ///
-    /// The rows are `first` to `first + shape.n` of the pack, of `h`, the values and `dh`, and those of `h_ref` from 0 on.
+    /// The rows are `first` to `first + shape.n` of the pack, of `h`, the statistics and `dh`, and those of `h_ref` from 0 on.
     #[allow(clippy::too_many_arguments)]
     fn head_matched(
         &self,

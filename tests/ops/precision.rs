@@ -2,11 +2,10 @@
 
 use nepenthe::backend::cpu::{Cpu, Grad, Real};
 use nepenthe::ops::{
-    Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, PackData, Rms, RopeTable,
+    Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, Matched, PackData, Rms, RopeTable,
     RowStats, TokenFormula, TokenWeight,
 };
 
-use crate::head::TARGETS;
 use crate::support::{Dtype, Random, assert_near, tol};
 use crate::{cast, documents, load, read, stale, wide};
 
@@ -221,7 +220,7 @@ fn matched<T: Real>() -> Vec<Output> {
         let step = T::from_f64(2f64.powi(-14));
         let near: Vec<T> = h.iter().zip(&far).map(|(h, far)| *h + *far * step).collect();
         let near: Vec<T> = near.iter().map(|x| T::from_f32(x.to_f32())).collect();
-        for target in TARGETS {
+        for target in Matched::ALL {
             for (h_ref, w_ref) in [(&far, Some(&own[..])), (&near, None)] {
                 let mut stats = RowStats { nll: stale(n), value: stale(n), hit: stale(n) };
                 let (mut dh, mut dw) = (stale(n * c), Grad::wide(v * c));
