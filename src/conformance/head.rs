@@ -295,7 +295,7 @@ struct Job {
     w_ref: Vec<f64>,
     /// The biases of both heads, where they have some.
     biases: Option<[Vec<f64>; 2]>,
-    /// What logits are capped at.
+    /// The soft cap of logits.
     cap: Option<f64>,
     weights: Vec<f64>,
     way: (bool, Option<StateMode>),

@@ -8,7 +8,7 @@ use crate::ops::{Compute, Heads, Rms, StateMode};
 
 const EPS: f64 = 1e-5;
 
-/// Whether gains count from 1 and rows are added to others. Not at width 1, where all but rounding cancels.
+/// True for the widths with weights that count from 1 and added rows; not 1, where all but rounding cancels.
 fn extends(c: usize) -> bool {
     c > 1 && c % 5 == 1
 }

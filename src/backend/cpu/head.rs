@@ -297,24 +297,30 @@ impl<T: Real, L: RowLoss<T>> RowLoss<T> for Capped<'_, T, L> {
     }
 }
 
-/// Returns the largest logit, and whether it is that of target `y`; of equals that of the smallest id is the largest.
-#[inline(always)]
-fn target<T: Real>(z: &[T], y: usize) -> (T, bool) {
-    let top = max(z);
-    (top, z[y] == top && !z[..y].contains(&top))
+/// Statistics of a row's target.
+struct Target {
+    nll: f64,
+    /// Of equal logits that of the smallest id is the largest.
+    hit: bool,
+    /// exp(z_y - max z).
+    e: f64,
+    /// The same of all other entries: 1 - p is a sum of its own, never a difference.
+    others: f64,
 }
 
-/// Sums `f(z_i)` of all entries but the target: 1 - p is a sum of its own, never a difference.
-#[inline(always)]
-fn sum_but<T: Real>(z: &[T], y: usize, f: impl Fn(T) -> T + Copy) -> f64 {
-    sum(&z[..y], f) + sum(&z[y + 1..], f)
-}
-
-/// Returns the NLL of a target whose logit is `below` the largest: `e` is the exponential of minus that, `others` the sum
-/// of the other entries' exponentials.
-#[inline(always)]
-fn nll(e: f64, others: f64, below: f64) -> f64 {
-    if others < e { (others / e).ln_1p() } else { (e + others).ln() + below }
+impl Target {
+    /// Turns logits `z` into exp(z - max z) and returns the statistics of entry `y`.
+    #[inline(always)]
+    fn of<T: Real>(z: &mut [T], y: usize) -> Self {
+        let top = max(z);
+        let below = (top - z[y]).to_f64();
+        let hit = z[y] == top && !z[..y].contains(&top);
+        z.iter_mut().for_each(|x| *x = (*x - top).exp());
+        let e = z[y].to_f64();
+        let others = sum(&z[..y], |x| x) + sum(&z[y + 1..], |x| x);
+        let nll = if others < e { (others / e).ln_1p() } else { (e + others).ln() + below };
+        Self { nll, hit, e, others }
+    }
 }
 
 /// A full-vocabulary loss with the statistics of its rows' targets; takes the second logits off the first.
@@ -333,35 +339,17 @@ pub(super) struct Monitored<'a, T, L> {
 impl<T: Real, L: RowLoss<T>> Monitored<'_, T, L> {
     #[inline(always)]
     fn statistics(&self, row: usize, z: &[T], extra: &[T]) -> RowResult {
-        let y = self.targets[row] as usize;
-        let differs = !extra.is_empty() && !self.subtract;
-        if !differs && self.cap.is_none() {
-            return statistics(z, y);
-        }
         let mut own = self.pool.lend(z.len());
         own.copy_from_slice(z);
-        if differs {
+        if !extra.is_empty() && !self.subtract {
             own.iter_mut().zip(extra).for_each(|(z, r)| *z += *r);
         }
         if let Some(cap) = self.cap {
             own.iter_mut().for_each(|z| *z = cap.at(*z).0);
         }
-        statistics(&own, y)
+        let Target { nll, hit, .. } = Target::of(&mut own, self.targets[row] as usize);
+        RowResult { nll, value: 0.0, hit }
     }
-}
-
-/// Returns the statistics of target `y`, those of [`OneHot`] to the bit.
-#[inline(always)]
-fn statistics<T: Real>(z: &[T], y: usize) -> RowResult {
-    let (top, hit) = target(z, y);
-    let others = sum_but(
-        z,
-        y,
-        #[inline(always)]
-        |x| (x - top).exp(),
-    );
-    let e = (z[y] - top).exp().to_f64();
-    RowResult { nll: nll(e, others, (top - z[y]).to_f64()), value: 0.0, hit }
 }
 
 impl<T: Real, L: RowLoss<T>> RowLoss<T> for Monitored<'_, T, L> {
@@ -388,12 +376,8 @@ impl<T: Real> RowLoss<T> for OneHot<'_, T> {
     #[inline(always)]
     fn row(&self, row: usize, z: &mut [T], _: &mut [T], grad: bool) -> RowResult {
         let y = self.targets[row] as usize;
-        let (top, hit) = target(z, y);
-        let below = (top - z[y]).to_f64();
-        z.iter_mut().for_each(|x| *x = (*x - top).exp());
-        let (e, others) = (z[y].to_f64(), sum_but(z, y, |x| x));
+        let Target { nll, hit, e, others } = Target::of(z, y);
         let total = e + others;
-        let nll = nll(e, others, below);
         let (p, q) = (e / total, others / total);
         let weight = match self.formula {
             Some(formula) => formula.weight(p, q),
