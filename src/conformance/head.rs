@@ -1,4 +1,4 @@
-//! Head and loss rows: both families, with and without gradients.
+//! The head with both families of losses, with and without gradients.
 
 use super::embed::grad_output;
 use super::{Bench, Dtype, Output, Random, Verdict, documents, grad, sm90_tiles, with_tile};
@@ -9,9 +9,9 @@ use crate::ops::{
     TokenFormula, TokenWeight,
 };
 
-/// Which rows have a coefficient: all, some, none.
+/// Coefficients of rows: on all, on some, on none.
 const MASKS: [fn(usize) -> f64; 3] = [|_| 0.5, |row| [0.25, 0.0, -1.0][row % 3], |_| 0.0];
-/// Where gradients go: nowhere, to the rows, to the rows and the matrix.
+/// Destinations of gradients: none, the rows, the rows and the matrix.
 const WAYS: [(bool, Option<StateMode>); 4] =
     [(false, None), (true, None), (true, Some(StateMode::Exact)), (true, Some(StateMode::Compact))];
 
@@ -71,7 +71,8 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
     verdicts
 }
 
-/// Sweeps rows up to `first` and those from there on, one-hot where there is no `target`: the bytes of one sweep.
+/// Rows up to `first` and those from there on in two passes, which give the bytes of one; a target-token loss where there
+/// is no `target`.
 fn parts(
     bench: &Bench<'_>,
     (n, c, v): (usize, usize, usize),

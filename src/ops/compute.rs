@@ -528,7 +528,7 @@ pub trait Compute {
         self.swiglu_bwd(n, f, y, gate_up);
     }
 
-    /// Fused head and one-hot loss, chunked over rows so that logits never exist for a whole batch.
+    /// Fused head and target-token loss, chunked over rows so that logits never exist for a whole batch.
     ///
     /// For each row: `z = h w^T (+ bias)`, statistics of its target, weight, and with `grads` the gradient
     /// `coef weight (softmax(z) - e_y)` sent back through `w`. Rows with coefficient 0 still get statistics,

@@ -1,6 +1,6 @@
 //! The two families of losses: weighted target-token losses, and full-vocabulary losses, whose gradient reaches all logits.
 
-/// The weight of a token in the one-hot family, as a formula of its probability.
+/// The weight of a token in a target-token loss, as a formula of its probability.
 ///
 /// With p the probability of the next token and q = 1 - p (kept as its own sum, never as a difference):
 /// `weight = sign * p^p_power * q^q_power / (pole + q)`, without the division where `pole` is `None`, and 0 where
@@ -78,7 +78,7 @@ impl DocumentFormula {
     }
 }
 
-/// Where the weights of a one-hot sweep come from; `S` is the backend's fp32 vector.
+/// The source of the weights of a target-token loss; `S` is the backend's fp32 vector.
 #[derive(Debug)]
 pub enum TokenWeight<'a, S> {
     /// A formula of the token's own probability, evaluated in the row kernel.

@@ -364,7 +364,7 @@ impl<T: Real, L: RowLoss<T>> RowLoss<T> for Monitored<'_, T, L> {
     }
 }
 
-/// Weighted one-hot rows.
+/// Rows of a target-token loss.
 pub(super) struct OneHot<'a, T> {
     pub targets: &'a [u32],
     pub coefs: &'a [f64],

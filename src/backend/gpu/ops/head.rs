@@ -73,7 +73,8 @@ pub(in crate::backend::gpu) fn cap_rows(gpu: &Gpu, cap: Option<usize>) {
     gpu.head.lock().unwrap_or_else(PoisonError::into_inner).cap = cap;
 }
 
-/// Makes room for sweeps of `shape`; that of matched rows, the teacher's logits among it, only where asked for.
+/// Allocates space for passes of `shape`; with `matched` also that of full-vocabulary losses, the second model's logits
+/// among it.
 pub(in crate::backend::gpu) fn reserve(gpu: &Gpu, shape: HeadShape, matched: bool) -> Result<()> {
     let mut room = gpu.head.lock().unwrap_or_else(PoisonError::into_inner);
     let wanted = Fits::new(shape, plan(shape, room.cap), matched);
