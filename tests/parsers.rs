@@ -12,8 +12,8 @@ use nepenthe::data::source::{Format, read};
 use nepenthe::data::{Chunking, Corpus, CorpusOptions, Tokenizer};
 use nepenthe::io::checkpoint::{Checkpoint, Writer};
 use nepenthe::io::safetensors::{Dtype, Entry, INDEX, SINGLE, Weights, write_f32_as, write_file};
-use nepenthe::model::ModelConfig;
 use nepenthe::model::config::end_tokens;
+use nepenthe::model::{ARCHITECTURES, ModelConfig};
 use nepenthe::{Error, Result};
 use proptest::prelude::*;
 use serde_json::json;
@@ -357,17 +357,32 @@ fn write_file_when_names_or_sizes_are_wrong_is_an_error() {
     }
 }
 
-const CONFIGS: [&str; 9] = [
-    r#"{"model_type":"llama","hidden_act":"silu","hidden_size":64,"num_attention_heads":4,"num_key_value_heads":2,"num_hidden_layers":2,"vocab_size":512,"intermediate_size":96,"rms_norm_eps":1e-5,"rope_scaling":{"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0,"original_max_position_embeddings":64}}"#,
+/// Configurations with keys that no recorded one has.
+const MORE_CONFIGS: [&str; 3] = [
     r#"{"model_type":"qwen2","hidden_act":"silu","hidden_size":64,"num_attention_heads":4,"num_hidden_layers":3,"vocab_size":512,"intermediate_size":96,"sliding_window":32,"use_sliding_window":true,"max_window_layers":1,"tie_word_embeddings":true}"#,
     r#"{"model_type":"qwen3","hidden_act":"silu","hidden_size":64,"num_attention_heads":4,"head_dim":32,"num_hidden_layers":2,"vocab_size":512,"intermediate_size":96,"rope_parameters":{"rope_type":"linear","factor":2.0,"rope_theta":1e6},"layer_types":["sliding_attention","full_attention"],"use_sliding_window":true,"sliding_window":8}"#,
-    r#"{"model_type":"gpt2","activation_function":"gelu_new","n_embd":64,"n_head":4,"n_layer":2,"n_inner":null,"n_positions":128,"vocab_size":512,"layer_norm_epsilon":1e-5,"scale_attn_weights":true}"#,
-    r#"{"model_type":"gpt_neox","hidden_act":"gelu","hidden_size":64,"num_attention_heads":4,"num_hidden_layers":2,"vocab_size":512,"intermediate_size":96,"rotary_pct":0.25,"rotary_emb_base":10000,"use_parallel_residual":true}"#,
-    r#"{"model_type":"opt","activation_function":"relu","hidden_size":64,"num_attention_heads":4,"num_hidden_layers":2,"vocab_size":512,"ffn_dim":96,"max_position_embeddings":128,"word_embed_proj_dim":64,"do_layer_norm_before":true}"#,
-    r#"{"model_type":"phi","hidden_act":"gelu_new","hidden_size":64,"num_attention_heads":4,"num_hidden_layers":2,"vocab_size":512,"intermediate_size":96,"partial_rotary_factor":0.5,"qk_layernorm":false,"layer_norm_eps":1e-5}"#,
-    r#"{"model_type":"gemma2","hidden_activation":"gelu_pytorch_tanh","hidden_size":64,"num_attention_heads":4,"num_key_value_heads":1,"head_dim":32,"num_hidden_layers":2,"vocab_size":512,"intermediate_size":96,"query_pre_attn_scalar":16,"sliding_window":8,"rope_theta":1e4,"attn_logit_softcapping":50.0,"final_logit_softcapping":30.0}"#,
     r#"{"model_type":"gemma3_text","hidden_activation":"gelu_pytorch_tanh","hidden_size":64,"num_attention_heads":4,"num_key_value_heads":1,"head_dim":32,"num_hidden_layers":2,"vocab_size":512,"intermediate_size":96,"query_pre_attn_scalar":16,"sliding_window":8,"_sliding_window_pattern":2,"rope_theta":1e6,"rope_local_base_freq":1e4}"#,
 ];
+
+/// Returns the config.json files of the recorded models, at least one of each family, and [`MORE_CONFIGS`], without spaces.
+fn configs() -> Vec<String> {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data/models");
+    let mut texts: Vec<String> = MORE_CONFIGS.map(str::to_owned).into();
+    for model in std::fs::read_dir(models).unwrap() {
+        let model = model.unwrap().path();
+        let files = ["config.json", "config_legacy.json"].map(|name| model.join(name));
+        texts.extend(files.iter().filter_map(|file| std::fs::read_to_string(file).ok()));
+    }
+    texts.sort();
+    let compact =
+        |text: &String| serde_json::from_str::<serde_json::Value>(text).unwrap().to_string();
+    let texts: Vec<String> = texts.iter().map(compact).collect();
+    for family in ARCHITECTURES {
+        let mark = format!("\"model_type\":\"{family}\"");
+        assert!(texts.iter().any(|text| text.contains(&mark)), "{family}: no recorded config.json");
+    }
+    texts
+}
 
 /// Parses a config.json and lays its model out, as every command does before it looks at the weights.
 fn config(text: &str) {
@@ -383,11 +398,12 @@ fn config(text: &str) {
 
 #[test]
 fn model_configurations_are_read_or_refused() {
-    for good in CONFIGS {
+    let configs = configs();
+    for good in &configs {
         ModelConfig::parse(good).unwrap();
         config(good);
     }
-    let keys: Vec<(usize, usize, usize)> = CONFIGS
+    let keys: Vec<(usize, usize, usize)> = configs
         .iter()
         .enumerate()
         .flat_map(|(which, text)| {
@@ -402,11 +418,11 @@ fn model_configurations_are_read_or_refused() {
         })
         .collect();
     assert!(keys.len() > 20);
-    proptest!(cases(2000), |(damage in damage(), noise in noise(), which in 0usize..CONFIGS.len(), pick: prop::sample::Index, number in number())| {
-        config(&String::from_utf8_lossy(&damage.of(CONFIGS[which].as_bytes())));
+    proptest!(cases(2000), |(damage in damage(), noise in noise(), which in 0usize..configs.len(), pick: prop::sample::Index, number in number())| {
+        config(&String::from_utf8_lossy(&damage.of(configs[which].as_bytes())));
         config(&String::from_utf8_lossy(&noise));
         let (which, start, end) = *pick.get(&keys);
-        let text = CONFIGS[which];
+        let text = &configs[which];
         config(&format!("{}{number}{}", &text[..start], &text[end..]));
     });
 }

@@ -1,4 +1,5 @@
 //! The machines that carry out the ops.
 
+pub mod counter;
 pub mod cpu;
 pub mod gpu;

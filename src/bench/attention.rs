@@ -6,7 +6,7 @@ use super::{Lab, Measurement, Preset};
 use crate::backend::gpu::{Act, Stat};
 use crate::conformance::{Random, documents};
 use crate::error::Result;
-use crate::ops::{CachePlace, Compute, Heads, PackData};
+use crate::ops::{CachePlace, Compute, Heads, Memory, PackData, Transfer};
 
 const KIND: &str = "attention";
 

@@ -7,7 +7,7 @@ use crate::backend::gpu::Act;
 use crate::conformance::{Random, documents};
 use crate::error::Result;
 use crate::model::rope::table;
-use crate::ops::Compute;
+use crate::ops::{Compute, LinearArgs, LinearShape, Memory, Mlp, Rotation, Transfer};
 
 /// Measures all of them.
 pub(super) fn run(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
@@ -45,7 +45,9 @@ fn rope(lab: &Lab, preset: &Preset) -> Result<Measurement> {
         Ok([lab.act(&gpu, n * c, 1.0)?, lab.act(&gpu, width * c, 0.02)?, gpu.act(n * width)?])
     })?;
     let seconds = lab.time(&gpu, &mut sets, |[x, w, qkv]| {
-        gpu.linear_rope(&pack, (n, c), heads, &table, x, w.as_weight(), None, qkv);
+        let shape = LinearShape { n, o: width, i: c };
+        let args = LinearArgs { shape, x: &*x, w: w.as_weight(), bias: None };
+        gpu.linear_rope(args, Rotation { pack: &pack, heads, table: &table }, qkv);
         Ok(())
     })?;
     let what = "qkv forward with rope";
@@ -65,7 +67,9 @@ fn swiglu(lab: &Lab, preset: &Preset, keep: bool) -> Result<Measurement> {
         Ok([x, w, gpu.act(2 * n * f)?, gpu.act(n * f)?])
     })?;
     let seconds = lab.time(&gpu, &mut sets, |[x, w, gate_up, y]| {
-        gpu.linear_swiglu(n, (f, c), x, w.as_weight(), None, keep, gate_up, y);
+        let shape = LinearShape { n, o: 2 * f, i: c };
+        let args = LinearArgs { shape, x: &*x, w: w.as_weight(), bias: None };
+        gpu.linear_mlp(args, Mlp::SWIGLU, keep, gate_up, y);
         Ok(())
     })?;
     let what = if keep {
@@ -89,6 +93,7 @@ fn swiglu_bwd(lab: &Lab, preset: &Preset) -> Result<Measurement> {
         let (dy, w) = (lab.act(&gpu, n * c, 1.0)?, lab.act(&gpu, c * f, 0.02)?);
         Ok([dy, w, gate_up()?, gate_up()?, gpu.act(n * f)?])
     })?;
+    let shape = LinearShape { n, o: c, i: f };
     // In place, as the backward pass of SwiGLU alone.
     let bytes = 2 * (n * f) as u64 * lab.stored() as u64;
     let seconds = lab.laps(
@@ -96,7 +101,7 @@ fn swiglu_bwd(lab: &Lab, preset: &Preset) -> Result<Measurement> {
         &mut sets,
         lab.repeat(),
         &mut |[dy, w, gate_up, _, y]| {
-            gpu.linear_dgrad_swiglu(n, (c, f), dy, w.as_weight(), gate_up, y);
+            gpu.linear_dgrad_mlp(shape, Mlp::SWIGLU, dy, w.as_weight(), gate_up, y);
             Ok(())
         },
         Some(&mut |[_, _, gate_up, pristine, _]| {
@@ -105,7 +110,7 @@ fn swiglu_bwd(lab: &Lab, preset: &Preset) -> Result<Measurement> {
     )?;
     let what = "down input gradient with swiglu";
     if let Some([dy, w, gate_up, _, y]) = sets.first_mut() {
-        gpu.linear_dgrad_swiglu(n, (c, f), dy, w.as_weight(), gate_up, y);
+        gpu.linear_dgrad_mlp(shape, Mlp::SWIGLU, dy, w.as_weight(), gate_up, y);
         lab.check_act(&gpu, what, gate_up, 2 * n * f)?;
     }
     Ok(record(lab, preset, what, (n, f, c), floor, seconds))

@@ -8,7 +8,7 @@ use super::{Lab, Measurement, Preset, fused};
 use crate::backend::gpu::{Act, Grad};
 use crate::conformance::grad;
 use crate::error::Result;
-use crate::ops::Compute;
+use crate::ops::{Compute, LinearArgs, LinearShape, Memory};
 
 /// Purpose of a linear map's GEMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,10 +136,14 @@ pub(super) fn measure(
         let Set { a, b, result, residual } = set;
         match (form.pass, result) {
             (Pass::Forward, Sink::Act(y)) => {
-                gpu.linear(m, (n, k), a, b.as_weight(), None, residual.as_ref(), y);
+                let shape = LinearShape { n: m, o: n, i: k };
+                let args = LinearArgs { shape, x: &*a, w: b.as_weight(), bias: None };
+                gpu.linear(args, residual.as_ref(), y);
             }
-            (_, Sink::Act(dx)) => gpu.linear_dgrad(m, (k, n), a, b.as_weight(), dx),
-            (_, Sink::Grad(dw)) => gpu.linear_wgrad(k, (m, n), a, b, dw),
+            (_, Sink::Act(dx)) => {
+                gpu.linear_dgrad(LinearShape { n: m, o: k, i: n }, a, b.as_weight(), dx);
+            }
+            (_, Sink::Grad(dw)) => gpu.linear_wgrad(LinearShape { n: k, o: m, i: n }, a, b, dw),
         }
         Ok(())
     })?;

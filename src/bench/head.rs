@@ -7,7 +7,8 @@ use crate::conformance::{Random, documents};
 use crate::error::Result;
 use crate::method::{FORGET, Rows, find};
 use crate::ops::{
-    Compute, HeadGrads, HeadShape, HeadWeight, Matched, RowStats, TokenFormula, TokenWeight,
+    Compute, HeadGrads, HeadShape, HeadWeight, Matched, Memory, RowStats, TokenFormula,
+    TokenWeight, Transfer,
 };
 
 /// Measures the sweeps of the paper's step and of an evaluation.

@@ -9,7 +9,7 @@ use super::{Measurement, Origin, Roofs, median};
 use crate::backend::gpu::driver::Driver;
 use crate::backend::gpu::{Act, Gpu, Grad, Precision};
 use crate::error::{Error, Kind, Result};
-use crate::ops::{Compute, State, StateMode};
+use crate::ops::{Memory, StateMode, Transfer};
 use crate::rng::Stream;
 
 /// Laps that do not count: the first ones meet a cold clock.

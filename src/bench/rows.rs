@@ -8,7 +8,7 @@ use super::{Lab, Measurement, Preset};
 use crate::conformance::{Random, documents, grad};
 use crate::error::Result;
 use crate::model::rope::table;
-use crate::ops::{Compute, Direction, Rms};
+use crate::ops::{Compute, Direction, Memory, Mlp, Norm, NormArgs, NormGrads, Transfer};
 
 /// Records one op of a preset.
 fn record(
@@ -26,7 +26,7 @@ fn record(
 /// Measures RMSNorm forward and backward.
 pub(super) fn norm(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
     let (gpu, n, c) = (lab.gpu(0)?, preset.tokens(), preset.config.width);
-    let rms = Rms::plain(preset.config.eps);
+    let norm = Norm::rms(c, preset.config.norm.eps);
     let (forward, backward) =
         (floors::rmsnorm(n, c, lab.stored()), floors::rmsnorm_bwd(n, c, lab.stored()));
     let gain = lab.act(&gpu, c, 1.0)?;
@@ -36,11 +36,13 @@ pub(super) fn norm(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
     })?;
     // Forward first: it leaves the statistics.
     let first = lab.time(&gpu, &mut sets, |(x, y, _, rstd)| {
-        gpu.rmsnorm(n, c, rms, x, gain.as_weight(), None, y, rstd);
+        let args = NormArgs { n, norm, x: &*x, gain: gain.as_weight(), bias: None };
+        gpu.norm(args, None, y, rstd);
         Ok(())
     })?;
     let second = lab.time(&gpu, &mut sets, |(x, dy, dx, rstd)| {
-        gpu.rmsnorm_bwd(n, c, rms, dy, x, gain.as_weight(), rstd, dx, None);
+        let args = NormArgs { n, norm, x: &*x, gain: gain.as_weight(), bias: None };
+        gpu.norm_bwd(args, dy, rstd, dx, NormGrads::none());
         Ok(())
     })?;
     if let Some((_, y, dx, _)) = sets.first() {
@@ -82,7 +84,7 @@ pub(super) fn swiglu(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
         Ok((lab.act(&gpu, 2 * n * f, 1.0)?, pristine, lab.act(&gpu, n * f, 1.0)?))
     })?;
     let first = lab.time(&gpu, &mut sets, |(gate_up, _, y)| {
-        gpu.swiglu(n, f, gate_up, y);
+        gpu.mlp(n, f, Mlp::SWIGLU, gate_up, y);
         Ok(())
     })?;
     // Backward works in place: applied again and again it would run off to zero and infinity. What it leaves at `dy`
@@ -93,7 +95,7 @@ pub(super) fn swiglu(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
         &mut sets,
         lab.repeat(),
         &mut |(gate_up, _, dy)| {
-            gpu.swiglu_bwd(n, f, dy, gate_up);
+            gpu.mlp_bwd(n, f, Mlp::SWIGLU, dy, gate_up);
             Ok(())
         },
         Some(&mut |(gate_up, pristine, _)| {
@@ -102,7 +104,7 @@ pub(super) fn swiglu(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
     )?;
     if let Some((gate_up, _, y)) = sets.first_mut() {
         lab.check_act(&gpu, "swiglu forward", y, n * f)?;
-        gpu.swiglu_bwd(n, f, y, gate_up);
+        gpu.mlp_bwd(n, f, Mlp::SWIGLU, y, gate_up);
         lab.check_act(&gpu, "swiglu backward", gate_up, 2 * n * f)?;
     }
     Ok(vec![

@@ -24,9 +24,9 @@ pub(super) fn run(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
     let memory = lab.driver().free_bytes().unwrap_or(u64::MAX);
     let target = Target::gpu(lab.precision());
     let mut recipe = preset.recipe.clone();
-    let most = Plan::new(config, &recipe, mode, target, memory).max_tokens;
+    let most = Plan::new(config, &recipe, mode, target, memory)?.max_tokens;
     recipe.run.pack_tokens = pack_tokens(&recipe, most);
-    let plan = Plan::new(config, &recipe, mode, target, memory);
+    let plan = Plan::new(config, &recipe, mode, target, memory)?;
     plan.require_packs()?;
     let (data, runs) = (&recipe.data, &recipe.run);
     let gpu = lab.gpu(plan.arena_bytes())?;

@@ -6,7 +6,7 @@ use super::{Lab, Measurement, Preset};
 use crate::backend::gpu::{Act, Gpu, Grad, Param};
 use crate::error::{Error, Kind, Result};
 use crate::model::{Block, Layout};
-use crate::ops::{Compute, ParamSpec, Role, State, StateMode};
+use crate::ops::{Memory, ParamSpec, Role, State, StateMode};
 use crate::optim::{StepSettings, UpdateRule};
 
 const KIND: &str = "update";

@@ -159,7 +159,7 @@ impl Engine {
         let target = Target::gpu(*precision);
         // A device that does not tell is believed to hold the run.
         let free = driver.free_bytes().unwrap_or(u64::MAX);
-        let plan = Plan::new(config, recipe, recipe.state_mode(trained), target, free);
+        let plan = Plan::new(config, recipe, recipe.state_mode(trained), target, free)?;
         plan.require_packs().map_err(|error| error.at(parts(&plan)))?;
         Ok(Some(plan))
     }

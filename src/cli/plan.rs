@@ -89,7 +89,10 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     };
     let (memory, device) = memory(&args.gpu_memory, target)?;
     let obstacles = obstacles(&config, target, args.precision.into(), device.as_ref());
-    let plans = StateMode::ALL.map(|mode| Plan::new(&config, &recipe, mode, target, memory));
+    let plans: Vec<Plan> = StateMode::ALL
+        .iter()
+        .map(|mode| Plan::new(&config, &recipe, *mode, target, memory))
+        .collect::<Result<_>>()?;
     let mode = recipe.state_mode(plans[0].trainable as usize);
     let used = plans.iter().find(|plan| plan.mode == mode.name()).unwrap_or(&plans[0]);
     let value = json!({
@@ -260,7 +263,7 @@ fn chosen(plan: &Plan, target: Target) -> String {
     let mut text = format!(
         "kept for the backward pass: {kept}; packs of {} tokens then take {}; made again a step: {}\n",
         plan.pack_tokens,
-        bytes(plan.bytes(plan.pack_tokens)),
+        bytes(plan.pack_bytes),
         again(plan.again_flop, plan.again_seconds, target),
     );
     if plan.evaluation_bytes > 0 {

@@ -3,7 +3,7 @@
 use super::{Bench, Dtype, Output, Random, Verdict, documents};
 use crate::backend::gpu::Gpu;
 use crate::error::Result;
-use crate::ops::{Compute, Heads};
+use crate::ops::{Compute, Heads, Memory, Transfer};
 
 /// A shape: heads and documents.
 struct Shape {

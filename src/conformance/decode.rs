@@ -3,7 +3,7 @@
 use super::{Bench, Dtype, Output, Random, Verdict, documents};
 use crate::backend::gpu::Gpu;
 use crate::error::Result;
-use crate::ops::{CachePlace, Compute, Heads, PackData};
+use crate::ops::{CachePlace, Compute, Heads, Memory, PackData, Transfer};
 
 /// A shape: heads, and how many tokens each document has before the one that is decoded.
 struct Shape {

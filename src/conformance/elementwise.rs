@@ -70,15 +70,15 @@ fn swiglu(bench: &Bench<'_>, n: usize, f: usize) -> [Verdict; 2] {
             bench,
             format!("swiglu {n}x{f}"),
             [("gate_up", gate_up.clone()), ("y", y)],
-            |gpu, [gate_up, y]| gpu.swiglu(n, f, gate_up, y),
-            |cpu, [gate_up, y]| cpu.swiglu(n, f, gate_up, y),
+            |gpu, [gate_up, y]| gpu.mlp(n, f, Mlp::SWIGLU, gate_up, y),
+            |cpu, [gate_up, y]| cpu.mlp(n, f, Mlp::SWIGLU, gate_up, y),
         ),
         case(
             bench,
             format!("swiglu_bwd {n}x{f}"),
             [("gate_up", gate_up), ("y", dy)],
-            |gpu, [gate_up, dy]| gpu.swiglu_bwd(n, f, dy, gate_up),
-            |cpu, [gate_up, dy]| cpu.swiglu_bwd(n, f, dy, gate_up),
+            |gpu, [gate_up, dy]| gpu.mlp_bwd(n, f, Mlp::SWIGLU, dy, gate_up),
+            |cpu, [gate_up, dy]| cpu.mlp_bwd(n, f, Mlp::SWIGLU, dy, gate_up),
         ),
     ]
 }
@@ -93,23 +93,23 @@ fn mlp(bench: &Bench<'_>, n: usize, f: usize, mlp: Mlp) -> [Verdict; 3] {
             bench,
             name("activation"),
             [("x", x.clone()), ("y", y)],
-            |gpu, [x, y]| gpu.activation(n, f, mlp, x, y),
-            |cpu, [x, y]| cpu.activation(n, f, mlp, x, y),
+            |gpu, [x, y]| gpu.mlp(n, f, mlp, x, y),
+            |cpu, [x, y]| cpu.mlp(n, f, mlp, x, y),
         ),
         case(
             bench,
             name("activation_bwd"),
             [("x", x.clone()), ("y", dy.clone())],
-            |gpu, [x, dy]| gpu.activation_bwd(n, f, mlp, dy, x),
-            |cpu, [x, dy]| cpu.activation_bwd(n, f, mlp, dy, x),
+            |gpu, [x, dy]| gpu.mlp_bwd(n, f, mlp, dy, x),
+            |cpu, [x, dy]| cpu.mlp_bwd(n, f, mlp, dy, x),
         ),
     ];
     // The backward pass recomputes y to the bit.
     let again = bench.judge(name("activation recomputed"), || {
         let (mut on, mut y, mut dy) =
             (bench.act(&bench.round(&x))?, bench.stale_act(n * f)?, bench.act(&dy)?);
-        bench.gpu.activation(n, f, mlp, &on, &mut y);
-        bench.gpu.activation_bwd(n, f, mlp, &mut dy, &mut on);
+        bench.gpu.mlp(n, f, mlp, &on, &mut y);
+        bench.gpu.mlp_bwd(n, f, mlp, &mut dy, &mut on);
         let want = bench.read_act(&y, n * f).into_iter().map(f64::from).collect();
         let got = bench.read_act(&dy, n * f);
         Ok(vec![Output { name: "y", got, want, stored: Dtype::F64, sums: (Dtype::F64, 0) }])

@@ -3,7 +3,7 @@
 use super::{Bench, Dtype, Output, Random, Verdict, documents, grad};
 use crate::backend::cpu::Grad as CpuGrad;
 use crate::backend::gpu::{Gpu, Grad};
-use crate::ops::{Compute, State, StateMode};
+use crate::ops::{Compute, Memory, StateMode, Transfer};
 
 /// A scale that fp32 and bf16 hold.
 const SCALE: f64 = 1.25;

@@ -4,7 +4,9 @@ use super::{
     Bench, Dtype, Output, Random, TILES, Verdict, documents, sm90_tiles, with_few_rows, with_tile,
 };
 use crate::backend::gpu::{Gpu, Tile};
-use crate::ops::{Compute, Heads, RopeTable};
+use crate::ops::{
+    Compute, Heads, LinearArgs, LinearShape, Memory, Mlp, RopeTable, Rotation, Transfer,
+};
 
 /// H, G, D, pairs and C of qkv products: heads that fit a tile, that fit only a larger one, that fit none; part of a
 /// head; widths that are not whole packs.
@@ -100,19 +102,13 @@ fn rope(
         let (on_x, on_w, on_b) = (bench.act(&x)?, bench.act(&w)?, bench.act(&b)?);
         let mut qkv = bench.stale_act(n * width)?;
         let bias_on = bias.then(|| on_b.as_weight());
-        bench.gpu.linear_rope(
-            &pack,
-            (n, c),
-            heads,
-            &table,
-            &on_x,
-            on_w.as_weight(),
-            bias_on,
-            &mut qkv,
-        );
+        let shape = LinearShape { n, o: width, i: c };
+        let args = LinearArgs { shape, x: &on_x, w: on_w.as_weight(), bias: bias_on };
+        bench.gpu.linear_rope(args, Rotation { pack: &pack, heads, table: &table }, &mut qkv);
         let mut want = vec![0.0; n * width];
         let bias = bias.then_some(&b[..]);
-        bench.cpu.linear_rope(&pack_cpu, (n, c), heads, &table, &x, &w, bias, &mut want);
+        let args = LinearArgs { shape, x: &x, w: &w[..], bias };
+        bench.cpu.linear_rope(args, Rotation { pack: &pack_cpu, heads, table: &table }, &mut want);
         let got = bench.read_act(&qkv, n * width);
         // Where the rotation must be a kernel of its own, as behind products with few rows, its input is rounded to
         // storage too.
@@ -142,13 +138,16 @@ fn swiglu(
         let (on_x, on_w, on_b) = (bench.act(&x)?, bench.act(&w)?, bench.act(&b)?);
         let (on_w, bias_on) = (on_w.as_weight(), bias.then(|| on_b.as_weight()));
         let (mut gate_up, mut y) = (bench.stale_act(2 * n * f)?, bench.stale_act(n * f)?);
-        bench.gpu.linear_swiglu(n, (f, c), &on_x, on_w, bias_on, keep, &mut gate_up, &mut y);
+        let shape = LinearShape { n, o: 2 * f, i: c };
+        let args = LinearArgs { shape, x: &on_x, w: on_w, bias: bias_on };
+        bench.gpu.linear_mlp(args, Mlp::SWIGLU, keep, &mut gate_up, &mut y);
         let mut want = vec![0.0; 2 * n * f];
-        bench.cpu.linear(n, (2 * f, c), &x, &w, bias.then_some(&b[..]), None, &mut want);
+        let bias = bias.then_some(&b[..]);
+        bench.cpu.linear(LinearArgs { shape, x: &x, w: &w[..], bias }, None, &mut want);
         // Both ops of their own on the same device, which the fused one must equal to the bit.
         let (mut rows, mut apart) = (bench.stale_act(2 * n * f)?, bench.stale_act(n * f)?);
-        bench.gpu.linear(n, (2 * f, c), &on_x, on_w, bias_on, None, &mut rows);
-        bench.gpu.swiglu(n, f, &rows, &mut apart);
+        bench.gpu.linear(args, None, &mut rows);
+        bench.gpu.mlp(n, f, Mlp::SWIGLU, &rows, &mut apart);
         let stored = bench.stored();
         let equal = |name, got, want: Vec<f32>| {
             let want = want.into_iter().map(f64::from).collect();
@@ -188,9 +187,10 @@ fn swiglu_backward(
         let (on_dy, on_w) = (bench.act(&dy)?, bench.act(&w)?);
         let (mut on, mut y) = (bench.act(&gate_up)?, bench.stale_act(n * f)?);
         let on_w = on_w.as_weight();
-        bench.gpu.linear_dgrad_swiglu(n, (c, f), &on_dy, on_w, &mut on, &mut y);
+        let (shape, mlp) = (LinearShape { n, o: c, i: f }, Mlp::SWIGLU);
+        bench.gpu.linear_dgrad_mlp(shape, mlp, &on_dy, on_w, &mut on, &mut y);
         let (mut want, mut want_y) = (gate_up.clone(), vec![0.0; n * f]);
-        bench.cpu.linear_dgrad_swiglu(n, (c, f), &dy, &w, &mut want, &mut want_y);
+        bench.cpu.linear_dgrad_mlp(shape, mlp, &dy, &w, &mut want, &mut want_y);
         let stored = bench.stored();
         let (got, got_y) = (bench.read_act(&on, 2 * n * f), bench.read_act(&y, n * f));
         Ok(vec![

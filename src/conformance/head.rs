@@ -5,8 +5,8 @@ use super::{Bench, Dtype, Output, Random, Verdict, documents, grad, sm90_tiles, 
 use crate::backend::cpu::Grad as CpuGrad;
 use crate::backend::gpu::{Act, Gpu, Grad, Pack, Stat, Tile, Weight};
 use crate::ops::{
-    Compute, HeadGrads, HeadShape, HeadWeight, Matched, PackData, RowStats, StateMode,
-    TokenFormula, TokenWeight,
+    Compute, HeadGrads, HeadShape, HeadWeight, Matched, Memory, PackData, RowStats, StateMode,
+    TokenFormula, TokenWeight, Transfer,
 };
 
 /// Coefficients of rows: on all, on some, on none.

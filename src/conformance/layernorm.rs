@@ -4,7 +4,7 @@ use super::embed::grad_output;
 use super::{Bench, Dtype, Output, Random, Verdict, grad};
 use crate::backend::cpu::Grad as CpuGrad;
 use crate::backend::gpu::Gpu;
-use crate::ops::{Compute, StateMode};
+use crate::ops::{Compute, Norm, NormArgs, NormGrads, StateMode};
 
 const EPS: f64 = 1e-5;
 
@@ -41,16 +41,21 @@ fn rows(bench: &Bench<'_>, n: usize, c: usize, mode: StateMode) -> Verdict {
         let (mut y, mut stats, mut dx_on) =
             (bench.stale_act(n * c)?, bench.stale_stat(2 * n)?, bench.act(&dx)?);
         let mut dgain = grad(bench.gpu, c, mode)?;
-        let w = [gain_on.as_weight(), bias_on.as_weight()];
-        bench.gpu.layernorm(n, c, EPS, &x_on, w, &mut y, &mut stats);
-        let to = Some(&mut dgain);
-        bench.gpu.layernorm_bwd(n, c, &dy_on, &x_on, w[0], &stats, &mut dx_on, to);
+        let mut dbias = grad(bench.gpu, c, mode)?;
+        let norm = Norm::layer(c, EPS);
+        let bias_on = Some(bias_on.as_weight());
+        let args = NormArgs { n, norm, x: &x_on, gain: gain_on.as_weight(), bias: bias_on };
+        bench.gpu.norm(args, None, &mut y, &mut stats);
+        let to = NormGrads { gain: Some(&mut dgain), bias: Some(&mut dbias) };
+        bench.gpu.norm_bwd(args, &dy_on, &stats, &mut dx_on, to);
         let (mut want, mut stats_want, mut dx_want) =
             (vec![0.0; n * c], vec![0.0; 2 * n], dx.clone());
         let mut dgain_want = CpuGrad::wide(c);
-        bench.cpu.layernorm(n, c, EPS, &x, [&gain, &bias], &mut want, &mut stats_want);
-        let to = Some(&mut dgain_want);
-        bench.cpu.layernorm_bwd(n, c, &dy, &x, &gain, &stats_want, &mut dx_want, to);
+        let mut dbias_want = CpuGrad::wide(c);
+        let args = NormArgs { n, norm, x: &x, gain: &gain[..], bias: Some(&bias[..]) };
+        bench.cpu.norm(args, None, &mut want, &mut stats_want);
+        let to = NormGrads { gain: Some(&mut dgain_want), bias: Some(&mut dbias_want) };
+        bench.cpu.norm_bwd(args, &dy, &stats_want, &mut dx_want, to);
         let (stored, sums) = (bench.stored(), (Dtype::F32, c));
         let (y, dx) = (bench.read_act(&y, n * c), bench.read_act(&dx_on, n * c));
         let stats = bench.read_stat(&stats, 2 * n);
@@ -59,6 +64,7 @@ fn rows(bench: &Bench<'_>, n: usize, c: usize, mode: StateMode) -> Verdict {
             Output { name: "stats", got: stats, want: stats_want, stored: Dtype::F32, sums },
             Output { name: "dx", got: dx, want: dx_want, stored, sums },
             grad_output(bench.gpu, &dgain, &dgain_want, mode, (Dtype::F32, n), 1),
+            grad_output(bench.gpu, &dbias, &dbias_want, mode, (Dtype::F32, n), 1),
         ])
     })
 }

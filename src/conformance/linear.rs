@@ -4,7 +4,7 @@ use super::{Bench, Dtype, Output, Random, TILES, Verdict, grad, sm90_tiles, with
 use crate::backend::cpu::Grad as CpuGrad;
 use crate::backend::gpu::Gpu;
 use crate::error::{Error, Kind, Result};
-use crate::ops::{Compute, State, StateMode, Sweep};
+use crate::ops::{Compute, LinearArgs, LinearShape, Memory, State, StateMode, Sweep, Transfer};
 
 /// Rows, outputs and inputs: single numbers, odd widths, ragged tiles of every size, sums that cross several stages.
 const SHAPES: [(usize, usize, usize); 14] = [
@@ -116,10 +116,12 @@ fn forward(bench: &Bench<'_>, (n, o, i): Shape, bias: bool, residual: bool) -> V
         let mut y = bench.stale_act(n * o)?;
         let bias_on = bias.then(|| db.as_weight());
         let residual_on = residual.then_some(&dr);
-        bench.gpu.linear(n, (o, i), &dx, dw.as_weight(), bias_on, residual_on, &mut y);
+        let shape = LinearShape { n, o, i };
+        let args = LinearArgs { shape, x: &dx, w: dw.as_weight(), bias: bias_on };
+        bench.gpu.linear(args, residual_on, &mut y);
         let mut want = vec![0.0; n * o];
         let (bias, residual) = (bias.then_some(&b[..]), residual.then_some(&r));
-        bench.cpu.linear(n, (o, i), &x, &w, bias, residual, &mut want);
+        bench.cpu.linear(LinearArgs { shape, x: &x, w: &w[..], bias }, residual, &mut want);
         Ok(vec![product(bench, "y", bench.read_act(&y, n * o), want, i)])
     })
 }
@@ -132,9 +134,9 @@ fn dgrad(bench: &Bench<'_>, (n, o, i): Shape) -> Verdict {
     bench.judge(case, || {
         let (ddy, dw) = (bench.act(&dy)?, bench.act(&w)?);
         let mut dx = bench.stale_act(n * i)?;
-        bench.gpu.linear_dgrad(n, (o, i), &ddy, dw.as_weight(), &mut dx);
+        bench.gpu.linear_dgrad(LinearShape { n, o, i }, &ddy, dw.as_weight(), &mut dx);
         let mut want = vec![0.0; n * i];
-        bench.cpu.linear_dgrad(n, (o, i), &dy, &w, &mut want);
+        bench.cpu.linear_dgrad(LinearShape { n, o, i }, &dy, &w, &mut want);
         Ok(vec![product(bench, "dx", bench.read_act(&dx, n * i), want, o)])
     })
 }
@@ -151,8 +153,8 @@ fn wgrad(bench: &Bench<'_>, (n, o, i): Shape, mode: StateMode) -> Verdict {
             bench,
             (o * i, n, bench.products()),
             mode,
-            |grad| bench.gpu.linear_wgrad(n, (o, i), &ddy, &dx, grad),
-            |grad| bench.cpu.linear_wgrad(n, (o, i), &dy, &x, grad),
+            |grad| bench.gpu.linear_wgrad(LinearShape { n, o, i }, &ddy, &dx, grad),
+            |grad| bench.cpu.linear_wgrad(LinearShape { n, o, i }, &dy, &x, grad),
         )
     })
 }
@@ -180,7 +182,7 @@ fn scanned(
         let mut scans = Vec::new();
         for last in [false, true] {
             bench.gpu.last_writes(last);
-            bench.gpu.linear_wgrad(n, (o, i), &ddy, &dx, &mut got);
+            bench.gpu.linear_wgrad(LinearShape { n, o, i }, &ddy, &dx, &mut got);
             bench.gpu.last_writes(false);
             scans.push(got.scanned() > 0);
         }
@@ -228,7 +230,7 @@ fn accumulated(
     bench: &Bench<'_>,
     (len, terms, products): (usize, usize, Dtype),
     mode: StateMode,
-    on_gpu: impl Fn(&mut <Gpu as Compute>::Grad),
+    on_gpu: impl Fn(&mut <Gpu as Memory>::Grad),
     on_cpu: impl Fn(&mut CpuGrad<f64>),
 ) -> Result<Vec<Output>> {
     let mut got = grad(bench.gpu, len, mode)?;

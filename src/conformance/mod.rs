@@ -28,7 +28,7 @@ use serde::Serialize;
 use crate::backend::cpu::Cpu;
 use crate::backend::gpu::{Act, Gpu, Grad, Precision, Stat, Tile};
 use crate::error::Result;
-use crate::ops::{Compute, PackData, ParamSpec, State, StateMode, TeacherForm};
+use crate::ops::{Memory, PackData, ParamSpec, StateMode, TeacherForm, Transfer};
 use crate::optim::UpdateRule;
 use crate::rng::Stream;
 

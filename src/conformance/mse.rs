@@ -2,7 +2,7 @@
 
 use super::{Bench, Dtype, Output, Random, Verdict};
 use crate::backend::gpu::Gpu;
-use crate::ops::{Compute, PackData, Toward};
+use crate::ops::{Compute, Memory, PackData, Toward, Transfer};
 
 /// Runs all cases.
 pub fn run(gpu: &Gpu) -> Vec<Verdict> {

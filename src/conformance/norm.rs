@@ -4,17 +4,17 @@ use super::embed::grad_output;
 use super::{Bench, Dtype, Output, Random, Verdict, grad};
 use crate::backend::cpu::Grad as CpuGrad;
 use crate::backend::gpu::Gpu;
-use crate::ops::{Compute, Heads, Rms, StateMode};
+use crate::ops::{Compute, Heads, Norm, NormArgs, NormGrads, QkNormArgs, StateMode};
 
 const EPS: f64 = 1e-5;
 
-/// True for the widths with weights that count from 1 and added rows; not 1, where all but rounding cancels.
+/// Tells whether weights count from 1 and a residual is added; not at width 1, where all but rounding cancels.
 fn extends(c: usize) -> bool {
     c > 1 && c % 5 == 1
 }
 
-fn rms(c: usize) -> Rms {
-    Rms { eps: EPS, plus: f64::from(u8::from(extends(c))) }
+fn norm(c: usize) -> Norm {
+    Norm { offset: f64::from(u8::from(extends(c))), ..Norm::rms(c, EPS) }
 }
 
 /// Takes the signs off numbers at width 1: there is one gain, whose gradient may else cancel to rounding, and none beside it
@@ -59,7 +59,7 @@ fn rows(bench: &Bench<'_>, n: usize, c: usize, mode: StateMode) -> Verdict {
     let [x, dy, dx] = [0; 3].map(|_| bench.round(&plain(c, random.vec(n * c))));
     let gain = bench.round(&random.vec(c));
     let more = bench.round(&random.vec(n * c));
-    let (rms, adds) = (rms(c), extends(c));
+    let (norm, adds) = (norm(c), extends(c));
     bench.judge(name, || {
         let (x_on, dy_on, gain_on) = (bench.act(&x)?, bench.act(&dy)?, bench.act(&gain)?);
         let (mut y, mut rstd, mut dx_on) =
@@ -68,15 +68,17 @@ fn rows(bench: &Bench<'_>, n: usize, c: usize, mode: StateMode) -> Verdict {
         let w = gain_on.as_weight();
         let more_on = bench.act(&more)?;
         let residual = adds.then_some(&more_on);
-        bench.gpu.rmsnorm(n, c, rms, &x_on, w, residual, &mut y, &mut rstd);
-        let to = Some(&mut dgain);
-        bench.gpu.rmsnorm_bwd(n, c, rms, &dy_on, &x_on, w, &rstd, &mut dx_on, to);
+        let args = NormArgs { n, norm, x: &x_on, gain: w, bias: None };
+        bench.gpu.norm(args, residual, &mut y, &mut rstd);
+        let to = NormGrads { gain: Some(&mut dgain), bias: None };
+        bench.gpu.norm_bwd(args, &dy_on, &rstd, &mut dx_on, to);
         let (mut y_want, mut rstd_want, mut dx_want) = (vec![0.0; n * c], vec![0.0; n], dx.clone());
         let mut dgain_want = CpuGrad::wide(c);
         let residual = adds.then_some(&more);
-        bench.cpu.rmsnorm(n, c, rms, &x, &gain, residual, &mut y_want, &mut rstd_want);
-        let to = Some(&mut dgain_want);
-        bench.cpu.rmsnorm_bwd(n, c, rms, &dy, &x, &gain, &rstd_want, &mut dx_want, to);
+        let args = NormArgs { n, norm, x: &x, gain: &gain[..], bias: None };
+        bench.cpu.norm(args, residual, &mut y_want, &mut rstd_want);
+        let to = NormGrads { gain: Some(&mut dgain_want), bias: None };
+        bench.cpu.norm_bwd(args, &dy, &rstd_want, &mut dx_want, to);
         let (stored, sums) = (bench.stored(), (Dtype::F32, c));
         let (y, dx) = (bench.read_act(&y, n * c), bench.read_act(&dx_on, n * c));
         let rstd = bench.read_stat(&rstd, n);
@@ -95,23 +97,25 @@ fn heads(bench: &Bench<'_>, n: usize, heads: Heads, mode: StateMode) -> Verdict 
     let (len, d, normed) = (n * heads.qkv_width(), heads.d, heads.h + heads.g);
     let [raw, dqkv] = [0; 2].map(|_| bench.round(&plain(d, random.vec(len))));
     let gains = [0; 2].map(|_| bench.round(&random.vec(d)));
-    let rms = rms(d);
+    let norm = norm(d);
     bench.judge(name, || {
         let (raw_on, mut dqkv_on) = (bench.act(&raw)?, bench.act(&dqkv)?);
         let gains_on = [bench.act(&gains[0])?, bench.act(&gains[1])?];
         let w = [gains_on[0].as_weight(), gains_on[1].as_weight()];
         let (mut qkv, mut rstd) = (bench.stale_act(len)?, bench.stale_stat(n * normed)?);
         let (mut dq, mut dk) = (grad(bench.gpu, d, mode)?, grad(bench.gpu, d, mode)?);
-        bench.gpu.qk_norm(n, heads, rms, w, &raw_on, &mut qkv, &mut rstd);
+        let args = QkNormArgs { n, heads, norm, raw: &raw_on, gains: w };
+        bench.gpu.qk_norm(args, &mut qkv, &mut rstd);
         let to = Some([&mut dq, &mut dk]);
-        bench.gpu.qk_norm_bwd(n, heads, rms, w, &raw_on, &rstd, &mut dqkv_on, to);
+        bench.gpu.qk_norm_bwd(args, &rstd, &mut dqkv_on, to);
         let w = [&gains[0][..], &gains[1][..]];
+        let args = QkNormArgs { n, heads, norm, raw: &raw, gains: w };
         let (mut want, mut rstd_want, mut dwant) =
             (vec![0.0; len], vec![0.0; n * normed], dqkv.clone());
         let (mut dq_want, mut dk_want) = (CpuGrad::wide(d), CpuGrad::wide(d));
-        bench.cpu.qk_norm(n, heads, rms, w, &raw, &mut want, &mut rstd_want);
+        bench.cpu.qk_norm(args, &mut want, &mut rstd_want);
         let to = Some([&mut dq_want, &mut dk_want]);
-        bench.cpu.qk_norm_bwd(n, heads, rms, w, &raw, &rstd_want, &mut dwant, to);
+        bench.cpu.qk_norm_bwd(args, &rstd_want, &mut dwant, to);
         let (stored, sums) = (bench.stored(), (Dtype::F32, d));
         let (y, dx) = (bench.read_act(&qkv, len), bench.read_act(&dqkv_on, len));
         let rstd = bench.read_stat(&rstd, n * normed);

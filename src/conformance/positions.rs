@@ -4,7 +4,7 @@ use super::embed::grad_output;
 use super::{Bench, Dtype, Output, Random, Verdict, documents, grad};
 use crate::backend::cpu::Grad as CpuGrad;
 use crate::backend::gpu::Gpu;
-use crate::ops::{Compute, StateMode};
+use crate::ops::{Compute, Memory, StateMode, Transfer};
 
 /// Runs all cases.
 pub fn run(gpu: &Gpu) -> Vec<Verdict> {

@@ -2,7 +2,7 @@
 
 use super::{Bench, Dtype, Output, Random, Verdict, documents};
 use crate::backend::gpu::Gpu;
-use crate::ops::{Compute, Direction, Heads, RopeTable};
+use crate::ops::{Compute, Direction, Heads, Memory, RopeTable, Transfer};
 
 /// Runs all cases.
 pub fn run(gpu: &Gpu) -> Vec<Verdict> {

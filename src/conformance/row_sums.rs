@@ -2,7 +2,7 @@
 
 use super::{Bench, Dtype, Output, Random, Verdict};
 use crate::backend::gpu::Gpu;
-use crate::ops::{Compute, DocumentFormula, PackData, RowCounts, RowStats, Sweep};
+use crate::ops::{DocumentFormula, Memory, PackData, RowCounts, RowStats, Sweep, Transfer};
 
 /// Document lengths: one token, less and more rows than a block has threads, many documents.
 const LENGTHS: [&[usize]; 7] =

@@ -3,7 +3,7 @@
 use super::{Bench, Dtype, Output, Random, Verdict, tol};
 use crate::backend::gpu::Gpu;
 use crate::ops::sample::kept_weights;
-use crate::ops::{Compute, HeadShape, HeadWeight, Sampling};
+use crate::ops::{Compute, HeadShape, HeadWeight, LinearArgs, LinearShape, Memory, Sampling};
 
 /// Vocabularies: below and above what a warp, and a warp's share, settles at once; with and without whole quads.
 const VOCABS: [usize; 11] = [1, 2, 3, 41, 128, 129, 401, 1000, 2049, 4096, 4099];
@@ -137,7 +137,8 @@ impl Job {
             let w = HeadWeight { cap: *cap, ..HeadWeight::plain(&w[..]) };
             let (mut got, mut want) = (vec![u32::MAX; n], vec![0; n]);
             let mut z = vec![0.0; n * v];
-            cpu.linear(n, (v, c), h, w.matrix, None, None, &mut z);
+            let map = LinearShape { n, o: v, i: c };
+            cpu.linear(LinearArgs { shape: map, x: h, w: w.matrix, bias: None }, None, &mut z);
             let capped = |z: f64| cap.map_or(z, |cap| cap * (z / cap).tanh());
             let z: Vec<f32> = z.into_iter().map(|z| capped(z) as f32).collect();
             let top = z.iter().fold(0.0, |a: f32, z| a.max(z.abs()));

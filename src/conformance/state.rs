@@ -10,7 +10,7 @@ use crate::backend::cpu::{Cpu, Grad as CpuGrad, GradData, Param as CpuParam};
 use crate::backend::gpu::{Act, Gpu, Grad, Param, Precision};
 use crate::error::{Error, Result};
 use crate::ops::format::{EVALUATION, narrow, narrow_even, noise, widen};
-use crate::ops::{Compute, ParamSpec, Role, State, StateMode, TeacherForm};
+use crate::ops::{Memory, ParamSpec, Role, State, StateMode, TeacherForm, Transfer};
 use crate::optim::{StepOutcome, StepSettings};
 use crate::optim::{UpdateRule, UpdateScalars};
 

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::model::params::Keeping;
 use crate::model::sink::{Gradients, clear};
-use crate::ops::Ops;
+use crate::ops::{Memory, Ops};
 
 /// Result of combining the gradients of a step.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -45,22 +45,22 @@ pub struct Sum;
 impl<O: Ops> Combine<O> for Sum {}
 
 /// Gradients of the terms in separate buffers, combined by their inner products.
-pub struct Separate<O: Ops> {
+pub struct Separate<M: Memory> {
     combination: Combination,
     /// Gradients of all terms but the first, whose are the model's.
-    pub grads: Vec<Gradients<O>>,
+    pub grads: Vec<Gradients<M>>,
 }
 
-impl<O: Ops> Separate<O> {
+impl<M: Memory> Separate<M> {
     /// Allocates buffers for `terms` terms of `model`.
     pub fn new(
-        ops: &O,
+        memory: &M,
         combination: Combination,
-        model: &Model<O>,
+        model: &Model<M>,
         keep: &Keeping,
         terms: usize,
     ) -> Result<Self> {
-        let grads = (1..terms).map(|_| model.more_grads(ops, keep)).collect::<Result<_>>()?;
+        let grads = (1..terms).map(|_| model.more_grads(memory, keep)).collect::<Result<_>>()?;
         Ok(Self { combination, grads })
     }
 }
@@ -158,11 +158,22 @@ impl Combination {
         keep: &Keeping,
         terms: usize,
     ) -> Result<Box<dyn Combine<O>>> {
-        Ok(match self {
-            Self::Sum => Box::new(Sum),
-            _ if terms < 2 => Box::new(Sum),
-            _ => Box::new(Separate::new(ops, self, model, keep, terms)?),
+        Ok(match self.separate(ops, model, keep, terms)? {
+            None => Box::new(Sum),
+            Some(separate) => Box::new(separate),
         })
+    }
+
+    /// Allocates the buffers of `terms` terms of `model`, where they are kept separate.
+    pub fn separate<M: Memory>(
+        self,
+        memory: &M,
+        model: &Model<M>,
+        keep: &Keeping,
+        terms: usize,
+    ) -> Result<Option<Separate<M>>> {
+        let needed = self != Self::Sum && terms > 1;
+        needed.then(|| Separate::new(memory, self, model, keep, terms)).transpose()
     }
 
     /// Finds a combination by name.

@@ -15,7 +15,9 @@ use crate::model::decoder::{HeadLoss, HeadPass};
 use crate::model::generate::{Request, generate_in};
 use crate::model::sink::{InputHook, Sink};
 use crate::model::{Level, Model, Saving, Workspace};
-use crate::ops::{Ops, PackData, Role, RowStats, Tallied, TokenFormula, TokenWeight, WorkKey};
+use crate::ops::{
+    Memory, Ops, PackData, Role, RowStats, Tallied, TokenFormula, TokenWeight, WorkKey,
+};
 
 /// What a sweep over micro-batches adds up to; means over micro-batches, without the loss weight.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -100,23 +102,23 @@ pub struct TokenScores {
     pub hits: Vec<bool>,
 }
 
-/// The buffers of a run: packs, workspace, host rows. Allocated once.
-pub struct Passes<O: Ops> {
+/// The buffers of a run: packs, workspace, host rows.
+pub struct Passes<M: Memory> {
     /// Forward and backward buffers.
-    pub ws: Workspace<O>,
+    pub ws: Workspace<M>,
     /// Two that take turns: while one is worked on, the next is made and loaded.
-    packs: [O::Pack; 2],
+    packs: [M::Pack; 2],
     turn: usize,
     /// The documents that the teacher reads of a pack that loss and penalty share.
-    retained: O::Pack,
+    retained: M::Pack,
     data: PackData,
-    weights: O::Stat,
+    weights: M::Stat,
     /// Results of the base model's head.
-    base: RowStats<O::Stat>,
+    base: RowStats<M::Stat>,
     /// What hidden rows are pulled to; none before [`Passes::steer`].
-    steering: Option<O::Stat>,
+    steering: Option<M::Stat>,
     /// Sums of each term.
-    tallies: Vec<O::Tally>,
+    tallies: Vec<M::Tally>,
     /// Tokens behind each tally.
     tokens: [usize; MOST_TERMS],
     /// Tokens of the first two terms in the packed batch that both shared in the last step.
@@ -124,39 +126,41 @@ pub struct Passes<O: Ops> {
     rows: Vec<f64>,
 }
 
-impl<O: Ops> Passes<O> {
+impl<M: Memory> Passes<M> {
     /// Allocates buffers for packs of up to `tokens` tokens; for `training` such that no product is done twice.
-    pub fn new(ops: &O, model: &Model<O>, tokens: usize, training: bool) -> Result<Self> {
-        Self::saving(ops, model, tokens, training.then_some(Saving::same(Level::All)))
+    pub fn new(memory: &M, model: &Model<M>, tokens: usize, training: bool) -> Result<Self> {
+        Self::saving(memory, model, tokens, training.then_some(Saving::same(Level::All)))
     }
 
     /// Allocates buffers for packs of up to `tokens` tokens; for training with a choice of what is kept of each layer.
     pub fn saving(
-        ops: &O,
-        model: &Model<O>,
+        memory: &M,
+        model: &Model<M>,
         tokens: usize,
         saving: Option<Saving>,
     ) -> Result<Self> {
         Ok(Self {
-            ws: Workspace::new(ops, model, tokens, saving)?,
-            packs: [ops.pack(tokens)?, ops.pack(tokens)?],
+            ws: Workspace::new(memory, model, tokens, saving)?,
+            packs: [memory.pack(tokens)?, memory.pack(tokens)?],
             turn: 0,
-            retained: ops.pack(if saving.is_some() { tokens } else { 0 })?,
+            retained: memory.pack(if saving.is_some() { tokens } else { 0 })?,
             data: PackData::default(),
-            weights: ops.stat(tokens)?,
+            weights: memory.stat(tokens)?,
             base: RowStats {
-                nll: ops.stat(tokens)?,
-                value: ops.stat(tokens)?,
-                hit: ops.stat(tokens)?,
+                nll: memory.stat(tokens)?,
+                value: memory.stat(tokens)?,
+                hit: memory.stat(tokens)?,
             },
             steering: None,
-            tallies: (0..MOST_TERMS).map(|_| ops.tally_room()).collect::<Result<_>>()?,
+            tallies: (0..MOST_TERMS).map(|_| memory.tally_room()).collect::<Result<_>>()?,
             tokens: [0; MOST_TERMS],
             shared: [0; 2],
-            rows: vec![0.0; tokens],
+            rows: Vec::new(),
         })
     }
+}
 
+impl<O: Ops> Passes<O> {
     /// Sets the vector that rows of steered losses are pulled to, C numbers.
     pub fn steer(&mut self, ops: &O, vector: &[f64]) -> Result<()> {
         let mut steering = ops.stat(vector.len())?;
@@ -444,7 +448,8 @@ impl<O: Ops> Passes<O> {
             model.forward(ops, pack, n, Role::Evaluated, &mut self.ws);
             model.head(ops, &mut self.ws, plain(pack, 0..n, Role::Evaluated), None);
             let first = scores.len();
-            ops.read_stat(&self.ws.stats.nll, &mut self.rows[..n]);
+            self.rows.resize(n, 0.0);
+            ops.read_stat(&self.ws.stats.nll, &mut self.rows);
             ops.sync()?;
             let mut start = 0;
             for ids in &group {
@@ -454,7 +459,7 @@ impl<O: Ops> Passes<O> {
                 scores.push(TokenScores { log_probs, hits: Vec::new() });
                 start = end;
             }
-            ops.read_stat(&self.ws.stats.hit, &mut self.rows[..n]);
+            ops.read_stat(&self.ws.stats.hit, &mut self.rows);
             ops.sync()?;
             let mut start = 0;
             for (ids, scores) in group.iter().zip(&mut scores[first..]) {

@@ -1,13 +1,13 @@
 //! Backward pass of a decoder: from the gradients at the final hidden rows to those of every tensor that trains.
 
 use super::config::Learned;
-use super::decoder::{At, Attend};
+use super::decoder::{At, Attend, Pass};
 use super::layout::LayerBlocks;
-use super::norm::{RowNorm, rms};
+use super::norm::{RowNorm, of_heads};
 use super::params::Model;
 use super::sink::{Linear, Sink};
 use super::workspace::{Flow, Inner, Made, Workspace};
-use crate::ops::{Direction, Mlp, Ops, Role};
+use crate::ops::{Direction, LinearShape, Ops, QkNormArgs, Role};
 
 impl<O: Ops> Model<O> {
     /// Sends the gradients that [`Model::head`] left at all `n` rows down through the model into `sink`.
@@ -38,7 +38,6 @@ impl<O: Ops> Model<O> {
     /// Sends the gradients that [`Model::pull`] left behind the first `depth` layers down through these.
     ///
     /// Layers below all that trains are left out.
-    #[allow(clippy::too_many_arguments)]
     pub fn backward_from(
         &mut self,
         ops: &O,
@@ -50,13 +49,13 @@ impl<O: Ops> Model<O> {
     ) {
         let c = self.config.width;
         let lowest = self.layout.lowest_trained();
+        let pass = Pass { ops, pack, n, role: Role::Student };
         for l in (lowest..depth).rev() {
             if ws.middle.again(l) {
-                let attend = &mut Attend::Pack;
-                self.attention_half(ops, pack, n, Role::Student, ws, At::new(l, true), attend);
+                self.attention_half(pass, ws, At::new(l, true), &mut Attend::Pack);
             }
-            self.mlp_backward(ops, n, ws, l, sink);
-            self.attention_backward(ops, pack, n, ws, (l, lowest), sink);
+            self.mlp_backward(pass, ws, l, sink);
+            self.attention_backward(pass, ws, (l, lowest), sink);
         }
         let Some(Flow { dx, .. }) = &ws.flow else { return };
         let grads = sink.of(&mut self.grads);
@@ -77,18 +76,18 @@ impl<O: Ops> Model<O> {
     /// the MLP waits in `dh` for the end of the layer.
     fn mlp_backward(
         &mut self,
-        ops: &O,
-        n: usize,
+        pass: Pass<'_, O>,
         ws: &mut Workspace<O>,
         l: usize,
         sink: &mut Sink<'_, O>,
     ) {
-        let (role, at) = (Role::Student, At::new(l, true));
+        let Pass { ops, n, role, .. } = pass;
+        let at = At::new(l, true);
         let again = ws.inner.again(l);
         if again {
-            self.gate_up(ops, n, role, ws, at, true);
+            self.gate_up(pass, ws, at, true);
             if self.config.post_norms {
-                self.down(ops, n, role, ws, at);
+                self.down(pass, ws, at);
             }
         }
         let Self { config, layout, params, grads: own, .. } = self;
@@ -107,28 +106,21 @@ impl<O: Ops> Model<O> {
             _ => &mut *dx,
         };
         let w = ops.view(&params[blocks.down], role, &mut scratch.matrix);
-        if config.mlp == Mlp::SWIGLU {
-            ops.linear_dgrad_swiglu(n, (c, f), dy, w, gate_up, act);
-        } else {
-            ops.linear_dgrad(n, (c, f), dy, w, act);
-            ops.activation_bwd(n, f, config.mlp, act, gate_up);
-        }
+        let shape = LinearShape { n, o: c, i: f };
+        ops.linear_dgrad_mlp(shape, config.mlp, dy, w, gate_up, act);
         let (matrix, bias) = (blocks.down, blocks.down_bias);
-        sink.linear(ops, own, Linear { n, shape: (c, f), dy, x: act, matrix, bias });
+        sink.linear(ops, own, Linear { shape, dy, x: act, matrix, bias });
         let norm = RowNorm { ops, n, config, params, blocks: blocks.norm2 };
         let rows = if config.residual.parallel() { &x[l] } else { &s.rows };
         if !again {
-            norm.forward(role, rows, normed, &mut s.rstd2, &mut scratch.gains);
+            norm.forward(role, rows, None, normed, &mut s.rstd2, &mut scratch.gains);
         }
         let (matrix, bias) = (blocks.gate_up, blocks.gate_up_bias);
-        sink.linear(
-            ops,
-            own,
-            Linear { n, shape: (width, c), dy: gate_up, x: normed, matrix, bias },
-        );
+        let shape = LinearShape { n, o: width, i: c };
+        sink.linear(ops, own, Linear { shape, dy: gate_up, x: normed, matrix, bias });
         let w = ops.view(&params[blocks.gate_up], role, &mut scratch.matrix);
         // dh is free from here on and carries the gradient at the normed rows.
-        ops.linear_dgrad(n, (width, c), gate_up, w, dh);
+        ops.linear_dgrad(shape, gate_up, w, dh);
         if !config.residual.parallel() {
             norm.backward(sink.of(own), dh, rows, &s.rstd2, dx, &mut scratch.gains);
         }
@@ -136,18 +128,17 @@ impl<O: Ops> Model<O> {
 
     fn attention_backward(
         &mut self,
-        ops: &O,
-        pack: &O::Pack,
-        n: usize,
+        pass: Pass<'_, O>,
         ws: &mut Workspace<O>,
         (l, lowest): (usize, usize),
         sink: &mut Sink<'_, O>,
     ) {
-        let (role, at) = (Role::Student, At::new(l, true));
-        // Where the whole layer was made again, its qkv rows are there.
+        let Pass { ops, pack, n, role } = pass;
+        let at = At::new(l, true);
+        // Where the whole layer was recomputed, its qkv rows are there.
         let again = ws.qkv.again(l) && !ws.middle.again(l);
         if again {
-            self.qkv(ops, pack, n, role, ws, at);
+            self.qkv(pass, ws, at);
         }
         let rope = self.rope(l).clone();
         let Self { config, layout, params, grads: own, .. } = self;
@@ -168,9 +159,10 @@ impl<O: Ops> Model<O> {
             _ => &mut *dx,
         };
         let (matrix, bias) = (blocks.out, blocks.out_bias);
-        sink.linear(ops, own, Linear { n, shape: (c, hd), dy, x: &s.attn, matrix, bias });
+        let shape = LinearShape { n, o: c, i: hd };
+        sink.linear(ops, own, Linear { shape, dy, x: &s.attn, matrix, bias });
         let w = ops.view(&params[blocks.out], role, &mut scratch.matrix);
-        ops.linear_dgrad(n, (c, hd), dy, w, dattn);
+        ops.linear_dgrad(shape, dy, w, dattn);
         ops.attention_bwd(pack, heads, &rows.rows, &s.attn, &s.lse, dattn, dqkv);
         ops.rope(pack, heads, &rope, Direction::Backward, dqkv);
         if let (Some(raw), Some(rstd), Some([q, k])) = (&rows.raw, &rows.rstd, blocks.qk_norm) {
@@ -181,14 +173,16 @@ impl<O: Ops> Model<O> {
                 (Some(dq), Some(dk)) => Some([dq, dk]),
                 _ => None,
             };
-            ops.qk_norm_bwd(n, heads, rms(config), gains, raw, rstd, dqkv, dgains);
+            let args = QkNormArgs { n, heads, norm: of_heads(config), raw, gains };
+            ops.qk_norm_bwd(args, rstd, dqkv, dgains);
         }
         let norm = RowNorm { ops, n, config, params, blocks: blocks.norm1 };
         if !again {
-            norm.forward(role, &x[l], normed, &mut s.rstd1, &mut scratch.gains);
+            norm.forward(role, &x[l], None, normed, &mut s.rstd1, &mut scratch.gains);
         }
         let (matrix, bias) = (blocks.qkv, blocks.qkv_bias);
-        sink.linear(ops, own, Linear { n, shape: (qkv, c), dy: dqkv, x: normed, matrix, bias });
+        let shape = LinearShape { n, o: qkv, i: c };
+        sink.linear(ops, own, Linear { shape, dy: dqkv, x: normed, matrix, bias });
         // Below the lowest layer that trains only a trained embedding (or norm) asks for a gradient.
         let below = [Some(layout.embed), layout.positions, Some(blocks.norm1.gain)];
         let grads = sink.of(own);
@@ -197,7 +191,7 @@ impl<O: Ops> Model<O> {
             let w = ops.view(&params[blocks.qkv], role, &mut scratch.matrix);
             // A gradient that waits in dh must not be overwritten; the one at attention's output is used up.
             let to = if config.residual.parallel() { &mut *dattn } else { &mut *dh };
-            ops.linear_dgrad(n, (qkv, c), dqkv, w, to);
+            ops.linear_dgrad(shape, dqkv, w, to);
             norm.backward(sink.of(own), to, &x[l], &s.rstd1, dx, &mut scratch.gains);
         }
         if config.residual.parallel() {

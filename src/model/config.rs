@@ -1,19 +1,19 @@
 //! config.json of a decoder: what is read, and what is refused.
 
-mod family;
 mod ignored;
 mod reader;
 mod rotary;
+mod rules;
 mod windows;
 
 use serde_json::Value;
 
-pub use family::{ARCHITECTURES, Family};
-
+use super::family::{self, Architecture, EmbedScale, Positions, Residual};
 use crate::error::{Error, Result};
-use crate::ops::{Heads, Mlp};
+use crate::ops::{Heads, Mlp, Norm};
 use reader::Reader;
 use rotary::{local_rope, rope};
+use rules::Rules;
 use windows::windows;
 
 const MOST_LAYERS: usize = 4096;
@@ -23,10 +23,8 @@ const WIDEST_HEAD: usize = 1 << 16;
 /// The settings of a decoder that its computation depends on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    /// `model_type`.
-    pub architecture: String,
-    /// How its tensors are called and laid out.
-    pub family: Family,
+    /// The family, which has the names of its tensors.
+    pub architecture: &'static Architecture,
     /// V.
     pub vocab: usize,
     /// C.
@@ -41,37 +39,35 @@ pub struct ModelConfig {
     pub head_width: usize,
     /// F.
     pub ffn: usize,
-    /// What rows are normed by.
+    /// Norm of the hidden states; norms of heads share its epsilon and offset.
     pub norm: Norm,
-    /// Epsilon of the norms.
-    pub eps: f64,
-    /// What stands between the products of an MLP.
+    /// Activation of the MLPs.
     pub mlp: Mlp,
-    /// What the MLP of a layer reads.
+    /// Residual connections of a layer.
     pub residual: Residual,
-    /// Whether what attention and MLP make is normed before it joins the residual stream.
+    /// Presence of norms of the outputs of attention and MLP, before they join the residual stream.
     pub post_norms: bool,
-    /// What rows of the embedding are multiplied by.
+    /// Factor on the embedding.
     pub embed_scale: f64,
-    /// Whether the head is the embedding matrix.
+    /// Use of the embedding matrix as head.
     pub tied: bool,
-    /// Whether q, k and v have biases.
+    /// Presence of biases of query, key and value.
     pub qkv_bias: bool,
-    /// Whether the output projection has a bias.
+    /// Presence of a bias of the output projection.
     pub out_bias: bool,
-    /// Whether the products of the MLP have biases.
+    /// Presence of biases in the MLPs.
     pub mlp_bias: bool,
-    /// Whether the head has a bias.
+    /// Presence of a bias of the head.
     pub head_bias: bool,
-    /// Whether query and key heads are normed (Qwen3).
+    /// Presence of norms of query and key heads.
     pub qk_norm: bool,
-    /// Rotary positions.
+    /// Rotary positions; of width 0 where positions are learned.
     pub rope: RopeConfig,
     /// Rotary positions of layers with a window, where they have their own.
     pub local_rope: Option<RopeConfig>,
-    /// What turned query and key heads are multiplied by; its square is a factor on scores.
+    /// Factor on rotated query and key heads; its square is a factor on scores.
     pub head_scale: f64,
-    /// The cap of attention's scores s, which become `cap tanh(s / cap)`.
+    /// The cap of attention scores s, which become `cap tanh(s / cap)`.
     pub score_cap: Option<f64>,
     /// The cap of logits, likewise.
     pub logit_cap: Option<f64>,
@@ -81,47 +77,6 @@ pub struct ModelConfig {
     pub windows: Vec<Option<usize>>,
     /// The longest sequence the model was made for.
     pub max_positions: usize,
-}
-
-/// What rows are normed by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Norm {
-    /// Root mean square, and a gain.
-    Rms,
-    /// Root mean square, and a gain that counts from 1.
-    RmsFromOne,
-    /// Mean and variance, a gain and a bias.
-    Layer,
-}
-
-impl Norm {
-    /// Returns the statistics that the backward pass needs of a row.
-    pub fn statistics(self) -> usize {
-        match self {
-            Self::Rms | Self::RmsFromOne => 1,
-            Self::Layer => 2,
-        }
-    }
-}
-
-/// What the MLP of a layer reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Residual {
-    /// The residual stream behind attention.
-    Sequential,
-    /// What attention reads too, through a norm of its own: `x + attention(norm1 x) + mlp(norm2 x)`.
-    Parallel,
-    /// What attention reads too, through the same norm: `x + attention(norm x) + mlp(norm x)`.
-    Shared,
-}
-
-impl Residual {
-    /// Tells whether attention and MLP read the same rows.
-    pub fn parallel(self) -> bool {
-        self != Self::Sequential
-    }
 }
 
 /// Positions that are rows of a table, added to the embedding.
@@ -140,7 +95,7 @@ pub struct RopeConfig {
     pub theta: f64,
     /// Width of the rotated part of a head; D unless `partial_rotary_factor` says less.
     pub width: usize,
-    /// How frequencies are changed for long contexts.
+    /// Change of the frequencies for long contexts.
     pub scaling: RopeScaling,
 }
 
@@ -178,24 +133,25 @@ impl ModelConfig {
             Error::model(format!("config.json: not valid JSON: {e}")).with_source(e)
         })?;
         let json = Reader { root: &root };
-        let architecture = json.text("model_type")?;
+        let model_type = json.text("model_type")?;
         if json.root.get("text_config").is_some_and(Value::is_object) {
             return Err(Error::model(format!(
-                "config.json: model_type `{architecture}` is a multimodal model (text_config inside), which is not \
+                "config.json: model_type `{model_type}` is a multimodal model (text_config inside), which is not \
                  supported"
             ))
             .hint(format!(
                 "use a text-only model; supported model_types are {}",
-                ARCHITECTURES.join(", ")
+                family::supported()
             )));
         }
-        let family = Family::of(&architecture)?;
-        family.refuse(&json)?;
-        let keys = family.keys();
+        let architecture = family::find(&model_type)?;
+        let rules = Rules { json: &json, family: architecture };
+        rules.refuse()?;
+        let Architecture { keys, names, biases, .. } = architecture;
         let width = json.size(keys.width)?;
         let heads = json.size(keys.heads)?;
         let layers = json.size(keys.layers)?;
-        let head_width = match json.optional_size("head_dim")?.or(family.head_width()) {
+        let head_width = match json.optional_size("head_dim")?.or(architecture.head_width) {
             Some(d) => d,
             None if width.is_multiple_of(heads) => width / heads,
             None => {
@@ -213,10 +169,10 @@ impl ModelConfig {
             )));
         }
         let vocab = json.size("vocab_size")?;
-        let ffn = match (family, json.optional_size(keys.ffn)?) {
-            (_, Some(ffn)) => ffn,
-            (Family::Gpt2, None) => 4 * width,
-            (_, None) => json.size(keys.ffn)?,
+        let ffn = match (json.optional_size(keys.ffn)?, architecture.ffn_factor) {
+            (Some(ffn), _) => ffn,
+            (None, Some(factor)) => factor * width,
+            (None, None) => json.size(keys.ffn)?,
         };
         // So that no size computed from these can overflow, and a wrong file cannot ask for memory by a number alone.
         if layers > MOST_LAYERS {
@@ -231,7 +187,12 @@ impl ModelConfig {
             )));
         }
         let max_positions = json.optional_size(keys.positions)?.unwrap_or(2048);
-        let learned = family.learned(max_positions);
+        let (learned, rotary) = match &architecture.positions {
+            Positions::Learned { offset } => {
+                (Some(Learned { rows: max_positions + offset, offset: *offset }), None)
+            }
+            Positions::Rotary(rotary) => (None, Some(rotary)),
+        };
         let rows = (vocab as u128).max(2 * ffn as u128).max(max_learned(learned));
         let heads_wide = (heads as u128 + 2 * kv_heads as u128) * head_width as u128;
         let largest = rows.max(heads_wide) * width as u128;
@@ -240,7 +201,13 @@ impl ModelConfig {
                 "config.json: a matrix of {largest} numbers, wanted at most {LARGEST_MATRIX}"
             )));
         }
-        let biases = family.biases(&json)?;
+        let bias = |bias| rules.bias(bias);
+        let (qkv_bias, out_bias, mlp_bias) =
+            (bias(biases.qkv)?, bias(biases.out)?, bias(biases.mlp)?);
+        let eps = match keys.eps {
+            Some(key) => json.number(key, Some(architecture.eps))?,
+            None => architecture.eps,
+        };
         Ok(Self {
             vocab,
             width,
@@ -249,34 +216,34 @@ impl ModelConfig {
             kv_heads,
             head_width,
             ffn,
-            norm: family.norm(),
-            eps: match keys.eps {
-                Some(key) => json.number(key, Some(family.eps()))?,
-                None => family.eps(),
+            norm: Norm { kind: architecture.norm, width, eps, offset: architecture.gain_offset },
+            mlp: Mlp { activation: rules.activation()?, gated: architecture.gated },
+            residual: rules.residual()?,
+            post_norms: names.post.is_some(),
+            embed_scale: match architecture.embed_scale {
+                EmbedScale::One => 1.0,
+                EmbedScale::RootWidth => (width as f64).sqrt(),
             },
-            mlp: Mlp { activation: family.activation(&json)?, gated: family.gated() },
-            residual: family.residual(&json)?,
-            post_norms: family.gemma(),
-            embed_scale: if family.gemma() { (width as f64).sqrt() } else { 1.0 },
-            tied: json.flag("tie_word_embeddings", family.tied())?,
-            qkv_bias: biases.qkv,
-            out_bias: biases.out,
-            mlp_bias: biases.mlp,
-            head_bias: family == Family::Phi,
-            qk_norm: architecture == "qwen3" || family == Family::Gemma3,
-            rope: match learned {
-                // Nothing of a head turns.
-                Some(_) => RopeConfig { theta: 1e4, width: 0, scaling: RopeScaling::Default },
-                None => rope(&json, head_width, family)?,
+            tied: json.flag("tie_word_embeddings", architecture.tied)?,
+            qkv_bias,
+            out_bias,
+            mlp_bias,
+            head_bias: biases.head,
+            qk_norm: names.qk_norm.is_some(),
+            rope: match rotary {
+                Some(rotary) => rope(&json, head_width, rotary)?,
+                None => RopeConfig { theta: 1e4, width: 0, scaling: RopeScaling::Default },
             },
-            local_rope: local_rope(&json, head_width, family)?,
-            head_scale: family.head_scale(&json, head_width)?,
-            score_cap: family.score_cap(&json)?,
-            logit_cap: family.logit_cap(&json)?,
+            local_rope: match rotary {
+                Some(rotary) => local_rope(&json, head_width, rotary)?,
+                None => None,
+            },
+            head_scale: rules.head_scale(head_width)?,
+            score_cap: rules.score_cap()?,
+            logit_cap: rules.logit_cap()?,
             learned,
-            windows: windows(&json, layers, &architecture)?,
+            windows: windows(&json, layers, architecture)?,
             max_positions,
-            family,
             architecture,
         })
     }
@@ -374,9 +341,12 @@ mod tests {
         let error = ModelConfig::parse(&text).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "config.json: model_type: architecture `lama` is not supported\n\
-             hint: supported are llama, mistral, qwen2, qwen3, gpt2, gpt_neox, opt, phi, gemma2, gemma3_text"
+            format!(
+                "config.json: model_type: architecture `lama` is not supported\nhint: supported are {}",
+                family::supported()
+            )
         );
+        assert!(family::supported().starts_with("llama, mistral, qwen2, "));
     }
 
     #[test]

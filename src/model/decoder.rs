@@ -1,29 +1,29 @@
-//! Forward pass of a decoder over packed documents, and the sweep of its head; backward.rs has the way back.
+//! Forward pass of a decoder over packed sequences, and the pass of its head; the backward pass is in backward.rs.
 //!
-//! What is kept of every layer for the backward pass, and what is made again there, says [`super::saving`]; normed rows
-//! and outputs of activations always are made again, which costs no product. Linear maps go to the backend together with
-//! what follows them, so that it may do both in one kernel.
+//! [`super::saving`] decides how much of every layer is kept for the backward pass and how much is recomputed; normalized
+//! hidden states and outputs of activations are always recomputed, which costs no GEMM. Linear maps go to the backend together
+//! with the op that follows, so that it may do both in one kernel.
 
 use std::ops::Range;
 
 use super::config::Learned;
 use super::layout::NormBlocks;
-use super::norm::{RowNorm, rms};
+use super::norm::{RowNorm, of_heads};
 use super::params::{Model, View, head_weight};
 use super::sink::Sink;
 use super::workspace::Workspace;
 use crate::ops::{
-    CachePlace, Direction, HeadGrads, HeadShape, Matched, Mlp, Ops, Role, RowStats, TokenWeight,
-    Toward,
+    CachePlace, Direction, HeadGrads, HeadShape, LinearArgs, LinearShape, Matched, Ops, QkNormArgs,
+    Role, Rotation, RowStats, TokenWeight, Toward,
 };
 
-/// The loss rows of one head sweep.
+/// The loss of a pass of the head.
 pub enum HeadLoss<'a, O: Ops> {
-    /// Weighted one-hot rows.
+    /// A target-token loss with weights.
     OneHot(TokenWeight<'a, O::Stat>),
-    /// Rows that reach all logits; where they compare, with the teacher's.
+    /// A loss over all logits; where it compares, with those of the teacher.
     Matched(Matched),
-    /// The same, compared with those of a model that was run as a teacher.
+    /// The same, compared with those of a model that was run as the teacher.
     Against(Matched, &'a Model<O>),
 }
 
@@ -48,7 +48,7 @@ pub(super) struct Caches<O: Ops> {
     pub(super) places: Vec<(usize, CachePlace)>,
 }
 
-/// How attention is done in a forward pass.
+/// Keys and values of attention in a forward pass.
 pub(super) enum Attend<'a, O: Ops> {
     /// Inside the pack.
     Pack,
@@ -57,6 +57,23 @@ pub(super) enum Attend<'a, O: Ops> {
     /// One token a document against the cache.
     Decode(&'a mut Caches<O>),
 }
+
+/// A forward pass of a packed batch.
+pub(super) struct Pass<'a, O: Ops> {
+    pub(super) ops: &'a O,
+    pub(super) pack: &'a O::Pack,
+    /// Its tokens.
+    pub(super) n: usize,
+    pub(super) role: Role,
+}
+
+impl<O: Ops> Clone for Pass<'_, O> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<O: Ops> Copy for Pass<'_, O> {}
 
 /// A layer in a pass, and the buffers it works on.
 #[derive(Clone, Copy)]
@@ -95,22 +112,6 @@ impl<O: Ops> Model<O> {
         ops.view(&self.params[b], role, scratch)
     }
 
-    /// Norms rows; `scratch` shows gain and bias.
-    #[allow(clippy::too_many_arguments)]
-    fn norm(
-        &self,
-        ops: &O,
-        n: usize,
-        blocks: NormBlocks,
-        role: Role,
-        x: &O::Act,
-        y: &mut O::Act,
-        stats: &mut O::Stat,
-        scratch: &mut [O::Act; 2],
-    ) {
-        self.row_norm(ops, n, blocks).forward(role, x, y, stats, scratch);
-    }
-
     fn row_norm<'a>(&'a self, ops: &'a O, n: usize, blocks: NormBlocks) -> RowNorm<'a, O> {
         RowNorm { ops, n, config: &self.config, params: &self.params, blocks }
     }
@@ -119,28 +120,22 @@ impl<O: Ops> Model<O> {
     ///
     /// A training workspace keeps what the backward pass needs when the role is the student.
     pub fn forward(&self, ops: &O, pack: &O::Pack, n: usize, role: Role, ws: &mut Workspace<O>) {
-        self.run(ops, pack, n, role, ws, Attend::Pack);
+        self.run(Pass { ops, pack, n, role }, ws, Attend::Pack);
     }
 
-    pub(super) fn run(
-        &self,
-        ops: &O,
-        pack: &O::Pack,
-        n: usize,
-        role: Role,
-        ws: &mut Workspace<O>,
-        mut attend: Attend<'_, O>,
-    ) {
+    pub(super) fn run(&self, pass: Pass<'_, O>, ws: &mut Workspace<O>, mut attend: Attend<'_, O>) {
+        let Pass { ops, n, role, .. } = pass;
         let cfg = &self.config;
         let keep = ws.trains() && role == Role::Student;
-        self.embed_rows(ops, pack, n, role, ws);
+        self.embed(pass, ws);
         for l in 0..cfg.layers {
-            self.layer(ops, pack, n, role, ws, At::new(l, keep), &mut attend);
+            self.layer(pass, ws, At::new(l, keep), &mut attend);
         }
         let last = if keep { cfg.layers } else { cfg.layers % 2 };
         let out = if role == Role::Teacher { &mut ws.h_ref } else { &mut ws.h };
         let (x, gains) = (&ws.x[last], &mut ws.scratch.gains);
-        self.norm(ops, n, self.layout.norm, role, x, out, &mut ws.rstd, gains);
+        let norm = self.row_norm(ops, n, self.layout.norm);
+        norm.forward(role, x, None, out, &mut ws.rstd, gains);
     }
 
     /// Runs the pack through the first `depth` layers, one at least; the rows behind them stay in the residual stream where
@@ -155,13 +150,14 @@ impl<O: Ops> Model<O> {
         depth: usize,
     ) {
         let keep = ws.trains() && role == Role::Student;
-        self.embed_rows(ops, pack, n, role, ws);
+        let pass = Pass { ops, pack, n, role };
+        self.embed(pass, ws);
         for l in 0..depth {
             let mut at = At::new(l, keep);
             if l + 1 == depth && !keep {
                 at.to = To::Final(role);
             }
-            self.layer(ops, pack, n, role, ws, at, &mut Attend::Pack);
+            self.layer(pass, ws, at, &mut Attend::Pack);
         }
     }
 
@@ -186,8 +182,9 @@ impl<O: Ops> Model<O> {
         ops.mse(n, self.config.width, pack, rows, toward, &mut stats.value, dx);
     }
 
-    /// Puts the embedded rows of a pack at the start of the residual stream.
-    fn embed_rows(&self, ops: &O, pack: &O::Pack, n: usize, role: Role, ws: &mut Workspace<O>) {
+    /// Starts the residual stream with the embedding of a packed batch.
+    fn embed(&self, pass: Pass<'_, O>, ws: &mut Workspace<O>) {
+        let Pass { ops, pack, n, role } = pass;
         debug_assert!(n <= ws.tokens());
         let cfg = &self.config;
         let table = self.show(ops, self.layout.embed, role, &mut ws.scratch.embed);
@@ -198,65 +195,53 @@ impl<O: Ops> Model<O> {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn layer(
-        &self,
-        ops: &O,
-        pack: &O::Pack,
-        n: usize,
-        role: Role,
-        ws: &mut Workspace<O>,
-        at: At,
-        attend: &mut Attend<'_, O>,
-    ) {
-        self.attention_half(ops, pack, n, role, ws, at, attend);
-        // Gate and up that are made again need not be stored now.
-        self.gate_up(ops, n, role, ws, at, at.kept.is_some() && !ws.inner.again(at.l));
-        self.down(ops, n, role, ws, at);
+    fn layer(&self, pass: Pass<'_, O>, ws: &mut Workspace<O>, at: At, attend: &mut Attend<'_, O>) {
+        self.attention_half(pass, ws, at, attend);
+        // Gate and up that are recomputed need not be stored now.
+        self.gate_up(pass, ws, at, at.kept.is_some() && !ws.inner.again(at.l));
+        self.down(pass, ws, at);
     }
 
-    /// Makes the qkv rows of a layer, and leaves its normed input in `ws.normed`.
+    /// Computes the qkv rows of a layer, and leaves its normalized input in `ws.normed`.
     pub(super) fn qkv(
         &self,
-        ops: &O,
-        pack: &O::Pack,
-        n: usize,
-        role: Role,
+        pass: Pass<'_, O>,
         ws: &mut Workspace<O>,
         At { l, kept, from, .. }: At,
     ) {
+        let Pass { ops, pack, n, role } = pass;
         let (cfg, blocks, heads) = (&self.config, &self.layout.layers[l], self.config.heads(l));
         let Workspace { x, qkv, middle, normed, scratch, .. } = ws;
         let (qkv, middle) = (qkv.at(kept), middle.at(kept));
         let gains = &mut scratch.gains;
-        self.norm(ops, n, blocks.norm1, role, &x[from], normed, &mut middle.rstd1, gains);
+        let norm = self.row_norm(ops, n, blocks.norm1);
+        norm.forward(role, &x[from], None, normed, &mut middle.rstd1, gains);
         let w = self.show(ops, blocks.qkv, role, &mut scratch.matrix);
         let bias = blocks.qkv_bias.map(|b| self.show(ops, b, role, &mut scratch.bias));
+        let shape = LinearShape { n, o: heads.qkv_width(), i: cfg.width };
+        let args = LinearArgs { shape, x: &*normed, w, bias };
         if let (Some(raw), Some(rstd), Some(gains)) = (&mut qkv.raw, &mut qkv.rstd, blocks.qk_norm)
         {
-            ops.linear(n, (heads.qkv_width(), cfg.width), normed, w, bias, None, raw);
+            ops.linear(args, None, raw);
             let [q, k] = &mut scratch.gains;
             let gains = [self.show(ops, gains[0], role, q), self.show(ops, gains[1], role, k)];
-            ops.qk_norm(n, heads, rms(cfg), gains, raw, &mut qkv.rows, rstd);
+            let args = QkNormArgs { n, heads, norm: of_heads(cfg), raw: &*raw, gains };
+            ops.qk_norm(args, &mut qkv.rows, rstd);
             ops.rope(pack, heads, self.rope(l), Direction::Forward, &mut qkv.rows);
         } else {
-            let shape = (n, cfg.width);
-            ops.linear_rope(pack, shape, heads, self.rope(l), normed, w, bias, &mut qkv.rows);
+            ops.linear_rope(args, Rotation { pack, heads, table: self.rope(l) }, &mut qkv.rows);
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn attention_half(
         &self,
-        ops: &O,
-        pack: &O::Pack,
-        n: usize,
-        role: Role,
+        pass: Pass<'_, O>,
         ws: &mut Workspace<O>,
         at: At,
         attend: &mut Attend<'_, O>,
     ) {
-        self.qkv(ops, pack, n, role, ws, at);
+        self.qkv(pass, ws, at);
+        let Pass { ops, pack, n, role } = pass;
         let (cfg, blocks) = (&self.config, &self.layout.layers[at.l]);
         let heads = cfg.heads(at.l);
         let Workspace { x, qkv, middle, scratch, .. } = ws;
@@ -276,49 +261,40 @@ impl<O: Ops> Model<O> {
         }
         let w = self.show(ops, blocks.out, role, &mut scratch.matrix);
         let bias = blocks.out_bias.map(|b| self.show(ops, b, role, &mut scratch.bias));
-        let shape = (cfg.width, heads.out_width());
-        let residual = &x[at.from];
+        let shape = LinearShape { n, o: cfg.width, i: heads.out_width() };
+        let args = LinearArgs { shape, x: &s.attn, w, bias };
+        let residual = Some(&x[at.from]);
         match (blocks.post, &mut s.made) {
             (Some([post, _]), Some(made)) => {
-                ops.linear(n, shape, &s.attn, w, bias, None, &mut made.rows);
-                let gains = &mut scratch.gains;
-                let norm = self.row_norm(ops, n, post);
-                norm.join(role, &made.rows, residual, &mut s.rows, &mut made.rstd, gains);
+                ops.linear(args, None, &mut made.rows);
+                let (norm, gains) = (self.row_norm(ops, n, post), &mut scratch.gains);
+                norm.forward(role, &made.rows, residual, &mut s.rows, &mut made.rstd, gains);
             }
-            _ => ops.linear(n, shape, &s.attn, w, bias, Some(residual), &mut s.rows),
+            _ => ops.linear(args, residual, &mut s.rows),
         }
     }
 
-    /// Makes the activation's rows of a layer in `ws.act`, its gate and up where they are to be kept, and leaves the normed
-    /// input of its MLP in `ws.normed`.
-    pub(super) fn gate_up(
-        &self,
-        ops: &O,
-        n: usize,
-        role: Role,
-        ws: &mut Workspace<O>,
-        at: At,
-        keep: bool,
-    ) {
+    /// Computes the activations of the MLP of a layer in `ws.act`, gate and up where they are to be kept, and leaves its
+    /// normalized input in `ws.normed`.
+    pub(super) fn gate_up(&self, pass: Pass<'_, O>, ws: &mut Workspace<O>, at: At, keep: bool) {
+        let Pass { ops, n, role, .. } = pass;
         let (cfg, blocks) = (&self.config, &self.layout.layers[at.l]);
         let Workspace { x, middle, inner, normed, act, scratch, .. } = ws;
         let s = middle.at(at.kept);
         let rows = if cfg.residual.parallel() { &x[at.from] } else { &s.rows };
         let gains = &mut scratch.gains;
-        self.norm(ops, n, blocks.norm2, role, rows, normed, &mut s.rstd2, gains);
+        let norm = self.row_norm(ops, n, blocks.norm2);
+        norm.forward(role, rows, None, normed, &mut s.rstd2, gains);
         let w = self.show(ops, blocks.gate_up, role, &mut scratch.matrix);
         let bias = blocks.gate_up_bias.map(|b| self.show(ops, b, role, &mut scratch.bias));
-        let (f, c, gate_up) = (cfg.ffn, cfg.width, &mut inner.at(at.kept).gate_up);
-        if cfg.mlp == Mlp::SWIGLU {
-            ops.linear_swiglu(n, (f, c), normed, w, bias, keep, gate_up, act);
-        } else {
-            ops.linear(n, (cfg.mlp.width(f), c), normed, w, bias, None, gate_up);
-            ops.activation(n, f, cfg.mlp, gate_up, act);
-        }
+        let shape = LinearShape { n, o: cfg.mlp.width(cfg.ffn), i: cfg.width };
+        let args = LinearArgs { shape, x: &*normed, w, bias };
+        ops.linear_mlp(args, cfg.mlp, keep, &mut inner.at(at.kept).gate_up, act);
     }
 
-    /// Ends the MLP of a layer, whose activations lie in `ws.act`.
-    pub(super) fn down(&self, ops: &O, n: usize, role: Role, ws: &mut Workspace<O>, at: At) {
+    /// Applies the down projection of a layer to the activations in `ws.act`.
+    pub(super) fn down(&self, pass: Pass<'_, O>, ws: &mut Workspace<O>, at: At) {
+        let Pass { ops, n, role, .. } = pass;
         let (cfg, blocks) = (&self.config, &self.layout.layers[at.l]);
         let Workspace { x, h, h_ref, middle, inner, act, scratch, .. } = ws;
         let to = match at.to {
@@ -328,14 +304,16 @@ impl<O: Ops> Model<O> {
         };
         let w = self.show(ops, blocks.down, role, &mut scratch.matrix);
         let bias = blocks.down_bias.map(|b| self.show(ops, b, role, &mut scratch.bias));
-        let (shape, residual) = ((cfg.width, cfg.ffn), &middle.at(at.kept).rows);
+        let shape = LinearShape { n, o: cfg.width, i: cfg.ffn };
+        let args = LinearArgs { shape, x: &*act, w, bias };
+        let residual = Some(&middle.at(at.kept).rows);
         match (blocks.post, &mut inner.at(at.kept).made) {
             (Some([_, post]), Some(made)) => {
-                ops.linear(n, shape, act, w, bias, None, &mut made.rows);
-                let norm = self.row_norm(ops, n, post);
-                norm.join(role, &made.rows, residual, to, &mut made.rstd, &mut scratch.gains);
+                ops.linear(args, None, &mut made.rows);
+                let (norm, gains) = (self.row_norm(ops, n, post), &mut scratch.gains);
+                norm.forward(role, &made.rows, residual, to, &mut made.rstd, gains);
             }
-            _ => ops.linear(n, shape, act, w, bias, Some(residual), to),
+            _ => ops.linear(args, residual, to),
         }
     }
 

@@ -1,15 +1,14 @@
 //! Generation with a key/value cache: greedy or sampled, any number of prompts at once.
 
 use super::config::ModelConfig;
-use super::decoder::{Attend, Caches};
+use super::decoder::{Attend, Caches, Pass};
 use super::params::Model;
-use super::saving::Saving;
 use super::workspace::Workspace;
 use crate::error::{Error, Result};
-use crate::ops::{CachePlace, HeadShape, Ops, PackData, Role, Sampling};
+use crate::ops::{CachePlace, HeadShape, Memory, Ops, PackData, Role, Sampling};
 use crate::rng::Stream;
 
-/// How the next token is chosen.
+/// Choice of the next token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Choice {
@@ -24,14 +23,14 @@ pub enum Choice {
     },
 }
 
-/// What to generate.
+/// Settings of a generation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
     /// At most this many new tokens a prompt.
     pub max_new_tokens: usize,
     /// Generation of a prompt stops after one of these, which is part of the output.
     pub end_tokens: Vec<u32>,
-    /// How tokens are chosen.
+    /// Choice of the next token.
     pub choice: Choice,
     /// Prompts generated at the same time.
     pub batch: usize,
@@ -100,10 +99,8 @@ pub fn generate_in<O: Ops>(
         .chunks(least)
         .map(|group| place(group.len(), group.iter().map(|i| capacity(*i)).max().unwrap_or(0)));
     let most = most.map(|place| place.len(heads)).max().unwrap_or(0);
-    for _ in lay(&ws.lent(&config), most, config.layers).len()..config.layers {
-        ws.add_room(ops, most)?;
-    }
-    let sizes = ws.lent(&config);
+    make_room(ops, ws, most, config.layers)?;
+    let sizes = ws.lent(ops);
     let fits = |slots: usize, i: usize| {
         let len = place(slots, capacity(i)).len(heads);
         slots <= batch && lay(&sizes, len, config.layers).len() == config.layers
@@ -156,12 +153,26 @@ fn lay(sizes: &[usize], len: usize, layers: usize) -> Vec<(usize, usize)> {
     sizes.iter().enumerate().flat_map(each).take(layers).collect()
 }
 
-/// Returns the numbers that generation of a prompt and its continuation, `capacity` tokens, allocates beside what a
-/// training workspace for packs of `tokens` tokens lends.
-pub fn beside(config: &ModelConfig, saving: Saving, tokens: usize, capacity: usize) -> usize {
+/// Allocates what caches of `len` numbers for `layers` layers need beyond the rows that the workspace lends.
+fn make_room<M: Memory>(
+    memory: &M,
+    ws: &mut Workspace<M>,
+    len: usize,
+    layers: usize,
+) -> Result<()> {
+    (lay(&ws.lent(memory), len, layers).len()..layers).try_for_each(|_| ws.add_room(memory, len))
+}
+
+/// Allocates what generation of a prompt and its continuation, `capacity` tokens together, needs beyond the rows that a
+/// workspace lends.
+pub fn make_room_for<M: Memory>(
+    memory: &M,
+    config: &ModelConfig,
+    ws: &mut Workspace<M>,
+    capacity: usize,
+) -> Result<()> {
     let len = CachePlace { start: 0, slots: 1, capacity }.len(config.heads(0));
-    let sizes: Vec<usize> = saving.idle(config).into_iter().map(|width| width * tokens).collect();
-    (config.layers - lay(&sizes, len, config.layers).len()) * len
+    make_room(memory, ws, len, config.layers)
 }
 
 /// Buffers, and the prompts at work.
@@ -240,7 +251,7 @@ impl<O: Ops> Session<'_, O> {
         ops.load_pack(pack, &self.data);
         ops.single_tokens(!prefill);
         let attend = if prefill { Attend::Prefill(caches) } else { Attend::Decode(caches) };
-        model.run(ops, pack, n, Role::Evaluated, ws, attend);
+        model.run(Pass { ops, pack, n, role: Role::Evaluated }, ws, attend);
         let last: Vec<u32> = self.data.starts.iter().skip(1).map(|end| end - 1).collect();
         let shape = HeadShape { n: last.len(), c: model.config.width, v: model.config.vocab };
         // The forward pass is done with its normed rows.

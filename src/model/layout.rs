@@ -1,19 +1,19 @@
-//! Which tensors a model has, under which names, and which of them train.
+//! The tensors of a model: their names, their blocks, and the parameters that train.
 
-mod names;
 mod order;
 
 use std::collections::HashSet;
 
 pub use order::Order;
 
-use super::config::{Family, ModelConfig, Norm, Residual};
+use super::config::ModelConfig;
+use super::family::{Architecture, Names, Storage};
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Dtype, Weights};
+use crate::ops::{Norm, NormKind};
 use crate::optim::TensorPlace;
-use names::{Names, is_leftover};
 
-/// Which parameters are trained.
+/// The parameters that are trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Train {
@@ -28,7 +28,7 @@ pub enum Train {
         first: usize,
         /// The last one.
         last: usize,
-        /// Whether only the matrices that end their MLPs train.
+        /// Restriction to the down matrices of their MLPs.
         down: bool,
     },
 }
@@ -42,7 +42,7 @@ pub struct Part {
     pub shape: Vec<usize>,
     /// Its shape as the ops read it.
     pub laid: Vec<usize>,
-    /// How its numbers lie in the files.
+    /// Order of its numbers in the files.
     pub order: Order,
 }
 
@@ -81,7 +81,7 @@ pub struct Block {
     pub name: String,
     /// The tensors it is made of, one behind the other.
     pub parts: Vec<Part>,
-    /// Whether it is trained.
+    /// True if it is trained.
     pub trainable: bool,
 }
 
@@ -100,9 +100,9 @@ impl Block {
 /// Block numbers of a norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NormBlocks {
-    /// Gain, C numbers.
+    /// Weight, C numbers.
     pub gain: usize,
-    /// Bias, C numbers; LayerNorm's.
+    /// Bias of a LayerNorm, C numbers.
     pub bias: Option<usize>,
 }
 
@@ -115,15 +115,15 @@ pub struct LayerBlocks {
     pub qkv: usize,
     /// Their biases.
     pub qkv_bias: Option<usize>,
-    /// Gains of query and key norms, D numbers each.
+    /// Weights of query and key norms, D numbers each.
     pub qk_norm: Option<[usize; 2]>,
     /// Output matrix, [C, H D].
     pub out: usize,
     /// Its bias.
     pub out_bias: Option<usize>,
-    /// The norm before the MLP; that before attention where both read the same rows.
+    /// The norm before the MLP; that before attention where both read the same hidden states.
     pub norm2: NormBlocks,
-    /// The norms of what attention and MLP make.
+    /// The norms of the outputs of attention and MLP.
     pub post: Option<[NormBlocks; 2]>,
     /// Gate and up matrices, [2F, C]; without gates the up matrix alone, [F, C].
     pub gate_up: usize,
@@ -160,7 +160,7 @@ impl LayerBlocks {
         norms.chain(heads).chain(maps).flatten()
     }
 
-    /// Returns its matrices, and of each how wide its inputs are.
+    /// Returns its matrices and the width of the inputs of each.
     pub fn matrices(&self, config: &ModelConfig) -> [(usize, usize); 4] {
         let hd = config.heads * config.head_width;
         let (c, f) = (config.width, config.ffn);
@@ -172,7 +172,7 @@ impl LayerBlocks {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     /// The family whose names these are.
-    pub family: Family,
+    pub architecture: &'static Architecture,
     /// The blocks.
     pub blocks: Vec<Block>,
     /// Number of the embedding block, [V, C].
@@ -230,9 +230,10 @@ impl Builder {
         self.add(name.clone(), vec![Part::new(name, shape.to_vec(), order)])
     }
 
-    fn norm(&mut self, name: &str, norm: Norm, c: usize) -> NormBlocks {
-        let gain = self.one(format!("{name}.weight"), &[c]);
-        let bias = (norm == Norm::Layer).then(|| self.one(format!("{name}.bias"), &[c]));
+    fn norm(&mut self, name: &str, norm: &Norm) -> NormBlocks {
+        let gain = self.one(format!("{name}.weight"), &[norm.width]);
+        let bias =
+            (norm.kind == NormKind::Layer).then(|| self.one(format!("{name}.bias"), &[norm.width]));
         NormBlocks { gain, bias }
     }
 
@@ -249,13 +250,23 @@ impl Builder {
     }
 }
 
+/// Returns the order in files of the matrices of a layer, and those of the matrix and the bias of query, key and value.
+fn orders(names: &Names, config: &ModelConfig) -> (Order, [Order; 2]) {
+    let (heads, width) = (config.heads, config.head_width);
+    match names.storage {
+        Storage::Plain => (Order::Same, [Order::Same; 2]),
+        Storage::Transposed => (Order::Transposed, [Order::Transposed, Order::Same]),
+        Storage::ByHead => (Order::Same, [Order::ByHead { heads, width }; 2]),
+    }
+}
+
 /// Returns the shape in files of a matrix [o, i].
 fn stored((o, i): (usize, usize), order: Order) -> [usize; 2] {
     if order == Order::Transposed { [i, o] } else { [o, i] }
 }
 
 impl Layout {
-    /// Returns the tensors of each block as a rule of the caller's own is told of them.
+    /// Returns the tensors of each block as a custom update rule sees them.
     pub fn places(&self) -> Vec<Vec<TensorPlace<'_>>> {
         fn place(part: &Part) -> TensorPlace<'_> {
             TensorPlace { name: &part.name, shape: &part.laid }
@@ -266,17 +277,20 @@ impl Layout {
     /// Lists the blocks of a model of this configuration.
     pub fn new(config: &ModelConfig, train: Train) -> Self {
         let mut b = Builder { blocks: Vec::new(), train };
-        let names = Names::of(config.family);
+        let names = &config.architecture.names;
+        let (matrix_order, [order, bias_order]) = orders(names, config);
         let (c, d, f) = (config.width, config.head_width, config.ffn);
         let (hd, gd) = (config.heads * d, config.kv_heads * d);
         let weight = |module: &str| format!("{module}.weight");
         let embed = b.one(weight(names.embed), &[config.vocab, c]);
         let learned = config.learned.as_ref();
-        let positions = learned.map(|learned| b.one(weight(names.positions), &[learned.rows, c]));
+        let positions = learned
+            .zip(names.positions)
+            .map(|(learned, name)| b.one(weight(name), &[learned.rows, c]));
         let layers: Vec<LayerBlocks> = (0..config.layers)
             .map(|l| {
                 let at = |tail: &str| format!("{}.{l}.{tail}", names.layers);
-                // Products of the same rows, whose matrices stand together.
+                // Matrices with the same inputs form one block.
                 let parts = |modules: &[&str], rows: &[usize], i: Option<usize>, order: Order| {
                     let rows = if modules.len() == 1 { &[rows.iter().sum()][..] } else { rows };
                     let part = |(module, o): (&&str, &usize)| match i {
@@ -288,33 +302,30 @@ impl Layout {
                     };
                     modules.iter().zip(rows).map(part).collect::<Vec<_>>()
                 };
-                let [order, bias_order] = names.qkv_order(config);
                 let (qkv, up) = ([hd, gd, gd], &[f; 2][..names.up.len()]);
-                let norm1 = b.norm(&at(names.norm1), config.norm, c);
+                let norm1 = b.norm(&at(names.norm1), &config.norm);
                 let qkv_parts = parts(names.qkv, &qkv, Some(c), order);
                 let matrix = b.add(at("qkv.weight"), qkv_parts);
                 let qkv_bias = config
                     .qkv_bias
                     .then(|| b.add(at("qkv.bias"), parts(names.qkv, &qkv, None, bias_order)));
-                let qk_norm = config.qk_norm.then(|| {
-                    ["q", "k"].map(|x| b.one(at(&format!("self_attn.{x}_norm.weight")), &[d]))
-                });
+                let qk_norm =
+                    names.qk_norm.map(|names| names.map(|name| b.one(at(&weight(name)), &[d])));
                 let bias = config.out_bias;
-                let (out, out_bias) = b.linear(&at(names.out), (c, hd), names.matrix(), bias);
-                let norm2 = match config.residual {
-                    Residual::Shared => norm1,
-                    _ => b.norm(&at(names.norm2), config.norm, c),
+                let (out, out_bias) = b.linear(&at(names.out), (c, hd), matrix_order, bias);
+                let norm2 = match names.norm2 {
+                    Some(name) => b.norm(&at(name), &config.norm),
+                    None => norm1,
                 };
-                let up_parts = parts(names.up, up, Some(c), names.matrix());
+                let up_parts = parts(names.up, up, Some(c), matrix_order);
                 let gate_up = b.add(at("gate_up.weight"), up_parts);
                 let gate_up_bias = config
                     .mlp_bias
                     .then(|| b.add(at("gate_up.bias"), parts(names.up, up, None, Order::Same)));
                 let bias = config.mlp_bias;
-                let (down, down_bias) = b.linear(&at(names.down), (c, f), names.matrix(), bias);
-                let post = config
-                    .post_norms
-                    .then(|| names.post.map(|name| b.norm(&at(name), config.norm, c)));
+                let (down, down_bias) = b.linear(&at(names.down), (c, f), matrix_order, bias);
+                let post =
+                    names.post.map(|names| names.map(|name| b.norm(&at(name), &config.norm)));
                 LayerBlocks {
                     norm1,
                     qkv: matrix,
@@ -331,7 +342,7 @@ impl Layout {
                 }
             })
             .collect();
-        let norm = b.norm(names.norm, config.norm, c);
+        let norm = b.norm(names.norm, &config.norm);
         let head = if config.tied { embed } else { b.one(weight(names.head), &[config.vocab, c]) };
         let head_bias =
             config.head_bias.then(|| b.one(format!("{}.bias", names.head), &[config.vocab]));
@@ -350,7 +361,8 @@ impl Layout {
                 block.trainable &= chosen.contains(&i);
             }
         }
-        Self { family: config.family, blocks, embed, positions, layers, norm, head, head_bias }
+        let architecture = config.architecture;
+        Self { architecture, blocks, embed, positions, layers, norm, head, head_bias }
     }
 
     /// Returns the number of parameters that train.
@@ -383,7 +395,7 @@ impl Layout {
 
     /// Checks name, shape and dtype of every tensor before anything large is allocated.
     ///
-    /// Tensors that the model does not have are refused too, apart from [`Layout::leftovers`].
+    /// Tensors that the model does not have are refused too, except for [`Layout::leftovers`].
     pub fn check(&self, weights: &Weights) -> Result<()> {
         for part in self.parts() {
             let Some(info) = weights.info(part.name_in(weights)) else {
@@ -422,7 +434,7 @@ impl Layout {
                 .hint(hint));
             }
         }
-        let extra = self.extra(weights).filter(|name| !is_leftover(self.family, name));
+        let extra = self.extra(weights).filter(|name| !self.is_leftover(name));
         let extra: Vec<&str> = extra.collect();
         match extra.first() {
             None => Ok(()),
@@ -435,7 +447,12 @@ impl Layout {
 
     /// Returns the tensors that no computation reads: masks and frequencies that older exporters left in the files.
     pub fn leftovers<'a>(&'a self, weights: &'a Weights) -> impl Iterator<Item = &'a str> {
-        self.extra(weights).filter(|name| is_leftover(self.family, name))
+        self.extra(weights).filter(|name| self.is_leftover(name))
+    }
+
+    fn is_leftover(&self, name: &str) -> bool {
+        let masks = self.architecture.names.masks;
+        name.ends_with("rotary_emb.inv_freq") || masks.iter().any(|mask| name.ends_with(mask))
     }
 
     fn parts(&self) -> impl Iterator<Item = &Part> {

@@ -3,6 +3,7 @@
 mod backward;
 pub mod config;
 pub mod decoder;
+pub mod family;
 pub mod generate;
 pub mod layout;
 mod norm;
@@ -13,6 +14,7 @@ pub mod sink;
 pub mod workspace;
 
 pub use config::ModelConfig;
+pub use family::{ARCHITECTURES, Architecture};
 pub use layout::{Block, Layout, Train};
 pub use params::Model;
 pub use saving::{Level, Saving};

@@ -1,8 +1,8 @@
-//! A norm of rows, forth and back, whichever kind the model has.
+//! Norms of hidden states with the weights of a model.
 
-use super::config::{ModelConfig, Norm};
+use super::config::ModelConfig;
 use super::layout::NormBlocks;
-use crate::ops::{Ops, Rms, Role};
+use crate::ops::{Norm, NormArgs, NormGrads, Ops, Role};
 
 /// The norm of `n` rows in one pass.
 pub(super) struct RowNorm<'a, O: Ops> {
@@ -13,50 +13,30 @@ pub(super) struct RowNorm<'a, O: Ops> {
     pub(super) blocks: NormBlocks,
 }
 
-/// Returns the numbers of the RMS norms of a model.
-pub(super) fn rms(config: &ModelConfig) -> Rms {
-    let plus = if config.norm == Norm::RmsFromOne { 1.0 } else { 0.0 };
-    Rms { eps: config.eps, plus }
+/// Returns the norm of query and key heads.
+pub(super) fn of_heads(config: &ModelConfig) -> Norm {
+    Norm { width: config.head_width, ..config.norm }
 }
 
 impl<O: Ops> RowNorm<'_, O> {
-    /// Norms rows; `scratch` shows gain and bias.
+    /// Normalizes rows: `y = norm(x) (+ residual)`; `scratch` shows weight and bias.
     pub(super) fn forward(
         &self,
         role: Role,
         x: &O::Act,
+        residual: Option<&O::Act>,
         y: &mut O::Act,
         stats: &mut O::Stat,
         [for_gain, for_bias]: &mut [O::Act; 2],
     ) {
         let Self { ops, n, blocks, .. } = *self;
-        let (c, eps) = (self.config.width, self.config.eps);
         let gain = ops.view(&self.params[blocks.gain], role, for_gain);
-        match blocks.bias {
-            Some(bias) => {
-                let bias = ops.view(&self.params[bias], role, for_bias);
-                ops.layernorm(n, c, eps, x, [gain, bias], y, stats);
-            }
-            None => ops.rmsnorm(n, c, rms(self.config), x, gain, None, y, stats),
-        }
+        let bias = blocks.bias.map(|bias| ops.view(&self.params[bias], role, for_bias));
+        let args = NormArgs { n, norm: self.config.norm, x, gain, bias };
+        ops.norm(args, residual, y, stats);
     }
 
-    /// Norms rows and adds them to others: `y = residual + norm(x)`; RMS norms alone.
-    pub(super) fn join(
-        &self,
-        role: Role,
-        x: &O::Act,
-        residual: &O::Act,
-        y: &mut O::Act,
-        stats: &mut O::Stat,
-        [for_gain, _]: &mut [O::Act; 2],
-    ) {
-        let (c, rms) = (self.config.width, rms(self.config));
-        let gain = self.ops.view(&self.params[self.blocks.gain], role, for_gain);
-        self.ops.rmsnorm(self.n, c, rms, x, gain, Some(residual), y, stats);
-    }
-
-    /// Adds the gradient at the rows to `dx`, and those of gain and bias where they train.
+    /// Adds the gradient at the rows to `dx`, and those of weight and bias where they train.
     pub(super) fn backward(
         &self,
         grads: &mut [Option<O::Grad>],
@@ -67,17 +47,14 @@ impl<O: Ops> RowNorm<'_, O> {
         [for_gain, _]: &mut [O::Act; 2],
     ) {
         let Self { ops, n, blocks, .. } = *self;
-        let c = self.config.width;
         let gain = ops.view(&self.params[blocks.gain], Role::Student, for_gain);
-        let dgain = grads[blocks.gain].as_mut();
-        match blocks.bias {
-            Some(bias) => {
-                ops.layernorm_bwd(n, c, dy, x, gain, stats, dx, dgain);
-                if let Some(dbias) = grads[bias].as_mut() {
-                    ops.bias_grad(n, c, dy, dbias);
-                }
-            }
-            None => ops.rmsnorm_bwd(n, c, rms(self.config), dy, x, gain, stats, dx, dgain),
-        }
+        // The bias follows the weight.
+        let (low, high) = grads.split_at_mut(blocks.gain + 1);
+        let grads = NormGrads {
+            gain: low[blocks.gain].as_mut(),
+            bias: blocks.bias.and_then(|bias| high[bias - blocks.gain - 1].as_mut()),
+        };
+        let args = NormArgs { n, norm: self.config.norm, x, gain, bias: None };
+        ops.norm_bwd(args, dy, stats, dx, grads);
     }
 }

@@ -7,18 +7,19 @@ use super::sink::{Gradients, clear};
 use crate::error::Result;
 use crate::io::safetensors::Weights;
 use crate::ops::{
-    Compute, Distances, HeadWeight, Ops, ParamSpec, Role, RopeTable, StateMode, TeacherForm,
+    Compute, Distances, HeadWeight, Memory, Ops, ParamSpec, Role, RopeTable, StateMode, TeacherForm,
 };
+
 use crate::optim::UpdateRule;
 
-/// How the parameters of a model are kept.
+/// Parameter storage of a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Keeping {
-    /// Which of them train; `None` loads for inference, all frozen.
+    /// The parameters that train; `None` loads for inference, all frozen.
     pub train: Option<Train>,
     /// State mode of those that train.
     pub mode: StateMode,
-    /// How their teacher is kept.
+    /// Storage of their teacher.
     pub teacher: TeacherForm,
     /// The optimizer.
     pub rule: UpdateRule,
@@ -52,7 +53,7 @@ impl Keeping {
 }
 
 /// A model on a backend.
-pub struct Model<O: Ops> {
+pub struct Model<M: Memory> {
     /// Its configuration.
     pub config: ModelConfig,
     /// Its blocks.
@@ -60,21 +61,26 @@ pub struct Model<O: Ops> {
     /// Rotary frequencies of layers that see all, and of those with a window.
     pub ropes: [RopeTable; 2],
     /// A parameter per block.
-    pub params: Vec<O::Param>,
+    pub params: Vec<M::Param>,
     /// A gradient per trainable block.
-    pub grads: Gradients<O>,
+    pub grads: Gradients<M>,
 }
 
-impl<O: Ops> Model<O> {
+impl<M: Memory> Model<M> {
     /// Checks every tensor and then loads the model.
-    pub fn load(ops: &O, config: ModelConfig, weights: &Weights, keep: &Keeping) -> Result<Self> {
+    pub fn load(
+        memory: &M,
+        config: ModelConfig,
+        weights: &Weights,
+        keep: &Keeping,
+    ) -> Result<Self> {
         Layout::new(&config, keep.train.unwrap_or_default()).check(weights)?;
-        Self::make(ops, config, keep, &mut |block, out| read_block(weights, block, out))
+        Self::make(memory, config, keep, &mut |block, out| read_block(weights, block, out))
     }
 
     /// Makes a model of the numbers that `fill` writes for each block, one part behind the other.
     pub fn make(
-        ops: &O,
+        memory: &M,
         config: ModelConfig,
         keep: &Keeping,
         fill: &mut dyn FnMut(&Block, &mut [f32]) -> Result<()>,
@@ -87,8 +93,8 @@ impl<O: Ops> Model<O> {
         let mut grads = Vec::with_capacity(layout.blocks.len());
         for block in &layout.blocks {
             let spec = keep.spec(block);
-            params.push(ops.param(&spec, &mut |out| fill(block, out))?);
-            grads.push(if block.trainable { Some(ops.grad(&spec)?) } else { None });
+            params.push(memory.param(&spec, &mut |out| fill(block, out))?);
+            grads.push(if block.trainable { Some(memory.grad(&spec)?) } else { None });
         }
         let local = config.local_rope.as_ref().unwrap_or(&config.rope);
         let ropes = [&config.rope, local].map(|rope| {
@@ -104,11 +110,31 @@ impl<O: Ops> Model<O> {
     }
 
     /// Allocates a second gradient for every block that has one, of the same kind.
-    pub fn more_grads(&self, ops: &O, keep: &Keeping) -> Result<Gradients<O>> {
-        let grad = |block: &Block| block.trainable.then(|| ops.grad(&keep.spec(block))).transpose();
+    pub fn more_grads(&self, memory: &M, keep: &Keeping) -> Result<Gradients<M>> {
+        let grad =
+            |block: &Block| block.trainable.then(|| memory.grad(&keep.spec(block))).transpose();
         self.layout.blocks.iter().map(grad).collect()
     }
 
+    /// Returns a scratch buffer long enough to show any block of a layer, or an empty one where none is needed.
+    pub fn layer_scratch(&self, memory: &M) -> Result<M::Act> {
+        let needed = self.params.iter().any(|p| {
+            [Role::Student, Role::Teacher, Role::Evaluated]
+                .iter()
+                .any(|r| memory.needs_scratch(p, *r))
+        });
+        memory.act(if needed { self.layout.longest_layer_block() } else { 0 })
+    }
+
+    /// Returns a scratch buffer for block `b`, empty where none is needed.
+    pub fn block_scratch(&self, memory: &M, b: usize) -> Result<M::Act> {
+        let roles = [Role::Student, Role::Teacher, Role::Evaluated];
+        let needed = roles.iter().any(|r| memory.needs_scratch(&self.params[b], *r));
+        memory.act(if needed { self.layout.blocks[b].len() } else { 0 })
+    }
+}
+
+impl<O: Ops> Model<O> {
     /// Gives the teacher the weights of another model of the same shape.
     pub fn load_teacher(&mut self, ops: &O, weights: &Weights) -> Result<()> {
         self.layout.check(weights)?;
@@ -223,21 +249,6 @@ impl<O: Ops> Model<O> {
     /// Empties all gradients.
     pub fn clear_grads(&mut self, ops: &O) {
         clear(ops, &mut self.grads);
-    }
-
-    /// Returns a scratch buffer long enough to show any block of a layer, or an empty one where none is needed.
-    pub fn layer_scratch(&self, ops: &O) -> Result<O::Act> {
-        let needed = self.params.iter().any(|p| {
-            [Role::Student, Role::Teacher, Role::Evaluated].iter().any(|r| ops.needs_scratch(p, *r))
-        });
-        ops.act(if needed { self.layout.longest_layer_block() } else { 0 })
-    }
-
-    /// Returns a scratch buffer for block `b`, empty where none is needed.
-    pub fn block_scratch(&self, ops: &O, b: usize) -> Result<O::Act> {
-        let roles = [Role::Student, Role::Teacher, Role::Evaluated];
-        let needed = roles.iter().any(|r| ops.needs_scratch(&self.params[b], *r));
-        ops.act(if needed { self.layout.blocks[b].len() } else { 0 })
     }
 }
 

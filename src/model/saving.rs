@@ -1,24 +1,24 @@
-//! What the forward pass keeps of each layer for the backward pass, and what that makes again.
+//! Activation checkpointing: the activations of each layer that are kept for the backward pass; it recomputes the others.
 //!
-//! A product made again has the operands, the kernel and the shape of the first time, so gradients are the same to the
-//! bit whatever is kept: the choice is one of memory against time.
+//! A recomputed GEMM has the operands, the kernel and the shape of the first time, so gradients are the same to the bit
+//! whatever is kept: the choice is one of memory against time.
 
 use serde::Serialize;
 
 use super::config::ModelConfig;
 
-/// What the backward pass finds of a layer. Each level keeps less than the one before.
+/// Activations of a layer that the backward pass finds. Each level keeps less than the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Level {
-    /// All that a product or attention made; only norms and activations are made again.
+    /// All outputs of GEMMs and attention; only norms and activation functions are recomputed.
     All,
     /// All but gate and up.
     Attention,
-    /// The residual stream before each half and what attention made of the qkv rows: these, gate and up are made again.
+    /// The residual stream before each half and the output of attention; qkv rows, gate and up are recomputed.
     Residual,
-    /// The input of the layer, from which all but its down projection is made again.
+    /// The input of the layer, from which all but its down projection is recomputed.
     Input,
 }
 
@@ -37,15 +37,16 @@ impl Level {
     }
 }
 
-/// Rows of a layer that are kept, or made again, together.
+/// Activations of a layer that are kept, or recomputed, together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Part {
     /// The qkv rows, and those from before head norms.
     Qkv,
-    /// Attention's output and its statistics, and the residual stream behind it; what joined that where it was normed.
+    /// The output of attention and its statistics, and the residual stream after it; the addend of the latter where it is
+    /// normalized.
     Middle,
-    /// Gate and up, or what stands before the activation of an MLP without gates; what the MLP made where that is normed.
+    /// Gate and up, or the input of the activation in an MLP without gates; the output of the MLP where it is normalized.
     GateUp,
 }
 
@@ -64,21 +65,12 @@ impl Part {
 /// The level of every layer: `first` layers at one, the rest at one that keeps less.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Saving {
-    /// How many layers, from the first one on, are at `level`.
+    /// Number of layers, from the first one on, at `level`.
     pub first: usize,
     /// Their level.
     pub level: Level,
     /// The level of the rest.
     pub rest: Level,
-}
-
-/// Numbers of one token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Numbers {
-    /// In the precision of activations.
-    pub acts: u64,
-    /// In fp32.
-    pub stats: u64,
 }
 
 /// Returns the width of the rows that carry the gradient at attention's output and, where attention and MLP read the same
@@ -129,39 +121,13 @@ impl Saving {
         layers > 0 && !self.own(layers - 1, part)
     }
 
-    /// Returns how many rooms for a part there are.
-    fn count(self, layers: usize, part: Part) -> usize {
-        let own = (0..layers).filter(|l| self.own(*l, part)).count();
-        own + usize::from(self.shares(layers, part))
-    }
-
-    /// Tells whether the backward pass makes a part of layer `l` again. What the last layer left in a shared room is
-    /// still there.
+    /// Tells whether the backward pass recomputes a part of layer `l`. Those of the last layer are still in the shared
+    /// buffer.
     pub(super) fn again(self, layers: usize, l: usize, part: Part) -> bool {
         !self.own(l, part) && l + 1 < layers
     }
 
-    /// Returns what a training [`Workspace`](super::Workspace) takes for each token, buffer by buffer.
-    pub fn numbers(self, config: &ModelConfig) -> Numbers {
-        let (heads, layers) = (config.heads(0), config.layers);
-        let (c, f) = (config.width as u64, config.ffn as u64);
-        let (up, stats) = (config.mlp.width(config.ffn) as u64, config.norm.statistics() as u64);
-        let (qkv, hd) = (heads.qkv_width() as u64, heads.out_width() as u64);
-        let (h, g) = (heads.h as u64, heads.g as u64);
-        let norm = u64::from(config.qk_norm);
-        let [q, m, u] =
-            [Part::Qkv, Part::Middle, Part::GateUp].map(|part| self.count(layers, part) as u64);
-        // What is normed before it joins the residual stream.
-        let made = u64::from(config.post_norms);
-        let kept = q * (1 + norm) * qkv + m * (hd + c + made * c) + u * (up + made * c);
-        let flow = 2 * c + qkv + dattn(config) as u64;
-        // The residual stream; normed, h, h_ref; act. Statistics: those of the last norm and three row results.
-        let acts = (layers as u64 + 1) * c + kept + flow + 3 * c + f;
-        let norms = (2 + made) * m + made * u + 1;
-        Numbers { acts, stats: norms * stats + m * h + q * norm * (h + g) + 3 }
-    }
-
-    /// Returns what is made again of a token in a document of `context` tokens: operations of products, and of attention.
+    /// Returns the operations per token that are repeated in a sequence of `context` tokens: of GEMMs, and of attention.
     pub fn again_flop(self, config: &ModelConfig, context: usize) -> [f64; 2] {
         let (heads, layers) = (config.heads(0), config.layers);
         let (c, up) = (config.width as f64, config.mlp.width(config.ffn) as f64);
@@ -173,23 +139,6 @@ impl Saving {
             times(Part::Qkv) * qkv * c + middle * hd * c + times(Part::GateUp) * (up + down) * c;
         // A token sees half of its document on average; 4 operations for each number of the output.
         [2.0 * products, middle * 2.0 * context as f64 * hd]
-    }
-
-    /// Returns the widths of the rows that a training workspace does not use while it only reads the model: room for
-    /// caches of keys and values.
-    pub fn idle(self, config: &ModelConfig) -> Vec<usize> {
-        let (heads, layers) = (config.heads(0), config.layers);
-        let (c, qkv, hd) = (config.width, heads.qkv_width(), heads.out_width());
-        let more = |part| 1..self.count(layers, part).max(1);
-        let qkv_rows = if config.qk_norm { vec![qkv, qkv] } else { vec![qkv] };
-        let mut widths = vec![c; (layers + 1).saturating_sub(2)];
-        widths.extend(more(Part::Qkv).flat_map(|_| qkv_rows.clone()));
-        let made = if config.post_norms { vec![c] } else { vec![] };
-        let with = |widths: &[usize]| [widths, &made].concat();
-        widths.extend(more(Part::Middle).flat_map(|_| with(&[hd, c])));
-        widths.extend(more(Part::GateUp).flat_map(|_| with(&[config.mlp.width(config.ffn)])));
-        widths.extend([c, c, qkv, dattn(config), c]);
-        widths
     }
 }
 
@@ -206,7 +155,6 @@ mod tests {
         assert_eq!(again(Part::Qkv), [false, false, true, false]);
         assert_eq!(again(Part::GateUp), [true, true, true, false]);
         assert_eq!(Saving::same(Level::All).rooms(3, Part::Middle), [0, 1, 2]);
-        assert_eq!([3, 1], [Part::Qkv, Part::GateUp].map(|part| mixed.count(4, part)));
     }
 
     #[test]
@@ -217,23 +165,19 @@ mod tests {
     }
 
     #[test]
-    fn keeping_less_takes_fewer_numbers_and_more_operations() {
+    fn keeping_less_takes_more_operations() {
         let config = ModelConfig::parse(
             r#"{"model_type":"qwen3","hidden_size":64,"num_attention_heads":4,"num_key_value_heads":2,
             "head_dim":12,"hidden_act":"silu","vocab_size":101,"num_hidden_layers":4,"intermediate_size":41,
             "rms_norm_eps":1e-5}"#,
         )
         .unwrap();
-        let of = |level| {
-            let saving = Saving::same(level);
-            (saving.numbers(&config).acts, saving.again_flop(&config, 100)[0])
-        };
+        let of = |level| Saving::same(level).again_flop(&config, 100)[0];
         for pair in Level::ALL.windows(2) {
-            let (more, less) = (of(pair[0]), of(pair[1]));
-            assert!(more.0 > less.0 && more.1 < less.1, "{pair:?}: {more:?} {less:?}");
+            assert!(of(pair[0]) < of(pair[1]), "{pair:?}");
         }
-        assert_eq!(of(Level::All).1, 0.0);
+        assert_eq!(of(Level::All), 0.0);
         // Three of four layers; the last one's rows are still there.
-        assert_eq!(of(Level::Attention).1, 3.0 * 2.0 * 64.0 * 82.0);
+        assert_eq!(of(Level::Attention), 3.0 * 2.0 * 64.0 * 82.0);
     }
 }

@@ -1,9 +1,9 @@
 //! Destination of the gradients of a backward pass, and hooks on the inputs of linear layers.
 
-use crate::ops::{Compute, Ops};
+use crate::ops::{LinearShape, Memory, Ops};
 
 /// The gradients of a model by block; `None` for frozen blocks.
-pub type Gradients<O> = Vec<Option<<O as Compute>::Grad>>;
+pub type Gradients<M> = Vec<Option<<M as Memory>::Grad>>;
 
 /// Empties gradients.
 pub fn clear<O: Ops>(ops: &O, grads: &mut Gradients<O>) {
@@ -46,34 +46,30 @@ impl<O: Ops> Sink<'_, O> {
     }
 
     /// Adds the weight gradient of a linear layer and that of its bias, where they train.
-    ///
-    /// `shape` is [O, I] of the layer, `dy` [N, O], `x` [N, I].
     pub(super) fn linear(&mut self, ops: &O, own: &mut Gradients<O>, job: Linear<'_, O>) {
-        let Linear { n, shape, dy, x, matrix, bias } = job;
+        let Linear { shape, dy, x, matrix, bias } = job;
         let Self { grads, hook } = self;
         let grads = grads.as_deref_mut().unwrap_or(own);
         let x = match hook {
             None => x,
-            Some(hook) => match hook.inputs(ops, (n, shape.1), matrix, x) {
+            Some(hook) => match hook.inputs(ops, (shape.n, shape.i), matrix, x) {
                 Some(x) => x,
                 None => return,
             },
         };
         if let Some(dw) = grads[matrix].as_mut() {
-            ops.linear_wgrad(n, shape, dy, x, dw);
+            ops.linear_wgrad(shape, dy, x, dw);
         }
         if let Some(db) = bias.and_then(|bias| grads[bias].as_mut()) {
-            ops.bias_grad(n, shape.0, dy, db);
+            ops.bias_grad(shape.n, shape.o, dy, db);
         }
     }
 }
 
 /// The weight gradient of a linear layer.
 pub(super) struct Linear<'a, O: Ops> {
-    /// Rows.
-    pub(super) n: usize,
-    /// Outputs and inputs, [O, I].
-    pub(super) shape: (usize, usize),
+    /// Its shape.
+    pub(super) shape: LinearShape,
     /// Gradient of the outputs, [N, O].
     pub(super) dy: &'a O::Act,
     /// Inputs, [N, I].

@@ -1,4 +1,4 @@
-//! What stands between the two products of an MLP.
+//! Activations of MLPs.
 
 /// A function of one number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,16 +21,21 @@ pub enum Activation {
 pub struct Mlp {
     /// The function.
     pub activation: Activation,
-    /// Whether a row holds F gates and then F ups, else F numbers.
+    /// Presence of gates: a row then holds F gates and F ups, else F numbers.
     pub gated: bool,
 }
 
 impl Mlp {
-    /// The MLP of Llama, for which backends have products of their own.
+    /// The activation of Llama, for which backends have fused kernels.
     pub const SWIGLU: Self = Self { activation: Activation::Silu, gated: true };
 
-    /// Returns the width of a row before the activation, F numbers wide behind it.
+    /// Returns the width of a row before the activation, F after it.
     pub fn width(self, f: usize) -> usize {
         if self.gated { 2 * f } else { f }
+    }
+
+    /// Returns F for rows of `width` numbers before the activation.
+    pub fn inner(self, width: usize) -> usize {
+        if self.gated { width / 2 } else { width }
     }
 }

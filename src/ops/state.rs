@@ -1,93 +1,10 @@
 //! Parameters, their teacher, gradients and optimizer state, and the fused update.
 
 use super::compute::Compute;
-use super::format::{MOMENT_BLOCK, adam_bound};
-use crate::error::{Error, Result};
-use crate::optim::custom::not_exact;
-use crate::optim::{CustomRule, StepOutcome, StepSettings, TensorPlace, UpdateRule, UpdateScalars};
-
-/// How a trainable parameter and its state are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum StateMode {
-    /// Everything in fp32: 16 bytes per parameter with a full teacher and momentum.
-    Exact,
-    /// Dithered bf16 pair 4, fp16 drift 2, bf16 momentum 2, bf16 gradient 2: 10 bytes per parameter.
-    Compact,
-    /// As compact, with the momentum in blocks of 8-bit numbers: 9 bytes per parameter. SGD only.
-    Tiny,
-    /// As compact, with the weights in one bf16 that is rounded stochastically at every step: 8 bytes per parameter, and
-    /// most of a small step is lost in the rounding.
-    Approx,
-}
-
-/// The name under which checkpoints keep the scales of an 8-bit moment.
-pub(crate) const MOMENT_SCALES: &str = "moment_scales";
-
-/// Bytes per parameter of what a state mode keeps.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct StateBytes {
-    /// The student's weights.
-    pub weights: f64,
-    /// The teacher's, or the drift.
-    pub teacher: f64,
-    /// A moment of the optimizer.
-    pub moment: f64,
-    /// The gradient.
-    pub gradient: f64,
-}
-
-impl StateMode {
-    /// All modes, the largest first.
-    pub const ALL: [Self; 4] = [Self::Exact, Self::Compact, Self::Tiny, Self::Approx];
-
-    /// Returns the mode's name, as recipes have it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Exact => "exact",
-            Self::Compact => "compact",
-            Self::Tiny => "tiny",
-            Self::Approx => "approx",
-        }
-    }
-
-    /// Returns what the mode keeps of a parameter.
-    pub const fn bytes(self) -> StateBytes {
-        let (weights, moment) = match self {
-            Self::Exact => {
-                return StateBytes { weights: 4.0, teacher: 4.0, moment: 4.0, gradient: 4.0 };
-            }
-            Self::Compact => (4.0, 2.0),
-            // A byte, and an fp32 scale for each block.
-            Self::Tiny => (4.0, 1.0 + 4.0 / MOMENT_BLOCK as f64),
-            Self::Approx => (2.0, 2.0),
-        };
-        StateBytes { weights, teacher: 2.0, moment, gradient: 2.0 }
-    }
-}
-
-/// How the teacher is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TeacherForm {
-    /// There is none: no penalty, no damping.
-    None,
-    /// Its own weights.
-    Full,
-    /// The drift d = theta - ref.
-    Drift,
-}
-
-/// Whose weights a view shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// The student as training sees it (in 16-bit planes the dithered bf16 plane of this step).
-    Student,
-    /// The teacher, dithered with the student's own random bits.
-    Teacher,
-    /// The student as evaluation and export see it: from 16-bit planes rounded to bf16 by the noise of
-    /// [`super::format::EVALUATION`].
-    Evaluated,
-}
+use super::format::adam_bound;
+use super::param::Role;
+use crate::error::Result;
+use crate::optim::{CustomRule, StepOutcome, StepSettings, TensorPlace, UpdateScalars};
 
 /// Bounds the part of AdamW's step `step` (counted from 0) that its moments make; compact updates are cut to it.
 ///
@@ -95,55 +12,6 @@ pub enum Role {
 /// hold even where the second moment underflows.
 pub fn moments_bound(betas: (f64, f64), lr: f64, step: u64) -> f64 {
     2.0 * lr.abs() * adam_bound(betas, step as f64 + 1.0)
-}
-
-/// What a parameter is to be.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ParamSpec {
-    /// Its name, which also seeds its rounding noise.
-    pub name: String,
-    /// Number of elements.
-    pub len: usize,
-    /// Whether it is updated; a frozen one is stored once and shared by student and teacher.
-    pub trainable: bool,
-    /// How its state is kept.
-    pub mode: StateMode,
-    /// How its teacher is kept.
-    pub teacher: TeacherForm,
-    /// The optimizer whose state it carries.
-    pub rule: UpdateRule,
-    /// Root seed of dithering and stochastic rounding.
-    pub seed: u64,
-}
-
-impl ParamSpec {
-    /// Tells whether its state is kept in 16-bit planes.
-    pub(crate) fn is_split(&self) -> bool {
-        self.trainable && self.mode != StateMode::Exact
-    }
-
-    /// Refuses what its mode cannot keep.
-    ///
-    /// Errors: [`crate::Kind::Config`] for a full teacher, a custom rule or (in tiny state) a rule with two moments.
-    pub(crate) fn check(&self) -> Result<()> {
-        if !self.is_split() {
-            return Ok(());
-        }
-        let (name, mode) = (&self.name, self.mode.name());
-        if self.teacher == TeacherForm::Full {
-            return Err(Error::config(format!(
-                "{name}: {mode} state keeps a teacher as drift, got a full one"
-            )));
-        }
-        match self.rule {
-            UpdateRule::Custom { .. } => Err(not_exact(name, mode)),
-            UpdateRule::AdamW { .. } if self.mode == StateMode::Tiny => Err(Error::config(format!(
-                "{name}: tiny state keeps the momentum of SGD, got AdamW, whose second moment 8 bits do not hold"
-            ))
-            .hint("--set optim.optimizer=sgd, or --set model.state=compact")),
-            _ => Ok(()),
-        }
-    }
 }
 
 /// What one pass over a gradient finds.
@@ -170,21 +38,9 @@ pub struct Distances {
 
 /// Parameters and their update.
 pub trait State: Compute {
-    /// A parameter with its teacher and optimizer state.
-    type Param: Send;
     /// An update of all parameters whose outcome nobody has read yet.
     type Pending;
 
-    /// Allocates a parameter and fills it by `init`; the teacher starts equal to it.
-    fn param(
-        &self,
-        spec: &ParamSpec,
-        init: &mut dyn FnMut(&mut [f32]) -> Result<()>,
-    ) -> Result<Self::Param>;
-    /// Gives the teacher of a trainable parameter weights of its own.
-    fn set_teacher(&self, param: &mut Self::Param, values: &[f32]);
-    /// Allocates the gradient of a parameter.
-    fn grad(&self, spec: &ParamSpec) -> Result<Self::Grad>;
     /// Marks a gradient as empty, so that its next write overwrites.
     fn clear_grad(&self, grad: &mut Self::Grad);
     /// Shows the weights of `role`; `scratch` takes them where they are not stored as the compute reads them,
@@ -195,8 +51,6 @@ pub trait State: Compute {
         role: Role,
         scratch: &'a mut Self::Act,
     ) -> Self::Weight<'a>;
-    /// Tells whether [`State::view`] of `role` writes to its scratch.
-    fn needs_scratch(&self, param: &Self::Param, role: Role) -> bool;
     /// Scans a gradient in a fixed order; an empty gradient is all zeros.
     fn scan_grad(&self, grad: &Self::Grad) -> GradScan;
     /// Returns the sum of products of two gradients of one parameter, in f64 and a fixed order; an empty one is all zeros.
@@ -206,8 +60,6 @@ pub trait State: Compute {
     /// Mixes two gradients of one parameter: `y = keep y + add x`, products and sum in fp32, rounded once to how `y` is
     /// stored; empty ones are all zeros.
     fn grad_mix(&self, y: &mut Self::Grad, keep: f64, x: &Self::Grad, add: f64);
-    /// Copies a gradient to the host; an empty gradient is all zeros.
-    fn read_grad(&self, grad: &Self::Grad, out: &mut [f32]);
     /// Moves student, optimizer state and teacher by one step, in one pass:
     /// `g = c g + damping c (theta - ref)`, the rule, `ref += teacher_rate c (theta_new - ref)`.
     ///
@@ -247,23 +99,6 @@ pub trait State: Compute {
     ) -> Result<Self::Pending>;
     /// Waits for an update and tells what became of it; the last one started is the only one that can be asked.
     fn outcome(&self, pending: Self::Pending) -> Result<StepOutcome>;
-    /// Copies student or teacher to the host in fp32, exactly as stored (compact: both planes joined, but
-    /// [`Role::Evaluated`] rounded as [`State::view`] shows it).
-    fn read_param(&self, param: &Self::Param, role: Role, out: &mut [f32]);
     /// Measures how far student and teacher are from each other and from `initial`.
     fn distances(&self, param: &Self::Param, initial: &[f32]) -> Distances;
-    /// Hands every state buffer of a trainable parameter to `write`, by name, as raw little-endian bytes.
-    fn save_param(
-        &self,
-        param: &Self::Param,
-        write: &mut dyn FnMut(&str, &[u8]) -> Result<()>,
-    ) -> Result<()>;
-    /// Restores what [`State::save_param`] wrote; `read(name, bytes)` must fill `bytes` exactly.
-    fn load_param(
-        &self,
-        param: &mut Self::Param,
-        read: &mut dyn FnMut(&str, &mut [u8]) -> Result<()>,
-    ) -> Result<()>;
-    /// Copies one optimizer buffer (`momentum_buffer`, `exp_avg`, `exp_avg_sq`) to the host; false if absent.
-    fn read_moment(&self, param: &Self::Param, name: &str, out: &mut [f32]) -> bool;
 }

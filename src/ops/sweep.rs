@@ -3,20 +3,9 @@
 
 use std::ops::Range;
 
-use super::compute::{Compute, RowStats};
+use super::compute::Compute;
+use super::head::RowStats;
 use super::weight::DocumentFormula;
-use crate::error::Result;
-
-/// Sums over the rows of a sweep.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Tallied {
-    /// Values, each row times its share.
-    pub value: f64,
-    /// Plain NLL, each row times what it counts in monitors.
-    pub nll: f64,
-    /// Rows whose target is the most probable token, each times what it counts in monitors.
-    pub hit: f64,
-}
 
 /// Identity of work that may be recorded and started again: everything that decides its ops and their numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -52,11 +41,6 @@ impl WorkKey {
 
 /// The ops between sweeps. None of them waits, but those that return what the backend found.
 pub trait Sweep: Compute {
-    /// Sums over rows, on the backend.
-    type Tally;
-
-    /// Allocates sums.
-    fn tally_room(&self) -> Result<Self::Tally>;
     /// Sets sums to 0.
     fn clear_tally(&self, tally: &mut Self::Tally);
     /// Adds the results of `rows` of the pack just swept, in f64 and in an order that depends on their number alone.
@@ -69,8 +53,6 @@ pub trait Sweep: Compute {
         stats: &RowStats<Self::Stat>,
         tally: &mut Self::Tally,
     );
-    /// Waits for the work before it and returns the sums; 0 after a failure, which [`Compute::sync`] tells.
-    fn read_tally(&self, tally: &Self::Tally) -> Tallied;
     /// Weighs all rows of each document alike, as the formula says; without `base` nothing is compared with.
     ///
     /// In pairs the last document of an odd number has no partner and is weighed by its own r.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::recipe::{MethodSection, Recipe};
+use super::recipe::Recipe;
 use super::stream::Stream;
 use crate::error::{Error, Result};
 use crate::folder::Folder;
@@ -34,11 +34,13 @@ pub(crate) fn load<O: Ops>(
     rmu::prepare(ops, &mut state, recipe.seed)?;
     let terms = state.method.terms.len();
     state.combine = recipe.combination()?.prepare(ops, &state.model, keep, terms)?;
-    if let Some(retain) = retain.filter(|_| recipe.method.shield > 0.0) {
-        let MethodSection { shield: share, shield_rank: rank, shield_documents, .. } =
-            recipe.method;
-        let setup = projection::Setup { share, rank, tokens };
-        projection::prepare(ops, &mut state, setup, &retain.first(shield_documents)?)?;
+    if let (Some(setup), Some(retain)) = (recipe.projection(tokens), retain) {
+        projection::prepare(
+            ops,
+            &mut state,
+            setup,
+            &retain.first(recipe.method.shield_documents)?,
+        )?;
     }
     Ok(state)
 }

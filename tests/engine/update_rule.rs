@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use nepenthe::backend::cpu::{Cpu, Grad, Real};
 use nepenthe::ops::format::{join, narrow_even, split, widen};
-use nepenthe::ops::{Compute, GradScan, ParamSpec, Role, State, StateMode, TeacherForm};
+use nepenthe::ops::{
+    Compute, GradScan, Memory, ParamSpec, Role, State, StateMode, TeacherForm, Transfer,
+};
 use nepenthe::optim::{UpdateRule, UpdateScalars};
 use proptest::prelude::*;
 
@@ -124,7 +126,7 @@ fn spec(len: usize, mode: StateMode, teacher: TeacherForm, rule: UpdateRule) -> 
     ParamSpec { name: "block".into(), len, trainable: true, mode, teacher, rule, seed: 41 }
 }
 
-type Param<T> = <Cpu<T> as State>::Param;
+type Param<T> = <Cpu<T> as Memory>::Param;
 
 fn make<T: Real>(ops: &Cpu<T>, spec: &ParamSpec, values: &[f32]) -> Param<T> {
     let init = &mut |out: &mut [f32]| {

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use engine::{Check, json};
+use nepenthe::model::ARCHITECTURES;
 use serde_json::Value;
 
 fn run(case: &Value, root: &Path) -> Check<String> {
@@ -38,10 +39,19 @@ fn run(case: &Value, root: &Path) -> Check<String> {
     }
 }
 
+/// Tells whether the logits of a model of this `model_type` are among the cases.
+fn recorded(model_type: &str, cases: &[Value], root: &Path) -> bool {
+    let logits = |case: &&Value| case["kind"].as_str().is_some_and(|k| k.starts_with("forward"));
+    let configs = cases.iter().filter(logits).filter_map(|case| case["id"].as_str());
+    configs
+        .filter_map(|id| json(&root.join(id).join("config.json")).ok())
+        .any(|config| config["model_type"] == model_type)
+}
+
 fn main() -> ExitCode {
     // With a harness of its own the counts are printed whether or not all went well.
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data");
-    let root = std::env::var_os("NEPENTHE_GOLDEN").map_or(own, PathBuf::from);
+    let root = std::env::var_os("NEPENTHE_GOLDEN").map_or(own.clone(), PathBuf::from);
     let manifest = match json(&root.join("manifest.json")) {
         Ok(manifest) => manifest,
         Err(why) => {
@@ -62,6 +72,12 @@ fn main() -> ExitCode {
                 println!("FAILED   {id}: {why}");
                 failed.push(id.to_owned());
             }
+        }
+    }
+    for family in ARCHITECTURES {
+        if root == own && !recorded(family.model_type, cases, &root) {
+            println!("FAILED   {family}: no recorded model");
+            failed.push(family.model_type.to_owned());
         }
     }
     println!("golden: {ran} run, {} failed", failed.len());

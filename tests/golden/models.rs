@@ -7,7 +7,9 @@ use nepenthe::io::safetensors::Weights;
 use nepenthe::method::{self, Knobs};
 use nepenthe::model::Train;
 use nepenthe::model::layout::is_frozen;
-use nepenthe::ops::{Compute, Ops, PackData, Role, State, TeacherForm};
+use nepenthe::ops::{
+    Compute, LinearArgs, LinearShape, Memory, Ops, PackData, Role, State, TeacherForm, Transfer,
+};
 use nepenthe::optim::UpdateRule;
 use serde_json::Value;
 
@@ -53,7 +55,7 @@ fn freeze_rule(folder: &Path) -> Check {
 fn forward<T: Real>(case: &Value, folder: &Path, config: &str) -> Check
 where
     Cpu<T>: Ops,
-    Cpu<T>: State + Compute<Act = Vec<T>>,
+    Cpu<T>: Ops + Memory<Act = Vec<T>>,
 {
     let ops = Cpu::<T>::new();
     let train = keeping(None, TeacherForm::None, UpdateRule::Sgd { momentum: 0.0 });
@@ -82,8 +84,8 @@ where
         let mut bias_scratch = ops.act(0).map_err(|e| e.to_string())?;
         let bias = model.layout.head_bias;
         let bias = bias.map(|b| ops.view(&model.params[b], Role::Evaluated, &mut bias_scratch));
-        let matrix = (v, model.config.width);
-        ops.linear(ids.len(), matrix, &passes.ws.h, w, bias, None, &mut z);
+        let shape = LinearShape { n: ids.len(), o: v, i: model.config.width };
+        ops.linear(LinearArgs { shape, x: &passes.ws.h, w, bias }, None, &mut z);
         let mut logits = vec![0.0; ids.len() * v];
         ops.read_act(&z, &mut logits);
         if let Some(cap) = model.config.logit_cap {

@@ -10,7 +10,9 @@ use nepenthe::conformance::{Dtype, tol};
 use nepenthe::model::generate::{Choice, Request, generate};
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Workspace};
-use nepenthe::ops::{Compute, Ops, PackData, Role, Sampling, State};
+use nepenthe::ops::{
+    Compute, LinearArgs, LinearShape, Memory, Ops, PackData, Role, Sampling, State, Transfer,
+};
 
 /// Biases, head norms, a head width without tensor-core attention, a tied head.
 const QWEN3: &str = r#"{"model_type":"qwen3","hidden_size":64,"num_attention_heads":4,"num_key_value_heads":2,
@@ -59,7 +61,8 @@ fn logits(config: &str, ids: &[u32]) -> Vec<f32> {
     let mut scratch = model.block_scratch(&ops, model.layout.head).unwrap();
     let w = ops.view(&model.params[model.layout.head], Role::Evaluated, &mut scratch);
     let mut z = ops.act(n * v).unwrap();
-    ops.linear(n, (v, model.config.width), &ws.h, w, None, None, &mut z);
+    let shape = LinearShape { n, o: v, i: model.config.width };
+    ops.linear(LinearArgs { shape, x: &ws.h, w, bias: None }, None, &mut z);
     z[(n - 1) * v..n * v].to_vec()
 }
 

@@ -19,7 +19,7 @@ use nepenthe::method::{
 use nepenthe::model::generate::{Choice, Request};
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Level, Model, ModelConfig, Saving, Train};
-use nepenthe::ops::{Compute, Ops, PackData, Role, StateMode, TeacherForm};
+use nepenthe::ops::{Memory, Ops, PackData, Role, StateMode, TeacherForm, Transfer};
 use nepenthe::optim::Schedule;
 use nepenthe::optim::UpdateRule;
 use nepenthe::run::Recipe;
@@ -524,12 +524,14 @@ fn plan_counts_the_memory_of_a_run() {
         let recipe = Recipe::assemble(None, None, &sets).unwrap();
         let parsed = ModelConfig::parse(config).unwrap();
         // The middle between what all and what least takes, for `auto`.
-        let of = |memory| Plan::new(&parsed, &recipe, mode, Target::gpu(precision), memory);
-        let all = of(u64::MAX).bytes(tokens);
-        let memory = if save == "auto" { (all + of(0).bytes(tokens)) / 2 } else { u64::MAX };
+        let of =
+            |memory| Plan::new(&parsed, &recipe, mode, Target::gpu(precision), memory).unwrap();
+        let all = of(u64::MAX).bytes(tokens).unwrap();
+        let memory =
+            if save == "auto" { (all + of(0).bytes(tokens).unwrap()) / 2 } else { u64::MAX };
         let plan = of(memory);
         if save == "auto" {
-            assert!(plan.saving.first > 0 && plan.bytes(tokens) <= memory, "{plan:?}");
+            assert!(plan.saving.first > 0 && plan.bytes(tokens).unwrap() <= memory, "{plan:?}");
         }
         beside.push(plan.evaluation_bytes);
         let (planned, slab) = (plan.buffer_bytes(), plan.arena_bytes());
@@ -568,11 +570,11 @@ fn plan_counts_the_memory_of_a_run() {
             assert!(outputs.iter().all(|ids| ids.len() == 40));
         }
         let (held, used) = ops.bytes();
-        let share = used as f64 / planned as f64;
         let name = format!("{mode:?} {precision:?} {save}");
-        eprintln!("{name}: planned {planned}, used {used} ({share:.4}), held {held}");
+        eprintln!("{name}: planned {planned}, used {used}, held {held}");
         assert_eq!(held, slab, "{name}: the run took more than its slab");
-        assert!((0.97..=1.03).contains(&share), "{name}: {used} of {planned} bytes");
+        // Every buffer is counted to the byte; single ops of these shapes take less than 1 MiB beside them.
+        assert!((planned..planned + (1 << 20)).contains(&used), "{name}: {used} of {planned}");
     }
     assert!(beside[..7].iter().all(|bytes| *bytes == 0) && beside[7] > 0, "{beside:?}");
 }

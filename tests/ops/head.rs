@@ -5,8 +5,8 @@
 
 use nepenthe::backend::cpu::{Cpu, Grad};
 use nepenthe::ops::{
-    Compute, HeadGrads, HeadShape, HeadWeight, Matched, PackData, RowStats, Sampling, TokenFormula,
-    TokenWeight,
+    Compute, HeadGrads, HeadShape, HeadWeight, LinearArgs, LinearShape, Matched, PackData,
+    RowStats, Sampling, TokenFormula, TokenWeight,
 };
 
 use crate::support::{Dtype, Random, assert_gradient, assert_near, tol};
@@ -228,7 +228,8 @@ fn statistics_do_not_depend_on_the_coefficients() {
         let hidden = onehot(&ops, (n, c, v), &data, &h, HeadWeight::plain(&w), weight(), None);
         assert_eq!(shown.nll, hidden.nll);
         let mut logits = stale(n * v);
-        ops.linear(n, (v, c), &h, &w, None, None, &mut logits);
+        let shape = LinearShape { n, o: v, i: c };
+        ops.linear(LinearArgs { shape, x: &h, w: &w[..], bias: None }, None, &mut logits);
         for (row, z) in logits.chunks(v).enumerate() {
             let y = data.targets[row] as usize;
             let total: f64 = z.iter().map(|z| z.exp()).sum();

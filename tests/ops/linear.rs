@@ -1,7 +1,7 @@
 //! Linear maps, embeddings and SwiGLU against finite differences.
 
 use nepenthe::backend::cpu::{Cpu, Grad};
-use nepenthe::ops::Compute;
+use nepenthe::ops::{Compute, LinearArgs, LinearShape, Mlp};
 
 use crate::support::{Dtype, Random, assert_gradient, assert_near, tol};
 use crate::{documents, load, read, stale};
@@ -25,23 +25,24 @@ fn linear_backward_matches_differences() {
     for (n, o, i) in SHAPES {
         let (x, w, dy) = (random.vec(n * i), random.vec(o * i), random.vec(n * o));
         let (bias, residual) = (random.vec(o), random.vec(n * o));
+        let shape = LinearShape { n, o, i };
         let name = |of: &str| format!("linear {n} {o} {i}: {of}");
         for (bias, residual) in [(None, None), (Some(&bias), Some(&residual)), (Some(&bias), None)]
         {
             let eval =
                 |x: &Vec<f64>, w: &[f64], bias: Option<&[f64]>, residual: Option<&Vec<f64>>| {
                     let mut y = stale(n * o);
-                    ops.linear(n, (o, i), x, w, bias, residual, &mut y);
+                    ops.linear(LinearArgs { shape, x, w, bias }, residual, &mut y);
                     y
                 };
             let b = bias.map(|b| &b[..]);
             let mut dx = stale(n * i);
-            ops.linear_dgrad(n, (o, i), &dy, &w, &mut dx);
+            ops.linear_dgrad(shape, &dy, &w, &mut dx);
             assert_gradient(&name("dx"), i + o, &x, &dx, &dy, &mut |x| {
                 eval(&x.to_vec(), &w, b, residual)
             });
             let mut dw = Grad::wide(o * i);
-            ops.linear_wgrad(n, (o, i), &dy, &x, &mut dw);
+            ops.linear_wgrad(shape, &dy, &x, &mut dw);
             assert_gradient(&name("dw"), i + n, &w, &read(&dw), &dy, &mut |w| {
                 eval(&x, w, b, residual)
             });
@@ -68,6 +69,7 @@ fn weight_gradients_overwrite_first_and_then_add() {
     let pack = load(&ops, &documents(&[3, 1, 41], 41, &mut random));
     for (n, o, i) in SHAPES {
         let (x, dy) = (random.vec(n * i), random.vec(n * o));
+        let shape = LinearShape { n, o, i };
         let table = random.vec(45 * 3);
         for mut grads in [[41 * 3, o * i, o].map(Grad::wide), [41 * 3, o * i, o].map(Grad::bf16)] {
             let bf16 = format!("{:?}", grads[0]).contains("Bf16");
@@ -79,7 +81,7 @@ fn weight_gradients_overwrite_first_and_then_add() {
                     [&mut *dtable, dw, db].into_iter().for_each(|grad| clear(&ops, grad));
                 }
                 ops.embed_bwd(&pack, 3, 1.0, &table, dtable);
-                ops.linear_wgrad(n, (o, i), &dy, &x, dw);
+                ops.linear_wgrad(shape, &dy, &x, dw);
                 ops.bias_grad(n, o, &dy, db);
                 sums.push([read(dtable), read(dw), read(db)]);
             }
@@ -127,12 +129,12 @@ fn swiglu_backward_matches_differences() {
     for (n, f) in [(1, 1), (3, 41), (401, 3), (41, 401)] {
         let (gate_up, dy) = (random.vec(n * 2 * f), random.vec(n * f));
         let (mut grad, mut turned, mut y) = (gate_up.clone(), dy.clone(), stale(n * f));
-        ops.swiglu_bwd(n, f, &mut turned, &mut grad);
-        ops.swiglu(n, f, &gate_up, &mut y);
+        ops.mlp_bwd(n, f, Mlp::SWIGLU, &mut turned, &mut grad);
+        ops.mlp(n, f, Mlp::SWIGLU, &gate_up, &mut y);
         assert_eq!(turned, y, "the output made again");
         assert_gradient(&format!("swiglu {n} {f}"), 1, &gate_up, &grad, &dy, &mut |gate_up| {
             let mut y = stale(n * f);
-            ops.swiglu(n, f, &gate_up.to_vec(), &mut y);
+            ops.mlp(n, f, Mlp::SWIGLU, &gate_up.to_vec(), &mut y);
             y
         });
     }
@@ -143,9 +145,9 @@ fn swiglu_of_huge_gates_stays_finite() {
     for gate in [-1e6f32, -100.0, -88.5, 88.5, 100.0, 3e38] {
         let ops = Cpu::<f32>::new();
         let (mut y, mut grad) = (stale(1), vec![gate, 0.5]);
-        ops.swiglu(1, 1, &grad, &mut y);
+        ops.mlp(1, 1, Mlp::SWIGLU, &grad, &mut y);
         assert!(y[0].is_finite() && (y[0] == 0.5 * gate.max(0.0) || y[0].abs() < 1e-30), "{y:?}");
-        ops.swiglu_bwd(1, 1, &mut vec![1.0], &mut grad);
+        ops.mlp_bwd(1, 1, Mlp::SWIGLU, &mut vec![1.0], &mut grad);
         assert!(grad.iter().all(|g| g.is_finite()), "{gate}: {grad:?}");
     }
 }

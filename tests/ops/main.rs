@@ -15,7 +15,7 @@ mod precision;
 mod support;
 
 use nepenthe::backend::cpu::{Cpu, Grad, Pack, Real};
-use nepenthe::ops::{Compute, PackData};
+use nepenthe::ops::{Memory, PackData, Transfer};
 
 /// Fills what an op must overwrite.
 fn stale<T: Real>(len: usize) -> Vec<T> {

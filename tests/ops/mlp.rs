@@ -22,12 +22,12 @@ fn activation_backward_matches_differences_and_makes_the_output_again() {
                 let dy = random.vec(n * f);
                 let mut eval = |x: &[f64]| {
                     let mut y = stale(n * f);
-                    ops.activation(n, f, mlp, &x.to_vec(), &mut y);
+                    ops.mlp(n, f, mlp, &x.to_vec(), &mut y);
                     y
                 };
                 let y = eval(&x);
                 let (mut grad, mut turned) = (x.clone(), dy.clone());
-                ops.activation_bwd(n, f, mlp, &mut turned, &mut grad);
+                ops.mlp_bwd(n, f, mlp, &mut turned, &mut grad);
                 assert_eq!(turned, y, "{mlp:?} {n} {f}");
                 assert_gradient(&format!("{mlp:?} {n} {f}"), 1, &x, &grad, &dy, &mut eval);
             }
@@ -41,7 +41,7 @@ fn activations_have_the_values_of_their_definitions() {
     let ops = Cpu::<f64>::new();
     let at = |activation, x: f64| {
         let mut y = vec![f64::NAN];
-        ops.activation(1, 1, Mlp { activation, gated: false }, &vec![x], &mut y);
+        ops.mlp(1, 1, Mlp { activation, gated: false }, &vec![x], &mut y);
         y[0]
     };
     for (activation, x, want) in [

@@ -11,7 +11,7 @@ use nepenthe::method::projection::{Grams, Projection, directions, layers_at_once
 use nepenthe::method::{FORGET, Knobs, Nll, Objective, PENALTIES, Rows};
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Model, ModelConfig, Train};
-use nepenthe::ops::{State, StateMode, TeacherForm};
+use nepenthe::ops::{State, StateMode, TeacherForm, Transfer};
 use nepenthe::optim::UpdateRule;
 
 use crate::support::model::weights;

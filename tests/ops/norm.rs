@@ -1,12 +1,14 @@
 //! RMSNorm of rows and of query and key heads against finite differences.
 
 use nepenthe::backend::cpu::{Cpu, Grad};
-use nepenthe::ops::{Compute, Heads, Rms};
+use nepenthe::ops::{Compute, Heads, Norm, NormArgs, NormGrads, QkNormArgs};
 
 use crate::support::{Dtype, Random, assert_gradient, assert_near, tol};
 use crate::{read, stale};
 
-const RMS: Rms = Rms { eps: 1e-5, plus: 0.5 };
+fn rms(c: usize) -> Norm {
+    Norm { offset: 0.5, ..Norm::rms(c, 1e-5) }
+}
 
 #[test]
 fn rmsnorm_backward_matches_differences() {
@@ -17,16 +19,19 @@ fn rmsnorm_backward_matches_differences() {
         let before = random.vec(n * c);
         let eval = |x: &Vec<f64>, gain: &[f64]| {
             let (mut y, mut rstd) = (stale(n * c), stale(n));
-            ops.rmsnorm(n, c, RMS, x, gain, None, &mut y, &mut rstd);
+            let args = NormArgs { n, norm: rms(c), x, gain, bias: None };
+            ops.norm(args, None, &mut y, &mut rstd);
             (y, rstd)
         };
         let (_, rstd) = eval(&x, &gain);
         let name = |of: &str| format!("rmsnorm {n} {c}: {of}");
         // dx is added to: the residual branch is already in it.
         let (mut dx, mut dgain) = (before.clone(), Grad::wide(c));
-        ops.rmsnorm_bwd(n, c, RMS, &dy, &x, &gain, &rstd, &mut dx, Some(&mut dgain));
+        let args = NormArgs { n, norm: rms(c), x: &x, gain: &gain[..], bias: None };
+        let grads = NormGrads { gain: Some(&mut dgain), bias: None };
+        ops.norm_bwd(args, &dy, &rstd, &mut dx, grads);
         let mut alone = vec![0.0; n * c];
-        ops.rmsnorm_bwd(n, c, RMS, &dy, &x, &gain, &rstd, &mut alone, None);
+        ops.norm_bwd(args, &dy, &rstd, &mut alone, NormGrads::none());
         let sum: Vec<f64> = before.iter().zip(&alone).map(|(a, b)| a + b).collect();
         assert_near(&name("residual"), &dx, &sum, tol(Dtype::F64, 1));
         assert_gradient(&name("dx"), c, &x, &alone, &dy, &mut |x| eval(&x.to_vec(), &gain).0);
@@ -47,13 +52,16 @@ fn qk_norm_backward_matches_differences() {
         let (q, k) = (random.vec(d), random.vec(d));
         let eval = |raw: &Vec<f64>, gains: [&[f64]; 2]| {
             let (mut qkv, mut rstd) = (stale(len), stale(n * (h + g)));
-            ops.qk_norm(n, heads, RMS, gains, raw, &mut qkv, &mut rstd);
+            let args = QkNormArgs { n, heads, norm: rms(d), raw, gains };
+            ops.qk_norm(args, &mut qkv, &mut rstd);
             (qkv, rstd)
         };
         let (_, rstd) = eval(&raw, [&q, &k]);
         let (mut dqkv, mut dq, mut dk) = (dy.clone(), Grad::wide(d), Grad::wide(d));
         let dgains = Some([&mut dq, &mut dk]);
-        ops.qk_norm_bwd(n, heads, RMS, [&q, &k], &raw, &rstd, &mut dqkv, dgains);
+        let gains = [&q[..], &k[..]];
+        let args = QkNormArgs { n, heads, norm: rms(d), raw: &raw, gains };
+        ops.qk_norm_bwd(args, &rstd, &mut dqkv, dgains);
         let name = |of: &str| format!("qk norm {n} {heads:?}: {of}");
         let sum = n * h + d;
         assert_gradient(&name("draw"), d, &raw, &dqkv, &dy, &mut |raw| {
@@ -62,7 +70,7 @@ fn qk_norm_backward_matches_differences() {
         assert_gradient(&name("dq"), sum, &q, &read(&dq), &dy, &mut |q| eval(&raw, [q, &k]).0);
         assert_gradient(&name("dk"), sum, &k, &read(&dk), &dy, &mut |k| eval(&raw, [&q, k]).0);
         let mut frozen = dy.clone();
-        ops.qk_norm_bwd(n, heads, RMS, [&q, &k], &raw, &rstd, &mut frozen, None);
+        ops.qk_norm_bwd(args, &rstd, &mut frozen, None);
         assert_eq!(frozen, dqkv);
     }
 }
@@ -76,7 +84,8 @@ fn rmsnorm_adds_a_residual() {
     let gain = random.vec(c);
     let [(alone, _), (added, _)] = [None, Some(&more)].map(|residual| {
         let (mut y, mut rstd) = (stale(n * c), stale(n));
-        ops.rmsnorm(n, c, RMS, &x, &gain, residual, &mut y, &mut rstd);
+        let args = NormArgs { n, norm: rms(c), x: &x, gain: &gain[..], bias: None };
+        ops.norm(args, residual, &mut y, &mut rstd);
         (y, rstd)
     });
     let want: Vec<f64> = alone.iter().zip(&more).map(|(y, x)| y + x).collect();

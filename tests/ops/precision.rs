@@ -2,8 +2,9 @@
 
 use nepenthe::backend::cpu::{Cpu, Grad, Real};
 use nepenthe::ops::{
-    Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, Matched, PackData, Rms, RopeTable,
-    RowStats, TokenFormula, TokenWeight,
+    Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, LinearArgs, LinearShape, Matched,
+    Mlp, Norm, NormArgs, NormGrads, PackData, QkNormArgs, RopeTable, RowStats, TokenFormula,
+    TokenWeight,
 };
 
 use crate::support::{Dtype, Random, assert_near, tol};
@@ -72,11 +73,13 @@ fn linear<T: Real>() -> Vec<Output> {
         let (x, w, dy) = (draw(n * i), draw(o * i), draw(n * o));
         let (bias, residual) = (draw(o), draw(n * o));
         let (mut y, mut dx) = (stale(n * o), stale(n * i));
-        ops.linear(n, (o, i), &x, &w, Some(&bias), Some(&residual), &mut y);
-        ops.linear_dgrad(n, (o, i), &dy, &w, &mut dx);
+        let shape = LinearShape { n, o, i };
+        let args = LinearArgs { shape, x: &x, w: &w[..], bias: Some(&bias[..]) };
+        ops.linear(args, Some(&residual), &mut y);
+        ops.linear_dgrad(shape, &dy, &w, &mut dx);
         let (mut dw, mut db) = (Grad::wide(o * i), Grad::wide(o));
         for _ in 0..2 {
-            ops.linear_wgrad(n, (o, i), &dy, &x, &mut dw);
+            ops.linear_wgrad(shape, &dy, &x, &mut dw);
             ops.bias_grad(n, o, &dy, &mut db);
         }
         let name = |of: &str| format!("{n} {o} {i} {of}");
@@ -101,14 +104,16 @@ fn embed<T: Real>() -> Vec<Output> {
 
 fn norms<T: Real>() -> Vec<Output> {
     let (ops, mut random) = (Cpu::<T>::new(), Random::new("norms"));
-    let rms = Rms { eps: 1e-5, plus: 0.5 };
+    let norm = |c| Norm { offset: 0.5, ..Norm::rms(c, 1e-5) };
     let mut all = Vec::new();
     for (n, c) in [(3, 1), (41, 401), (401, 41), (3, 4001)] {
         let mut draw = |len| cast::<T>(&random.vec(len));
         let (x, gain, dy, mut dx) = (draw(n * c), draw(c), draw(n * c), draw(n * c));
         let (mut y, mut rstd, mut dgain) = (stale(n * c), stale(n), Grad::wide(c));
-        ops.rmsnorm(n, c, rms, &x, &gain, None, &mut y, &mut rstd);
-        ops.rmsnorm_bwd(n, c, rms, &dy, &x, &gain, &rstd, &mut dx, Some(&mut dgain));
+        let args = NormArgs { n, norm: norm(c), x: &x, gain: &gain[..], bias: None };
+        ops.norm(args, None, &mut y, &mut rstd);
+        let grads = NormGrads { gain: Some(&mut dgain), bias: None };
+        ops.norm_bwd(args, &dy, &rstd, &mut dx, grads);
         all.push(output("y", wide(&y), c));
         all.push(output("rstd", wide(&rstd), c));
         all.push(output("dx", wide(&dx), c));
@@ -119,9 +124,11 @@ fn norms<T: Real>() -> Vec<Output> {
     let mut draw = |len| cast::<T>(&random.vec(len));
     let (raw, q, k, mut dqkv) = (draw(len), draw(41), draw(41), draw(len));
     let (mut qkv, mut rstd) = (stale(len), stale(n * 8));
-    ops.qk_norm(n, heads, rms, [&q, &k], &raw, &mut qkv, &mut rstd);
+    let gains = [&q[..], &k[..]];
+    let args = QkNormArgs { n, heads, norm: norm(41), raw: &raw, gains };
+    ops.qk_norm(args, &mut qkv, &mut rstd);
     let (mut dq, mut dk) = (Grad::wide(41), Grad::wide(41));
-    ops.qk_norm_bwd(n, heads, rms, [&q, &k], &raw, &rstd, &mut dqkv, Some([&mut dq, &mut dk]));
+    ops.qk_norm_bwd(args, &rstd, &mut dqkv, Some([&mut dq, &mut dk]));
     all.push(output("qkv", wide(&qkv), 41));
     all.push(output("dqkv", wide(&dqkv), 41));
     all.push(output("dq", read(&dq), n * 6));
@@ -159,8 +166,8 @@ fn swiglu<T: Real>() -> Vec<Output> {
     let gates: Vec<f64> = random.vec(n * 2 * f).iter().map(|x| 8.0 * x).collect();
     let (mut gate_up, mut dy) = (cast::<T>(&gates), cast::<T>(&random.vec(n * f)));
     let mut y = stale(n * f);
-    ops.swiglu(n, f, &gate_up, &mut y);
-    ops.swiglu_bwd(n, f, &mut dy, &mut gate_up);
+    ops.mlp(n, f, Mlp::SWIGLU, &gate_up, &mut y);
+    ops.mlp_bwd(n, f, Mlp::SWIGLU, &mut dy, &mut gate_up);
     vec![output("y", wide(&y), 1), output("grad", wide(&gate_up), 1)]
 }
 

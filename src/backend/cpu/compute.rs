@@ -8,16 +8,16 @@ use super::head::{
 use super::matched::MatchedRows;
 use super::rows::{self, each};
 use super::{Cpu, Grad, Real, attention, layernorm, mlp, norm};
-use crate::error::Result;
 use crate::ops::{
-    CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, Matched, Mlp,
-    PackData, Rms, RopeTable, RowStats, Sampling, TokenWeight, Toward, sample,
+    CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, LinearArgs,
+    LinearShape, Matched, Mlp, NormArgs, NormGrads, NormKind, PackData, QkNormArgs, RopeTable,
+    RowStats, Sampling, TokenWeight, Toward, sample,
 };
 
 /// A loaded pack: the host's own data.
 #[derive(Debug, Clone, Default)]
 pub struct Pack {
-    data: PackData,
+    pub(super) data: PackData,
 }
 
 impl Pack {
@@ -52,67 +52,19 @@ fn from<T>(
 }
 
 impl<T: Real> Compute for Cpu<T> {
-    type Act = Vec<T>;
-    type Stat = Vec<T>;
-    type Pack = Pack;
     type Weight<'a> = &'a [T];
-    type Grad = Grad<T>;
-
-    fn act(&self, len: usize) -> Result<Vec<T>> {
-        Ok(vec![T::ZERO; len])
-    }
-
-    fn stat(&self, len: usize) -> Result<Vec<T>> {
-        Ok(vec![T::ZERO; len])
-    }
-
-    fn pack(&self, _tokens: usize) -> Result<Pack> {
-        Ok(Pack::default())
-    }
-
-    fn load_pack(&self, pack: &mut Pack, data: &PackData) {
-        pack.data.clone_from(data);
-    }
-
-    fn read_stat(&self, stat: &Vec<T>, out: &mut [f64]) {
-        out.iter_mut().zip(stat).for_each(|(o, s)| *o = s.to_f64());
-    }
-
-    fn write_stat(&self, values: &[f64], stat: &mut Vec<T>) {
-        stat.iter_mut().zip(values).for_each(|(s, v)| *s = T::from_f64(*v));
-    }
-
-    fn read_act(&self, act: &Vec<T>, out: &mut [f32]) {
-        out.iter_mut().zip(act).for_each(|(o, a)| *o = a.to_f32());
-    }
-
-    fn write_act(&self, values: &[f32], act: &mut Vec<T>) {
-        act.iter_mut().zip(values).for_each(|(a, v)| *a = T::from_f32(*v));
-    }
-
-    fn reserve(&self, _shape: HeadShape, _matched: bool) -> Result<()> {
-        // The pool keeps what the first sweep lends.
-        Ok(())
-    }
 
     fn zero(&self, len: usize, act: &mut Vec<T>) {
         act[..len].fill(T::ZERO);
     }
 
-    fn sync(&self) -> Result<()> {
-        Ok(())
-    }
-
     fn linear(
         &self,
-        n: usize,
-        (o, i): (usize, usize),
-        x: &Vec<T>,
-        w: &[T],
-        bias: Option<&[T]>,
+        args: LinearArgs<'_, Vec<T>, &[T]>,
         residual: Option<&Vec<T>>,
         y: &mut Vec<T>,
     ) {
+        let LinearArgs { shape: LinearShape { n, o, i }, x, w, bias } = args;
         let start = bias.is_some() || residual.is_some();
         if start {
             each(
@@ -134,25 +86,13 @@ impl<T: Real> Compute for Cpu<T> {
         parallel((n, o, i), Matrix::rows(x, i), Matrix::rows(w, i).t(), y, start);
     }
 
-    fn linear_dgrad(
-        &self,
-        n: usize,
-        (o, i): (usize, usize),
-        dy: &Vec<T>,
-        w: &[T],
-        dx: &mut Vec<T>,
-    ) {
+    fn linear_dgrad(&self, shape: LinearShape, dy: &Vec<T>, w: &[T], dx: &mut Vec<T>) {
+        let LinearShape { n, o, i } = shape;
         parallel((n, i, o), Matrix::rows(dy, o), Matrix::rows(w, i), dx, false);
     }
 
-    fn linear_wgrad(
-        &self,
-        n: usize,
-        (o, i): (usize, usize),
-        dy: &Vec<T>,
-        x: &Vec<T>,
-        dw: &mut Grad<T>,
-    ) {
+    fn linear_wgrad(&self, shape: LinearShape, dy: &Vec<T>, x: &Vec<T>, dw: &mut Grad<T>) {
+        let LinearShape { n, o, i } = shape;
         accumulate(&self.pool, (o, i, n), Matrix::rows(dy, o).t(), Matrix::rows(x, i), dw);
     }
 
@@ -221,92 +161,55 @@ impl<T: Real> Compute for Cpu<T> {
         }
     }
 
-    fn rmsnorm(
+    fn norm(
         &self,
-        n: usize,
-        c: usize,
-        rms: Rms,
-        x: &Vec<T>,
-        gain: &[T],
+        args: NormArgs<'_, Vec<T>, &[T]>,
         residual: Option<&Vec<T>>,
-        y: &mut Vec<T>,
-        rstd: &mut Vec<T>,
-    ) {
-        norm::rmsnorm((n, c), rms, x, gain, residual.map(|x| &x[..]), y, rstd);
-    }
-
-    fn rmsnorm_bwd(
-        &self,
-        n: usize,
-        c: usize,
-        rms: Rms,
-        dy: &Vec<T>,
-        x: &Vec<T>,
-        gain: &[T],
-        rstd: &Vec<T>,
-        dx: &mut Vec<T>,
-        dgain: Option<&mut Grad<T>>,
-    ) {
-        let mut sums = self.pool.lend(c);
-        let dgain = dgain.map(|g| (g, &mut sums[..]));
-        norm::rmsnorm_bwd((n, c), rms, dy, x, gain, rstd, dx, dgain);
-    }
-
-    fn layernorm(
-        &self,
-        n: usize,
-        c: usize,
-        eps: f64,
-        x: &Vec<T>,
-        gain_bias: [&[T]; 2],
         y: &mut Vec<T>,
         stats: &mut Vec<T>,
     ) {
-        layernorm::forward((n, c), eps, x, gain_bias, y, stats);
+        match args.norm.kind {
+            NormKind::Rms => norm::rmsnorm(&args, residual, y, stats),
+            NormKind::Layer => {
+                debug_assert!(residual.is_none(), "LayerNorm has no residual");
+                layernorm::forward(&args, y, stats);
+            }
+        }
     }
 
-    fn layernorm_bwd(
+    fn norm_bwd(
         &self,
-        n: usize,
-        c: usize,
+        args: NormArgs<'_, Vec<T>, &[T]>,
         dy: &Vec<T>,
-        x: &Vec<T>,
-        gain: &[T],
         stats: &Vec<T>,
         dx: &mut Vec<T>,
-        dgain: Option<&mut Grad<T>>,
+        grads: NormGrads<'_, Grad<T>>,
     ) {
+        let (n, c) = (args.n, args.norm.width);
         let mut sums = self.pool.lend(c);
-        layernorm::backward((n, c), dy, x, gain, stats, dx, dgain.map(|g| (g, &mut sums[..])));
+        let dgain = grads.gain.map(|g| (g, &mut sums[..]));
+        match args.norm.kind {
+            NormKind::Rms => norm::rmsnorm_bwd(&args, dy, stats, dx, dgain),
+            NormKind::Layer => layernorm::backward(&args, dy, stats, dx, dgain),
+        }
+        if let Some(dbias) = grads.bias {
+            self.bias_grad(n, c, dy, dbias);
+        }
     }
 
-    fn qk_norm(
-        &self,
-        n: usize,
-        heads: Heads,
-        rms: Rms,
-        gains: [&[T]; 2],
-        raw: &Vec<T>,
-        qkv: &mut Vec<T>,
-        rstd: &mut Vec<T>,
-    ) {
-        norm::qk_norm(n, heads, rms, gains, raw, qkv, rstd);
+    fn qk_norm(&self, args: QkNormArgs<'_, Vec<T>, &[T]>, qkv: &mut Vec<T>, rstd: &mut Vec<T>) {
+        norm::qk_norm(&args, qkv, rstd);
     }
 
     fn qk_norm_bwd(
         &self,
-        n: usize,
-        heads: Heads,
-        rms: Rms,
-        gains: [&[T]; 2],
-        raw: &Vec<T>,
+        args: QkNormArgs<'_, Vec<T>, &[T]>,
         rstd: &Vec<T>,
         dqkv: &mut Vec<T>,
         dgains: Option<[&mut Grad<T>; 2]>,
     ) {
-        let mut sums = self.pool.lend(heads.d);
-        let dgains = dgains.map(|g| (g, &mut sums[..]));
-        norm::qk_norm_bwd(n, heads, rms, gains, raw, rstd, dqkv, dgains);
+        let mut sums = self.pool.lend(args.heads.d);
+        norm::qk_norm_bwd(&args, rstd, dqkv, dgains.map(|g| (g, &mut sums[..])));
     }
 
     fn rope(
@@ -344,19 +247,11 @@ impl<T: Real> Compute for Cpu<T> {
         attention::backward(&self.pool, &pack.data.starts, heads, qkv, out, lse, dout, dqkv);
     }
 
-    fn swiglu(&self, n: usize, f: usize, gate_up: &Vec<T>, y: &mut Vec<T>) {
-        mlp::forward(n, f, Mlp::SWIGLU, gate_up, y);
-    }
-
-    fn swiglu_bwd(&self, n: usize, f: usize, dy: &mut Vec<T>, gate_up: &mut Vec<T>) {
-        mlp::backward(n, f, Mlp::SWIGLU, dy, gate_up);
-    }
-
-    fn activation(&self, n: usize, f: usize, mlp: Mlp, x: &Vec<T>, y: &mut Vec<T>) {
+    fn mlp(&self, n: usize, f: usize, mlp: Mlp, x: &Vec<T>, y: &mut Vec<T>) {
         mlp::forward(n, f, mlp, x, y);
     }
 
-    fn activation_bwd(&self, n: usize, f: usize, mlp: Mlp, dy: &mut Vec<T>, x: &mut Vec<T>) {
+    fn mlp_bwd(&self, n: usize, f: usize, mlp: Mlp, dy: &mut Vec<T>, x: &mut Vec<T>) {
         mlp::backward(n, f, mlp, dy, x);
     }
 

@@ -1,7 +1,9 @@
 //! Gradient sinks: the first write of a step overwrites, later ones add.
 
-use super::Real;
+use super::{Real, filled};
+use crate::error::Result;
 use crate::ops::format::{narrow_even, widen};
+use crate::ops::{ParamSpec, Plane, StateMode};
 
 /// A gradient: wide in exact mode, bf16 in compact mode.
 #[derive(Debug, Clone)]
@@ -20,6 +22,16 @@ pub(crate) enum GradData<T> {
 }
 
 impl<T: Real> Grad<T> {
+    /// Allocates the empty gradient of a parameter.
+    pub(super) fn new(spec: &ParamSpec) -> Result<Self> {
+        let (name, Plane { len, .. }) = (&spec.name, spec.gradient(size_of::<T>()));
+        let data = match spec.mode {
+            StateMode::Exact => GradData::Wide(filled(name, len, T::ZERO)?),
+            _ => GradData::Bf16(filled(name, len, 0u16)?),
+        };
+        Ok(Self { data, empty: true })
+    }
+
     /// Makes an empty gradient of `len` entries in the compute type.
     pub fn wide(len: usize) -> Self {
         Self { data: GradData::Wide(vec![T::ZERO; len]), empty: true }

@@ -19,6 +19,14 @@ fn chunk_rows(v: usize) -> usize {
     if v <= SMALL { (SMALL * 32 / v).clamp(16, 256) } else { (CHUNK / v).max(16) }
 }
 
+/// Returns the bytes of the logits that sweeps hold at once: one chunk, or one for each thread; matched ones hold twice
+/// as many.
+pub(super) fn chunk_bytes<T>(HeadShape { n, v, .. }: HeadShape, matched: bool) -> Vec<u64> {
+    let chunks = if v <= SMALL { rayon::current_num_threads() } else { 1 };
+    let rows = (chunk_rows(v.max(1)) * chunks).min(n);
+    vec![(rows * v * size_of::<T>()) as u64; if matched { 2 } else { 1 }]
+}
+
 /// Loss of one row.
 #[derive(Default)]
 pub(super) struct RowResult {

@@ -2,18 +2,16 @@
 
 use super::rows::{each, each2, simd, sum, sum2};
 use super::{Grad, Real};
+use crate::ops::NormArgs;
 
 /// Numbers of a row that are handled together where a sum has more than two factors.
 const BLOCK: usize = 256;
 
-pub(super) fn forward<T: Real>(
-    (n, c): (usize, usize),
-    eps: f64,
-    x: &[T],
-    [gain, bias]: [&[T]; 2],
-    y: &mut [T],
-    stats: &mut [T],
-) {
+pub(super) fn forward<T: Real>(args: &NormArgs<'_, Vec<T>, &[T]>, y: &mut [T], stats: &mut [T]) {
+    let NormArgs { n, norm, x, gain, bias } = args;
+    let (n, c, eps) = (*n, norm.width, norm.eps);
+    debug_assert!(bias.is_some(), "LayerNorm has a bias");
+    let bias = bias.unwrap_or_default();
     each2(
         n,
         (c, 2),
@@ -29,7 +27,7 @@ pub(super) fn forward<T: Real>(
                 |v| (v - mean) * (v - mean),
             );
             let rstd = T::from_f64(1.0 / (squares / c as f64 + eps).sqrt());
-            for (((y, x), g), b) in y.iter_mut().zip(x).zip(gain).zip(bias) {
+            for (((y, x), g), b) in y.iter_mut().zip(x).zip(*gain).zip(bias) {
                 *y = (*x - mean) * rstd * *g + *b;
             }
             stats.copy_from_slice(&[mean, rstd]);
@@ -39,14 +37,14 @@ pub(super) fn forward<T: Real>(
 
 /// Adds to `dx`, and the rows' sums to `dgain`, with `sums` to make them in.
 pub(super) fn backward<T: Real>(
-    (n, c): (usize, usize),
+    args: &NormArgs<'_, Vec<T>, &[T]>,
     dy: &[T],
-    x: &[T],
-    gain: &[T],
     stats: &[T],
     dx: &mut [T],
     dgain: Option<(&mut Grad<T>, &mut [T])>,
 ) {
+    let NormArgs { n, norm, x, gain, .. } = args;
+    let (n, c) = (*n, norm.width);
     each(
         n,
         c,
@@ -73,7 +71,7 @@ pub(super) fn backward<T: Real>(
             }
             let total = T::from_f64(total / c as f64);
             let dot = T::from_f64(dot / c as f64) * rstd * rstd;
-            for (((dx, d), x), g) in dx.iter_mut().zip(dy).zip(x).zip(gain) {
+            for (((dx, d), x), g) in dx.iter_mut().zip(dy).zip(x).zip(*gain) {
                 *dx += rstd * (*d * *g - total - (*x - mean) * dot);
             }
         },

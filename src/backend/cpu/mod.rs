@@ -12,6 +12,7 @@ mod grad;
 mod head;
 mod layernorm;
 mod matched;
+mod memory;
 mod mlp;
 mod norm;
 mod params;
@@ -26,9 +27,11 @@ mod update;
 pub use compute::Pack;
 pub use grad::Grad;
 pub(crate) use grad::GradData;
+pub use memory::CpuSizes;
 pub use params::Param;
 pub use real::Real;
 
+use crate::error::{Error, Kind, Result};
 use pool::Pool;
 
 /// The CPU backend computing in `T`: f32 to work, f64 to check.
@@ -62,4 +65,17 @@ impl<T: Real> Cpu<T> {
 /// that is a tenth of the time.
 pub fn on_worker<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     rayon::scope(|_| work())
+}
+
+/// Allocates `len` times `value` for `name`.
+///
+/// Errors: [`Kind::Memory`] with the bytes that there are not.
+fn filled<X: Copy>(name: &str, len: usize, value: X) -> Result<Vec<X>> {
+    let mut out = Vec::new();
+    out.try_reserve_exact(len).map_err(|_| {
+        let bytes = len.saturating_mul(size_of::<X>());
+        Error::new(Kind::Memory, format!("{name}: cannot allocate {bytes} bytes"))
+    })?;
+    out.resize(len, value);
+    Ok(out)
 }

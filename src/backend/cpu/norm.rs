@@ -2,12 +2,13 @@
 
 use super::rows::{each, each2, simd, sum, sum2};
 use super::{Grad, Real};
-use crate::ops::{Heads, Rms};
+use crate::ops::{Norm, NormArgs, QkNormArgs};
 
 #[inline(always)]
-fn forward<T: Real>(x: &[T], gain: &[T], rms: Rms, y: &mut [T]) -> T {
+fn forward<T: Real>(x: &[T], gain: &[T], norm: &Norm, y: &mut [T]) -> T {
     let mean = sum(x, |v| v * v) / x.len() as f64;
-    let (rstd, plus) = (T::from_f64(1.0 / (mean + rms.eps).sqrt()), T::from_f64(rms.plus));
+    let rstd = T::from_f64(1.0 / (mean + norm.eps).sqrt());
+    let plus = T::from_f64(norm.offset);
     for ((y, x), g) in y.iter_mut().zip(x).zip(gain) {
         *y = *x * rstd * (*g + plus);
     }
@@ -41,14 +42,13 @@ fn backward<T: Real>(
 }
 
 pub(super) fn rmsnorm<T: Real>(
-    (n, c): (usize, usize),
-    rms: Rms,
-    x: &[T],
-    gain: &[T],
-    residual: Option<&[T]>,
+    args: &NormArgs<'_, Vec<T>, &[T]>,
+    residual: Option<&Vec<T>>,
     y: &mut [T],
     rstd: &mut [T],
 ) {
+    let NormArgs { n, norm, x, gain, .. } = args;
+    let (n, c) = (*n, norm.width);
     each2(
         n,
         (c, 1),
@@ -56,7 +56,7 @@ pub(super) fn rmsnorm<T: Real>(
         rstd,
         #[inline(always)]
         |r, y, rstd| {
-            rstd[0] = forward(&x[r * c..(r + 1) * c], &gain[..c], rms, y);
+            rstd[0] = forward(&x[r * c..(r + 1) * c], &gain[..c], norm, y);
             if let Some(residual) = residual {
                 y.iter_mut().zip(&residual[r * c..(r + 1) * c]).for_each(|(y, x)| *y += *x);
             }
@@ -64,17 +64,15 @@ pub(super) fn rmsnorm<T: Real>(
     );
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(super) fn rmsnorm_bwd<T: Real>(
-    (n, c): (usize, usize),
-    rms: Rms,
+    args: &NormArgs<'_, Vec<T>, &[T]>,
     dy: &[T],
-    x: &[T],
-    gain: &[T],
     rstd: &[T],
     dx: &mut [T],
     dgain: Option<(&mut Grad<T>, &mut [T])>,
 ) {
+    let NormArgs { n, norm, x, gain, .. } = args;
+    let (n, c) = (*n, norm.width);
     each(
         n,
         c,
@@ -83,7 +81,7 @@ pub(super) fn rmsnorm_bwd<T: Real>(
         |r, dx| {
             let at = r * c..(r + 1) * c;
             let (dy, x) = (&dy[at.clone()], &x[at]);
-            let gain = (&gain[..c], T::from_f64(rms.plus));
+            let gain = (&gain[..c], T::from_f64(norm.offset));
             backward(dy, x, gain, rstd[r], |i, v| dx[i] += v);
         },
     );
@@ -110,18 +108,11 @@ fn gain_sums<'a, T: Real>(rows: impl Iterator<Item = (&'a [T], &'a [T], T)>, sum
     );
 }
 
-pub(super) fn qk_norm<T: Real>(
-    n: usize,
-    heads: Heads,
-    rms: Rms,
-    gains: [&[T]; 2],
-    raw: &[T],
-    qkv: &mut [T],
-    rstd: &mut [T],
-) {
+pub(super) fn qk_norm<T: Real>(args: &QkNormArgs<'_, Vec<T>, &[T]>, qkv: &mut [T], rstd: &mut [T]) {
+    let QkNormArgs { n, heads, norm, raw, gains } = args;
     let (width, d, normed) = (heads.qkv_width(), heads.d, heads.h + heads.g);
     each2(
-        n,
+        *n,
         (width, normed),
         qkv,
         rstd,
@@ -131,26 +122,23 @@ pub(super) fn qk_norm<T: Real>(
             for (h, rstd) in rstd.iter_mut().enumerate() {
                 let gain = &gains[usize::from(h >= heads.h)][..d];
                 let at = h * d..(h + 1) * d;
-                *rstd = forward(&raw[at.clone()], gain, rms, &mut row[at]);
+                *rstd = forward(&raw[at.clone()], gain, norm, &mut row[at]);
             }
             row[normed * d..].copy_from_slice(&raw[normed * d..]);
         },
     );
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(super) fn qk_norm_bwd<T: Real>(
-    n: usize,
-    heads: Heads,
-    rms: Rms,
-    gains: [&[T]; 2],
-    raw: &[T],
+    args: &QkNormArgs<'_, Vec<T>, &[T]>,
     rstd: &[T],
     dqkv: &mut [T],
     dgains: Option<([&mut Grad<T>; 2], &mut [T])>,
 ) {
+    let QkNormArgs { n, heads, norm, raw, gains } = args;
+    let n = *n;
     let (width, d, normed) = (heads.qkv_width(), heads.d, heads.h + heads.g);
-    let plus = T::from_f64(rms.plus);
+    let plus = T::from_f64(norm.offset);
     if let Some((dgains, sums)) = dgains {
         for (grad, range) in dgains.into_iter().zip([0..heads.h, heads.h..normed]) {
             let rows = (0..n).flat_map(|r| range.clone().map(move |h| (r, h)));

@@ -8,18 +8,18 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::update::{Element, Numbers, Scale, fold, update_exact};
 use super::update::{SplitBuffers, update_split};
-use super::{Cpu, Grad, GradData, Real};
-use crate::error::{Error, Kind, Result};
+use super::{Cpu, Grad, Real, filled};
+use crate::error::Result;
 use crate::ops::format::{
-    EXPONENT_LIMIT, MOMENT_BLOCK, drift_exponent, from_block, from_f16, join, narrow_even, noise,
-    noise_seed, split, to_f16, widen,
+    EXPONENT_LIMIT, drift_exponent, from_f16, join, narrow_even, noise, noise_seed, split, to_f16,
+    widen,
 };
-use crate::ops::state::{Distances, GradScan, MOMENT_SCALES};
-use crate::ops::{ParamSpec, Role, State, StateMode, TeacherForm};
+use crate::ops::state::{Distances, GradScan};
+use crate::ops::{Memory, ParamSpec, Plane, Planes, Role, State, Stored, TeacherForm};
 use crate::optim::custom::other_rule;
 use crate::optim::{CustomRule, TensorPlace, UpdateRule, UpdateScalars};
 use crate::optim::{StepOutcome, StepSettings};
-use saved::{SCALAR_BYTES, restore_scalars, scalar_bytes};
+pub(super) use saved::SCALAR_BYTES;
 use show::Show;
 
 /// A parameter on the CPU with its teacher and optimizer state.
@@ -81,36 +81,125 @@ impl<T> Param<T> {
     }
 }
 
+impl<T: Real> Param<T> {
+    /// Allocates a parameter and fills it by `init`; the teacher starts equal to it.
+    pub(super) fn new(
+        spec: &ParamSpec,
+        init: &mut dyn FnMut(&mut [f32]) -> Result<()>,
+    ) -> Result<Self> {
+        let name = spec.name.as_str();
+        spec.check()?;
+        let mut initial = filled(name, spec.len, 0f32)?;
+        init(&mut initial)?;
+        let seed = noise_seed(name, spec.seed);
+        let planes = planes::<T>(spec);
+        let plain = |plane: Plane| filled(name, plane.len, T::ZERO);
+        let store = match spec.stored() {
+            Stored::Split(_) => Store::Split(Split::new(name, planes, seed, &initial)?),
+            stored => {
+                let mut theta = plain(planes.theta)?;
+                theta.iter_mut().zip(&initial).for_each(|(to, from)| *to = T::from_f32(*from));
+                drop(initial);
+                match stored {
+                    Stored::Exact(form) => {
+                        let mut teacher = plain(planes.teacher)?;
+                        if form == TeacherForm::Full {
+                            teacher.copy_from_slice(&theta);
+                        }
+                        let (first, second) = (plain(planes.first)?, plain(planes.second)?);
+                        Store::Exact(Exact { theta, form, teacher, first, second })
+                    }
+                    _ => Store::Frozen(theta),
+                }
+            }
+        };
+        Ok(Self { seed, counter: 0, rule: spec.rule, store })
+    }
+
+    /// Returns how the weights are stored.
+    pub(super) fn stored(&self) -> Stored {
+        match &self.store {
+            Store::Frozen(_) => Stored::Frozen,
+            Store::Exact(exact) => Stored::Exact(exact.form),
+            Store::Split(split) if split.drift.is_empty() => Stored::Split(TeacherForm::None),
+            Store::Split(_) => Stored::Split(TeacherForm::Drift),
+        }
+    }
+
+    /// Gives the teacher weights of its own; frozen parameters have none.
+    pub(super) fn set_teacher(&mut self, values: &[f32]) {
+        let (seed, counter) = (self.seed, self.counter);
+        match &mut self.store {
+            Store::Frozen(_) => {}
+            Store::Exact(exact) => {
+                let pairs = exact.teacher.iter_mut().zip(&exact.theta).zip(values);
+                for ((teacher, theta), value) in pairs {
+                    let value = T::from_f32(*value);
+                    *teacher = if exact.form == TeacherForm::Full { value } else { *theta - value };
+                }
+            }
+            Store::Split(split) => {
+                let drift = |i: usize| split.theta((seed, counter), i) - values[i];
+                let all = 0..split.drift.len();
+                let max = all.clone().map(|i| f64::from(drift(i).abs())).fold(0.0, f64::max);
+                let exponent = drift_exponent(max).clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT);
+                let stored: Vec<u16> =
+                    all.map(|i| to_f16(drift(i) * 2f32.powi(exponent))).collect();
+                split.drift = stored;
+                split.scale.exponent = exponent;
+                split.scale.max_drift = max;
+            }
+        }
+    }
+
+    /// Copies the weights of `role` to `out`.
+    pub(super) fn read(&self, role: Role, out: &mut [f32]) {
+        let out = &mut out[..self.len()];
+        let fill = |out: &mut [f32], from: &[T]| {
+            out.iter_mut().zip(from).for_each(|(to, x)| *to = x.to_f32());
+        };
+        match (&self.store, role) {
+            (Store::Frozen(theta), _) => fill(out, theta),
+            (Store::Exact(exact), Role::Teacher) => {
+                out.iter_mut().enumerate().for_each(|(i, to)| *to = exact.teacher_at(i).to_f32());
+            }
+            (Store::Exact(exact), _) => fill(out, &exact.theta),
+            (Store::Split(split), role) => {
+                let show = match role {
+                    Role::Teacher => Show::JoinedTeacher,
+                    Role::Student => Show::Joined,
+                    // As evaluation views it, so that a saved model has the figures it was saved with.
+                    Role::Evaluated => Show::Evaluated,
+                };
+                split.show((self.seed, self.counter), show, out);
+            }
+        }
+    }
+}
+
 impl Split {
     /// Makes the planes of `initial`; the teacher starts equal to it.
-    fn new(
-        spec: &ParamSpec,
-        seed: u64,
-        initial: &[f32],
-        (first, second): (usize, usize),
-    ) -> Result<Self> {
-        let (name, len) = (spec.name.as_str(), spec.len);
-        let (low, tiny) = (spec.mode != StateMode::Approx, spec.mode == StateMode::Tiny);
-        let of = |wanted: bool, len: usize| if wanted { len } else { 0 };
-        let mut hi = filled(name, len, 0u16)?;
-        let mut lo = filled(name, of(low, len), 0u16)?;
+    fn new(name: &str, planes: Planes, seed: u64, initial: &[f32]) -> Result<Self> {
+        let narrow = |plane: Plane| filled(name, plane.len, 0u16);
+        let (mut hi, mut lo) = (narrow(planes.theta)?, narrow(planes.low)?);
         let mut max_theta = 0f32;
         for (i, theta) in initial.iter().enumerate() {
-            if low {
-                (hi[i], lo[i]) = split(*theta, noise(seed, 0, i as u64) & 0xffff);
-            } else {
-                hi[i] = narrow_even(*theta);
+            match lo.get_mut(i) {
+                Some(lo) => (hi[i], *lo) = split(*theta, noise(seed, 0, i as u64) & 0xffff),
+                None => hi[i] = narrow_even(*theta),
             }
             max_theta = max_theta.max(theta.abs());
         }
+        let tiny = planes.scales.len > 0;
+        let of = |wanted: bool, plane: Plane| if wanted { plane.len } else { 0 };
         Ok(Self {
             hi,
             lo,
-            drift: filled(name, of(spec.teacher == TeacherForm::Drift, len), 0u16)?,
-            first: filled(name, of(!tiny, first), 0u16)?,
-            second: filled(name, second, 0u16)?,
-            bytes: filled(name, of(tiny, first), 0i8)?,
-            scales: filled(name, of(tiny, first).div_ceil(MOMENT_BLOCK), 0f32)?,
+            drift: narrow(planes.teacher)?,
+            first: filled(name, of(!tiny, planes.first), 0u16)?,
+            second: narrow(planes.second)?,
+            bytes: filled(name, of(tiny, planes.first), 0i8)?,
+            scales: filled(name, planes.scales.len, 0f32)?,
             scale: Scale {
                 exponent: 0,
                 max_drift: 0.0,
@@ -129,14 +218,18 @@ impl Split {
     }
 }
 
-fn filled<X: Copy>(name: &str, len: usize, value: X) -> Result<Vec<X>> {
-    let mut out = Vec::new();
-    out.try_reserve_exact(len).map_err(|_| {
-        let bytes = len.saturating_mul(size_of::<X>());
-        Error::new(Kind::Memory, format!("{name}: cannot allocate {bytes} bytes"))
-    })?;
-    out.resize(len, value);
-    Ok(out)
+/// Returns the buffers of a parameter computed in `T`.
+pub(super) fn planes<T>(spec: &ParamSpec) -> Planes {
+    spec.planes(size_of::<T>(), size_of::<T>())
+}
+
+/// Tells whether showing weights of `role` writes them to a scratch.
+pub(super) fn needs_scratch(stored: Stored, role: Role) -> bool {
+    match stored {
+        Stored::Frozen => false,
+        Stored::Exact(form) => role == Role::Teacher && form == TeacherForm::Drift,
+        Stored::Split(_) => true,
+    }
 }
 
 struct ScanPass<'a, G, T>(&'a [G], std::marker::PhantomData<T>);
@@ -222,82 +315,7 @@ impl<T: Real> Exact<T> {
 }
 
 impl<T: Real> State for Cpu<T> {
-    type Param = Param<T>;
     type Pending = StepOutcome;
-
-    fn param(
-        &self,
-        spec: &ParamSpec,
-        init: &mut dyn FnMut(&mut [f32]) -> Result<()>,
-    ) -> Result<Param<T>> {
-        let (name, len) = (spec.name.as_str(), spec.len);
-        spec.check()?;
-        let mut initial = filled(name, len, 0f32)?;
-        init(&mut initial)?;
-        let [first, second] =
-            spec.rule.moment_names().map(|name| if name.is_empty() { 0 } else { len });
-        let seed = noise_seed(name, spec.seed);
-        let store = if spec.is_split() {
-            Store::Split(Split::new(spec, seed, &initial, (first, second))?)
-        } else {
-            let mut theta = filled(name, len, T::ZERO)?;
-            theta.iter_mut().zip(&initial).for_each(|(to, from)| *to = T::from_f32(*from));
-            drop(initial);
-            if spec.trainable {
-                let mut teacher = Vec::new();
-                if spec.teacher != TeacherForm::None {
-                    teacher = filled(name, len, T::ZERO)?;
-                }
-                if spec.teacher == TeacherForm::Full {
-                    teacher.copy_from_slice(&theta);
-                }
-                Store::Exact(Exact {
-                    theta,
-                    form: spec.teacher,
-                    teacher,
-                    first: filled(name, first, T::ZERO)?,
-                    second: filled(name, second, T::ZERO)?,
-                })
-            } else {
-                Store::Frozen(theta)
-            }
-        };
-        Ok(Param { seed, counter: 0, rule: spec.rule, store })
-    }
-
-    fn set_teacher(&self, param: &mut Param<T>, values: &[f32]) {
-        let (seed, counter) = (param.seed, param.counter);
-        match &mut param.store {
-            Store::Frozen(_) => {}
-            Store::Exact(exact) => {
-                let pairs = exact.teacher.iter_mut().zip(&exact.theta).zip(values);
-                for ((teacher, theta), value) in pairs {
-                    let value = T::from_f32(*value);
-                    *teacher = if exact.form == TeacherForm::Full { value } else { *theta - value };
-                }
-            }
-            Store::Split(split) => {
-                let drift = |i: usize| split.theta((seed, counter), i) - values[i];
-                let all = 0..split.drift.len();
-                let max = all.clone().map(|i| f64::from(drift(i).abs())).fold(0.0, f64::max);
-                let exponent = drift_exponent(max).clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT);
-                let stored: Vec<u16> =
-                    all.map(|i| to_f16(drift(i) * 2f32.powi(exponent))).collect();
-                split.drift = stored;
-                split.scale.exponent = exponent;
-                split.scale.max_drift = max;
-            }
-        }
-    }
-
-    fn grad(&self, spec: &ParamSpec) -> Result<Grad<T>> {
-        let len = if spec.trainable { spec.len } else { 0 };
-        let data = match spec.mode {
-            StateMode::Exact => GradData::Wide(filled(&spec.name, len, T::ZERO)?),
-            _ => GradData::Bf16(filled(&spec.name, len, 0u16)?),
-        };
-        Ok(Grad { data, empty: true })
-    }
 
     fn clear_grad(&self, grad: &mut Grad<T>) {
         grad.empty = true;
@@ -337,14 +355,6 @@ impl<T: Real> State for Cpu<T> {
         }
     }
 
-    fn needs_scratch(&self, param: &Param<T>, role: Role) -> bool {
-        match &param.store {
-            Store::Frozen(_) => false,
-            Store::Exact(exact) => role == Role::Teacher && exact.form == TeacherForm::Drift,
-            Store::Split(_) => true,
-        }
-    }
-
     fn scan_grad(&self, grad: &Grad<T>) -> GradScan {
         match grad.into() {
             Numbers::<T>::Zeros => GradScan::default(),
@@ -359,14 +369,6 @@ impl<T: Real> State for Cpu<T> {
 
     fn grad_mix(&self, y: &mut Grad<T>, keep: f64, x: &Grad<T>, add: f64) {
         y.mix(keep, x, add);
-    }
-
-    fn read_grad(&self, grad: &Grad<T>, out: &mut [f32]) {
-        match grad.into() {
-            Numbers::<T>::Zeros => out.fill(0.0),
-            Numbers::Wide(x) => out.iter_mut().zip(x).for_each(|(to, x)| *to = x.to_f32()),
-            Numbers::Bf16(x) => out.iter_mut().zip(x).for_each(|(to, x)| *to = widen(*x)),
-        }
     }
 
     /// A gradient with NaN or infinite entries (by `scan`) and a frozen parameter change nothing.
@@ -434,29 +436,6 @@ impl<T: Real> State for Cpu<T> {
         Ok(pending)
     }
 
-    fn read_param(&self, param: &Param<T>, role: Role, out: &mut [f32]) {
-        let out = &mut out[..param.len()];
-        let fill = |out: &mut [f32], from: &[T]| {
-            out.iter_mut().zip(from).for_each(|(to, x)| *to = x.to_f32());
-        };
-        match (&param.store, role) {
-            (Store::Frozen(theta), _) => fill(out, theta),
-            (Store::Exact(exact), Role::Teacher) => {
-                out.iter_mut().enumerate().for_each(|(i, to)| *to = exact.teacher_at(i).to_f32());
-            }
-            (Store::Exact(exact), _) => fill(out, &exact.theta),
-            (Store::Split(split), role) => {
-                let show = match role {
-                    Role::Teacher => Show::JoinedTeacher,
-                    Role::Student => Show::Joined,
-                    // As evaluation views it, so that a saved model has the figures it was saved with.
-                    Role::Evaluated => Show::Evaluated,
-                };
-                split.show((param.seed, param.counter), show, out);
-            }
-        }
-    }
-
     fn distances(&self, param: &Param<T>, initial: &[f32]) -> Distances {
         match &param.store {
             Store::Frozen(theta) => measure(initial, |i| (theta[i].to_f64(), theta[i].to_f64())),
@@ -480,115 +459,5 @@ impl<T: Real> State for Cpu<T> {
                 })
             }
         }
-    }
-
-    fn save_param(
-        &self,
-        param: &Param<T>,
-        write: &mut dyn FnMut(&str, &[u8]) -> Result<()>,
-    ) -> Result<()> {
-        let [first, second] = param.rule.moment_names();
-        match &param.store {
-            Store::Frozen(_) => return Ok(()),
-            Store::Exact(exact) => {
-                let teacher = if exact.form == TeacherForm::Full { "teacher" } else { "drift" };
-                let named = [
-                    ("theta", &exact.theta),
-                    (teacher, &exact.teacher),
-                    (first, &exact.first),
-                    (second, &exact.second),
-                ];
-                for (name, buffer) in named.into_iter().filter(|(_, buffer)| !buffer.is_empty()) {
-                    write(name, bytemuck::cast_slice(buffer))?;
-                }
-            }
-            Store::Split(split) => {
-                let named = [
-                    ("theta_hi", &split.hi),
-                    ("theta_lo", &split.lo),
-                    ("drift", &split.drift),
-                    (first, &split.first),
-                    (second, &split.second),
-                ];
-                for (name, buffer) in named.into_iter().filter(|(_, buffer)| !buffer.is_empty()) {
-                    write(name, bytemuck::cast_slice(buffer))?;
-                }
-                if !split.bytes.is_empty() {
-                    write(first, bytemuck::cast_slice(&split.bytes))?;
-                    write(MOMENT_SCALES, bytemuck::cast_slice(&split.scales))?;
-                }
-            }
-        }
-        write("scalars", &scalar_bytes(param))
-    }
-
-    /// After an error the parameter holds a mixture of old and new state.
-    fn load_param(
-        &self,
-        param: &mut Param<T>,
-        read: &mut dyn FnMut(&str, &mut [u8]) -> Result<()>,
-    ) -> Result<()> {
-        let [first, second] = param.rule.moment_names();
-        match &mut param.store {
-            Store::Frozen(_) => return Ok(()),
-            Store::Exact(exact) => {
-                let teacher = if exact.form == TeacherForm::Full { "teacher" } else { "drift" };
-                let named = [
-                    ("theta", &mut exact.theta),
-                    (teacher, &mut exact.teacher),
-                    (first, &mut exact.first),
-                    (second, &mut exact.second),
-                ];
-                for (name, buffer) in named.into_iter().filter(|(_, buffer)| !buffer.is_empty()) {
-                    read(name, bytemuck::cast_slice_mut(buffer))?;
-                }
-            }
-            Store::Split(split) => {
-                let named = [
-                    ("theta_hi", &mut split.hi),
-                    ("theta_lo", &mut split.lo),
-                    ("drift", &mut split.drift),
-                    (first, &mut split.first),
-                    (second, &mut split.second),
-                ];
-                for (name, buffer) in named.into_iter().filter(|(_, buffer)| !buffer.is_empty()) {
-                    read(name, bytemuck::cast_slice_mut(buffer))?;
-                }
-                if !split.bytes.is_empty() {
-                    read(first, bytemuck::cast_slice_mut(&mut split.bytes))?;
-                    read(MOMENT_SCALES, bytemuck::cast_slice_mut(&mut split.scales))?;
-                }
-            }
-        }
-        let mut bytes = [0u8; SCALAR_BYTES];
-        read("scalars", &mut bytes)?;
-        restore_scalars(param, &bytes)
-    }
-
-    fn read_moment(&self, param: &Param<T>, name: &str, out: &mut [f32]) -> bool {
-        let Some(which) = param.rule.moment_names().iter().position(|n| *n == name) else {
-            return false;
-        };
-        if name.is_empty() {
-            return false;
-        }
-        match &param.store {
-            Store::Frozen(_) => return false,
-            Store::Exact(exact) => {
-                let moment = [&exact.first, &exact.second][which];
-                out.iter_mut().zip(moment).for_each(|(to, x)| *to = x.to_f32());
-            }
-            Store::Split(split) if !split.bytes.is_empty() => {
-                let blocks = split.bytes.chunks(MOMENT_BLOCK).zip(&split.scales);
-                for (to, (block, scale)) in out.chunks_mut(MOMENT_BLOCK).zip(blocks) {
-                    to.iter_mut().zip(block).for_each(|(to, q)| *to = from_block(*q, *scale));
-                }
-            }
-            Store::Split(split) => {
-                let moment = [&split.first, &split.second][which];
-                out.iter_mut().zip(moment).for_each(|(to, x)| *to = widen(*x));
-            }
-        }
-        true
     }
 }

@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use super::compute::Pack;
 use super::{Cpu, Real};
-use crate::error::Result;
 use crate::ops::{DocumentFormula, RowStats, Sweep, Tallied, WorkKey};
 
 /// Times noted by [`Sweep::mark`].
@@ -20,12 +19,6 @@ impl Clone for Marks {
 }
 
 impl<T: Real> Sweep for Cpu<T> {
-    type Tally = Tallied;
-
-    fn tally_room(&self) -> Result<Tallied> {
-        Ok(Tallied::default())
-    }
-
     fn clear_tally(&self, tally: &mut Tallied) {
         *tally = Tallied::default();
     }
@@ -48,10 +41,6 @@ impl<T: Real> Sweep for Cpu<T> {
                 tally.hit += monitor * stats.hit[row].to_f64();
             }
         }
-    }
-
-    fn read_tally(&self, tally: &Tallied) -> Tallied {
-        *tally
     }
 
     fn document_weights(

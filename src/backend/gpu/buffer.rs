@@ -158,6 +158,12 @@ pub struct Pack {
     pub(super) data: PackData,
 }
 
+/// Returns the bytes of the arrays of a [`Pack`], in the order of its fields.
+pub(super) fn pack_bytes(tokens: usize) -> [u64; 12] {
+    let one = 4 * tokens as u64;
+    [one, one, one, one, one, one, one, one + 4, one, 4 * one, one, one + 4]
+}
+
 /// Query rows of an attention block in [`Pack::blocks`].
 pub(super) const ATTENTION_ROWS: usize = 128;
 
@@ -171,23 +177,29 @@ impl Gpu {
     }
 
     pub(super) fn new_pack(&self, tokens: usize) -> Result<Pack> {
-        let words = |n: usize| self.alloc(4 * n as u64);
+        let mut at = [0; 12];
+        for (at, bytes) in at.iter_mut().zip(pack_bytes(tokens)) {
+            *at = self.alloc(bytes)?;
+        }
+        let [ids, positions, targets, coefs, shares, monitors, spans, starts, slots, rest @ ..] =
+            at;
+        let [blocks, order, groups] = rest;
         Ok(Pack {
             tokens,
             lane: self.packs.fetch_add(1, Ordering::Relaxed) % 2,
-            ids: words(tokens)?,
-            positions: words(tokens)?,
-            targets: words(tokens)?,
-            coefs: words(tokens)?,
-            shares: words(tokens)?,
-            monitors: words(tokens)?,
-            spans: words(tokens)?,
-            starts: words(tokens + 1)?,
-            slots: words(tokens)?,
-            blocks: words(4 * tokens)?,
+            ids,
+            positions,
+            targets,
+            coefs,
+            shares,
+            monitors,
+            spans,
+            starts,
+            slots,
+            blocks,
             block_count: 0,
-            order: words(tokens)?,
-            groups: words(tokens + 1)?,
+            order,
+            groups,
             reach: 0,
             data: PackData::default(),
         })

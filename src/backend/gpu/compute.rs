@@ -7,59 +7,14 @@ use super::ops::{
     rope, sample, swiglu,
 };
 use super::{Act, Gpu, Grad, Pack, Stat, Weight};
-use crate::error::Result;
 use crate::ops::{
-    CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, Matched, Mlp,
-    PackData, Rms, RopeTable, RowStats, Sampling, TokenWeight, Toward,
+    CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, LinearArgs,
+    LinearShape, Matched, Mlp, NormArgs, NormGrads, NormKind, QkNormArgs, RopeTable, Rotation,
+    RowStats, Sampling, TokenWeight, Toward,
 };
 
 impl Compute for Gpu {
-    type Act = Act;
-    type Stat = Stat;
-    type Pack = Pack;
     type Weight<'a> = Weight<'a>;
-    type Grad = Grad;
-
-    fn act(&self, len: usize) -> Result<Act> {
-        self.new_act(len)
-    }
-
-    fn stat(&self, len: usize) -> Result<Stat> {
-        self.new_stat(len)
-    }
-
-    fn pack(&self, tokens: usize) -> Result<Pack> {
-        self.new_pack(tokens)
-    }
-
-    fn load_pack(&self, pack: &mut Pack, data: &PackData) {
-        self.keep(self.upload_pack(pack, data));
-    }
-
-    fn read_stat(&self, stat: &Stat, out: &mut [f64]) {
-        let mut narrow = vec![0f32; out.len().min(stat.len)];
-        self.keep(self.download(stat.at, bytemuck::cast_slice_mut(&mut narrow)));
-        out.iter_mut().zip(narrow).for_each(|(to, from)| *to = f64::from(from));
-    }
-
-    fn write_stat(&self, values: &[f64], stat: &mut Stat) {
-        let narrow: Vec<f32> = values.iter().take(stat.len).map(|v| *v as f32).collect();
-        self.keep(self.upload(stat.at, bytemuck::cast_slice(&narrow)));
-    }
-
-    fn read_act(&self, act: &Act, out: &mut [f32]) {
-        let n = out.len().min(act.len);
-        self.keep(self.download_act(act.at, &mut out[..n]));
-    }
-
-    fn write_act(&self, values: &[f32], act: &mut Act) {
-        let n = values.len().min(act.len);
-        self.keep(self.upload_act(act.at, &values[..n]));
-    }
-
-    fn reserve(&self, shape: HeadShape, matched: bool) -> Result<()> {
-        head::reserve(self, shape, matched)
-    }
 
     fn single_tokens(&self, on: bool) {
         self.few_rows.store(on, Ordering::Relaxed);
@@ -70,30 +25,16 @@ impl Compute for Gpu {
         self.keep(self.fill(act.at, 0, bytes));
     }
 
-    fn sync(&self) -> Result<()> {
-        let result = self.driver.sync();
-        self.take_failure().and(result)
+    fn linear(&self, args: LinearArgs<'_, Act, Weight<'_>>, residual: Option<&Act>, y: &mut Act) {
+        linear::forward(self, args, residual, y);
     }
 
-    fn linear(
-        &self,
-        n: usize,
-        oi: (usize, usize),
-        x: &Act,
-        w: Weight<'_>,
-        bias: Option<Weight<'_>>,
-        residual: Option<&Act>,
-        y: &mut Act,
-    ) {
-        linear::forward(self, n, oi, x, w, bias, residual, y);
+    fn linear_dgrad(&self, shape: LinearShape, dy: &Act, w: Weight<'_>, dx: &mut Act) {
+        linear::dgrad(self, shape, dy, w, dx);
     }
 
-    fn linear_dgrad(&self, n: usize, oi: (usize, usize), dy: &Act, w: Weight<'_>, dx: &mut Act) {
-        linear::dgrad(self, n, oi, dy, w, dx);
-    }
-
-    fn linear_wgrad(&self, n: usize, oi: (usize, usize), dy: &Act, x: &Act, dw: &mut Grad) {
-        linear::wgrad(self, n, oi, dy, x, dw);
+    fn linear_wgrad(&self, shape: LinearShape, dy: &Act, x: &Act, dw: &mut Grad) {
+        linear::wgrad(self, shape, dy, x, dw);
     }
 
     fn bias_grad(&self, n: usize, o: usize, dy: &Act, db: &mut Grad) {
@@ -130,87 +71,51 @@ impl Compute for Gpu {
         positions::backward(self, pack, c, rows_first, dx, dtable);
     }
 
-    fn rmsnorm(
+    fn norm(
         &self,
-        n: usize,
-        c: usize,
-        rms: Rms,
-        x: &Act,
-        gain: Weight<'_>,
+        args: NormArgs<'_, Act, Weight<'_>>,
         residual: Option<&Act>,
-        y: &mut Act,
-        rstd: &mut Stat,
-    ) {
-        norm::forward(self, n, c, rms, x, gain, residual, y, rstd);
-    }
-
-    fn rmsnorm_bwd(
-        &self,
-        n: usize,
-        c: usize,
-        rms: Rms,
-        dy: &Act,
-        x: &Act,
-        gain: Weight<'_>,
-        rstd: &Stat,
-        dx: &mut Act,
-        dgain: Option<&mut Grad>,
-    ) {
-        norm::backward(self, n, c, rms, dy, x, gain, rstd, dx, dgain);
-    }
-
-    fn layernorm(
-        &self,
-        n: usize,
-        c: usize,
-        eps: f64,
-        x: &Act,
-        gain_bias: [Weight<'_>; 2],
         y: &mut Act,
         stats: &mut Stat,
     ) {
-        layernorm::forward(self, n, c, eps, x, gain_bias, y, stats);
+        match args.norm.kind {
+            NormKind::Rms => norm::forward(self, &args, residual, y, stats),
+            NormKind::Layer if residual.is_some() => {
+                self.refuse("layernorm: a residual is not supported");
+            }
+            NormKind::Layer => layernorm::forward(self, &args, y, stats),
+        }
     }
 
-    fn layernorm_bwd(
+    fn norm_bwd(
         &self,
-        n: usize,
-        c: usize,
+        args: NormArgs<'_, Act, Weight<'_>>,
         dy: &Act,
-        x: &Act,
-        gain: Weight<'_>,
         stats: &Stat,
         dx: &mut Act,
-        dgain: Option<&mut Grad>,
+        grads: NormGrads<'_, Grad>,
     ) {
-        layernorm::backward(self, n, c, dy, x, gain, stats, dx, dgain);
+        match args.norm.kind {
+            NormKind::Rms => norm::backward(self, &args, dy, stats, dx, grads.gain),
+            NormKind::Layer => layernorm::backward(self, &args, dy, stats, dx, grads.gain),
+        }
+        if let Some(dbias) = grads.bias {
+            linear::bias_grad(self, args.n, args.norm.width, dy, dbias);
+        }
     }
 
-    fn qk_norm(
-        &self,
-        n: usize,
-        heads: Heads,
-        rms: Rms,
-        gains: [Weight<'_>; 2],
-        raw: &Act,
-        qkv: &mut Act,
-        rstd: &mut Stat,
-    ) {
-        norm::qk_forward(self, n, heads, rms, gains, raw, qkv, rstd);
+    fn qk_norm(&self, args: QkNormArgs<'_, Act, Weight<'_>>, qkv: &mut Act, rstd: &mut Stat) {
+        norm::qk_forward(self, &args, qkv, rstd);
     }
 
     fn qk_norm_bwd(
         &self,
-        n: usize,
-        heads: Heads,
-        rms: Rms,
-        gains: [Weight<'_>; 2],
-        raw: &Act,
+        args: QkNormArgs<'_, Act, Weight<'_>>,
         rstd: &Stat,
         dqkv: &mut Act,
         dgains: Option<[&mut Grad; 2]>,
     ) {
-        norm::qk_backward(self, n, heads, rms, gains, raw, rstd, dqkv, dgains);
+        norm::qk_backward(self, &args, rstd, dqkv, dgains);
     }
 
     fn rope(
@@ -241,60 +146,58 @@ impl Compute for Gpu {
         attention::backward(self, pack, heads, qkv, out, lse, dout, dqkv);
     }
 
-    fn swiglu(&self, n: usize, f: usize, gate_up: &Act, y: &mut Act) {
-        swiglu::forward(self, n, f, gate_up, y);
+    fn mlp(&self, n: usize, f: usize, mlp: Mlp, x: &Act, y: &mut Act) {
+        match mlp {
+            Mlp::SWIGLU => swiglu::forward(self, n, f, x, y),
+            _ => activation::forward(self, n, f, mlp, x, y),
+        }
     }
 
-    fn swiglu_bwd(&self, n: usize, f: usize, dy: &mut Act, gate_up: &mut Act) {
-        swiglu::backward(self, n, f, dy, gate_up);
-    }
-
-    fn activation(&self, n: usize, f: usize, mlp: Mlp, x: &Act, y: &mut Act) {
-        activation::forward(self, n, f, mlp, x, y);
-    }
-
-    fn activation_bwd(&self, n: usize, f: usize, mlp: Mlp, dy: &mut Act, x: &mut Act) {
-        activation::backward(self, n, f, mlp, dy, x);
+    fn mlp_bwd(&self, n: usize, f: usize, mlp: Mlp, dy: &mut Act, x: &mut Act) {
+        match mlp {
+            Mlp::SWIGLU => swiglu::backward(self, n, f, dy, x),
+            _ => activation::backward(self, n, f, mlp, dy, x),
+        }
     }
 
     fn linear_rope(
         &self,
-        pack: &Pack,
-        nc: (usize, usize),
-        heads: Heads,
-        table: &RopeTable,
-        x: &Act,
-        w: Weight<'_>,
-        bias: Option<Weight<'_>>,
+        args: LinearArgs<'_, Act, Weight<'_>>,
+        rotation: Rotation<'_, Pack>,
         qkv: &mut Act,
     ) {
-        fused::rope(self, pack, nc, heads, table, x, w, bias, qkv);
+        fused::rope(self, args, rotation, qkv);
     }
 
-    fn linear_swiglu(
+    fn linear_mlp(
         &self,
-        n: usize,
-        fc: (usize, usize),
-        x: &Act,
-        w: Weight<'_>,
-        bias: Option<Weight<'_>>,
+        args: LinearArgs<'_, Act, Weight<'_>>,
+        mlp: Mlp,
         keep: bool,
-        gate_up: &mut Act,
+        h: &mut Act,
         y: &mut Act,
     ) {
-        fused::swiglu(self, n, fc, x, w, bias, keep, gate_up, y);
+        if mlp == Mlp::SWIGLU {
+            return fused::swiglu(self, args, keep, h, y);
+        }
+        self.linear(args, None, h);
+        self.mlp(args.shape.n, mlp.inner(args.shape.o), mlp, h, y);
     }
 
-    fn linear_dgrad_swiglu(
+    fn linear_dgrad_mlp(
         &self,
-        n: usize,
-        cf: (usize, usize),
+        shape: LinearShape,
+        mlp: Mlp,
         dy: &Act,
         w: Weight<'_>,
-        gate_up: &mut Act,
+        h: &mut Act,
         y: &mut Act,
     ) {
-        fused::swiglu_backward(self, n, cf, dy, w, gate_up, y);
+        if mlp == Mlp::SWIGLU {
+            return fused::swiglu_backward(self, shape, dy, w, h, y);
+        }
+        self.linear_dgrad(shape, dy, w, y);
+        self.mlp_bwd(shape.n, shape.i, mlp, y, h);
     }
 
     fn head_onehot(

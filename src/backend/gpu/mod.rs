@@ -2,13 +2,14 @@
 //!
 //! [`driver`] is the machine, [`arena`] its memory, `ops` one file a family of kernels: launch geometry in plain
 //! functions, and the launches. [`images`] holds the compiled kernels, [`probe`] what the NVIDIA driver says.
-//! All work is in one order on one stream; a failed launch is kept and surfaces at [`crate::ops::Compute::sync`].
+//! All work is in one order on one stream; a failed launch is kept and surfaces at [`crate::ops::Transfer::sync`].
 
 pub mod arena;
 mod buffer;
 mod compute;
 pub mod driver;
 pub mod images;
+mod memory;
 mod ops;
 pub mod probe;
 pub mod problem;
@@ -18,17 +19,17 @@ mod sweep;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use buffer::scan_bytes;
 pub use buffer::{Act, Grad, Pack, Stat, Weight};
+pub use memory::GpuSizes;
 pub use ops::head::chunk_rows;
-pub use ops::parts::{BYTES as PARTS_BYTES, count as parts};
+pub use ops::parts::count as parts;
 pub use ops::tile::Tile;
 pub use ops::{dynamic_shared, obstacle};
 pub use state::Param;
 pub use sweep::Tally;
 
 use crate::error::{Error, Kind, Result};
-use crate::ops::{Compute, Ops};
+use crate::ops::{Ops, Transfer};
 use arena::Arena;
 use driver::{Args, Driver, Launch};
 
@@ -156,7 +157,7 @@ impl Gpu {
         }
     }
 
-    /// Starts a kernel; a failure is kept for [`crate::ops::Compute::sync`]. An empty grid is no work.
+    /// Starts a kernel; a failure is kept for [`crate::ops::Transfer::sync`]. An empty grid is no work.
     fn launch(&self, kernel: &'static str, grid: [u32; 3], block: u32, shared: u32, args: Args) {
         if grid.contains(&0) {
             return;
@@ -253,6 +254,10 @@ impl Ops for Gpu {
     }
 }
 
+/// What driver context, kernels and the granularity of allocations take of a device, in bytes.
+pub const RESERVE: u64 = 1 << 30;
+/// What single ops take for themselves at most, in bytes: beside the parts of weight gradients, 16 MiB.
+pub const OP_SCRATCH: u64 = (16 << 20) + ops::parts::BYTES;
 /// Blocks that a grid may have in y and in z, on every device (CUDA C++ Programming Guide, technical specifications).
 const MOST_BLOCKS: u32 = 65_535;
 

@@ -8,16 +8,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::buffer::GradMarks;
 use super::driver::Args;
 use super::{Gpu, Grad, Pack, Stat};
-use crate::error::Result;
-use crate::ops::{DocumentFormula, RowStats, Sweep, Tallied, WorkKey};
+use crate::ops::{DocumentFormula, RowStats, Sweep, WorkKey};
 
 /// Sums over rows: three fp64 numbers at an address.
 #[derive(Debug)]
 pub struct Tally {
-    at: u64,
+    pub(super) at: u64,
 }
 
-const TALLY_BYTES: u64 = 24;
+/// Bytes of sums.
+pub(super) const TALLY_BYTES: u64 = 24;
 
 /// Recordings of one device at most; work of further shapes is started op by op.
 const RECORDINGS: usize = 32;
@@ -154,12 +154,6 @@ impl Gpu {
 }
 
 impl Sweep for Gpu {
-    type Tally = Tally;
-
-    fn tally_room(&self) -> Result<Tally> {
-        Ok(Tally { at: self.alloc(TALLY_BYTES)? })
-    }
-
     fn clear_tally(&self, tally: &mut Tally) {
         self.keep(self.fill(tally.at, 0, TALLY_BYTES));
     }
@@ -170,13 +164,6 @@ impl Sweep for Gpu {
         let args = args.ptr(from(stats.hit.at)).ptr(from(pack.shares)).ptr(from(pack.monitors));
         let args = args.ptr(tally.at).u32(rows.len() as u32);
         self.launch("row_sums", [1, 1, 1], 256, 0, args);
-    }
-
-    fn read_tally(&self, tally: &Tally) -> Tallied {
-        let mut sums = [0f64; 3];
-        self.keep(self.download(tally.at, bytemuck::cast_slice_mut(&mut sums)));
-        let [value, nll, hit] = sums;
-        Tallied { value, nll, hit }
     }
 
     fn document_weights(

@@ -180,7 +180,7 @@ fn convert(file: &Gguf, source: &Path, out: &Path, dtype: Dtype) -> Result<Impor
     }
     let text = |key: &str| Ok::<_, Error>(file.text(key)?.map(str::to_owned));
     let mut done = Imported {
-        architecture: config.architecture.clone(),
+        architecture: config.architecture.model_type.to_owned(),
         parameters: jobs.iter().map(|job| job.part.len()).sum(),
         layers: config.layers,
         tensors: jobs.len(),
@@ -263,7 +263,8 @@ fn jobs<'a>(file: &'a Gguf, config: &ModelConfig) -> Result<Vec<Job<'a>>> {
             || name.ends_with("attn_k.weight")
             || name.ends_with("attn_q.bias")
             || name.ends_with("attn_k.bias");
-        let reorder = (halves && config.architecture == "llama").then_some(config.head_width);
+        let reorder =
+            (halves && config.architecture.model_type == "llama").then_some(config.head_width);
         used.insert(&from.name);
         jobs.push(Job { part, from, reorder });
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::error::Result;
 use crate::model::Model;
 use crate::model::sink::InputHook;
-use crate::ops::{Ops, ParamSpec, Role, StateMode, TeacherForm};
+use crate::ops::{LinearArgs, LinearShape, Memory, Ops, ParamSpec, Role, StateMode, TeacherForm};
 use crate::optim::UpdateRule;
 
 /// Limit of the sums that layers are processed together up to, in bytes: a pass over the texts costs more than they do.
@@ -18,26 +18,28 @@ pub fn layers_at_once(widths: [usize; 4], layers: usize) -> usize {
 }
 
 /// Sums of x^T x over rows, for the four matrices of some layers at a time.
-pub struct Grams<O: Ops> {
+pub struct Grams<M: Memory> {
     /// The blocks of the matrices,
     of: Vec<usize>,
     /// the widths of their inputs,
     widths: Vec<usize>,
     /// and their sums, in fp32 whatever gradients are kept in.
-    sums: Vec<O::Grad>,
+    sums: Vec<M::Grad>,
 }
 
-impl<O: Ops> Grams<O> {
+impl<M: Memory> Grams<M> {
     /// Makes room for the matrices of `layers` layers of `model` at a time, which all of them can share.
-    pub fn new(ops: &O, model: &Model<O>, layers: usize) -> Result<Self> {
+    pub fn new(memory: &M, model: &Model<M>, layers: usize) -> Result<Self> {
         let matrices = model.layout.layers[0].matrices(&model.config);
         let widths = matrices.map(|(_, width)| width).repeat(layers);
         let room =
-            |width: &usize| ops.grad(&ParamSpec { trainable: true, ..frozen(width * width) });
+            |width: &usize| memory.grad(&ParamSpec { trainable: true, ..frozen(width * width) });
         let sums = widths.iter().map(room).collect::<Result<_>>()?;
         Ok(Self { of: Vec::new(), widths, sums })
     }
+}
 
+impl<O: Ops> Grams<O> {
     /// Starts anew, for these layers, as many as there is room for or fewer.
     pub fn open(&mut self, ops: &O, model: &Model<O>, layers: Range<usize>) {
         let matrices = |l: usize| model.layout.layers[l].matrices(&model.config);
@@ -66,7 +68,8 @@ impl<O: Ops> InputHook<O> for Grams<O> {
         x: &'a O::Act,
     ) -> Option<&'a O::Act> {
         if let Some(i) = self.of.iter().position(|block| *block == matrix) {
-            ops.linear_wgrad(n, (width, width), x, x, &mut self.sums[i]);
+            let shape = LinearShape { n, o: width, i: width };
+            ops.linear_wgrad(shape, x, x, &mut self.sums[i]);
         }
         None
     }
@@ -83,56 +86,72 @@ impl<O: Ops> InputHook<O> for Grams<O> {
 /// the step does to inputs inside the subspace is nothing.
 ///
 /// Source: PGU, Hoang et al., WACV 2024, section 3.2, there on the gradient itself.
-pub struct Projection<O: Ops> {
+pub struct Projection<M: Memory> {
     /// By block.
-    bases: Vec<Option<Basis<O>>>,
+    bases: Vec<Option<Basis<M>>>,
     /// Coordinates of rows in the subspace [N, k],
-    coordinates: O::Act,
+    coordinates: M::Act,
     /// and the rows without their part in it [N, I].
-    rest: O::Act,
+    rest: M::Act,
     /// For weights that are never shown through it.
-    scratch: O::Act,
+    scratch: M::Act,
 }
 
-struct Basis<O: Ops> {
+struct Basis<M: Memory> {
     k: usize,
     /// U, [k, I].
-    rows: O::Param,
+    rows: M::Param,
     /// -U^T, [I, k].
-    back: O::Param,
+    back: M::Param,
 }
 
-impl<O: Ops> Projection<O> {
+impl<M: Memory> Projection<M> {
     /// Makes room for packs of up to `tokens` tokens; of each block that `bases` has some for, `k` orthonormal rows of the
     /// width given with them.
-    pub fn new(ops: &O, tokens: usize, bases: Vec<Option<(Vec<f32>, usize)>>) -> Result<Self> {
+    pub fn new(memory: &M, tokens: usize, bases: Vec<Option<(Vec<f32>, usize)>>) -> Result<Self> {
+        let shape = |(rows, width): &(Vec<f32>, usize)| (rows.len() / width, *width);
+        let shapes: Vec<_> = bases.iter().map(|basis| basis.as_ref().map(shape)).collect();
+        Self::allocate(memory, tokens, &shapes, &mut |block, out| {
+            if let Some((rows, _)) = &bases[block] {
+                out.copy_from_slice(rows);
+            }
+        })
+    }
+
+    /// Makes room for packs of up to `tokens` tokens and subspaces of `shapes`, [k, I] for each block that has one, whose
+    /// rows `fill` writes.
+    pub fn allocate(
+        memory: &M,
+        tokens: usize,
+        shapes: &[Option<(usize, usize)>],
+        fill: &mut dyn FnMut(usize, &mut [f32]),
+    ) -> Result<Self> {
         let (mut most, mut widest) = (0, 0);
-        let mut made = Vec::with_capacity(bases.len());
-        for basis in bases {
-            let Some((rows, width)) = basis.filter(|(rows, _)| !rows.is_empty()) else {
-                made.push(None);
+        let mut bases = Vec::with_capacity(shapes.len());
+        for (block, shape) in shapes.iter().enumerate() {
+            let Some((k, width)) = shape.filter(|(k, _)| *k > 0) else {
+                bases.push(None);
                 continue;
             };
-            let k = rows.len() / width;
             most = most.max(k);
             widest = widest.max(width);
-            let mut back = vec![0f32; rows.len()];
-            for (i, x) in rows.iter().enumerate() {
-                back[i % width * k + i / width] = -x;
-            }
-            let param = |values: &[f32]| {
-                ops.param(&frozen(values.len()), &mut |out| {
-                    out.copy_from_slice(values);
-                    Ok(())
-                })
-            };
-            made.push(Some(Basis { k, rows: param(&rows)?, back: param(&back)? }));
+            let rows = memory.param(&frozen(k * width), &mut |out| {
+                fill(block, out);
+                Ok(())
+            })?;
+            let back = memory.param(&frozen(k * width), &mut |out| {
+                let mut rows = vec![0f32; out.len()];
+                fill(block, &mut rows);
+                rows.iter().enumerate().for_each(|(i, x)| out[i % width * k + i / width] = -x);
+                Ok(())
+            })?;
+            bases.push(Some(Basis { k, rows, back }));
         }
         Ok(Self {
-            bases: made,
-            coordinates: ops.act(tokens * most)?,
-            rest: ops.act(tokens * widest)?,
-            scratch: ops.act(0)?,
+            bases,
+            coordinates: memory.act(tokens * most)?,
+            rest: memory.act(tokens * widest)?,
+            scratch: memory.act(0)?,
         })
     }
 }
@@ -148,9 +167,11 @@ impl<O: Ops> InputHook<O> for Projection<O> {
         let Self { bases, coordinates, rest, scratch } = self;
         let Some(Basis { k, rows, back }) = &bases[matrix] else { return Some(x) };
         let w = ops.view(rows, Role::Student, scratch);
-        ops.linear(n, (*k, width), x, w, None, None, coordinates);
+        let shape = LinearShape { n, o: *k, i: width };
+        ops.linear(LinearArgs { shape, x, w, bias: None }, None, coordinates);
         let w = ops.view(back, Role::Student, scratch);
-        ops.linear(n, (width, *k), coordinates, w, None, Some(x), rest);
+        let shape = LinearShape { n, o: width, i: *k };
+        ops.linear(LinearArgs { shape, x: coordinates, w, bias: None }, Some(x), rest);
         Some(rest)
     }
 

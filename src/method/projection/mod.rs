@@ -12,7 +12,7 @@ use super::{Knobs, MeanTeacher};
 use crate::data::MicroBatch;
 use crate::error::{Error, Kind, Result};
 use crate::model::Model;
-use crate::ops::Ops;
+use crate::ops::{Memory, Ops};
 
 pub use self::hooks::{Grams, Projection, layers_at_once};
 
@@ -51,6 +51,18 @@ pub fn prepare<O: Ops>(
     state.hook = Some(Box::new(Projection::new(ops, tokens, found.bases)?));
     state.prepared.insert("shielded", found.share);
     Ok(())
+}
+
+/// Allocates what [`prepare`] does for `model` at most.
+pub fn allocate<M: Memory>(memory: &M, model: &Model<M>, setup: Setup) -> Result<()> {
+    let layers = &model.layout.layers;
+    let matrices = |l: usize| layers[l].matrices(&model.config);
+    Grams::new(memory, model, layers_at_once(matrices(0).map(|(_, width)| width), layers.len()))?;
+    let mut shapes = vec![None; model.layout.blocks.len()];
+    for (block, width) in (0..layers.len()).flat_map(matrices) {
+        shapes[block] = Some((setup.rank.min(width), width));
+    }
+    Projection::allocate(memory, setup.tokens, &shapes, &mut |_, _| {}).map(drop)
 }
 
 /// Finds the fewest directions that hold `share` of the squares of each matrix' inputs on `texts`, `rank` at most, with the

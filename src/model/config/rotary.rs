@@ -1,9 +1,9 @@
 //! Rotary settings of config.json.
 
-use super::family::{Family, PARTIAL};
 use super::reader::Reader;
 use super::{RopeConfig, RopeScaling};
 use crate::error::{Error, Result};
+use crate::model::family::{PARTIAL, Rotary};
 
 /// The keys of rotary sections, that of transformers 5 first.
 pub(super) const SECTIONS: [&str; 2] = ["rope_parameters", "rope_scaling"];
@@ -32,8 +32,8 @@ pub(super) fn section<'a>(json: &Reader<'a>) -> Result<Option<Reader<'a>>> {
 }
 
 /// Returns the part of a head that config.json asks to rotate, where it says so.
-pub(super) fn part(json: &Reader<'_>, family: Family) -> Result<Option<f64>> {
-    let (_, key, _) = family.rope_keys();
+pub(super) fn part(json: &Reader<'_>, rotary: &Rotary) -> Result<Option<f64>> {
+    let (key, _) = rotary.part;
     let inner = section(json)?;
     match &inner {
         Some(inner) if inner.present(PARTIAL).is_some() => inner.number(PARTIAL, None).map(Some),
@@ -42,16 +42,16 @@ pub(super) fn part(json: &Reader<'_>, family: Family) -> Result<Option<f64>> {
 }
 
 /// Reads the rotary settings of layers without a window.
-pub(super) fn rope(json: &Reader<'_>, head_width: usize, family: Family) -> Result<RopeConfig> {
-    let (base, part_key, default) = family.rope_keys();
+pub(super) fn rope(json: &Reader<'_>, head_width: usize, rotary: &Rotary) -> Result<RopeConfig> {
+    let Rotary { base: (base, default_base), part: (part_key, default), .. } = *rotary;
     let inner = section(json)?;
     let theta = match &inner {
         Some(inner) if inner.root.get("rope_theta").is_some() => {
             inner.number("rope_theta", None)?
         }
-        _ => json.number(base, Some(family.rope_base()))?,
+        _ => json.number(base, Some(default_base))?,
     };
-    let asked = part(json, family)?.unwrap_or(default);
+    let asked = part(json, rotary)?.unwrap_or(default);
     if !(theta > 0.0 && asked > 0.0 && asked <= 1.0) {
         return Err(Error::model(format!(
             "config.json: {base} {theta} must be positive and {part_key} {asked} in (0, 1]"
@@ -61,7 +61,7 @@ pub(super) fn rope(json: &Reader<'_>, head_width: usize, family: Family) -> Resu
         Some(inner) => scaling(inner)?,
         None => RopeScaling::Default,
     };
-    let partial = if family.rotates_parts() { asked } else { 1.0 };
+    let partial = if rotary.partial { asked } else { 1.0 };
     // transformers ignores the key where nothing is scaled and fails where something is.
     if partial != asked && scaling != RopeScaling::Default {
         return Err(Error::model(format!(
@@ -101,17 +101,15 @@ fn scaling(section: &Reader<'_>) -> Result<RopeScaling> {
 pub(super) fn local_rope(
     json: &Reader<'_>,
     head_width: usize,
-    family: Family,
+    rotary: &Rotary,
 ) -> Result<Option<RopeConfig>> {
-    if family != Family::Gemma3 {
-        return Ok(None);
-    }
+    let Some((outer, default)) = rotary.local else { return Ok(None) };
     let section = json.root.get(SECTIONS[0]).and_then(|all| all.get(LOCAL));
     let (reader, key) = match section {
         Some(root) => (Reader { root }, "rope_theta"),
-        None => (Reader { root: json.root }, "rope_local_base_freq"),
+        None => (Reader { root: json.root }, outer),
     };
-    let theta = reader.number(key, Some(10_000.0))?;
+    let theta = reader.number(key, Some(default))?;
     if theta <= 0.0 {
         return Err(Error::model(format!("config.json: {key} {theta} must be positive")));
     }

@@ -1,6 +1,6 @@
 //! From the order of numbers in a file to the one that the ops read, and back.
 
-/// How the numbers of a stored tensor lie against the rows of outputs that the ops read.
+/// Order of the numbers of a stored tensor, relative to the rows of outputs that the ops read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     /// The same.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Recipe;
 use crate::error::{Error, Result};
+use crate::method::projection::Setup;
 use crate::method::{self, Combination, Knobs, Method, Settings, WeightRule};
 
 /// `[method]`.
@@ -104,6 +105,12 @@ impl Recipe {
     /// Returns how gradients are combined.
     pub fn combination(&self) -> Result<Combination> {
         Combination::find(&self.method.combine)
+    }
+
+    /// Returns the gradient projection, if there is one, of packs of `tokens` tokens.
+    pub fn projection(&self, tokens: usize) -> Option<Setup> {
+        let MethodSection { shield: share, shield_rank: rank, .. } = self.method;
+        (share > 0.0).then_some(Setup { share, rank, tokens })
     }
 
     /// Returns the numbers of a step.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the recorded models of architectures that the paper's code never met: Phi, Gemma-2 and Gemma-3.
+"""Records small random models of families that the paper's code does not support, one entry of CONFIGS each.
 
 Run with PyTorch and transformers (the committed files: torch 2.11, transformers 5.17; Gemma-2: torch 2.15,
 transformers 5.24):

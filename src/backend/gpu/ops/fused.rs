@@ -7,7 +7,7 @@ use super::sm90::{self, Operand, result};
 use super::tile::{Tile, kernel_of_tile, packed, plan, sm90_tiles};
 use crate::backend::gpu::driver::{Args, Matrix};
 use crate::backend::gpu::{Act, Gpu, Pack, Precision, Weight, blocks};
-use crate::ops::{Direction, Heads, RopeTable};
+use crate::ops::{Direction, Heads, LinearArgs, LinearShape, Rotation};
 
 /// Returns the tile of a qkv product with rotation, `None` where a pair would lie in two tiles or chunks.
 fn rope_tile(planned: Tile, heads: Heads, half: usize) -> Option<Tile> {
@@ -21,26 +21,21 @@ fn rope_tile(planned: Tile, heads: Heads, half: usize) -> Option<Tile> {
 }
 
 /// Product and rotation in one kernel where its tile allows, else one after the other.
-#[allow(clippy::too_many_arguments)]
 pub(in crate::backend::gpu) fn rope(
     gpu: &Gpu,
-    pack: &Pack,
-    (n, c): (usize, usize),
-    heads: Heads,
-    table: &RopeTable,
-    x: &Act,
-    w: Weight<'_>,
-    bias: Option<Weight<'_>>,
+    args: LinearArgs<'_, Act, Weight<'_>>,
+    Rotation { pack, heads, table }: Rotation<'_, Pack>,
     qkv: &mut Act,
 ) {
-    let (width, bytes) = (heads.qkv_width(), gpu.precision().bytes());
+    let LinearArgs { shape: LinearShape { n, o: width, i: c }, x, w, bias } = args;
+    let bytes = gpu.precision().bytes();
     let rows = [(x.at, c), (w.at, c), (qkv.at, width)];
     let aligned = rows.into_iter().all(|(at, pitch)| packed(at, pitch, bytes));
     let tile = rope_tile(plan(gpu, n, width, aligned, c > 0), heads, table.inv_freq.len());
     // A block for few rows holds no whole head.
     let apart = table.inv_freq.is_empty() || gemm_skinny::plan(gpu, n, aligned).is_some();
     let Some(tile) = tile.filter(|_| !apart) else {
-        linear::forward(gpu, n, (width, c), x, w, bias, None, qkv);
+        linear::forward(gpu, args, None, qkv);
         return super::rope::rotate(gpu, pack, heads, table, Direction::Forward, qkv);
     };
     let Some((cosines, sines)) = super::rope::angles(gpu, pack, table) else { return };
@@ -96,18 +91,15 @@ fn halves(gate_up: &Act, n: usize, f: usize) -> [Matrix; 2] {
     [gate, Matrix { address: gate.address + 2 * f as u64, ..gate }]
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(in crate::backend::gpu) fn swiglu(
     gpu: &Gpu,
-    n: usize,
-    (f, c): (usize, usize),
-    x: &Act,
-    w: Weight<'_>,
-    bias: Option<Weight<'_>>,
+    args: LinearArgs<'_, Act, Weight<'_>>,
     keep: bool,
     gate_up: &mut Act,
     y: &mut Act,
 ) {
+    let LinearArgs { shape: LinearShape { n, o, i: c }, x, w, bias } = args;
+    let f = o / 2;
     let bytes = gpu.precision().bytes();
     let aligned = packed(x.at, c, bytes) && packed(w.at, c, bytes);
     let rows = packed(gate_up.at, f, bytes) && packed(y.at, f, bytes);
@@ -152,8 +144,7 @@ pub(in crate::backend::gpu) fn swiglu(
 
 pub(in crate::backend::gpu) fn swiglu_backward(
     gpu: &Gpu,
-    n: usize,
-    (c, f): (usize, usize),
+    LinearShape { n, o: c, i: f }: LinearShape,
     dy: &Act,
     w: Weight<'_>,
     gate_up: &mut Act,

@@ -73,6 +73,17 @@ pub(in crate::backend::gpu) fn cap_rows(gpu: &Gpu, cap: Option<usize>) {
     gpu.head.lock().unwrap_or_else(PoisonError::into_inner).cap = cap;
 }
 
+/// Returns the bytes of the buffers that [`reserve`] makes.
+pub(in crate::backend::gpu) fn room_bytes(
+    shape: HeadShape,
+    matched: bool,
+    precision: Precision,
+) -> Vec<u64> {
+    let Fits { logits, teacher, hidden, rows } = Fits::new(shape, plan(shape, None), matched);
+    let [logits, teacher, hidden, rows] = [logits, teacher, hidden, rows].map(|n| n as u64);
+    vec![4 * logits, 4 * teacher, precision.bytes() * hidden, 8 * rows, 4 * rows]
+}
+
 /// Allocates space for passes of `shape`; with `matched` also that of full-vocabulary losses, the second model's logits
 /// among it.
 pub(in crate::backend::gpu) fn reserve(gpu: &Gpu, shape: HeadShape, matched: bool) -> Result<()> {

@@ -4,21 +4,20 @@ use super::column_sum;
 use super::norm::plan;
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Grad, Stat, Weight, blocks};
+use crate::ops::NormArgs;
 
 /// Rows that a partial of the gain's gradient covers: kRows of the kernel.
 const ROWS: usize = 64;
 
-#[allow(clippy::too_many_arguments)]
 pub(in crate::backend::gpu) fn forward(
     gpu: &Gpu,
-    n: usize,
-    c: usize,
-    eps: f64,
-    x: &Act,
-    [gain, bias]: [Weight<'_>; 2],
+    args: &NormArgs<'_, Act, Weight<'_>>,
     y: &mut Act,
     stats: &mut Stat,
 ) {
+    let NormArgs { n, norm, x, gain, bias } = *args;
+    let Some(bias) = bias else { return gpu.refuse("layernorm: wanted a bias") };
+    let c = norm.width;
     let (wide, grid) = plan(n, c);
     let kernel = if wide {
         gpu.pick("layernorm_fwd_bf16_block", "layernorm_fwd_f32_block")
@@ -33,22 +32,20 @@ pub(in crate::backend::gpu) fn forward(
         .ptr(stats.at)
         .u32(n as u32)
         .u32(c as u32)
-        .f32(eps as f32);
+        .f32(norm.eps as f32);
     gpu.launch(kernel, grid, 256, 0, args);
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(in crate::backend::gpu) fn backward(
     gpu: &Gpu,
-    n: usize,
-    c: usize,
+    args: &NormArgs<'_, Act, Weight<'_>>,
     dy: &Act,
-    x: &Act,
-    gain: Weight<'_>,
     stats: &Stat,
     dx: &mut Act,
     dgain: Option<&mut Grad>,
 ) {
+    let NormArgs { n, norm, x, gain, .. } = *args;
+    let c = norm.width;
     let (wide, grid) = plan(n, c);
     let kernel = if wide {
         gpu.pick("layernorm_bwd_bf16_block", "layernorm_bwd_f32_block")

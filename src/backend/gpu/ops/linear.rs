@@ -10,6 +10,7 @@ use super::sm90;
 use super::tile::{Tile, kernel_of_tile, packed, plan};
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Grad, Precision, Weight, blocks};
+use crate::ops::{LinearArgs, LinearShape};
 
 /// Returns the kernel of a layout, a precision and a tile.
 fn kernel(layout: Layout, precision: Precision, tile: Tile) -> &'static str {
@@ -81,17 +82,13 @@ pub(super) fn start(gpu: &Gpu, job: &Gemm, parts: Parts, scans: Option<(u64, u32
     0
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(in crate::backend::gpu) fn forward(
     gpu: &Gpu,
-    n: usize,
-    (o, i): (usize, usize),
-    x: &Act,
-    w: Weight<'_>,
-    bias: Option<Weight<'_>>,
+    args: LinearArgs<'_, Act, Weight<'_>>,
     residual: Option<&Act>,
     y: &mut Act,
 ) {
+    let LinearArgs { shape: LinearShape { n, o, i }, x, w, bias } = args;
     let job = Gemm {
         layout: Layout::Nt,
         m: n,
@@ -113,8 +110,7 @@ pub(in crate::backend::gpu) fn forward(
 
 pub(in crate::backend::gpu) fn dgrad(
     gpu: &Gpu,
-    n: usize,
-    (o, i): (usize, usize),
+    LinearShape { n, o, i }: LinearShape,
     dy: &Act,
     w: Weight<'_>,
     dx: &mut Act,
@@ -140,8 +136,7 @@ pub(in crate::backend::gpu) fn dgrad(
 
 pub(in crate::backend::gpu) fn wgrad(
     gpu: &Gpu,
-    n: usize,
-    (o, i): (usize, usize),
+    LinearShape { n, o, i }: LinearShape,
     dy: &Act,
     x: &Act,
     dw: &mut Grad,

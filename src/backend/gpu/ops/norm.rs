@@ -3,7 +3,7 @@
 use super::column_sum;
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Grad, MOST_BLOCKS, Stat, Weight, blocks};
-use crate::ops::{Heads, Rms};
+use crate::ops::{Heads, Norm, NormArgs, QkNormArgs};
 
 /// Numbers up to which a warp takes a unit: four packs of eight a lane.
 const WARP_WIDTH: usize = 1024;
@@ -39,17 +39,29 @@ impl Units {
     }
 }
 
-#[allow(clippy::too_many_arguments)]
-fn launch_forward(
-    gpu: &Gpu,
+/// Rows or heads to normalize.
+struct Job<'a> {
     units: Units,
-    rms: Rms,
-    x: &Act,
-    gains: [Weight<'_>; 2],
-    residual: Option<&Act>,
-    y: &mut Act,
-    rstd: &mut Stat,
-) {
+    norm: Norm,
+    x: &'a Act,
+    gains: [Weight<'a>; 2],
+}
+
+impl<'a> Job<'a> {
+    fn rows(args: &NormArgs<'a, Act, Weight<'a>>) -> Self {
+        let NormArgs { n, norm, x, gain, .. } = *args;
+        Self { units: Units::rows(n, norm.width), norm, x, gains: [gain; 2] }
+    }
+
+    /// The first `all` heads of qkv rows.
+    fn heads(args: &QkNormArgs<'a, Act, Weight<'a>>, all: usize) -> Self {
+        let QkNormArgs { n, heads, norm, raw, gains } = *args;
+        Self { units: Units::heads(n, heads, all), norm, x: raw, gains }
+    }
+}
+
+fn launch_forward(gpu: &Gpu, job: &Job<'_>, residual: Option<&Act>, y: &mut Act, rstd: &mut Stat) {
+    let Job { units, norm, x, gains } = job;
     let (wide, grid) = plan(units.rows * units.heads, units.d);
     let kernel = if wide {
         gpu.pick("rmsnorm_fwd_bf16_block", "rmsnorm_fwd_f32_block")
@@ -69,20 +81,19 @@ fn launch_forward(
         .u32(units.normed as u32)
         .u32(units.queries as u32)
         .u32(units.d as u32)
-        .f32(rms.eps as f32)
-        .f32(rms.plus as f32);
+        .f32(norm.eps as f32)
+        .f32(norm.offset as f32);
     gpu.launch(kernel, grid, 256, 0, args);
 }
 
 fn launch_backward(
     gpu: &Gpu,
-    units: Units,
-    rms: Rms,
+    job: &Job<'_>,
     [block, warp]: [&'static str; 2],
-    (dy, x, dx): (u64, &Act, u64),
-    gains: [Weight<'_>; 2],
+    (dy, dx): (u64, u64),
     rstd: &Stat,
 ) {
+    let Job { units, norm, x, gains } = job;
     let (wide, grid) = plan(units.rows * units.heads, units.d);
     let args = Args::new()
         .ptr(dy)
@@ -96,7 +107,7 @@ fn launch_backward(
         .u32(units.heads as u32)
         .u32(units.queries as u32)
         .u32(units.d as u32)
-        .f32(rms.plus as f32);
+        .f32(norm.offset as f32);
     gpu.launch(if wide { block } else { warp }, grid, 256, 0, args);
 }
 
@@ -110,9 +121,9 @@ fn launches(rows: usize, count: usize, most: usize) -> impl Iterator<Item = (usi
 /// Adds up the gradient of a gain over `count` units a row from unit `first` on, in two stages of fixed order.
 fn gain_gradient(
     gpu: &Gpu,
-    units: Units,
+    Job { units, x, .. }: &Job<'_>,
     (first, count): (usize, usize),
-    (dy, x): (u64, &Act),
+    dy: u64,
     rstd: &Stat,
     dgain: &mut Grad,
 ) {
@@ -143,83 +154,64 @@ fn gain_gradient(
     column_sum::sum(gpu, partials, (parts, units.d), units.d, dgain);
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(in crate::backend::gpu) fn forward(
     gpu: &Gpu,
-    n: usize,
-    c: usize,
-    rms: Rms,
-    x: &Act,
-    gain: Weight<'_>,
+    args: &NormArgs<'_, Act, Weight<'_>>,
     residual: Option<&Act>,
     y: &mut Act,
     rstd: &mut Stat,
 ) {
-    launch_forward(gpu, Units::rows(n, c), rms, x, [gain; 2], residual, y, rstd);
+    launch_forward(gpu, &Job::rows(args), residual, y, rstd);
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(in crate::backend::gpu) fn backward(
     gpu: &Gpu,
-    n: usize,
-    c: usize,
-    rms: Rms,
+    args: &NormArgs<'_, Act, Weight<'_>>,
     dy: &Act,
-    x: &Act,
-    gain: Weight<'_>,
     rstd: &Stat,
     dx: &mut Act,
     dgain: Option<&mut Grad>,
 ) {
-    let units = Units::rows(n, c);
+    let job = Job::rows(args);
     let names = [
         gpu.pick("rmsnorm_bwd_bf16_block", "rmsnorm_bwd_f32_block"),
         gpu.pick("rmsnorm_bwd_bf16_warp", "rmsnorm_bwd_f32_warp"),
     ];
-    launch_backward(gpu, units, rms, names, (dy.at, x, dx.at), [gain; 2], rstd);
+    launch_backward(gpu, &job, names, (dy.at, dx.at), rstd);
     if let Some(dgain) = dgain {
-        gain_gradient(gpu, units, (0, 1), (dy.at, x), rstd, dgain);
+        gain_gradient(gpu, &job, (0, 1), dy.at, rstd, dgain);
     }
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(in crate::backend::gpu) fn qk_forward(
     gpu: &Gpu,
-    n: usize,
-    heads: Heads,
-    rms: Rms,
-    gains: [Weight<'_>; 2],
-    raw: &Act,
+    args: &QkNormArgs<'_, Act, Weight<'_>>,
     qkv: &mut Act,
     rstd: &mut Stat,
 ) {
-    let units = Units::heads(n, heads, heads.h + 2 * heads.g);
-    launch_forward(gpu, units, rms, raw, gains, None, qkv, rstd);
+    let heads = args.heads;
+    launch_forward(gpu, &Job::heads(args, heads.h + 2 * heads.g), None, qkv, rstd);
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(in crate::backend::gpu) fn qk_backward(
     gpu: &Gpu,
-    n: usize,
-    heads: Heads,
-    rms: Rms,
-    gains: [Weight<'_>; 2],
-    raw: &Act,
+    args: &QkNormArgs<'_, Act, Weight<'_>>,
     rstd: &Stat,
     dqkv: &mut Act,
     dgains: Option<[&mut Grad; 2]>,
 ) {
-    let units = Units::heads(n, heads, heads.h + heads.g);
+    let heads = args.heads;
+    let job = Job::heads(args, heads.h + heads.g);
     // Before dqkv is overwritten.
     if let Some([dq, dk]) = dgains {
-        gain_gradient(gpu, units, (0, heads.h), (dqkv.at, raw), rstd, dq);
-        gain_gradient(gpu, units, (heads.h, heads.g), (dqkv.at, raw), rstd, dk);
+        gain_gradient(gpu, &job, (0, heads.h), dqkv.at, rstd, dq);
+        gain_gradient(gpu, &job, (heads.h, heads.g), dqkv.at, rstd, dk);
     }
     let names = [
         gpu.pick("qk_norm_bwd_bf16_block", "qk_norm_bwd_f32_block"),
         gpu.pick("qk_norm_bwd_bf16_warp", "qk_norm_bwd_f32_warp"),
     ];
-    launch_backward(gpu, units, rms, names, (dqkv.at, raw, dqkv.at), gains, rstd);
+    launch_backward(gpu, &job, names, (dqkv.at, dqkv.at), rstd);
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use bytemuck::Zeroable as _;
 
-use super::step::{ENTRY, Entry, SCAN, Scan, Trained};
+use super::entry::{ENTRY, Entry, SCAN, Scan, Trained};
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Gpu, Grad, blocks};
 use crate::ops::state::GradScan;

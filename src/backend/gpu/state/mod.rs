@@ -3,6 +3,7 @@
 //! Formats, names and bytes are those of the CPU backend: a checkpoint of either resumes on the other.
 
 mod custom;
+mod entry;
 mod grad_mix;
 mod grad_norm;
 mod saved;
@@ -15,10 +16,10 @@ use super::driver::Args;
 use super::{Act, Gpu, Grad, Precision, Weight, blocks};
 use crate::error::Result;
 use crate::ops::format::{
-    EXPONENT_LIMIT, MOMENT_BLOCK, drift_exponent, from_f16, narrow_even, noise_seed, to_f16, widen,
+    EXPONENT_LIMIT, drift_exponent, from_f16, narrow_even, noise_seed, to_f16, widen,
 };
 use crate::ops::state::{Distances, GradScan};
-use crate::ops::{ParamSpec, Role, State, StateMode, TeacherForm};
+use crate::ops::{Memory, ParamSpec, Planes, Role, State, Stored, TeacherForm};
 use crate::optim::{CustomRule, TensorPlace, UpdateRule, UpdateScalars};
 use crate::optim::{StepOutcome, StepSettings};
 
@@ -99,6 +100,34 @@ fn at(plane: u64, index: usize, size: u64) -> u64 {
     if plane == 0 { 0 } else { plane + index as u64 * size }
 }
 
+/// Returns the buffers of a parameter on a device that stores activations in `precision`.
+pub(super) fn planes(spec: &ParamSpec, precision: Precision) -> Planes {
+    spec.planes(precision.bytes() as usize, 4)
+}
+
+/// Returns the bytes of the scalars of a parameter; a frozen one has none.
+pub(super) fn scalar_bytes(spec: &ParamSpec) -> u64 {
+    if spec.trainable { size_of::<Tensor>() as u64 } else { 0 }
+}
+
+/// Tells whether showing weights of `role` writes them to a scratch.
+pub(super) fn needs_scratch(stored: Stored, precision: Precision, role: Role) -> bool {
+    match (stored, precision) {
+        (Stored::Frozen, _) => false,
+        (Stored::Exact(form), Precision::Fp32) => {
+            role == Role::Teacher && form == TeacherForm::Drift
+        }
+        // Products in bf16 read fp32 state rounded: by the noise of the step in training, else by evaluation's.
+        (Stored::Exact(_), Precision::Bf16) | (Stored::Split(_), Precision::Fp32) => true,
+        // The plane is what products read; without a drift it is the teacher's too.
+        (Stored::Split(form), Precision::Bf16) => match role {
+            Role::Student => false,
+            Role::Teacher => form == TeacherForm::Drift,
+            Role::Evaluated => true,
+        },
+    }
+}
+
 impl Gpu {
     fn read_tensor(&self, param: &Param) -> Tensor {
         let mut tensor = Tensor::zeroed();
@@ -108,11 +137,11 @@ impl Gpu {
         tensor
     }
 
-    /// Allocates `len` zeros of `size` bytes each.
-    fn zeros(&self, len: usize, size: u64) -> Result<u64> {
-        let address = self.alloc(len as u64 * size)?;
-        if len > 0 {
-            self.fill(address, 0, len as u64 * size)?;
+    /// Allocates `bytes` zeros.
+    fn zeros(&self, bytes: u64) -> Result<u64> {
+        let address = self.alloc(bytes)?;
+        if bytes > 0 {
+            self.fill(address, 0, bytes)?;
         }
         Ok(address)
     }
@@ -240,6 +269,134 @@ impl Gpu {
     }
 }
 
+impl Gpu {
+    /// Allocates a parameter and fills it by `init`; the teacher starts equal to it.
+    pub(super) fn new_param(
+        &self,
+        spec: &ParamSpec,
+        init: &mut dyn FnMut(&mut [f32]) -> Result<()>,
+    ) -> Result<Param> {
+        let len = spec.len;
+        spec.check()?;
+        let mut initial = vec![0f32; len];
+        init(&mut initial)?;
+        let seed = noise_seed(&spec.name, spec.seed);
+        let tensor = self.zeros(scalar_bytes(spec))?;
+        let Planes { theta, low, teacher, first, second, scales } = planes(spec, self.precision);
+        let theta = self.alloc(theta.bytes())?;
+        let store = match spec.stored() {
+            Stored::Frozen => Store::Frozen(theta),
+            Stored::Exact(form) => Store::Exact {
+                theta,
+                form,
+                teacher: self.zeros(teacher.bytes())?,
+                first: self.zeros(first.bytes())?,
+                second: self.zeros(second.bytes())?,
+            },
+            Stored::Split(_) => Store::Split {
+                hi: theta,
+                lo: self.alloc(low.bytes())?,
+                drift: self.zeros(teacher.bytes())?,
+                first: self.zeros(first.bytes())?,
+                second: self.zeros(second.bytes())?,
+                scales: self.zeros(scales.bytes())?,
+            },
+        };
+        let param = Param { seed, len, rule: spec.rule, tensor, store };
+        match param.store {
+            _ if len == 0 => {}
+            Store::Frozen(plane) => {
+                for (start, n) in pieces(len) {
+                    let to = at(plane, start, self.precision.bytes());
+                    self.upload_act(to, &initial[start..start + n])?;
+                }
+            }
+            Store::Exact { theta, form, teacher, .. } => {
+                self.upload(theta, bytemuck::cast_slice(&initial))?;
+                if form == TeacherForm::Full {
+                    self.copy(theta, teacher, 4 * len as u64)?;
+                }
+            }
+            Store::Split { hi, lo, .. } => self.split(&param, (hi, lo), &initial)?,
+        }
+        Ok(param)
+    }
+
+    /// Allocates the gradient of a parameter.
+    pub(super) fn new_grad(&self, spec: &ParamSpec) -> Result<Grad> {
+        let plane = spec.gradient(4);
+        let (at, scans) = (self.alloc(plane.bytes())?, self.alloc(scan_bytes(plane.len))?);
+        Ok(Grad { at, len: plane.len, wide: plane.size == 4, scans, marks: Default::default() })
+    }
+
+    pub(super) fn give_teacher(&self, param: &mut Param, values: &[f32]) {
+        match param.store {
+            Store::Exact { theta, form: TeacherForm::Drift, teacher, .. } => {
+                let mut drift = vec![0f32; PIECE.min(param.len)];
+                for (start, n) in pieces(param.len) {
+                    self.read_f32(theta, start, &mut drift[..n]);
+                    let pairs = drift[..n].iter_mut().zip(&values[start..start + n]);
+                    pairs.for_each(|(t, v)| *t -= v);
+                    let bytes = bytemuck::cast_slice(&drift[..n]);
+                    self.keep(self.upload(at(teacher, start, 4), bytes));
+                }
+            }
+            Store::Exact { form: TeacherForm::Full, teacher, .. } if param.len > 0 => {
+                let bytes = bytemuck::cast_slice(&values[..param.len]);
+                self.keep(self.upload(teacher, bytes));
+            }
+            Store::Split { drift, .. } if drift != 0 => self.set_drift(param, drift, values),
+            _ => {}
+        }
+    }
+
+    pub(super) fn fetch_grad(&self, grad: &Grad, out: &mut [f32]) {
+        if !grad.is_written() {
+            out.fill(0.0);
+        } else if grad.wide {
+            self.read_f32(grad.at, 0, out);
+        } else {
+            let narrow = self.read_u16(grad.at, 0, out.len());
+            out.iter_mut().zip(narrow).for_each(|(to, from)| *to = widen(from));
+        }
+    }
+
+    pub(super) fn fetch_param(&self, param: &Param, role: Role, out: &mut [f32]) {
+        let out = &mut out[..param.len];
+        match (&param.store, role) {
+            (Store::Frozen(plane), _) => {
+                for (start, n) in pieces(param.len) {
+                    let from = at(*plane, start, self.precision.bytes());
+                    self.keep(self.download_act(from, &mut out[start..start + n]));
+                }
+            }
+            (Store::Exact { theta, form, teacher, .. }, Role::Teacher) => match form {
+                TeacherForm::None => self.read_f32(*theta, 0, out),
+                TeacherForm::Full => self.read_f32(*teacher, 0, out),
+                TeacherForm::Drift => {
+                    self.read_f32(*theta, 0, out);
+                    let mut drift = vec![0f32; PIECE.min(param.len)];
+                    for (start, n) in pieces(param.len) {
+                        self.read_f32(*teacher, start, &mut drift[..n]);
+                        let pairs = out[start..start + n].iter_mut().zip(&drift);
+                        pairs.for_each(|(to, d)| *to -= d);
+                    }
+                }
+            },
+            (Store::Exact { theta, .. }, _) => self.read_f32(*theta, 0, out),
+            (Store::Split { .. }, role) => {
+                let show = match role {
+                    Role::Teacher => Show::JoinedTeacher,
+                    Role::Student => Show::Joined,
+                    // As evaluation views it, so that a saved model has the figures it was saved with.
+                    Role::Evaluated => Show::Evaluated,
+                };
+                self.read_split(param, show, 0, out);
+            }
+        }
+    }
+}
+
 /// Test access: what no op shows.
 impl Gpu {
     /// Writes a gradient as an op would that finds it empty.
@@ -273,96 +430,20 @@ impl Param {
     fn is_split(&self) -> bool {
         matches!(self.store, Store::Split { .. })
     }
+
+    /// Returns how the weights are stored.
+    pub(super) fn stored(&self) -> Stored {
+        match self.store {
+            Store::Frozen(_) => Stored::Frozen,
+            Store::Exact { form, .. } => Stored::Exact(form),
+            Store::Split { drift: 0, .. } => Stored::Split(TeacherForm::None),
+            Store::Split { .. } => Stored::Split(TeacherForm::Drift),
+        }
+    }
 }
 
 impl State for Gpu {
-    type Param = Param;
     type Pending = ();
-
-    fn param(
-        &self,
-        spec: &ParamSpec,
-        init: &mut dyn FnMut(&mut [f32]) -> Result<()>,
-    ) -> Result<Param> {
-        let (name, len) = (spec.name.as_str(), spec.len);
-        spec.check()?;
-        let mut initial = vec![0f32; len];
-        init(&mut initial)?;
-        let [first, second] =
-            spec.rule.moment_names().map(|name| if name.is_empty() { 0 } else { len });
-        let seed = noise_seed(name, spec.seed);
-        let tensor = if spec.trainable { self.zeros(1, size_of::<Tensor>() as u64)? } else { 0 };
-        let has = |form| if spec.teacher == form { len } else { 0 };
-        let store = if spec.is_split() {
-            let (tiny, low) = (spec.mode == StateMode::Tiny, spec.mode != StateMode::Approx);
-            let blocks = if tiny { first.div_ceil(MOMENT_BLOCK) } else { 0 };
-            Store::Split {
-                hi: self.alloc(2 * len as u64)?,
-                lo: self.alloc(if low { 2 * len as u64 } else { 0 })?,
-                drift: self.zeros(has(TeacherForm::Drift), 2)?,
-                first: self.zeros(first, if tiny { 1 } else { 2 })?,
-                second: self.zeros(second, 2)?,
-                scales: self.zeros(blocks, 4)?,
-            }
-        } else if spec.trainable {
-            Store::Exact {
-                theta: self.alloc(4 * len as u64)?,
-                form: spec.teacher,
-                teacher: self.zeros(has(TeacherForm::Drift) + has(TeacherForm::Full), 4)?,
-                first: self.zeros(first, 4)?,
-                second: self.zeros(second, 4)?,
-            }
-        } else {
-            Store::Frozen(self.alloc(len as u64 * self.precision.bytes())?)
-        };
-        let param = Param { seed, len, rule: spec.rule, tensor, store };
-        match param.store {
-            _ if len == 0 => {}
-            Store::Frozen(plane) => {
-                for (start, n) in pieces(len) {
-                    let to = at(plane, start, self.precision.bytes());
-                    self.upload_act(to, &initial[start..start + n])?;
-                }
-            }
-            Store::Exact { theta, form, teacher, .. } => {
-                self.upload(theta, bytemuck::cast_slice(&initial))?;
-                if form == TeacherForm::Full {
-                    self.copy(theta, teacher, 4 * len as u64)?;
-                }
-            }
-            Store::Split { hi, lo, .. } => self.split(&param, (hi, lo), &initial)?,
-        }
-        Ok(param)
-    }
-
-    fn set_teacher(&self, param: &mut Param, values: &[f32]) {
-        match param.store {
-            Store::Exact { theta, form: TeacherForm::Drift, teacher, .. } => {
-                let mut drift = vec![0f32; PIECE.min(param.len)];
-                for (start, n) in pieces(param.len) {
-                    self.read_f32(theta, start, &mut drift[..n]);
-                    let pairs = drift[..n].iter_mut().zip(&values[start..start + n]);
-                    pairs.for_each(|(t, v)| *t -= v);
-                    let bytes = bytemuck::cast_slice(&drift[..n]);
-                    self.keep(self.upload(at(teacher, start, 4), bytes));
-                }
-            }
-            Store::Exact { form: TeacherForm::Full, teacher, .. } if param.len > 0 => {
-                let bytes = bytemuck::cast_slice(&values[..param.len]);
-                self.keep(self.upload(teacher, bytes));
-            }
-            Store::Split { drift, .. } if drift != 0 => self.set_drift(param, drift, values),
-            _ => {}
-        }
-    }
-
-    fn grad(&self, spec: &ParamSpec) -> Result<Grad> {
-        let len = if spec.trainable { spec.len } else { 0 };
-        let wide = spec.mode == StateMode::Exact;
-        let at = self.alloc(len as u64 * if wide { 4 } else { 2 })?;
-        let scans = self.alloc(scan_bytes(len))?;
-        Ok(Grad { at, len, wide, scans, marks: Default::default() })
-    }
 
     fn clear_grad(&self, grad: &mut Grad) {
         grad.clear();
@@ -411,23 +492,6 @@ impl State for Gpu {
         Weight::new(scratch.at)
     }
 
-    fn needs_scratch(&self, param: &Param, role: Role) -> bool {
-        match (&param.store, self.precision) {
-            (Store::Frozen(_), _) => false,
-            (Store::Exact { form, .. }, Precision::Fp32) => {
-                role == Role::Teacher && *form == TeacherForm::Drift
-            }
-            // Products in bf16 read fp32 state rounded: by the noise of the step in training, else by evaluation's.
-            (Store::Exact { .. }, Precision::Bf16) | (Store::Split { .. }, Precision::Fp32) => true,
-            // The plane is what products read; without a drift it is the teacher's too.
-            (Store::Split { drift, .. }, Precision::Bf16) => match role {
-                Role::Student => false,
-                Role::Teacher => *drift != 0,
-                Role::Evaluated => true,
-            },
-        }
-    }
-
     fn scan_grad(&self, grad: &Grad) -> GradScan {
         self.scan(grad)
     }
@@ -438,17 +502,6 @@ impl State for Gpu {
 
     fn grad_mix(&self, y: &mut Grad, keep: f64, x: &Grad, add: f64) {
         self.mix(y, keep, x, add);
-    }
-
-    fn read_grad(&self, grad: &Grad, out: &mut [f32]) {
-        if !grad.is_written() {
-            out.fill(0.0);
-        } else if grad.wide {
-            self.read_f32(grad.at, 0, out);
-        } else {
-            let narrow = self.read_u16(grad.at, 0, out.len());
-            out.iter_mut().zip(narrow).for_each(|(to, from)| *to = widen(from));
-        }
     }
 
     fn update(&self, param: &mut Param, grad: &Grad, scan: &GradScan, scalars: &UpdateScalars) {
@@ -481,41 +534,6 @@ impl State for Gpu {
         self.read_outcome()
     }
 
-    fn read_param(&self, param: &Param, role: Role, out: &mut [f32]) {
-        let out = &mut out[..param.len];
-        match (&param.store, role) {
-            (Store::Frozen(plane), _) => {
-                for (start, n) in pieces(param.len) {
-                    let from = at(*plane, start, self.precision.bytes());
-                    self.keep(self.download_act(from, &mut out[start..start + n]));
-                }
-            }
-            (Store::Exact { theta, form, teacher, .. }, Role::Teacher) => match form {
-                TeacherForm::None => self.read_f32(*theta, 0, out),
-                TeacherForm::Full => self.read_f32(*teacher, 0, out),
-                TeacherForm::Drift => {
-                    self.read_f32(*theta, 0, out);
-                    let mut drift = vec![0f32; PIECE.min(param.len)];
-                    for (start, n) in pieces(param.len) {
-                        self.read_f32(*teacher, start, &mut drift[..n]);
-                        let pairs = out[start..start + n].iter_mut().zip(&drift);
-                        pairs.for_each(|(to, d)| *to -= d);
-                    }
-                }
-            },
-            (Store::Exact { theta, .. }, _) => self.read_f32(*theta, 0, out),
-            (Store::Split { .. }, role) => {
-                let show = match role {
-                    Role::Teacher => Show::JoinedTeacher,
-                    Role::Student => Show::Joined,
-                    // As evaluation views it, so that a saved model has the figures it was saved with.
-                    Role::Evaluated => Show::Evaluated,
-                };
-                self.read_split(param, show, 0, out);
-            }
-        }
-    }
-
     fn distances(&self, param: &Param, initial: &[f32]) -> Distances {
         let mut sum = Distances::default();
         for (start, n) in pieces(param.len.min(initial.len())) {
@@ -528,27 +546,6 @@ impl State for Gpu {
             }
         }
         sum
-    }
-
-    fn save_param(
-        &self,
-        param: &Param,
-        write: &mut dyn FnMut(&str, &[u8]) -> Result<()>,
-    ) -> Result<()> {
-        self.save(param, write)
-    }
-
-    /// After an error the parameter holds a mixture of old and new state.
-    fn load_param(
-        &self,
-        param: &mut Param,
-        read: &mut dyn FnMut(&str, &mut [u8]) -> Result<()>,
-    ) -> Result<()> {
-        self.load(param, read)
-    }
-
-    fn read_moment(&self, param: &Param, name: &str, out: &mut [f32]) -> bool {
-        self.moment(param, name, out)
     }
 }
 

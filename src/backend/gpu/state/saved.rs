@@ -7,7 +7,7 @@ use crate::backend::gpu::Gpu;
 use crate::error::{Error, Result};
 use crate::ops::TeacherForm;
 use crate::ops::format::{EXPONENT_LIMIT, MOMENT_BLOCK, from_block, widen};
-use crate::ops::state::MOMENT_SCALES;
+use crate::ops::param::MOMENT_SCALES;
 
 /// A state buffer on the device.
 struct Buffer {
@@ -51,7 +51,7 @@ impl Param {
 }
 
 impl Gpu {
-    pub(super) fn save(
+    pub(in crate::backend::gpu) fn save(
         &self,
         param: &Param,
         write: &mut dyn FnMut(&str, &[u8]) -> Result<()>,
@@ -72,7 +72,7 @@ impl Gpu {
         write("scalars", &words.map(u64::to_le_bytes).concat())
     }
 
-    pub(super) fn load(
+    pub(in crate::backend::gpu) fn load(
         &self,
         param: &mut Param,
         read: &mut dyn FnMut(&str, &mut [u8]) -> Result<()>,
@@ -105,7 +105,12 @@ impl Gpu {
     }
 
     /// Copies a moment to the host in fp32; false where it does not exist.
-    pub(super) fn moment(&self, param: &Param, name: &str, out: &mut [f32]) -> bool {
+    pub(in crate::backend::gpu) fn moment(
+        &self,
+        param: &Param,
+        name: &str,
+        out: &mut [f32],
+    ) -> bool {
         let wanted = param.rule.moment_names().contains(&name) && !name.is_empty();
         let buffers = param.buffers();
         let find = |name: &str| buffers.iter().find(|buffer| buffer.name == name);

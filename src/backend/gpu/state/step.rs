@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use bytemuck::{Pod, Zeroable};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::entry::{ENTRY, Entry, SCAN, Scan, Trained};
 use super::grad_norm::partials;
 use super::{Param, ROW, Store};
 use crate::backend::gpu::arena::Arena;
@@ -43,33 +44,6 @@ struct Step {
     nonfinite: u64,
 }
 
-/// Result of a scan: struct Scan of kernels/common.cuh.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-pub(super) struct Scan {
-    pub(super) sum_sq: f64,
-    pub(super) nonfinite: u64,
-    pub(super) max_bits: u32,
-    reserved: u32,
-}
-
-/// A trainable tensor of the step: struct Entry of kernels/common.cuh.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-pub(super) struct Entry {
-    pub(super) tensor: u64,
-    pub(super) scans: u64,
-    pub(super) partials: u32,
-    pub(super) index: u32,
-    /// In fp32 (0), in two planes of 16 bits (1), in one (2).
-    pub(super) kept: u32,
-    /// Of no use to kernels: whether a product has left the partial scans.
-    pub(super) scanned: u32,
-}
-
-pub(super) const ENTRY: u64 = size_of::<Entry>() as u64;
-pub(super) const SCAN: u64 = size_of::<Scan>() as u64;
-
 /// The device memory of steps.
 #[derive(Debug)]
 pub(in crate::backend::gpu) struct StepBlock {
@@ -86,9 +60,6 @@ struct Roster {
     at: u64,
     scans: u64,
 }
-
-/// A trained parameter by its place, and its gradient.
-pub(super) type Trained<'a> = (usize, &'a Param, &'a Grad);
 
 /// Picks the parameters that a step moves.
 pub(super) fn trained<'a>(params: &'a [Param], grads: &'a [Option<Grad>]) -> Vec<Trained<'a>> {

@@ -6,7 +6,7 @@ use self::table::{Fake, fail, fake, live, with};
 use super::*;
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Gpu, Precision};
-use crate::ops::{Compute, WorkKey};
+use crate::ops::{Transfer, WorkKey};
 
 /// Codes of newer drivers than any binding here knows, memory that is full, and a number that nobody uses.
 const CODES: [u32; 5] = [226, 721, 913, 2, 4711];
