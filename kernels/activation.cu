@@ -1,4 +1,4 @@
-// The activations of MLPs: y = act(x), or y = act(gate) up, a row being F gates and then F ups.
+// Activations of MLPs: y = act(x), or y = act(gate) up, a row being F gates and then F ups.
 //
 // silu x / (1 + exp(-x)); gelu x Phi(x); gelu_tanh x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2; relu max(x, 0).
 // Backward in place: x (or gates and ups) become their gradients, and dy becomes y, which the weight gradient of the

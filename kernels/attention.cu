@@ -151,7 +151,7 @@ __device__ __forceinline__ void plain_fwd(const uint4* blocks, const T* qkv, T* 
     if (c == 0) lse[row * heads.h + part.head] = top + logf(total);
 }
 
-// What both backward kernels read and write.
+// Operands of both backward kernels.
 template <typename T>
 struct Backward {
     const uint4* blocks;

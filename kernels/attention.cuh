@@ -1,4 +1,4 @@
-// What all attention kernels share: where a block's rows lie, what a query sees, storage to fp32 and back.
+// Shared by all attention kernels: where a block's rows lie, what a query sees, storage to fp32 and back.
 #pragma once
 
 #include "cap.cuh"
@@ -25,7 +25,7 @@ struct Heads {
     __device__ __forceinline__ bool sees(uint32_t q, uint32_t k) const { return q - k < window; }
 };
 
-// What a softmax reads of products of heads: scaled, and capped where there is a cap.
+// Scores as the softmax reads them: scaled, and capped where there is a cap.
 struct Scores {
     float scale;
     Cap cap;

@@ -1,4 +1,4 @@
-// What the tensor-core attention kernels share: tiles of rows in shared memory, and their fragments.
+// Shared by the tensor-core attention kernels: tiles of rows in shared memory, and their fragments.
 #pragma once
 
 #include "attention.cuh"

@@ -1,4 +1,4 @@
-// What every kernel shares: 16-byte packs, fixed-order sums, the dither hash and the two-plane weight format.
+// Shared by all kernels: 16-byte packs, fixed-order sums, the dither hash and the two-plane weight format.
 //
 // Formula: join(hi, lo, r) = (hi << 16 | lo) - r and split(b, r) = b + r are inverse for every 32-bit pattern
 // b, because both wrap modulo 2^32; so a weight survives any number of re-splits bit for bit, NaN and
@@ -51,7 +51,7 @@ struct Step {
 };
 static_assert(sizeof(Step) == 152, "the host writes Step by this layout");
 
-// What a tensor keeps besides its planes. 56 bytes.
+// The numbers of a tensor next to its planes. 56 bytes.
 struct Tensor {
     uint64_t counter;       // updates so far; the planes carry the noise of this count
     double max_drift;       // max |d|
@@ -166,7 +166,7 @@ __device__ __forceinline__ float exp2_exact(int32_t e) {
     return __uint_as_float(static_cast<uint32_t>(e + 127) << 23);
 }
 
-// What one pass over a gradient finds. 24 bytes.
+// The result of one pass over a gradient. 24 bytes.
 struct Scan {
     double sum_sq;       // sum of squares
     uint64_t nonfinite;  // entries that are NaN or infinite
@@ -177,7 +177,7 @@ static_assert(sizeof(Scan) == 24, "the host writes Scan by this layout");
 
 constexpr uint32_t kInfinity = 0x7F800000u;  // the bits of a float
 
-// What a part of a gradient adds to its scan. 16 bytes.
+// The share of a part of a gradient in its scan. 16 bytes.
 struct alignas(16) Partial {
     double sum_sq;
     uint32_t max_bits;

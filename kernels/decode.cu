@@ -1,4 +1,4 @@
-// Generation: the cache of keys and values, attention of single tokens against it, and gathered rows.
+// The key-value cache of generation, attention of single tokens against it, and gathered rows.
 //
 // cache_store: keys[slot, position] = k, values[slot, position] = v, both caches being [slots, capacity, G, D].
 // decode: out = sum_k softmax(scale q.k) v_k (scores may be capped) over the cached positions from the window's first to the token's own.

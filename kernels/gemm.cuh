@@ -440,7 +440,7 @@ struct Store {
     }
 };
 
-// What every plain kernel does; `flags`: 1, C is fp32 (else bf16); 2, its rows are whole 16-byte packs. blockIdx.y tells
+// The body of every plain kernel; `flags`: 1, C is fp32 (else bf16); 2, its rows are whole 16-byte packs. blockIdx.y tells
 // the part of k, `depth` long; the results of parts are fp32 and lie `rows` rows apart.
 template <typename T, class S, bool A_K, bool B_K, bool ALIGNED>
 __device__ __forceinline__ void gemm_plain(const T* a, const T* b, void* c, const void* addend, const T* bias,

@@ -1,4 +1,4 @@
-// Matrix products of bf16 operands on bf16 tensor cores: C = A B (+ bias) (+ addend), C in bf16 or fp32.
+// GEMMs of bf16 operands on tensor cores: C = A B (+ bias) (+ addend), C in bf16 or fp32.
 //
 // gemm.cuh says how and why, and holds the body. Here are its instances: three layouts, three tiles, and one for
 // operands whose rows are not multiples of 16 bytes. `flags`: 1, C is fp32; 2, rows of C are whole 16-byte packs.

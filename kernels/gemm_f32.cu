@@ -1,4 +1,4 @@
-// Matrix products of fp32 operands on TF32 tensor cores: C = A B (+ bias) (+ addend), C in fp32 or bf16.
+// GEMMs of fp32 operands on TF32 tensor cores: C = A B (+ bias) (+ addend), C in fp32 or bf16.
 //
 // The instances of gemm.cuh as in gemm_bf16.cu, with the same arguments. Operands are rounded to TF32 (11 bits) to
 // nearest as they leave shared memory; products are exact in fp32, sums are fp32.

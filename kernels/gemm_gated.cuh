@@ -1,4 +1,4 @@
-// What stands behind the product of gate | up, whichever kernel makes it: SwiGLU of the sums as they are stored.
+// The epilogue of the GEMM of gate | up, whichever kernel computes it: SwiGLU of the sums as they are stored.
 #pragma once
 
 #include "gemm.cuh"

@@ -1,4 +1,4 @@
-// The qkv product with rotary positions behind it: qkv[m, (H+2G) D] = rope(x[m,k] w^T (+ bias)).
+// The qkv GEMM with rotary positions applied to its result: qkv[m, (H+2G) D] = rope(x[m,k] w^T (+ bias)).
 //
 // Pair (i, i + R/2) of the H query and G key heads turns as rope.cu says; value heads pass. The sums turn before
 // they are rounded to storage.

@@ -1,4 +1,4 @@
-// Products with few rows: C[m,n] = A[m,k] B[n,k]^T for the one row a prompt of a decode step, with the epilogues of
+// GEMMs with few rows: C[m,n] = A[m,k] B[n,k]^T for the one row a prompt of a decode step, with the epilogues of
 // gemm.cuh and gemm_gated.cuh behind them.
 //
 // All that matters is that B, the weights, streams from memory once and without a pause. A block owns BN rows of B and

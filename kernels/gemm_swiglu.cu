@@ -1,4 +1,4 @@
-// Products that end in SwiGLU: gate | up with SwiGLU behind it, and the input gradient of the product after SwiGLU,
+// GEMMs with SwiGLU in the epilogue: gate | up with SwiGLU behind it, and the input gradient of the product after SwiGLU,
 // sent back through it.
 //
 // Forward: gate_up[m, 2F] = x[m,k] w[2F,k]^T (+ bias), y[m,F] = silu(gate) up of the numbers as stored, so that y is

@@ -1,4 +1,4 @@
-// Gradients of one parameter among each other: their product, and one mixed into the other.
+// Dot product of two gradients of one parameter, and linear combinations of them.
 //
 // dot: partials[block] = sum of a b over the block's 2048 numbers, in fp64; the host adds the partials in order.
 // mix: out = keep y + add x in fp32, rounded once to storage; a null y or x is all zeros, out may be y.

@@ -1,4 +1,5 @@
-// What sweeps over rows of fp32 logits share: maximum and sum online, and the gradient written over the row.
+// Shared by the kernels over rows of fp32 logits: maximum and sum online, statistics of the target, and the gradient
+// written over the row.
 #pragma once
 #include "cap.cuh"
 #include "rows.cuh"
@@ -62,6 +63,43 @@ __device__ __forceinline__ void join(Online& online) {
     online.top = top;
 }
 
+// Statistics of a row's target, of all its entries: the NLL, and whether it is the most probable token. 1 - p is a sum of
+// its own, that of the others, never a difference.
+struct TargetStats {
+    uint32_t y;
+    float zy;
+    Online others = {};
+    float beaten = 0.0f;  // above 0: another entry is the largest, of equals the one of the smallest id
+    float e = 0.0f, total = 0.0f;
+
+    __device__ __forceinline__ TargetStats(uint32_t y, float zy) : y(y), zy(zy) {}
+
+    // Adds entry i.
+    __device__ __forceinline__ void add(uint32_t i, float z) {
+        if (i == y) return;
+        if (i < y ? z >= zy : z > zy) beaten = 1.0f;
+        others.add(z, 0.0f);
+    }
+
+    // Joins the threads' entries; returns the NLL. Every thread of the block calls it, once and after all entries; `e` and
+    // `total` then are exp(z_y - top) and the sum of all, the maximum is others.top.
+    __device__ __forceinline__ float nll() {
+        // Where the target is the largest, the others are summed below it.
+        if (others.top < zy) {
+            others.sum *= others.top == -INFINITY ? 0.0f : expf(others.top - zy);
+            others.top = zy;
+        }
+        ::join(others);
+        beaten = row_sum<kBlock>(beaten);
+        e = expf(zy - others.top);
+        total = e + others.sum;
+        return others.sum < e ? log1pf(others.sum / e) : logf(total) + (others.top - zy);
+    }
+
+    // After nll().
+    __device__ __forceinline__ float hit() const { return beaten == 0.0f ? 1.0f : 0.0f; }
+};
+
 // Writes f(i) over the row: T is the type of the gradient. Every thread of the block calls it.
 template <typename T, typename F>
 __device__ __forceinline__ void rewrite(float* z, uint32_t v, bool vec, F f) {
@@ -117,6 +155,18 @@ struct Pairs {
             cap.pair(d[k], ref[k]);
         }
     }
+
+    // Returns the first model's logits of the entries at `at`, capped where there is a cap.
+    __device__ __forceinline__ void load_own(uint32_t at, float (&own)[kPack]) const {
+        load_pack(z, at, v, vec, own);
+        float ref[kPack] = {};
+        if (!subtract) load_pack(r, at, v, vec, ref);
+#pragma unroll
+        for (int k = 0; k < kPack; ++k) own[k] = cap.at(subtract ? own[k] : own[k] + ref[k]);
+    }
+
+    // The same for entry i alone.
+    __device__ __forceinline__ float own(uint32_t i) const { return cap.at(subtract ? z[i] : z[i] + r[i]); }
 
     // Writes the gradient over the first logits: f(i, D, z_ref), sent on through a cap.
     template <typename T, typename F>

@@ -2,7 +2,7 @@
 //
 // Each function has two bodies behind one name: PTX for nvcc, a call into kernels/sim/ for g++ (-DSIM). A kernel
 // includes this file (through common.cuh) and nothing else, so the same source runs on a GPU and in the simulator.
-// What kernels must not use elsewhere: asm, <<<>>>, extern __shared__, __constant__, __noinline__, early return
+// Kernels must not use elsewhere: asm, <<<>>>, extern __shared__, __constant__, __noinline__, early return
 // before a barrier, spinning on memory. Shared memory is ptx::dyn_smem(), carved by offsets.
 // Source: PTX ISA 8.x, sections named at each function.
 #pragma once

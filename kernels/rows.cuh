@@ -1,4 +1,4 @@
-// What the row kernels share: rows read and written in packs of eight numbers, and sums over a row's threads.
+// Shared by the row kernels: rows read and written in packs of eight numbers, and sums over a row's threads.
 //
 // A thread owns packs t, t + threads, ... of its row, so a warp's accesses lie side by side. A pack is one (bf16) or
 // two (fp32) 16-byte accesses where every row starts at a multiple of 16 bytes (`vec`), else eight guarded ones.

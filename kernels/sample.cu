@@ -1,4 +1,4 @@
-// The token that generation takes from a row of fp32 logits: the largest one, or one drawn from the softmax.
+// Argmax of rows of fp32 logits, and sampling from their softmax.
 //
 // argmax: the smallest id of those with the largest logit; NaN never wins. sample: w = exp((z - max) / temperature);
 // a row keeps its smallest set of largest w whose sum is `top_p` of all (of equals, the smaller ids); the token is the
@@ -168,7 +168,7 @@ __device__ __forceinline__ uint32_t reach(const float* row, uint32_t v, bool vec
     return __shfl_sync(0xFFFFFFFFu, id, __ffs(there) - 1);
 }
 
-// What a row keeps: all w above that of the bits `least`, and of those with these bits the ones up to id `last`.
+// The set that a row keeps: all w above that of the bits `least`, and of those with these bits the ones up to id `last`.
 struct Kept {
     uint32_t least = 0;
     uint32_t last = 0xFFFFFFFFu;

@@ -1,4 +1,4 @@
-// From fp32 to the dithered two-plane weights: how a tensor's initial values enter the compact state.
+// Split of fp32 weights into dithered two-plane weights: how a tensor's initial values enter the compact state.
 //
 // hi, lo = bits(x) + r with the noise r of no update yet; exact, no bit of a weight is lost.
 // The largest |x| is noted in the tensor's numbers, where the bounds of the first update find it.

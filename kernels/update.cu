@@ -1,4 +1,4 @@
-// The update: clipping, damping, momentum SGD or AdamW, and the teacher's step, in one pass in place.
+// The parameter update: clipping, damping, momentum SGD or AdamW, and the teacher's step, in one pass in place.
 //
 // With c = step.clip:  g = c*g + (damping*c)*d
 //   SGD:    u = m*u + g;  s = -lr*u

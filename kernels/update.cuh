@@ -1,9 +1,9 @@
-// What the update kernels share: the step's numbers, moments, and the maxima that the next step's bounds rest on.
+// Shared by the update kernels: the step's numbers, moments, and the maxima that the next step's bounds rest on.
 #pragma once
 
 #include "common.cuh"
 
-// What a thread needs of `Step`, read once.
+// The numbers of `Step` that a thread needs, read once.
 struct Rule {
     float clip, damping, rate, keep;
     float lr, momentum;

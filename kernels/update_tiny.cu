@@ -1,4 +1,4 @@
-// The update of tiny state: as update.cu's of compact state, SGD's momentum in 8 bits.
+// The parameter update of tiny state: as update.cu's of compact state, SGD's momentum in 8 bits.
 //
 // u = m q scale + g;  scale = max |u| / 127 over a block of 256 numbers;  q = floor(u / scale + r), r in [0, 1) random
 // (bits 16 to 31 of the dither hash): right on average, so that what is far below the block's largest is not lost for good.

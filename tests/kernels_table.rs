@@ -125,7 +125,7 @@ fn render() -> String {
          |---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     let mut files = String::from(
-        "| file | kernels | warps of 64, sm_80 | warps of 64, sm_90a | limited by |\n|---|---|---|---|---|\n",
+        "| file | contents | kernels | warps of 64, sm_80 | warps of 64, sm_90a | limited by |\n|---|---|---|---|---|---|\n",
     );
     for image in IMAGES {
         let rows: Vec<_> = (0..image.kernels.len()).map(|at| row(image, at)).collect();
@@ -146,8 +146,9 @@ fn render() -> String {
         limits.dedup();
         writeln!(
             files,
-            "| {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} |",
             image.file,
+            title(image.file),
             rows.len(),
             range(0),
             range(1),
@@ -157,6 +158,17 @@ fn render() -> String {
     }
     let version = NVCC_VERSION.unwrap_or_default();
     format!("nvcc {version}, {} kernels.\n\n{files}\n{kernels}", names(&kernels).len())
+}
+
+/// Returns the title of a file of kernels/: its leading comment up to the first period, colon or semicolon.
+fn title(file: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels").join(file);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let comment = text.lines().map_while(|line| line.strip_prefix("// ")).collect::<Vec<_>>();
+    let comment = comment.join(" ") + " ";
+    let end = [". ", ": ", "; "].iter().filter_map(|end| comment.find(end)).min();
+    let end = end.unwrap_or_else(|| panic!("{file}: no title in its leading comment"));
+    comment[..end].to_owned()
 }
 
 /// Reads the kernels that the lines of a table name.
@@ -196,12 +208,6 @@ fn the_committed_table_is_that_of_this_build() {
     }
     for image in IMAGES {
         assert_eq!(image.spills(), [""; 0], "{}: spills or a stack frame", image.file);
-        let named = format!("`{}`", image.file);
-        assert!(
-            before.contains(&named) || after.contains(&named),
-            "docs/kernels.md says nothing of {}",
-            image.file
-        );
     }
     let again = "NEPENTHE_BLESS=1 cargo test --test kernels_table regenerates the table";
     let [listed, built] = [committed, fresh.as_str()].map(names);

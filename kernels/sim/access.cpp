@@ -63,13 +63,13 @@ void check_device(Thread& thread, uintptr_t at, size_t bytes, Access access, con
 // ---- Shared memory
 // --------------------------------------------------------------------------------
 
-// Whether what `by` did at time `at` happened before what `thread` does now.
+// True if the access of `by` at time `at` happened before what `thread` does now.
 bool before(const Thread& thread, uint32_t at, uint32_t by) {
     return by == thread.linear || at < thread.block_sync ||
            (by / kLanes == thread.warp && at < thread.warp_sync);
 }
 
-// Whether a product of this thread's warpgroup made the read, and ended by the thread's last wait.
+// True if a product of this thread's warpgroup made the read, and ended by the thread's last wait.
 bool own_product(const Thread& thread, uint32_t at, uint32_t by) {
     return by == Cells::kProducts + thread.warp / 4 * kLanes && at < thread.async.products_sync;
 }
@@ -254,7 +254,7 @@ uint32_t dynamic_cell(const Block& block, const uint8_t* p) {
     return static_cast<uint32_t>(p - (block.window + kMargin)) / 2;
 }
 
-// Whether a read of four aligned bytes adds nothing to what is known: this thread, or several, have
+// True if a read of four aligned bytes adds nothing to what is known: this thread, or several, have
 // read both cells since the last barrier. A reader with this thread's time passed the same check;
 // what was written since would have been a race with that reader. Loops that read shared memory
 // again and again end here.
@@ -337,7 +337,7 @@ void check_elsewhere(uintptr_t at, size_t bytes, Access access, const void* site
          reinterpret_cast<void*>(at));
 }
 
-// What is wrong, or not in the memories above. N bytes.
+// Accesses that are wrong or outside the memories above. N bytes.
 __attribute__((noinline)) void access_elsewhere(uintptr_t at, size_t bytes, Access access,
                                                 const void* site) {
     bool device = at >> kRegionShift == kDevice >> kRegionShift;

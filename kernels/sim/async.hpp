@@ -10,7 +10,7 @@ namespace sim {
 struct Thread;
 struct Block;
 
-// What Simulator::tensor_map of the host's driver/sim.rs writes.
+// A tensor map as Simulator::tensor_map of the host's driver/sim.rs writes it.
 struct TensorMap {
     uint64_t address, columns, rows, pitch, element_bytes, box_columns, box_rows;
 };
@@ -22,7 +22,7 @@ struct Mbarrier {
     uint32_t count, pending;  // arrivals of a phase, and those that the phase under way still lacks
     int64_t bytes;            // of bulk copies that it still lacks
     uint32_t parity;          // of the phase under way
-    // What came before an arrival happened before the end of a wait: the time of the last phase's
+    // Everything before an arrival happened before the end of a wait: the time of the last phase's
     // last arrival, and of the phase under way.
     uint32_t release, next_release;
     uint32_t init_at, init_by;
@@ -64,7 +64,7 @@ struct Sums {
     alignas(64) float values[kProductRows * kProductColumns];
 };
 
-// What the threads of a warpgroup ask for; all of them the same.
+// A request of the threads of a warpgroup, the same for all of them.
 struct Wanted {
     uint64_t a, b;  // descriptors
     int n;
@@ -93,7 +93,7 @@ struct Warpgroup {
 
 // A thread's part in it.
 struct AsyncThread {
-    // What it wrote before these times is seen by the async proxy: all, and its mbarriers.
+    // Its writes before these times are seen by the async proxy: all, and its mbarriers.
     uint32_t fenced, mbar_fenced;
 
     std::vector<BulkStore> stores;

@@ -227,7 +227,7 @@ void barrier_arrive(int id, int threads) {
     } else {
         ++thread.engine->clock;
     }
-    // What it does from here on is not ordered before those that wait.
+    // Its work from here on is not ordered before that of the waiting threads.
     thread.now = thread.engine->clock;
 }
 

@@ -58,7 +58,7 @@ struct Thread : ThreadHead {
     uint32_t linear, warp;  // of the cluster
     State state;
 
-    // What it waits for, for the report of a deadlock: a format and its two numbers.
+    // The reason for its wait, for the report of a deadlock: a format and its two numbers.
     const char* waits;
     long wait_a, wait_b;
     const void* site;
@@ -187,7 +187,7 @@ void switch_to(Thread& from, Thread& to);
 bool in_fiber();
 
 // ---- block.cpp
-// What is asked of a thread, and of a cluster, at its end.
+// Checks at the end of a thread, and of a cluster.
 void finish_thread(Thread& thread);
 void finish_cluster(Thread& last);
 bool run_cluster(Engine& engine, uint64_t first);

@@ -43,7 +43,7 @@ void arrive(Thread& thread, Block& block, uint32_t address, uint32_t bytes, cons
              "mbarrier at byte %u: more than its %u arrivals in a phase, which lacks %ld bytes",
              offset_of(thread, address), bar.count, static_cast<long>(bar.bytes));
     }
-    // What this thread does from here on is not part of what its arrival orders.
+    // The arrival does not order what this thread does from here on.
     thread.now = bar.next_release = ++engine.clock;
     bar.bytes += bytes;
     --bar.pending;

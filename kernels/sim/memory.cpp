@@ -31,7 +31,7 @@ bool reserve(uintptr_t at, uintptr_t bytes, int protection) {
     return mmap(wanted, bytes, protection, kFlags, -1, 0) == wanted;
 }
 
-// Whether all of a range of device memory belongs to an allocation.
+// True if all of a range of device memory belongs to an allocation.
 bool allocated(uintptr_t at, size_t bytes) {
     std::lock_guard<std::mutex> lock(memory_mutex);
     auto after = allocations.upper_bound(at);
@@ -121,7 +121,7 @@ int simMemcpyDtoD(void* to, const void* from, size_t bytes) {
     if (!sim::allocated(at, bytes) || !sim::allocated(source, bytes)) return 1;
     if (bytes == 0) return 0;
     memmove(to, from, bytes);
-    // What was unwritten there is unwritten here.
+    // Bytes that were unwritten there are unwritten here.
     memmove(sim::shadow_of(at), sim::shadow_of(source), bytes);
     return 0;
 }

@@ -7,7 +7,7 @@
 // a record of what was allocated, written and synchronised. A fault ends the launch with a report
 // of kernel, block, thread and line.
 //
-// What it cannot catch:
+// It cannot catch:
 // - Speed: coalescing, bank conflicts, occupancy, registers and spills.
 // - Arithmetic of the hardware: the order of sums inside an mma, flushed subnormals, ulps of
 // approximations.

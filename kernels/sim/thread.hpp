@@ -17,7 +17,7 @@ constexpr uintptr_t kStackBytes = 64 << 10;
 constexpr uintptr_t kSlotBytes = 64, kSlots = 32;
 constexpr uintptr_t kSlotArea = kSlotBytes * kSlots;
 
-// What a launch's threads have in common.
+// State shared by the threads of a launch.
 struct Grid {
     uint3 block, block_size, grid_size;
     uint8_t* shared;

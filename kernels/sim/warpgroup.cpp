@@ -182,7 +182,7 @@ void execute_until(Engine& engine, Warpgroup& group, uint32_t end) {
     }
 }
 
-// Whether all threads have issued the products before `end`.
+// True if all threads have issued the products before `end`.
 bool issued(const Warpgroup& group, uint32_t end) {
     return group.opened >= end &&
            (end == 0 || group.products[(end - 1) % kMaxProducts].issued == kWarpgroup);
@@ -389,7 +389,7 @@ void wgmma_wait(int keep, float* d, int count) {
     if (end > own.waited) {
         own.waited = end;
         own.products_fenced = false;
-        // What its products have read, it may write; what others did is not known by that.
+        // It may write what its products have read; that says nothing of other threads' accesses.
         own.products_sync = group.products[(end - 1) % kMaxProducts].read_at + 1;
         thread.now = ++engine.clock;
     }
@@ -423,7 +423,7 @@ void wgmma_rs(float* d, const uint32_t* a, uint64_t b, int n, bool outer_b, bool
 
 namespace {
 
-// What the compiler gives a thread of a block of `count` threads, where nothing else is said.
+// The default number of registers of a thread in a block of `count` threads.
 uint32_t registers_at_start(uint32_t count) {
     return std::min(65536 / count / 8 * 8, 256u);
 }

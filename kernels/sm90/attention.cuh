@@ -1,4 +1,4 @@
-// What the attention kernels of sm_90a share: tiles and who moves them, products of tiles, masks, rows to memory.
+// Shared by the attention kernels of sm_90a: tiles and who moves them, products of tiles, masks, rows to memory.
 //
 // A block is three warpgroups: one moves tiles to shared memory, two compute, each on 64 of the 128 rows that the block
 // owns for an item (128 rows of a document and a head). Blocks are as many as processors and take items in turns, so

@@ -317,7 +317,7 @@ __device__ __forceinline__ void compute_dkv(const BackwardArgs& in, uint32_t bas
         for (uint32_t q0 = k.begin, left = k.group; left > 0;) {
             const uint32_t queries = base + S::kWalked + at.at * 2 * S::kTile, douts = queries + S::kTile;
             ptx::mbar_wait(base + S::kFull + 8 * at.at, at.parity);
-            // Whether some query of the tile sees some key of this consumer.
+            // True if some query of the tile sees some key of this consumer.
             const bool met = q0 + kQueries > first &&
                              (q0 < first + kGroupRows || in.heads.sees(q0, first + kGroupRows - 1));
             if (met) {

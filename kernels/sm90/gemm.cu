@@ -1,4 +1,4 @@
-// Matrix products of bf16 operands on warpgroup products: C = A B (+ bias) (+ addend), C in bf16 or fp32.
+// GEMMs of bf16 operands with wgmma: C = A B (+ bias) (+ addend), C in bf16 or fp32.
 //
 // gemm.cuh says how and why, and holds the body; kernels/gemm_bf16.cu is the portable twin. `flags`: 1, C is fp32; 2,
 // `addend`, a matrix of C's type and shape, is added: a residual, or C itself to accumulate. Old + new is made in fp32
@@ -63,7 +63,7 @@ struct TileScan {
         sum_sq += static_cast<double>(part) * (large ? 0x1p140 : small ? 0x1p-200 : 1.0);
     }
 
-    // What the warp has found; all its lanes call it.
+    // The warp's result; all its lanes call it.
     __device__ __forceinline__ Partial end() const {
         return Partial{warp_sum(sum_sq), warp_max(max_bits), warp_sum(nonfinite)};
     }

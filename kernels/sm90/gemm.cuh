@@ -416,6 +416,6 @@ __device__ __forceinline__ void product(const ptx::TensorMap& a, const ptx::Tens
     }
 }
 
-// What declares an entry point, and what registers it in the simulator.
+// Declaration of an entry point, and its registration in the simulator.
 #define SM90_KERNEL extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
 #define SM90_EXPORT(NAME) KERNEL_EXPORT_CLUSTER(NAME, kCluster)

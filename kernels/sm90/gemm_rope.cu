@@ -1,4 +1,4 @@
-// The qkv product with rotary positions behind it, on warpgroup products: qkv[m, (H+2G) D] = rope(x[m,k] w^T (+ bias)).
+// The qkv GEMM with rotary positions applied to its result, with wgmma: qkv[m, (H+2G) D] = rope(x[m,k] w^T (+ bias)).
 //
 // gemm.cuh says how and why, and holds the body; kernels/gemm_rope.cu is the portable twin. Pair (i, i + D/2) of the H
 // query and G key heads turns before it is rounded to storage; value heads pass.

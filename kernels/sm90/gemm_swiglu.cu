@@ -1,4 +1,4 @@
-// Products that end in SwiGLU, on warpgroup products: gate | up with SwiGLU behind it, and the input gradient of the
+// GEMMs with SwiGLU in the epilogue, with wgmma: gate | up with SwiGLU behind it, and the input gradient of the
 // product after SwiGLU, sent back through it.
 //
 // gemm.cuh says how and why, and holds the body; kernels/gemm_swiglu.cu is the portable twin, with the same formulas

@@ -1,4 +1,4 @@
-// The head's product with the statistics of its rows behind it: z[m,V] = h[m,k] w[V,k]^T, and of every tile of 256
+// The head's GEMM with softmax statistics of its tiles, with wgmma: z[m,V] = h[m,k] w[V,k]^T, and of every tile of 256
 // columns what a softmax needs, so that nobody reads the logits for it, and where nothing goes back nobody writes them.
 //
 // Of row r and tile t, with the target y left out: top = max z, sum = sum exp(z - top), zy = z[y] and whether another
@@ -16,7 +16,7 @@
 
 constexpr float kLog2E = 1.4426950408889634f;
 
-// What is known of a row in a tile. 16 bytes; head.cu reads them.
+// Statistics of a row in a tile. 16 bytes; kernels/head.cu reads them.
 struct alignas(16) Record {
     float top, sum, zy;
     uint32_t beaten;

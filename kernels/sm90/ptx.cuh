@@ -20,7 +20,7 @@
 
 namespace ptx {
 
-// What cuTensorMapEncodeTiled writes: a kernel parameter, `const __grid_constant__ TensorMap map`. All maps are of
+// A tensor map as cuTensorMapEncodeTiled writes it: a kernel parameter, `const __grid_constant__ TensorMap map`. All maps are of
 // rank 2: x counts elements along a row, y counts rows. What lies outside reads as zeros and is not written.
 struct alignas(64) TensorMap {
     uint64_t words[16];

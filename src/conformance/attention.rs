@@ -76,7 +76,7 @@ fn shapes(bench: &Bench<'_>) -> Vec<Shape> {
     shapes
 }
 
-/// What both passes start from, rounded to storage.
+/// Inputs of both passes, rounded to storage.
 struct Inputs {
     data: crate::ops::PackData,
     qkv: Vec<f64>,

@@ -98,7 +98,7 @@ fn decode(bench: &Bench<'_>, shape: &Shape) -> Verdict {
     })
 }
 
-/// What the CPU says of the second pack's tokens after both packs were stored.
+/// The CPU's results for the tokens of the second pack after both packs were stored.
 fn want(
     bench: &Bench<'_>,
     heads: Heads,

@@ -1,4 +1,4 @@
-//! Head and loss rows: both families, with and without gradients.
+//! The head with both families of losses, with and without gradients.
 
 use super::embed::grad_output;
 use super::{Bench, Dtype, Output, Random, Verdict, documents, grad, sm90_tiles, with_tile};
@@ -9,21 +9,11 @@ use crate::ops::{
     TokenFormula, TokenWeight, Transfer,
 };
 
-/// Which rows have a coefficient: all, some, none.
+/// Coefficients of rows: on all, on some, on none.
 const MASKS: [fn(usize) -> f64; 3] = [|_| 0.5, |row| [0.25, 0.0, -1.0][row % 3], |_| 0.0];
-/// Where gradients go: nowhere, to the rows, to the rows and the matrix.
+/// Destinations of gradients: none, the rows, the rows and the matrix.
 const WAYS: [(bool, Option<StateMode>); 4] =
     [(false, None), (true, None), (true, Some(StateMode::Exact)), (true, Some(StateMode::Compact))];
-
-const TARGETS: [Matched; 7] = [
-    Matched::Uniform,
-    Matched::Kl,
-    Matched::Qkl,
-    Matched::Undial { strength: 3.0 },
-    Matched::LogitRatio { beta: 0.5 },
-    Matched::LogitKl,
-    Matched::Spread,
-];
 
 fn formulas() -> [Option<TokenFormula>; 6] {
     let base = TokenFormula::constant(-1.0);
@@ -58,7 +48,7 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
             let job = Job::new(&bench, shape, MASKS[(i + j) % 3], WAYS[(i + j) % 4]);
             verdicts.push(job.onehot(&bench, formula));
         }
-        for (j, target) in TARGETS.into_iter().enumerate() {
+        for (j, target) in Matched::ALL.into_iter().enumerate() {
             for own in [false, true] {
                 let job = Job::new(&bench, shape, MASKS[(i + j) % 3], WAYS[(i + j + 1) % 4]);
                 verdicts.push(job.matched(&bench, target, own));
@@ -71,14 +61,18 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
     recorded(&bench, &mut verdicts);
     for (n, c, v, first) in [(7, 16, 41, 3), (12, 24, 401, 11), (5, 33, 1000, 1), (9, 8, 3, 5)] {
         verdicts.push(parts(&bench, (n, c, v), first, None));
-        for target in TARGETS {
+        for target in Matched::ALL.into_iter().filter(|target| !target.reads_teacher()) {
+            verdicts.push(monitored(&bench, (n, c, v), target));
+        }
+        for target in Matched::ALL {
             verdicts.push(parts(&bench, (n, c, v), first, Some(target)));
         }
     }
     verdicts
 }
 
-/// Sweeps rows up to `first` and those from there on, one-hot where there is no `target`: the bytes of one sweep.
+/// Rows up to `first` and those from there on in two passes, which give the bytes of one; a target-token loss where there
+/// is no `target`.
 fn parts(
     bench: &Bench<'_>,
     (n, c, v): (usize, usize, usize),
@@ -119,7 +113,7 @@ fn parts(
             }
             let mut all = bench.read_act(&dh, n * c);
             all.extend(bench.read_stat(&stats.value, n));
-            if target.is_none() {
+            if target.is_none_or(|target| !target.reads_teacher()) {
                 all.extend(bench.read_stat(&stats.nll, n));
                 all.extend(bench.read_stat(&stats.hit, n));
             }
@@ -128,6 +122,39 @@ fn parts(
         let want = sweep(&[(0, n, 0)])?.into_iter().map(f64::from).collect();
         let got = sweep(&[(0, first, 0), (first, n - first, 1)])?;
         Ok(vec![Output { name: "rows", got, want, stored: Dtype::F64, sums: (Dtype::F64, 0) }])
+    })
+}
+
+/// The statistics of targets that a full-vocabulary loss finds, against those of a target-token loss on the device.
+fn monitored(bench: &Bench<'_>, (n, c, v): (usize, usize, usize), target: Matched) -> Verdict {
+    let job = Job::new(bench, HeadShape { n, c, v }, MASKS[1], WAYS[1]);
+    bench.judge(format!("head monitors {n}x{c}x{v} {target:?}"), || {
+        let gpu = bench.gpu;
+        let mut pack = gpu.pack(n)?;
+        gpu.load_pack(&mut pack, &job.data);
+        gpu.reserve(job.shape, true)?;
+        let [h, h_ref] = [bench.act(&job.h)?, bench.act(&job.h_ref)?];
+        let [w, w_ref] = [bench.act(&job.w)?, bench.act(&job.w_ref)?];
+        let [w, w_ref] = [&w, &w_ref].map(|w| HeadWeight::plain(w.as_weight()));
+        let stats = || -> crate::error::Result<_> {
+            let stat = || bench.stale_stat(n);
+            Ok(RowStats { nll: stat()?, value: stat()?, hit: stat()? })
+        };
+        let (mut got, mut want, mut dh) = (stats()?, stats()?, bench.stale_act(n * c)?);
+        let to = Some(HeadGrads { dh: &mut dh, dw: None, db: None });
+        let own = target.compares().then_some(w_ref);
+        gpu.head_matched(job.shape, 0, &pack, &h, &h_ref, w, own, target, &mut got, to);
+        let plain = TokenWeight::Formula(TokenFormula::constant(1.0));
+        gpu.head_onehot(job.shape, 0, &pack, &h, w, plain, &mut want, None);
+        let output = |name, got: &Stat, want: &Stat| Output {
+            name,
+            got: bench.read_stat(got, n),
+            want: bench.read_stat(want, n).into_iter().map(f64::from).collect(),
+            stored: Dtype::F32,
+            // Both read the same logits; where the device records statistics, they are summed by tiles.
+            sums: (Dtype::F32, v),
+        };
+        Ok(vec![output("nll", &got.nll, &want.nll), output("hit", &got.hit, &want.hit)])
     })
 }
 
@@ -142,7 +169,7 @@ fn capped(bench: &Bench<'_>, verdicts: &mut Vec<Verdict>) {
         for (j, formula) in formulas().into_iter().enumerate() {
             verdicts.push(job(i + j, i + j).onehot(bench, formula));
         }
-        for (j, target) in TARGETS.into_iter().enumerate() {
+        for (j, target) in Matched::ALL.into_iter().enumerate() {
             for own in [false, true] {
                 verdicts.push(job(i + j, i + j + 1).matched(bench, target, own));
             }
@@ -191,7 +218,7 @@ fn chunked(bench: &Bench<'_>, verdicts: &mut Vec<Verdict>) {
         for (j, formula) in formulas().into_iter().enumerate() {
             verdicts.push(job(i + j, j).onehot(bench, formula));
         }
-        for (j, target) in TARGETS.into_iter().enumerate() {
+        for (j, target) in Matched::ALL.into_iter().enumerate() {
             verdicts.push(job(i + j, i + j).matched(bench, target, false));
             verdicts.push(job(i + j + 1, i + j + 1).matched(bench, target, true));
             // A pack without any coefficient.
@@ -269,7 +296,7 @@ struct Job {
     w_ref: Vec<f64>,
     /// The biases of both heads, where they have some.
     biases: Option<[Vec<f64>; 2]>,
-    /// What logits are capped at.
+    /// The soft cap of logits.
     cap: Option<f64>,
     weights: Vec<f64>,
     way: (bool, Option<StateMode>),
@@ -330,7 +357,7 @@ impl Job {
         &self,
         bench: &Bench<'_>,
         name: String,
-        matched: Option<(Dtype, usize)>,
+        (matched, monitors): (Option<(Dtype, usize)>, bool),
         on_gpu: impl Fn(&Side<'_>, &mut RowStats<Stat>, Option<HeadGrads<'_, Act, Grad>>),
         on_cpu: impl Fn(&mut RowStats<Vec<f64>>, Option<HeadGrads<'_, Vec<f64>, CpuGrad<f64>>>),
     ) -> Verdict {
@@ -401,7 +428,7 @@ impl Job {
                     Output { name, got, want, stored, sums: matched.unwrap_or(logits) }
                 };
                 let mut outputs = vec![stat("value", &stats.value, want.value)];
-                if matched.is_none() {
+                if monitors {
                     outputs.push(stat("nll", &stats.nll, want.nll));
                     outputs.push(stat("hit", &stats.hit, want.hit));
                 }
@@ -437,7 +464,7 @@ impl Job {
         self.judge(
             bench,
             format!("head {formula:?}"),
-            None,
+            (None, true),
             |side, stats, grads| {
                 let weight = match formula {
                     Some(formula) => TokenWeight::Formula(formula),
@@ -470,7 +497,7 @@ impl Job {
         self.judge(
             bench,
             format!("head {target:?} own {own}"),
-            Some(value),
+            (Some(value), !target.reads_teacher()),
             |side, stats, grads| {
                 let (w, w_ref) = (side.w, own.then_some(side.w_ref));
                 let (h, h_ref) = (side.h, side.h_ref);

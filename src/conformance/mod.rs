@@ -3,9 +3,9 @@
 //! A family is one file with its shapes. Each case runs on the device twice, which must give equal bytes, and once on
 //! the CPU in f64; outputs start as NaN, so that an entry nobody wrote is found.
 
-mod activation;
 mod attention;
 mod decode;
+mod elementwise;
 mod embed;
 mod fused;
 mod head;
@@ -18,7 +18,6 @@ mod rope;
 mod row_sums;
 mod sample;
 mod state;
-mod swiglu;
 mod tolerance;
 pub mod trajectory;
 
@@ -45,8 +44,7 @@ pub const FAMILIES: &[Family] = &[
     ("linear", linear::run),
     ("rope", rope::run),
     ("attention", attention::run),
-    ("swiglu", swiglu::run),
-    ("activation", activation::run),
+    ("elementwise", elementwise::run),
     ("fused", fused::run),
     ("head", head::run),
     ("mse", mse::run),
@@ -56,14 +54,14 @@ pub const FAMILIES: &[Family] = &[
     ("state", state::run),
 ];
 
-/// What came of one case.
+/// The result of one case.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Verdict {
     /// The op and the shape.
     pub case: String,
     /// The largest error of any output over what its tolerance allows.
     pub worst: f64,
-    /// What went wrong, if anything.
+    /// The failure, if any.
     pub failure: Option<String>,
 }
 
@@ -76,9 +74,9 @@ pub struct Output {
     pub got: Vec<f32>,
     /// The CPU's numbers in f64.
     pub want: Vec<f64>,
-    /// What the device stores it in.
+    /// Storage type on the device.
     pub stored: Dtype,
-    /// What products on the way are rounded to, and the length of the longest sum.
+    /// Type to which GEMMs on the way round, and the length of the longest sum.
     pub sums: (Dtype, usize),
 }
 

@@ -81,9 +81,9 @@ struct Job {
     shape: HeadShape,
     h: Vec<f64>,
     w: Vec<f64>,
-    /// What logits are capped at.
+    /// The soft cap of logits.
     cap: Option<f64>,
-    /// Whether products have no rounding.
+    /// True if GEMMs do not round.
     exact: bool,
 }
 

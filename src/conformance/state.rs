@@ -198,7 +198,7 @@ impl<'a> Pair<'a> {
         self.gpu.read_weight(weight, self.spec.len)
     }
 
-    /// What the CPU shows; exact state under bf16 products is rounded with the noise of compact state.
+    /// The CPU's weights; exact state under bf16 products is rounded with the noise of compact state.
     fn wanted(&self, role: Role) -> Vec<f32> {
         let mut scratch = vec![0f32; self.spec.len];
         let shown = self.cpu.view(&self.oracle, role, &mut scratch).to_vec();

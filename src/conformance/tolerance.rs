@@ -1,6 +1,6 @@
 //! The one tolerance of all comparisons.
 
-/// What a number was computed or stored in, as far as its error goes.
+/// The type in which a number was computed or stored, as far as its error goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dtype {
     /// 53 bits.

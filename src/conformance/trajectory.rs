@@ -61,13 +61,13 @@ pub struct Figure {
     pub step: usize,
     /// Its name in the reference's log.
     pub name: &'static str,
-    /// What came out.
+    /// The result.
     pub got: f64,
-    /// What was recorded, in f64.
+    /// The recorded value, in f64.
     pub want: f64,
 }
 
-/// What came of a run.
+/// The outcome of a run.
 #[derive(Debug, Clone, Default)]
 pub struct Trace {
     /// Every figure of every step, in order.

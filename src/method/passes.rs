@@ -531,16 +531,10 @@ impl<O: Ops> Pass<'_, '_, O> {
                     ops.document_weights(pack, base_nll, &ws.stats.nll, formula, weights);
                     HeadLoss::OneHot(TokenWeight::PerRow(&**weights))
                 }
-                Rows::Matched(target) => {
-                    if !target.reads_teacher() {
-                        // For the NLL that is monitored.
-                        model.head(ops, ws, plain(pack, rows.clone(), student), None);
-                    }
-                    match base.as_deref().filter(|_| part.loss.reads_base()) {
-                        Some(base) => HeadLoss::Against(target, base),
-                        None => HeadLoss::Matched(target),
-                    }
-                }
+                Rows::Matched(target) => match base.as_deref().filter(|_| part.loss.reads_base()) {
+                    Some(base) => HeadLoss::Against(target, base),
+                    None => HeadLoss::Matched(target),
+                },
                 // It shares no pack and has been done.
                 Rows::Hidden(_) => continue,
             };

@@ -212,7 +212,7 @@ pub trait Compute: Memory {
         self.mlp_bwd(shape.n, shape.i, mlp, y, h);
     }
 
-    /// Fused head and one-hot loss, chunked over rows so that logits never exist for a whole batch.
+    /// Fused head and target-token loss, chunked over rows so that logits never exist for a whole batch.
     ///
     /// For each row: `z = h w^T (+ bias)`, statistics of its target, weight, and with `grads` the gradient
     /// `coef weight (softmax(z) - e_y)` sent back through `w`. Rows with coefficient 0 still get statistics,
@@ -231,13 +231,14 @@ pub trait Compute: Memory {
         stats: &mut RowStats<Self::Stat>,
         grads: Option<HeadGrads<'_, Self::Act, Self::Grad>>,
     );
-    /// Fused head and loss rows that reach all logits, chunked over rows.
+    /// Fused head and full-vocabulary loss, chunked over rows.
     ///
     /// `h_ref` and `w_ref` are those of the model compared with; `w_ref` is `None` where both share the head, and then
     /// D = (h - h_ref) w^T is one product without cancellation. Neither is read where [`Matched::compares`] is false.
-    /// Rows with coefficient 0 get value 0 and a zero gradient.
+    /// Rows with coefficient 0 get value 0 and a zero gradient. The statistics of targets are those of
+    /// [`Compute::head_onehot`], also where the coefficient is 0.
     ///
-    /// The rows are `first` to `first + shape.n` of the pack, of `h`, the values and `dh`, and those of `h_ref` from 0 on.
+    /// The rows are `first` to `first + shape.n` of the pack, of `h`, the statistics and `dh`, and those of `h_ref` from 0 on.
     #[allow(clippy::too_many_arguments)]
     fn head_matched(
         &self,

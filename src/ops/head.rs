@@ -3,11 +3,11 @@
 /// Per-row results of a head sweep, on the backend.
 #[derive(Debug)]
 pub struct RowStats<S> {
-    /// -log p of the target, nats; matched sweeps leave it alone.
+    /// -log p of the target, nats; left alone where [`Matched::reads_teacher`](super::Matched::reads_teacher).
     pub nll: S,
     /// The row's value before its coefficient.
     pub value: S,
-    /// 1 where the target is the most probable token, else 0; matched sweeps leave it alone.
+    /// 1 where the target is the most probable token, else 0; left alone where [`Matched::reads_teacher`](super::Matched::reads_teacher).
     pub hit: S,
 }
 

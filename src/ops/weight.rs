@@ -1,6 +1,6 @@
-//! The two families of loss rows: weighted one-hot, and those that reach all logits (matched distributions, flattening).
+//! The two families of losses: weighted target-token losses, and full-vocabulary losses, whose gradient reaches all logits.
 
-/// The weight of a token in the one-hot family, as a formula of its probability.
+/// The weight of a token in a target-token loss, as a formula of its probability.
 ///
 /// With p the probability of the next token and q = 1 - p (kept as its own sum, never as a difference):
 /// `weight = sign * p^p_power * q^q_power / (pole + q)`, without the division where `pole` is `None`, and 0 where
@@ -78,7 +78,7 @@ impl DocumentFormula {
     }
 }
 
-/// Where the weights of a one-hot sweep come from; `S` is the backend's fp32 vector.
+/// The source of the weights of a target-token loss; `S` is the backend's fp32 vector.
 #[derive(Debug)]
 pub enum TokenWeight<'a, S> {
     /// A formula of the token's own probability, evaluated in the row kernel.
@@ -96,7 +96,7 @@ pub enum Toward<'a, A, S> {
     Vector(&'a S),
 }
 
-/// The target of a row whose gradient reaches all logits; D = z - z_ref and q = softmax(z_ref).
+/// A full-vocabulary loss, whose gradient reaches all logits; D = z - z_ref and q = softmax(z_ref).
 ///
 /// All gradients are exactly 0 where the row has coefficient 0.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -121,16 +121,41 @@ pub enum Matched {
     LogitKl,
     /// Distance of the largest logit to the mean: value `(max z - mean z)^2`, gradient
     /// `2 (max z - mean z) (e_argmax - 1/V)`, argmax the first of equals.
-    Spread,
+    Flatten,
 }
 
 impl Matched {
-    /// Tells whether rows of another model are read.
-    pub fn compares(self) -> bool {
-        !matches!(self, Self::Uniform | Self::Spread)
+    /// Every loss, at parameters that its tests take.
+    pub const ALL: [Self; 7] = [
+        Self::Uniform,
+        Self::Kl,
+        Self::Qkl,
+        Self::Undial { strength: 3.0 },
+        Self::LogitRatio { beta: 0.7 },
+        Self::LogitKl,
+        Self::Flatten,
+    ];
+
+    /// Returns the name of its kernels, without what precision and cap add.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Uniform => "uniform",
+            Self::Kl => "kl",
+            Self::Qkl => "qkl",
+            Self::Undial { .. } => "undial",
+            Self::LogitRatio { .. } => "logit_ratio",
+            Self::LogitKl => "logit_kl",
+            Self::Flatten => "flatten",
+        }
     }
 
-    /// Tells whether these are the teacher's, which a penalty pulls to, and not those of a base model that stays.
+    /// Tells whether the loss compares with another model.
+    pub fn compares(self) -> bool {
+        !matches!(self, Self::Uniform | Self::Flatten)
+    }
+
+    /// Tells whether that model is the teacher, which penalties compare with, and not a base model that stays. Of these
+    /// losses nobody monitors the NLL of the targets.
     pub fn reads_teacher(self) -> bool {
         matches!(self, Self::Kl | Self::Qkl | Self::LogitKl)
     }

@@ -66,16 +66,6 @@ fn pack_data(n: usize, v: usize, mask: Mask, random: &mut Random) -> PackData {
     }
 }
 
-pub const TARGETS: [Matched; 7] = [
-    Matched::Uniform,
-    Matched::Kl,
-    Matched::Qkl,
-    Matched::Undial { strength: 3.0 },
-    Matched::LogitRatio { beta: 0.7 },
-    Matched::LogitKl,
-    Matched::Spread,
-];
-
 /// Hidden rows that make logits of unit size.
 fn rows(n: usize, c: usize, random: &mut Random) -> Vec<f64> {
     random.vec(n * c).iter().map(|x| x / (c as f64).sqrt()).collect()
@@ -336,7 +326,20 @@ fn matched(
     let (pack, Pair { h, h_ref, w, .. }) = (load(ops, data), pair);
     let w = head(w, pair.cap);
     ops.head_matched(shape, 0, &pack, h, h_ref, w, w_ref, target, &mut out, grads);
-    assert!(out.nll.iter().chain(&out.hit).all(|x| x.is_nan()), "a matched sweep wrote nll or hit");
+    let monitored = [out.nll, out.hit];
+    if target.reads_teacher() {
+        assert!(monitored.concat().iter().all(|x| x.is_nan()), "a penalty wrote nll or hit");
+        return out.value;
+    }
+    let plain = TokenWeight::Formula(TokenFormula::constant(1.0));
+    let want = onehot(ops, (n, c, v), data, h, w, plain, None);
+    if target.compares() && w_ref.is_none() {
+        // The logits are the sum of their difference and the other model's.
+        assert_near("nll", &monitored[0], &want.nll, tol(Dtype::F64, c + v));
+        assert_eq!(monitored[1], want.hit, "{target:?}");
+    } else {
+        assert_eq!(monitored, [want.nll, want.hit], "{target:?}");
+    }
     out.value
 }
 
@@ -355,12 +358,12 @@ fn matched_gradient_matches_differences() {
                 w_ref: own_head.then(|| random.vec(v * c)),
                 cap,
             };
-            for target in TARGETS {
+            for target in Matched::ALL {
                 let name = |of: &str| {
                     format!("{target:?} {n} {c} {v} {mask:?} own {own_head}{}: {of}", capped(cap))
                 };
                 // Among so many logits two are likely to change places as the largest within a step.
-                if cap.is_some() && target == Matched::Spread && n * v > 20_000 {
+                if cap.is_some() && target == Matched::Flatten && n * v > 20_000 {
                     continue;
                 }
                 // The teacher's distribution is the weight of qkl and does not move with the student; what is
@@ -444,7 +447,7 @@ fn plain_values(
                 2.0 / beta * d.iter().map(|d| (beta * d).exp().ln_1p()).sum::<f64>() / v as f64
             }
             Matched::LogitKl => -(0..v).map(|i| z_ref[i].exp() * d[i]).sum::<f64>(),
-            Matched::Spread => {
+            Matched::Flatten => {
                 let largest = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 (largest - z.iter().sum::<f64>() / v as f64).powi(2)
             }
@@ -546,7 +549,7 @@ fn a_head_with_a_bias_is_one_of_wider_rows() {
             let picked = picked.into_iter().map(f64::from).collect();
             [out.value, dh, dw, picked]
         };
-        for target in TARGETS.into_iter().map(Some).chain([None]) {
+        for target in Matched::ALL.into_iter().map(Some).chain([None]) {
             for own in [false, true] {
                 let (got, want): ([Vec<f64>; 4], _) =
                     (run(false, target, own), run(true, target, own));

@@ -2,12 +2,11 @@
 
 use nepenthe::backend::cpu::{Cpu, Grad, Real};
 use nepenthe::ops::{
-    Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, LinearArgs, LinearShape, Mlp,
-    Norm, NormArgs, NormGrads, PackData, QkNormArgs, RopeTable, RowStats, TokenFormula,
+    Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, LinearArgs, LinearShape, Matched,
+    Mlp, Norm, NormArgs, NormGrads, PackData, QkNormArgs, RopeTable, RowStats, TokenFormula,
     TokenWeight,
 };
 
-use crate::head::TARGETS;
 use crate::support::{Dtype, Random, assert_near, tol};
 use crate::{cast, documents, load, read, stale, wide};
 
@@ -228,7 +227,7 @@ fn matched<T: Real>() -> Vec<Output> {
         let step = T::from_f64(2f64.powi(-14));
         let near: Vec<T> = h.iter().zip(&far).map(|(h, far)| *h + *far * step).collect();
         let near: Vec<T> = near.iter().map(|x| T::from_f32(x.to_f32())).collect();
-        for target in TARGETS {
+        for target in Matched::ALL {
             for (h_ref, w_ref) in [(&far, Some(&own[..])), (&near, None)] {
                 let mut stats = RowStats { nll: stale(n), value: stale(n), hit: stale(n) };
                 let (mut dh, mut dw) = (stale(n * c), Grad::wide(v * c));

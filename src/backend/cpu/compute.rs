@@ -3,8 +3,9 @@
 use super::cap::Cap;
 use super::gemm::{Matrix, parallel};
 use super::head::{
-    Capped, MatchedRows, OneHot, Results, RowLoss, Sweep, accumulate, add_rows, each_logits, sweep,
+    Capped, Monitored, OneHot, Results, Sweep, accumulate, add_rows, each_logits, sweep,
 };
+use super::matched::MatchedRows;
 use super::rows::{self, each};
 use super::{Cpu, Grad, Real, attention, layernorm, mlp, norm};
 use crate::ops::{
@@ -27,27 +28,27 @@ impl Pack {
 
 impl<T: Real> Cpu<T> {
     /// Lends the results of rows from `first` on.
-    fn results<'a>(stats: &'a mut RowStats<Vec<T>>, first: usize, onehot: bool) -> Results<'a, T> {
+    fn results<'a>(
+        stats: &'a mut RowStats<Vec<T>>,
+        first: usize,
+        monitors: bool,
+    ) -> Results<'a, T> {
         let RowStats { nll, value, hit } = stats;
-        let (nll, hit) =
-            if onehot { (Some(&mut nll[first..]), Some(&mut hit[first..])) } else { (None, None) };
+        let (nll, hit) = if monitors {
+            (Some(&mut nll[first..]), Some(&mut hit[first..]))
+        } else {
+            (None, None)
+        };
         Results { nll, value: &mut value[first..], hit }
     }
+}
 
-    fn sweep(
-        &self,
-        job: &Sweep<'_, T>,
-        cap: Option<f64>,
-        loss: &impl RowLoss<T>,
-        results: Results<'_, T>,
-        grads: Option<HeadGrads<'_, [T], Grad<T>>>,
-    ) {
-        let pool = &self.pool;
-        match cap.map(|cap| Cap::new(cap, 1.0)) {
-            Some(cap) => sweep(pool, job, &Capped { loss, cap, pool }, results, grads),
-            None => sweep(pool, job, loss, results, grads),
-        }
-    }
+/// Gradients of a sweep whose first row is number `at / C` of the pack.
+fn from<T>(
+    grads: Option<HeadGrads<'_, Vec<T>, Grad<T>>>,
+    at: usize,
+) -> Option<HeadGrads<'_, [T], Grad<T>>> {
+    grads.map(|g| HeadGrads { dh: &mut g.dh[at..], dw: g.dw, db: g.db })
 }
 
 impl<T: Real> Compute for Cpu<T> {
@@ -273,9 +274,13 @@ impl<T: Real> Compute for Cpu<T> {
         let loss = OneHot { targets, coefs, formula, weights };
         let at = first * shape.c;
         let h = &h[at..];
-        let job = Sweep { shape, first: (h, w), second: None, subtract: false, w: w.matrix, h };
-        let to = grads.map(|g| HeadGrads { dh: &mut g.dh[at..], dw: g.dw, db: g.db });
-        self.sweep(&job, w.cap, &loss, Self::results(stats, first, true), to);
+        let job = Sweep { shape, first: (h, w), second: None, w: w.matrix, h };
+        let (to, results) = (from(grads, at), Self::results(stats, first, true));
+        let pool = &self.pool;
+        match w.cap.map(|cap| Cap::new(cap, 1.0)) {
+            Some(cap) => sweep(pool, &job, &Capped { loss: &loss, cap, pool }, results, to),
+            None => sweep(pool, &job, &loss, results, to),
+        }
     }
 
     fn head_matched(
@@ -292,7 +297,7 @@ impl<T: Real> Compute for Cpu<T> {
         grads: Option<HeadGrads<'_, Vec<T>, Grad<T>>>,
     ) {
         let (targets, coefs) = (&pack.data.targets[first..], &pack.data.coefs[first..]);
-        let loss = MatchedRows { target, targets, coefs };
+        let loss = &MatchedRows { loss: target, targets, coefs };
         let at = first * shape.c;
         let h = &h[at..];
         let compares = target.compares();
@@ -313,12 +318,23 @@ impl<T: Real> Compute for Cpu<T> {
             );
         }
         // Of two heads that are the same the bias takes itself off.
-        let from = if shared { (&diff[..], HeadWeight::plain(w.matrix)) } else { (h, w) };
+        let own = if shared { (&diff[..], HeadWeight::plain(w.matrix)) } else { (h, w) };
         let second = compares.then(|| (&h_ref[..], w_ref.unwrap_or(w)));
-        let subtract = compares && !shared;
-        let job = Sweep { shape, first: from, second, subtract, w: w.matrix, h };
-        let to = grads.map(|g| HeadGrads { dh: &mut g.dh[at..], dw: g.dw, db: g.db });
-        self.sweep(&job, w.cap, &loss, Self::results(stats, first, false), to);
+        let job = Sweep { shape, first: own, second, w: w.matrix, h };
+        let monitors = !target.reads_teacher();
+        let (to, results) = (from(grads, at), Self::results(stats, first, monitors));
+        let (subtract, pool) = (compares && !shared, &self.pool);
+        let cap = w.cap.map(|cap| Cap::new(cap, 1.0));
+        match cap.map(|cap| Capped { loss, cap, pool }) {
+            Some(loss) => {
+                let loss = Monitored { loss: &loss, targets, monitors, subtract, cap, pool };
+                sweep(pool, &job, &loss, results, to);
+            }
+            None => {
+                let loss = Monitored { loss, targets, monitors, subtract, cap, pool };
+                sweep(pool, &job, &loss, results, to);
+            }
+        }
     }
 
     fn mse(

@@ -5,9 +5,9 @@ use rayon::prelude::*;
 use super::cap::Cap;
 use super::gemm::{Matrix, parallel, serial};
 use super::pool::Pool;
-use super::rows::{max, simd, sum, sum2};
-use super::{Grad, GradData, Real, soft};
-use crate::ops::{HeadGrads, HeadShape, HeadWeight, Matched, TokenFormula};
+use super::rows::{max, simd, sum};
+use super::{Grad, GradData, Real};
+use crate::ops::{HeadGrads, HeadShape, HeadWeight, TokenFormula};
 
 /// Numbers of a chunk's logits: 13 MB of f32, which a shared cache holds.
 const CHUNK: usize = 3_200_000;
@@ -28,6 +28,7 @@ pub(super) fn chunk_bytes<T>(HeadShape { n, v, .. }: HeadShape, matched: bool) -
 }
 
 /// Loss of one row.
+#[derive(Default)]
 pub(super) struct RowResult {
     pub nll: f64,
     pub value: f64,
@@ -36,8 +37,8 @@ pub(super) struct RowResult {
 
 /// The loss of a row: turns its logits (and those of the difference to the teacher) into the gradient.
 pub(super) trait RowLoss<T>: Sync {
-    /// Handles row `row`; `z` holds logits on entry and, with `grad`, the gradient on return. `extra` holds the
-    /// second set of logits where [`RowLoss::second`] asks for one.
+    /// Handles row `row`; `z` holds logits on entry and, with `grad`, the gradient on return. `extra` holds the second
+    /// logits of the sweep, if any.
     fn row(&self, row: usize, z: &mut [T], extra: &mut [T], grad: bool) -> RowResult;
 }
 
@@ -48,9 +49,6 @@ pub(super) struct Sweep<'a, T> {
     pub first: (&'a [T], HeadWeight<&'a [T]>),
     /// Inputs of the second logits, if any.
     pub second: Option<(&'a [T], HeadWeight<&'a [T]>)>,
-    /// True if the second logits are subtracted from the first: element by element, so that equal products leave
-    /// exactly 0, which one product added to another does not.
-    pub subtract: bool,
     /// The student's matrix, for the way back.
     pub w: &'a [T],
     /// The student's rows, for the matrix gradient.
@@ -178,9 +176,6 @@ fn logits<T: Real>(
     make(job.first, z);
     if let Some(second) = job.second {
         make(second, extra);
-    }
-    if job.subtract {
-        z[..m * v].iter_mut().zip(extra).for_each(|(z, extra)| *z -= *extra);
     }
 }
 
@@ -310,7 +305,74 @@ impl<T: Real, L: RowLoss<T>> RowLoss<T> for Capped<'_, T, L> {
     }
 }
 
-/// Weighted one-hot rows.
+/// Statistics of a row's target.
+struct Target {
+    nll: f64,
+    /// Of equal logits that of the smallest id is the largest.
+    hit: bool,
+    /// exp(z_y - max z).
+    e: f64,
+    /// The same of all other entries: 1 - p is a sum of its own, never a difference.
+    others: f64,
+}
+
+impl Target {
+    /// Turns logits `z` into exp(z - max z) and returns the statistics of entry `y`.
+    #[inline(always)]
+    fn of<T: Real>(z: &mut [T], y: usize) -> Self {
+        let top = max(z);
+        let below = (top - z[y]).to_f64();
+        let hit = z[y] == top && !z[..y].contains(&top);
+        z.iter_mut().for_each(|x| *x = (*x - top).exp());
+        let e = z[y].to_f64();
+        let others = sum(&z[..y], |x| x) + sum(&z[y + 1..], |x| x);
+        let nll = if others < e { (others / e).ln_1p() } else { (e + others).ln() + below };
+        Self { nll, hit, e, others }
+    }
+}
+
+/// A full-vocabulary loss with the statistics of its rows' targets; takes the second logits off the first.
+pub(super) struct Monitored<'a, T, L> {
+    pub loss: &'a L,
+    pub targets: &'a [u32],
+    /// False where nobody reads the statistics.
+    pub monitors: bool,
+    /// True if the first logits are z, else D = z - z_ref; they are subtracted element by element, so that equal GEMMs
+    /// leave exactly 0, which one GEMM added to another does not.
+    pub subtract: bool,
+    pub cap: Option<Cap<T>>,
+    pub pool: &'a Pool<T>,
+}
+
+impl<T: Real, L: RowLoss<T>> Monitored<'_, T, L> {
+    #[inline(always)]
+    fn statistics(&self, row: usize, z: &[T], extra: &[T]) -> RowResult {
+        let mut own = self.pool.lend(z.len());
+        own.copy_from_slice(z);
+        if !extra.is_empty() && !self.subtract {
+            own.iter_mut().zip(extra).for_each(|(z, r)| *z += *r);
+        }
+        if let Some(cap) = self.cap {
+            own.iter_mut().for_each(|z| *z = cap.at(*z).0);
+        }
+        let Target { nll, hit, .. } = Target::of(&mut own, self.targets[row] as usize);
+        RowResult { nll, value: 0.0, hit }
+    }
+}
+
+impl<T: Real, L: RowLoss<T>> RowLoss<T> for Monitored<'_, T, L> {
+    #[inline(always)]
+    fn row(&self, row: usize, z: &mut [T], extra: &mut [T], grad: bool) -> RowResult {
+        let found =
+            if self.monitors { self.statistics(row, z, extra) } else { RowResult::default() };
+        if self.subtract {
+            z.iter_mut().zip(&*extra).for_each(|(z, r)| *z -= *r);
+        }
+        RowResult { value: self.loss.row(row, z, extra, grad).value, ..found }
+    }
+}
+
+/// Rows of a target-token loss.
 pub(super) struct OneHot<'a, T> {
     pub targets: &'a [u32],
     pub coefs: &'a [f64],
@@ -322,15 +384,8 @@ impl<T: Real> RowLoss<T> for OneHot<'_, T> {
     #[inline(always)]
     fn row(&self, row: usize, z: &mut [T], _: &mut [T], grad: bool) -> RowResult {
         let y = self.targets[row] as usize;
-        let top = max(z);
-        let below = top - z[y];
-        let hit = z[y] == top && !z[..y].contains(&top);
-        z.iter_mut().for_each(|x| *x = (*x - top).exp());
-        // All but the target as its own sum: 1 - p is never a difference.
-        let e = z[y].to_f64();
-        let others = sum(&z[..y], |x| x) + sum(&z[y + 1..], |x| x);
+        let Target { nll, hit, e, others } = Target::of(z, y);
         let total = e + others;
-        let nll = if others < e { (others / e).ln_1p() } else { total.ln() + below.to_f64() };
         let (p, q) = (e / total, others / total);
         let weight = match self.formula {
             Some(formula) => formula.weight(p, q),
@@ -349,89 +404,4 @@ impl<T: Real> RowLoss<T> for OneHot<'_, T> {
         }
         RowResult { nll, value: weight * nll, hit }
     }
-}
-
-/// Rows whose gradient reaches all logits.
-pub(super) struct MatchedRows<'a> {
-    pub target: Matched,
-    pub targets: &'a [u32],
-    pub coefs: &'a [f64],
-}
-
-impl<T: Real> RowLoss<T> for MatchedRows<'_> {
-    #[inline(always)]
-    fn row(&self, row: usize, z: &mut [T], extra: &mut [T], grad: bool) -> RowResult {
-        let coef = self.coefs[row];
-        if coef == 0.0 {
-            if grad {
-                z.fill(T::ZERO);
-            }
-            return RowResult { nll: 0.0, value: 0.0, hit: false };
-        }
-        let value = match self.target {
-            Matched::Uniform => uniform(z, coef),
-            Matched::Qkl => qkl(z, extra, coef),
-            Matched::Kl => kl(z, extra, coef),
-            Matched::Undial { strength } => {
-                // KL against z_ref - s e_y: D grows where the target's logit falls.
-                let (y, strength) = (self.targets[row] as usize, T::from_f64(strength));
-                z[y] += strength;
-                extra[y] -= strength;
-                kl(z, extra, coef)
-            }
-            Matched::LogitRatio { beta } => soft::logit_ratio(z, beta, coef),
-            Matched::LogitKl => soft::logit_kl(z, extra, coef),
-            Matched::Spread => soft::spread(z, coef),
-        };
-        RowResult { nll: 0.0, value, hit: false }
-    }
-}
-
-/// `KL(uniform, p)`; z becomes `coef (p - 1/V)`.
-#[inline(always)]
-fn uniform<T: Real>(z: &mut [T], coef: f64) -> f64 {
-    let v = z.len() as f64;
-    let top = max(z);
-    let mean = sum(z, |x| x - top) / v;
-    z.iter_mut().for_each(|x| *x = (*x - top).exp());
-    let total = sum(z, |x| x);
-    let (scale, floor) = (T::from_f64(coef / total), T::from_f64(coef / v));
-    z.iter_mut().for_each(|x| *x = *x * scale - floor);
-    total.ln() - mean - v.ln()
-}
-
-/// Turns teacher logits into probabilities and returns `E_q D`.
-#[inline(always)]
-fn teacher<T: Real>(d: &[T], q: &mut [T]) -> T {
-    let top = max(q);
-    q.iter_mut().for_each(|x| *x = (*x - top).exp());
-    let inverse = T::from_f64(1.0 / sum(q, |x| x));
-    q.iter_mut().for_each(|x| *x *= inverse);
-    T::from_f64(sum2(q, d, |q, d| q * d))
-}
-
-/// `Var_q(D)`; d becomes `coef q (D - E_q D)`.
-#[inline(always)]
-fn qkl<T: Real>(d: &mut [T], q: &mut [T], coef: f64) -> f64 {
-    let mean = teacher(d, q);
-    let value = sum2(q, d, |q, d| q * (d - mean) * (d - mean));
-    let coef = T::from_f64(coef);
-    d.iter_mut().zip(q).for_each(|(d, q)| *d = coef * *q * (*d - mean));
-    value
-}
-
-/// `KL(q, p)`; d becomes `coef (p - q)`.
-///
-/// With D' = D - E_q D and E = E_q(e^D' - 1 - D'), p/q = e^D'/(1 + E) and KL = log(1 + E): nothing cancels, and D = 0
-/// gives exactly 0.
-#[inline(always)]
-fn kl<T: Real>(d: &mut [T], q: &mut [T], coef: f64) -> f64 {
-    let mean = teacher(d, q);
-    let excess = sum2(q, d, |q, d| q * (d - mean).exp_minus_linear());
-    let (e, scale) = (T::from_f64(excess), T::from_f64(coef / (1.0 + excess)));
-    for (d, q) in d.iter_mut().zip(q) {
-        let centred = *d - mean;
-        *d = scale * *q * (centred.exp_minus_linear() + centred - e);
-    }
-    excess.ln_1p()
 }

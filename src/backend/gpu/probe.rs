@@ -1,4 +1,4 @@
-//! What the NVIDIA driver of this machine says: version, devices, memory.
+//! A query of this machine's NVIDIA driver: version, devices, memory.
 //!
 //! The driver library is loaded at run time, so one binary runs with and without it.
 
@@ -34,10 +34,10 @@ impl Device {
     }
 }
 
-/// What a look at the driver found; fields that could not be had are none or empty.
+/// Result of a query of the driver; fields that could not be read are none or empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Probe {
-    /// Whether a driver library was found.
+    /// True if a driver library was found.
     pub driver_present: bool,
     /// The CUDA version the driver speaks.
     pub version: Option<Version>,

@@ -43,10 +43,10 @@ pub enum Problem {
     /// There is a driver library that does not load.
     #[error("the NVIDIA driver library does not load: {why}")]
     Unloadable {
-        /// What the loader says.
+        /// The loader's message.
         why: String,
     },
-    /// What is there under the driver's name lacks an entry point.
+    /// The library of the driver's name lacks an entry point.
     #[error("the NVIDIA driver library lacks {symbol}; it is damaged or not the driver's")]
     NotADriver {
         /// The first entry point that is missing.
@@ -55,7 +55,7 @@ pub enum Problem {
     /// The driver is older than [`OLDEST`].
     #[error("the NVIDIA driver supports CUDA {found}, wanted {OLDEST} (driver 525) or newer")]
     TooOld {
-        /// What the driver reports.
+        /// The newest CUDA release that the driver supports.
         found: Version,
     },
     /// The driver is older than the CUDA release whose nvcc compiled the kernels of this build.
@@ -63,9 +63,9 @@ pub enum Problem {
         "the NVIDIA driver supports CUDA {found}, wanted {wanted} or newer for the kernels of this build (nvcc {nvcc})"
     )]
     TooOldForKernels {
-        /// What the driver reports.
+        /// The newest CUDA release that the driver supports.
         found: Version,
-        /// What code of that nvcc needs.
+        /// The oldest release that loads code of that nvcc.
         wanted: Version,
         /// The compiler of the kernels.
         nvcc: &'static str,
@@ -82,7 +82,7 @@ pub enum Problem {
         number: u32,
         /// Its name, number and text.
         code: String,
-        /// What to do about it, where that is known.
+        /// The remedy, if one is known.
         hint: Option<&'static str>,
     },
 }

@@ -59,11 +59,11 @@ pub struct Response(BTreeMap<String, Parts>);
 pub struct Row {
     /// A figure of the log, or a group of the final state.
     pub what: String,
-    /// Whether it is a figure: its parts are then the first steps and all steps, else values and change.
+    /// True for a metric, whose parts are the first steps and all steps; else the parts are values and change.
     pub figure: bool,
-    /// What came out.
+    /// The deviation that was measured.
     pub deviation: Parts,
-    /// What may come out.
+    /// The deviation that is allowed.
     pub allowed: Parts,
 }
 

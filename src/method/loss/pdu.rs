@@ -48,7 +48,7 @@ impl Objective for Pdu {
     }
 
     fn rows(&self, _: &Knobs) -> Rows {
-        Rows::Matched(Matched::Spread)
+        Rows::Matched(Matched::Flatten)
     }
 
     fn normaliser(&self) -> Normaliser {

@@ -31,7 +31,7 @@ KEEP_LOGITS, KEEP_FINALS = 8, 4
 LOGIT_SUMS, GRADIENT_SUMS = 8, 32
 # Gradients of at most so many entries stay.
 SMALL = 64
-# `src/run/conformance/trajectory/cases.rs` embeds these, and `nepenthe doctor` compares every entry.
+# `src/conformance/trajectory/cases.rs` embeds these, and `nepenthe doctor` compares every entry.
 EMBEDDED = ("a_sgd_nlul_qkl", "f_adamw_nlul_kl_damped")
 
 

@@ -11,7 +11,7 @@ use libloading::Library;
 use super::Driver;
 use crate::error::{Error, Kind, Result};
 
-/// What the library is called, the newest first.
+/// Names of the library, the newest first.
 const NAMES: [&str; 5] = [
     "libcublasLt.so.13",
     "libcublasLt.so.12",
@@ -112,9 +112,9 @@ pub struct Multiply {
     pub n: usize,
     /// Length of the sums.
     pub k: usize,
-    /// Whether `a` is stored as `[k, m]` instead of `[m, k]`, and `b` as `[n, k]` instead of `[k, n]`.
+    /// True if `a` is stored as `[k, m]` instead of `[m, k]`, and `b` as `[n, k]` instead of `[k, n]`.
     pub transposed: [bool; 2],
-    /// Whether `c` is added.
+    /// True if `c` is added.
     pub adds: bool,
     /// fp32 numbers and TF32 products instead of bf16.
     pub wide: bool,

@@ -1,4 +1,4 @@
-//! What the GPU backend asks of a machine: memory, copies, launches. Two machines answer: the NVIDIA driver, and
+//! The interface to a machine: memory, copies, launches. Two implement it: the NVIDIA driver, and
 //! the simulator that runs the same kernels on this CPU.
 
 #[cfg(feature = "rivals")]
@@ -14,7 +14,7 @@ use std::fmt;
 use crate::error::{Error, Kind, Result};
 pub use tensor_map::{Matrix, TensorMap};
 
-/// What a device says of itself.
+/// Properties of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The product's name.
@@ -61,7 +61,7 @@ pub struct Args {
     words: [u64; Args::MAX],
     sizes: [u8; Args::MAX],
     len: usize,
-    /// What an argument of their size stands for: its word is the index here.
+    /// The tensor maps among the arguments; the word of such an argument is an index into these.
     maps: [TensorMap; Args::MAPS],
     map_count: usize,
 }

@@ -103,7 +103,7 @@ pub struct Timing {
     pub eager: bool,
     /// Where shared memory begins, in bytes from where it usually does: a multiple of 128, at most 1024.
     pub shift: u16,
-    /// What the random order follows from.
+    /// Seed of the random order.
     pub seed: u32,
 }
 
@@ -129,12 +129,12 @@ pub struct Simulator {
     api: &'static Api,
     identity: Identity,
     timing: Timing,
-    /// What the capture at work has recorded.
+    /// Work recorded by the capture in progress.
     recording: Mutex<Option<Vec<Work>>>,
     recorded: Mutex<Vec<Vec<Work>>>,
     /// How many recordings there may be.
     recordings: AtomicUsize,
-    /// Whether launches are noted and checked, and no kernel runs.
+    /// True if launches are only noted and checked, and no kernel runs.
     dry: AtomicBool,
     launched: Mutex<BTreeSet<&'static str>>,
     marks: Mutex<[Option<Instant>; MARKS]>,

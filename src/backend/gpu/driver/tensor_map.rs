@@ -16,7 +16,7 @@ pub struct Matrix {
     pub columns: usize,
     /// From row to row, in bytes: a multiple of 16.
     pub pitch: u64,
-    /// Whether its elements are fp32; bf16 else.
+    /// True if its elements are fp32, else bf16.
     pub wide: bool,
     /// Rows of a box: 1 to 256.
     pub box_rows: usize,
@@ -60,7 +60,7 @@ impl Matrix {
     }
 }
 
-/// What a kernel's parameter of type `ptx::TensorMap` holds; [`super::Driver::tensor_map`] makes one.
+/// Bytes of a kernel parameter of type `ptx::TensorMap`; [`super::Driver::tensor_map`] makes them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct TensorMap(pub [u64; 16]);

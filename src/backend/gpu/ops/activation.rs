@@ -1,6 +1,6 @@
 //! Activations of MLPs: kernels/activation.cu.
 
-use super::swiglu::plan;
+use super::elementwise;
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu};
 use crate::ops::{Activation, Mlp};
@@ -15,7 +15,7 @@ fn kind(mlp: Mlp) -> u32 {
     }
 }
 
-fn launch(gpu: &Gpu, name: &'static str, (n, f): (usize, usize), mlp: Mlp, at: [u64; 2]) {
+fn launch(gpu: &Gpu, kernels: [&'static str; 2], (n, f): (usize, usize), mlp: Mlp, at: [u64; 2]) {
     let args = Args::new()
         .ptr(at[0])
         .ptr(at[1])
@@ -23,7 +23,7 @@ fn launch(gpu: &Gpu, name: &'static str, (n, f): (usize, usize), mlp: Mlp, at: [
         .u32(f as u32)
         .u32(kind(mlp))
         .u32(u32::from(mlp.gated));
-    gpu.launch(name, [plan(n, f), 1, 1], 256, 0, args);
+    elementwise::launch(gpu, kernels, (n, f), args);
 }
 
 pub(in crate::backend::gpu) fn forward(
@@ -34,8 +34,7 @@ pub(in crate::backend::gpu) fn forward(
     x: &Act,
     y: &mut Act,
 ) {
-    let name = gpu.pick("activation_fwd_bf16", "activation_fwd_f32");
-    launch(gpu, name, (n, f), mlp, [x.at, y.at]);
+    launch(gpu, ["activation_fwd_bf16", "activation_fwd_f32"], (n, f), mlp, [x.at, y.at]);
 }
 
 pub(in crate::backend::gpu) fn backward(
@@ -46,6 +45,5 @@ pub(in crate::backend::gpu) fn backward(
     dy: &mut Act,
     x: &mut Act,
 ) {
-    let name = gpu.pick("activation_bwd_bf16", "activation_bwd_f32");
-    launch(gpu, name, (n, f), mlp, [dy.at, x.at]);
+    launch(gpu, ["activation_bwd_bf16", "activation_bwd_f32"], (n, f), mlp, [dy.at, x.at]);
 }

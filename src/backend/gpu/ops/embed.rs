@@ -1,7 +1,8 @@
 //! Embedding rows: kernels/embed.cu.
 
+use super::elementwise;
 use crate::backend::gpu::driver::Args;
-use crate::backend::gpu::{Act, Gpu, Grad, Pack, Weight, blocks};
+use crate::backend::gpu::{Act, Gpu, Grad, Pack, Weight};
 
 pub(in crate::backend::gpu) fn forward(
     gpu: &Gpu,
@@ -14,8 +15,7 @@ pub(in crate::backend::gpu) fn forward(
     let n = pack.data.tokens();
     let args = Args::new().ptr(table.at).ptr(pack.ids).ptr(x.at).u32(n as u32).u32(c as u32);
     let args = args.f32(scale as f32);
-    let grid = [blocks(n * c.div_ceil(8), 256), 1, 1];
-    gpu.launch(gpu.pick("embed_fwd_bf16", "embed_fwd_f32"), grid, 256, 0, args);
+    elementwise::launch(gpu, ["embed_fwd_bf16", "embed_fwd_f32"], (n, c), args);
 }
 
 pub(in crate::backend::gpu) fn backward(

@@ -1,6 +1,6 @@
-//! Head and loss rows, chunked: kernels/head.cu and kernels/head_soft.cu.
+//! Head and loss rows, chunked: kernels/head.cu and kernels/head_matched.cu.
 
-use std::sync::PoisonError;
+use std::sync::{LazyLock, PoisonError};
 
 use super::gemm::{Gemm, Layout, Out};
 use super::linear::{self, gemm};
@@ -84,7 +84,8 @@ pub(in crate::backend::gpu) fn room_bytes(
     vec![4 * logits, 4 * teacher, precision.bytes() * hidden, 8 * rows, 4 * rows]
 }
 
-/// Makes room for sweeps of `shape`; that of matched rows, the teacher's logits among it, only where asked for.
+/// Allocates space for passes of `shape`; with `matched` also that of full-vocabulary losses, the second model's logits
+/// among it.
 pub(in crate::backend::gpu) fn reserve(gpu: &Gpu, shape: HeadShape, matched: bool) -> Result<()> {
     let mut room = gpu.head.lock().unwrap_or_else(PoisonError::into_inner);
     let wanted = Fits::new(shape, plan(shape, room.cap), matched);
@@ -159,21 +160,34 @@ pub(super) fn cap(w: HeadWeight<Weight<'_>>) -> f32 {
     w.cap.map_or(0.0, |cap| cap as f32)
 }
 
-/// Returns the variant of a kernel for the precision of storage, out of the two for logits as they are and the two for
-/// capped ones.
-fn variant(gpu: &Gpu, cap: Option<f64>, kernels: [[&'static str; 2]; 2]) -> &'static str {
+/// The kernels of a loss: for logits as they are and for capped ones, bf16 and fp32 of each.
+type Kernels = [[&'static str; 2]; 2];
+
+const ONEHOT: Kernels = [
+    ["head_onehot_bf16", "head_onehot_f32"],
+    ["head_onehot_capped_bf16", "head_onehot_capped_f32"],
+];
+
+/// Returns the kernel for the precision of storage.
+fn variant(gpu: &Gpu, cap: Option<f64>, kernels: &Kernels) -> &'static str {
     let [bf16, fp32] = kernels[usize::from(cap.is_some())];
     gpu.pick(bf16, fp32)
 }
 
-/// Names the kernels of a loss, both precisions of each of [`variant`].
-macro_rules! kernels {
-    ($name:literal) => {
-        [
-            [concat!($name, "_bf16"), concat!($name, "_f32")],
-            [concat!($name, "_capped_bf16"), concat!($name, "_capped_f32")],
-        ]
-    };
+/// Returns the kernel of a full-vocabulary loss: `head_NAME`, as MATCHED of kernels/head_matched.cu names it.
+fn matched_kernel(gpu: &Gpu, cap: Option<f64>, target: Matched) -> &'static str {
+    /// Made once, for launches keep the names that they are given.
+    static KERNELS: LazyLock<Vec<(&'static str, Kernels)>> = LazyLock::new(|| {
+        let kernel = |name, cap, precision| &*format!("head_{name}{cap}_{precision}").leak();
+        let kernels = |target: Matched| {
+            let of = |cap| ["bf16", "f32"].map(|precision| kernel(target.name(), cap, precision));
+            (target.name(), ["", "_capped"].map(of))
+        };
+        Matched::ALL.map(kernels).to_vec()
+    });
+    let found = KERNELS.iter().find(|(name, _)| *name == target.name());
+    // A loss that the list lacks is refused by the launch: no kernel has this name.
+    found.map_or("head_matched", |(_, kernels)| variant(gpu, cap, kernels))
 }
 
 /// Makes fp32 logits of `m` rows at `h`, not capped yet.
@@ -301,7 +315,7 @@ pub(in crate::backend::gpu) fn onehot(
             .u32(u32::from(grads.is_some()));
         let (kernel, args) = match records {
             Some(records) => ("head_onehot_records_bf16", args.ptr(records)),
-            None => (variant(gpu, w.cap, kernels!("head_onehot")), args.f32(cap(w))),
+            None => (variant(gpu, w.cap, &ONEHOT), args.f32(cap(w))),
         };
         gpu.launch(kernel, [m as u32, 1, 1], 256, 0, args);
         if let Some(grads) = &mut grads {
@@ -345,32 +359,20 @@ pub(in crate::backend::gpu) fn matched(
         if compares {
             product(gpu, shape, m, reference, w_ref.unwrap_or(w), room.teacher);
         }
-        let kernel = match target {
-            Matched::Uniform => kernels!("head_uniform"),
-            Matched::Kl => kernels!("head_kl"),
-            Matched::Qkl => kernels!("head_qkl"),
-            Matched::Undial { .. } => kernels!("head_undial"),
-            Matched::LogitRatio { .. } => kernels!("head_ratio"),
-            Matched::LogitKl => kernels!("head_logit_kl"),
-            Matched::Spread => kernels!("head_spread"),
-        };
-        let kernel = variant(gpu, w.cap, kernel);
-        let numbered = !matches!(target, Matched::Kl | Matched::Qkl) && compares;
-        let mut args = Args::new().ptr(room.logits);
-        if compares {
-            args = args.ptr(room.teacher);
-        }
-        if matches!(target, Matched::Undial { .. }) {
-            args = args.ptr(pack.targets + words);
-        }
-        args = args.ptr(pack.coefs + words).ptr(stats.value.at + words).u32(shape.v as u32);
-        if numbered {
-            args = args.f32(target.number() as f32);
-        }
-        if compares {
-            args = args.u32(u32::from(!shared));
-        }
-        let args = args.u32(u32::from(grads.is_some())).f32(cap(w));
+        let args = Args::new()
+            .ptr(room.logits)
+            .ptr(if compares { room.teacher } else { 0 })
+            .ptr(pack.targets + words)
+            .ptr(pack.coefs + words)
+            .ptr(stats.nll.at + words)
+            .ptr(stats.value.at + words)
+            .ptr(stats.hit.at + words)
+            .u32(shape.v as u32)
+            .f32(target.number() as f32)
+            .u32(u32::from(compares && !shared))
+            .u32(u32::from(grads.is_some()))
+            .f32(cap(w));
+        let kernel = matched_kernel(gpu, w.cap, target);
         gpu.launch(kernel, [m as u32, 1, 1], 256, 0, args);
         if let Some(grads) = &mut grads {
             back(gpu, shape, (at, m), (room.logits, h.at + hidden, w.matrix.at), grads);

@@ -4,6 +4,7 @@ pub(super) mod activation;
 pub(super) mod attention;
 mod column_sum;
 pub(super) mod decode;
+pub(super) mod elementwise;
 pub(super) mod embed;
 pub(super) mod fused;
 mod gemm;

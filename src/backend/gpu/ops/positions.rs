@@ -1,7 +1,8 @@
 //! Learned positions: kernels/positions.cu.
 
+use super::elementwise;
 use crate::backend::gpu::driver::Args;
-use crate::backend::gpu::{Act, Gpu, Grad, Pack, Weight, blocks};
+use crate::backend::gpu::{Act, Gpu, Grad, Pack, Weight};
 
 pub(in crate::backend::gpu) fn forward(
     gpu: &Gpu,
@@ -20,8 +21,7 @@ pub(in crate::backend::gpu) fn forward(
         .u32(c as u32)
         .u32(rows as u32)
         .u32(first as u32);
-    let grid = [blocks(n * c.div_ceil(8), 256), 1, 1];
-    gpu.launch(gpu.pick("positions_fwd_bf16", "positions_fwd_f32"), grid, 256, 0, args);
+    elementwise::launch(gpu, ["positions_fwd_bf16", "positions_fwd_f32"], (n, c), args);
 }
 
 pub(in crate::backend::gpu) fn backward(

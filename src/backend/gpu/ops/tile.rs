@@ -109,7 +109,7 @@ impl Tile {
 /// `aligned`: rows of the operands are whole 16-byte packs; `bulk`: those of all that is read and written are, and `k`
 /// is not 0, which is what the kernels of sm90.rs need.
 /// The choice does not touch the order of any sum within a kind of tensor core; that of a product with few rows
-/// (skinny.rs) is another one.
+/// (gemm_skinny.rs) is another one.
 pub(super) fn plan(gpu: &Gpu, m: usize, n: usize, aligned: bool, bulk: bool) -> Tile {
     if !aligned {
         return Tile::Any;

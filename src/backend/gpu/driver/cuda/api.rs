@@ -21,7 +21,7 @@ pub(in crate::backend::gpu) struct Code(pub u32);
 /// An opaque handle: a context, stream, event, module, function or graph.
 pub(in crate::backend::gpu) type Handle = *mut c_void;
 
-/// What the driver's library is called. The development name comes last: a toolkit has a stub library of that name.
+/// Names of the driver's library. The development name comes last: a toolkit has a stub library of that name.
 #[cfg(not(windows))]
 const NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
 #[cfg(windows)]

@@ -1,4 +1,4 @@
-//! What the driver's calls return, as numbers: their names, what they mean for a run, and what to do.
+//! Return codes of the driver's calls: their names, what they mean for a run, and what to do.
 
 use std::ffi::{CStr, c_char};
 use std::fmt;
@@ -6,13 +6,13 @@ use std::fmt;
 use super::api::{Api, Code};
 use crate::error::{Error, Kind, Result};
 
-/// What helps where the device's memory is full.
+/// Hint for a device whose memory is full.
 const MEMORY: &str = "smaller packs, --set model.state=compact, or fewer trained parameters; `nepenthe plan` counts them, \
                       and nvidia-smi shows what other processes hold";
-/// What helps where an earlier kernel failed.
+/// Hint for a call after a kernel that failed.
 const KERNEL: &str = "a kernel that was started earlier failed, not this call: start again (a run with --resume); if it \
                       fails again, CUDA_LAUNCH_BLOCKING=1 or compute-sanitizer finds the kernel";
-/// What helps where the device refuses the code of the kernels.
+/// Hint for a device that refuses the code of the kernels.
 const KERNELS: &str = "kernels of nvcc 13 need a driver of the 580 series or newer: update it, or build with an nvcc 12";
 
 /// Codes that are told by name without the driver's help, and what to do about them.

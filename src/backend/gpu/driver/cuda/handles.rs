@@ -1,4 +1,4 @@
-//! What the driver hands out, each given back when it is dropped: a half-built device leaves nothing behind.
+//! Handles of the driver, each released when it is dropped: a half-built device leaves nothing behind.
 //!
 //! The context of a handle must be current in the thread that drops it. What the driver says when something is given back
 //! repeats what an earlier call said, so nobody reads it.

@@ -52,9 +52,9 @@ pub struct Cuda {
     identity: Identity,
     ordinal: u32,
     capturing: AtomicBool,
-    /// Whether something was asked for during a capture that must not be: a mistake of the caller.
+    /// True if the caller did something that a capture does not allow.
     misused: AtomicBool,
-    /// What was said on stderr.
+    /// Messages that were written to stderr.
     notes: Mutex<Vec<String>>,
 }
 
@@ -178,7 +178,7 @@ impl Cuda {
         format!("{} (device {})", self.identity.name, self.ordinal)
     }
 
-    /// Whether a kernel may start ahead of the end of the one before it now.
+    /// True if a kernel may now start before the previous one has ended.
     fn starts_early(&self) -> bool {
         // An older driver cannot record such an order.
         !self.capturing.load(Ordering::Relaxed) || self.api.version >= EDGE_DATA

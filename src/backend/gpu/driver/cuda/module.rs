@@ -21,7 +21,7 @@ struct Function {
     shared: u32,
     /// The sizes of its parameters, where the driver tells.
     sizes: Option<Vec<u8>>,
-    /// Whether it may start ahead of the end of the kernel before it.
+    /// True if it may start before the previous kernel has ended.
     early: bool,
 }
 
@@ -32,7 +32,7 @@ unsafe impl Send for Function {}
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ready {
     pub handle: Handle,
-    /// Whether it may start ahead of the end of the kernel before it.
+    /// True if it may start before the previous kernel has ended.
     pub early: bool,
 }
 
@@ -41,9 +41,9 @@ pub(super) struct Ready {
 pub(super) struct Kernels {
     api: &'static Api,
     images: &'static [Image],
-    /// Whether the images have machine code for this device, so that nothing is compiled when they are loaded.
+    /// True if the images have machine code for this device, so that nothing is compiled when they are loaded.
     native: bool,
-    /// Whether a kernel may start early at all: on compute capability 9.0.
+    /// True on compute capability 9.0, where kernels may start early and those of kernels/sm90/ run.
     sm90: bool,
     functions: HashMap<&'static str, Function>,
     /// Of each image, its module where it is loaded.

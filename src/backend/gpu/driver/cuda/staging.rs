@@ -18,7 +18,7 @@ pub(super) struct Staging {
     api: &'static Api,
     memory: Pinned,
     events: Vec<Event>,
-    /// Whether copies out of a slot were issued since its event was last waited for.
+    /// True for a slot that was copied from since its event was last waited for.
     pending: [bool; SLOTS],
     slot: usize,
     used: usize,

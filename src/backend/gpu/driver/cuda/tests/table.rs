@@ -33,7 +33,7 @@ pub(super) struct Fake {
     pub free: u64,
     pub(super) counts: BTreeMap<String, u32>,
     pub(super) failures: Vec<(String, u32, u32)>,
-    /// What was handed out and not given back.
+    /// Handles that were created and not destroyed.
     pub(super) live: Vec<(&'static str, usize)>,
     pub(super) next: usize,
     pub(super) pinned: Vec<Vec<u8>>,
