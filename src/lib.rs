@@ -27,9 +27,8 @@
 //!
 //! A Hugging Face model folder, a forget set and a retain set go in; a model that has forgotten the forget set, and a report,
 //! come out. The method is the mean teacher with the negative log-unlikelihood loss (arXiv 2504.13388). Update rules of your
-//! own are an [`optim::CustomRule`]; [`probe`] looks inside a run. The layers, from the top: `cli` > `edit`, `probe`, `bench`
-//! > `run` > `eval`, `conformance` > `folder`, `method` > `model` > `backend` > `ops` > `optim`, `data`, `report`, `io` >
-//! `rng`, `error`; a module uses only what stands below it.
+//! own are an [`optim::CustomRule`]; [`probe`] looks inside a run. docs/architecture.md shows the layers: a module uses only
+//! those below its own.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod backend;

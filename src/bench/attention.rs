@@ -6,7 +6,7 @@ use super::{Lab, Measurement, Preset};
 use crate::backend::gpu::{Act, Stat};
 use crate::conformance::{Random, documents};
 use crate::error::Result;
-use crate::ops::{CachePlace, Compute, Heads, Memory, PackData, Transfer};
+use crate::ops::{AttentionSaved, CachePlace, Compute, Heads, Memory, PackData, Transfer};
 
 const KIND: &str = "attention";
 
@@ -57,7 +57,7 @@ fn passes(lab: &Lab, preset: &Preset) -> Result<[Measurement; 2]> {
     let first = record("forward", forward, seconds);
     let seconds = lab.time(&gpu, &mut sets, |set| {
         let Set { qkv, out, lse, dout, dqkv } = set;
-        gpu.attention_bwd(&pack, heads, qkv, out, lse, dout, dqkv);
+        gpu.attention_bwd(&pack, heads, AttentionSaved { qkv, out, lse }, dout, dqkv);
         Ok(())
     })?;
     let second = record("backward", floors::attention_bwd(&lengths, heads, lab.stored()), seconds);

@@ -45,5 +45,5 @@ pub(super) fn run(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
     let amount = ((prompts * new) as f64, "tokens/s");
     let name = format!("{} greedy", preset.name);
     let median = super::median(&seconds[1..]);
-    Ok(vec![lab.line("generate", name, shape, median, amount, Some(roof), None)])
+    Ok(vec![lab.line(("generate", name, shape), median, amount, [Some(roof), None])])
 }

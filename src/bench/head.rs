@@ -7,8 +7,8 @@ use crate::conformance::{Random, documents};
 use crate::error::Result;
 use crate::method::{FORGET, Rows, find};
 use crate::ops::{
-    Compute, HeadGrads, HeadShape, HeadWeight, Matched, Memory, RowStats, TokenFormula,
-    TokenWeight, Transfer,
+    Compute, HeadGrads, HeadReference, HeadRows, HeadShape, HeadWeight, Matched, Memory, RowStats,
+    TokenFormula, TokenWeight, Transfer,
 };
 
 /// Measures the sweeps of the paper's step and of an evaluation.
@@ -40,16 +40,30 @@ pub(super) fn run(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
                 (HeadWeight::plain(w.as_weight()), |dh| Some(HeadGrads { dh, dw: None, db: None }));
             let stats = &mut stats;
             match products {
-                1 => {
-                    gpu.head_onehot(shape, 0, &pack, h, w, TokenWeight::Formula(plain), stats, None)
-                }
+                1 => gpu.head_onehot(
+                    HeadRows { shape, first: 0, pack: &pack, h, w },
+                    TokenWeight::Formula(plain),
+                    stats,
+                    None,
+                ),
                 2 => {
                     let weight = TokenWeight::Formula(nlul);
-                    gpu.head_onehot(shape, 0, &pack, h, w, weight, stats, grads(dh));
+                    gpu.head_onehot(
+                        HeadRows { shape, first: 0, pack: &pack, h, w },
+                        weight,
+                        stats,
+                        grads(dh),
+                    );
                 }
                 _ => {
                     let target = Matched::Qkl;
-                    gpu.head_matched(shape, 0, &pack, h, h_ref, w, None, target, stats, grads(dh));
+                    gpu.head_matched(
+                        HeadRows { shape, first: 0, pack: &pack, h, w },
+                        HeadReference { h: h_ref, w: None },
+                        target,
+                        stats,
+                        grads(dh),
+                    );
                 }
             }
             Ok(())

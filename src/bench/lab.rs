@@ -243,20 +243,16 @@ impl Lab {
             (floor.bytes / 1e9, "GB/s")
         };
         let roof = (self.roofs.flops > 0.0).then(|| floor.seconds(&self.roofs));
-        self.line(kind, name, shape, seconds, (amount, unit), roof, rival)
+        self.line((kind, name, shape), seconds, (amount, unit), [roof, rival])
     }
 
     /// Records `amount` units done in `seconds`, beside the seconds of roof and rival.
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn line(
         &self,
-        kind: &'static str,
-        name: String,
-        shape: String,
+        (kind, name, shape): (&'static str, String, String),
         seconds: f64,
         (amount, unit): (f64, &'static str),
-        roof: Option<f64>,
-        rival: Option<f64>,
+        [roof, rival]: [Option<f64>; 2],
     ) -> Measurement {
         Measurement {
             kind,

@@ -74,7 +74,8 @@ pub(super) fn run(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
     let roof = products.seconds(&lab.roofs) + update.seconds(&lab.roofs);
     let shape = format!("{}x{}+{}x{}/{}", forget.0, forget.1, retain.0, retain.1, runs.pack_tokens);
     let amount = (counted as f64, "tokens/s");
-    let mut line = lab.line("step", preset.name.clone(), shape, seconds, amount, Some(roof), None);
+    let mut line =
+        lab.line(("step", preset.name.clone(), shape), seconds, amount, [Some(roof), None]);
     line.memory = Some(Memory { peak_bytes: gpu.bytes().1, planned_bytes: plan.buffer_bytes() });
     Ok(vec![line])
 }

@@ -224,7 +224,7 @@ fn curvature(args: &CurvatureArgs, out: &Output) -> Result<()> {
         for line in &done.updates {
             let Update { curvature, length, kl, forget_nll, retain_nll, .. } = *line;
             let numbers = [curvature, length, kl, forget_nll, retain_nll].map(number);
-            rows.push([&[line.run.clone()], &numbers[..]].concat());
+            rows.push(std::iter::once(line.run.clone()).chain(numbers).collect());
         }
         format!("{}files: {}\n", table(&rows), args.out.display())
     })
@@ -247,7 +247,8 @@ fn gradients(args: &GradientsArgs, out: &Output) -> Result<()> {
         for line in &done.last {
             let numbers = [line.weight, line.largest, line.row].map(|x| format!("{x:.3e}"));
             let flag = line.flag.unwrap_or("-").to_owned();
-            rows.push([&[line.loss.clone()], &numbers[..], &[flag]].concat());
+            let loss = std::iter::once(line.loss.clone());
+            rows.push(loss.chain(numbers).chain([flag]).collect());
         }
         format!("{}files: {}\n", table(&rows), folder.display())
     })

@@ -3,7 +3,7 @@
 use super::{Bench, Dtype, Output, Random, Verdict, documents};
 use crate::backend::gpu::Gpu;
 use crate::error::Result;
-use crate::ops::{Compute, Heads, Memory, Transfer};
+use crate::ops::{AttentionSaved, Compute, Heads, Memory, Transfer};
 
 /// A shape: heads and documents.
 struct Shape {
@@ -104,7 +104,13 @@ fn inputs(bench: &Bench<'_>, shape: &Shape) -> Result<Inputs> {
     let (stored_out, stored_lse) =
         (bench.round(&out), lse.iter().map(|x| f64::from(*x as f32)).collect());
     let mut dqkv = vec![0.0; n * heads.qkv_width()];
-    cpu.attention_bwd(&pack, *heads, &qkv, &stored_out, &stored_lse, &dout, &mut dqkv);
+    cpu.attention_bwd(
+        &pack,
+        *heads,
+        AttentionSaved { qkv: &qkv, out: &stored_out, lse: &stored_lse },
+        &dout,
+        &mut dqkv,
+    );
     Ok(Inputs { data, qkv, out, lse, dout, dqkv })
 }
 
@@ -152,7 +158,13 @@ fn backward(bench: &Bench<'_>, shape: &Shape) -> Verdict {
         gpu.load_pack(&mut pack, &data);
         let mut got = bench.stale_act(dqkv.len())?;
         let (qkv, out, dout) = (bench.act(&qkv)?, bench.act(&out)?, bench.act(&dout)?);
-        gpu.attention_bwd(&pack, heads, &qkv, &out, &bench.stat(&lse)?, &dout, &mut got);
+        gpu.attention_bwd(
+            &pack,
+            heads,
+            AttentionSaved { qkv: &qkv, out: &out, lse: &bench.stat(&lse)? },
+            &dout,
+            &mut got,
+        );
         let got = bench.read_act(&got, dqkv.len());
         let longest = shape.lengths.iter().copied().max().unwrap_or(0) * (heads.h / heads.g);
         let sums = (Dtype::F32, longest + heads.d);

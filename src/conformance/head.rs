@@ -5,8 +5,8 @@ use super::{Bench, Dtype, Output, Random, Verdict, documents, grad, sm90_tiles, 
 use crate::backend::cpu::Grad as CpuGrad;
 use crate::backend::gpu::{Act, Gpu, Grad, Pack, Stat, Tile, Weight};
 use crate::ops::{
-    Compute, HeadGrads, HeadShape, HeadWeight, Matched, Memory, PackData, RowStats, StateMode,
-    TokenFormula, TokenWeight, Transfer,
+    Compute, HeadGrads, HeadReference, HeadRows, HeadShape, HeadWeight, Matched, Memory, PackData,
+    RowStats, StateMode, TokenFormula, TokenWeight, Transfer,
 };
 
 /// Coefficients of rows: on all, on some, on none.
@@ -101,13 +101,24 @@ fn parts(
                 match target {
                     None => {
                         let weight = TokenWeight::Formula(TokenFormula::constant(-1.0));
-                        gpu.head_onehot(shape, first, &pack, &h, w, weight, &mut stats, to);
+                        gpu.head_onehot(
+                            HeadRows { shape, first, pack: &pack, h: &h, w },
+                            weight,
+                            &mut stats,
+                            to,
+                        );
                     }
                     Some(target) => {
                         let (h_ref, own) =
                             (&h_ref[reference], Some(HeadWeight::plain(w_ref.as_weight())));
                         let stats = &mut stats;
-                        gpu.head_matched(shape, first, &pack, &h, h_ref, w, own, target, stats, to);
+                        gpu.head_matched(
+                            HeadRows { shape, first, pack: &pack, h: &h, w },
+                            HeadReference { h: h_ref, w: own },
+                            target,
+                            stats,
+                            to,
+                        );
                     }
                 }
             }
@@ -143,9 +154,20 @@ fn monitored(bench: &Bench<'_>, (n, c, v): (usize, usize, usize), target: Matche
         let (mut got, mut want, mut dh) = (stats()?, stats()?, bench.stale_act(n * c)?);
         let to = Some(HeadGrads { dh: &mut dh, dw: None, db: None });
         let own = target.compares().then_some(w_ref);
-        gpu.head_matched(job.shape, 0, &pack, &h, &h_ref, w, own, target, &mut got, to);
+        gpu.head_matched(
+            HeadRows { shape: job.shape, first: 0, pack: &pack, h: &h, w },
+            HeadReference { h: &h_ref, w: own },
+            target,
+            &mut got,
+            to,
+        );
         let plain = TokenWeight::Formula(TokenFormula::constant(1.0));
-        gpu.head_onehot(job.shape, 0, &pack, &h, w, plain, &mut want, None);
+        gpu.head_onehot(
+            HeadRows { shape: job.shape, first: 0, pack: &pack, h: &h, w },
+            plain,
+            &mut want,
+            None,
+        );
         let output = |name, got: &Stat, want: &Stat| Output {
             name,
             got: bench.read_stat(got, n),
@@ -471,7 +493,12 @@ impl Job {
                     None => TokenWeight::PerRow(side.weights),
                 };
                 let (pack, h, w) = (side.pack, side.h, side.w);
-                bench.gpu.head_onehot(self.shape, 0, pack, h, w, weight, stats, grads);
+                bench.gpu.head_onehot(
+                    HeadRows { shape: self.shape, first: 0, pack, h, w },
+                    weight,
+                    stats,
+                    grads,
+                );
             },
             |stats, grads| {
                 let weight = match formula {
@@ -479,7 +506,12 @@ impl Job {
                     None => TokenWeight::PerRow(&self.weights),
                 };
                 let (h, [w, _]) = (&self.h, self.heads());
-                bench.cpu.head_onehot(self.shape, 0, &pack, h, w, weight, stats, grads);
+                bench.cpu.head_onehot(
+                    HeadRows { shape: self.shape, first: 0, pack: &pack, h, w },
+                    weight,
+                    stats,
+                    grads,
+                );
             },
         )
     }
@@ -502,16 +534,24 @@ impl Job {
                 let (w, w_ref) = (side.w, own.then_some(side.w_ref));
                 let (h, h_ref) = (side.h, side.h_ref);
                 bench.gpu.head_matched(
-                    self.shape, 0, side.pack, h, h_ref, w, w_ref, target, stats, grads,
+                    HeadRows { shape: self.shape, first: 0, pack: side.pack, h, w },
+                    HeadReference { h: h_ref, w: w_ref },
+                    target,
+                    stats,
+                    grads,
                 );
             },
             |stats, grads| {
                 let [w, w_ref] = self.heads();
                 let w_ref = own.then_some(w_ref);
                 let (h, h_ref) = (&self.h, &self.h_ref);
-                bench
-                    .cpu
-                    .head_matched(self.shape, 0, &pack, h, h_ref, w, w_ref, target, stats, grads);
+                bench.cpu.head_matched(
+                    HeadRows { shape: self.shape, first: 0, pack: &pack, h, w },
+                    HeadReference { h: h_ref, w: w_ref },
+                    target,
+                    stats,
+                    grads,
+                );
             },
         )
     }

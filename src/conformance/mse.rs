@@ -2,7 +2,7 @@
 
 use super::{Bench, Dtype, Output, Random, Verdict};
 use crate::backend::gpu::Gpu;
-use crate::ops::{Compute, Memory, PackData, Toward, Transfer};
+use crate::ops::{Compute, Memory, MseArgs, PackData, Toward, Transfer};
 
 /// Runs all cases.
 pub fn run(gpu: &Gpu) -> Vec<Verdict> {
@@ -38,14 +38,19 @@ fn rows(bench: &Bench<'_>, n: usize, c: usize, steered: bool, grads: bool) -> Ve
         let (x_on, rows_on, vector_on) = (bench.act(&x)?, bench.act(&rows)?, bench.stat(&vector)?);
         let (mut value, mut dx) = (bench.stale_stat(n)?, bench.stale_act(n * c)?);
         let toward = || if steered { Toward::Vector(&vector_on) } else { Toward::Rows(&rows_on) };
-        gpu.mse(n, c, &pack, &x_on, toward(), &mut value, grads.then_some(&mut dx));
+        gpu.mse(
+            MseArgs { n, c, pack: &pack, x: &x_on },
+            toward(),
+            &mut value,
+            grads.then_some(&mut dx),
+        );
         let cpu = &bench.cpu;
         let mut pack = cpu.pack(n)?;
         cpu.load_pack(&mut pack, &data);
         let (mut value_want, mut dx_want) = (vec![f64::NAN; n], vec![f64::NAN; n * c]);
         let toward = if steered { Toward::Vector(&vector) } else { Toward::Rows(&rows) };
         let to = grads.then_some(&mut dx_want);
-        cpu.mse(n, c, &pack, &x, toward, &mut value_want, to);
+        cpu.mse(MseArgs { n, c, pack: &pack, x: &x }, toward, &mut value_want, to);
         let got = bench.read_stat(&value, n);
         let mut outputs = vec![Output {
             name: "value",

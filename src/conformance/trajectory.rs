@@ -19,7 +19,7 @@ use serde_json::Value;
 use crate::data::MicroBatch;
 use crate::error::{Error, Result};
 use crate::io::safetensors::Weights;
-use crate::method::passes::Passes;
+use crate::method::passes::{Passes, Task};
 use crate::method::{self, Knobs, MeanTeacher, Method, Reference, Settings, WeightRule};
 use crate::model::params::Keeping;
 use crate::model::{Model, ModelConfig, Train};
@@ -344,7 +344,13 @@ fn evaluate<O: Ops>(
     let loss = method::find(&method::FORGET, "loss", "nll")?;
     let MeanTeacher { model, passes, method, .. } = state;
     let mut sweep = |batch: &MicroBatch| {
-        passes.sweep(ops, model, None, loss, &method.knobs, std::slice::from_ref(batch), None)
+        passes.sweep(
+            ops,
+            model,
+            None,
+            &method.knobs,
+            Task::new(loss, std::slice::from_ref(batch), None),
+        )
     };
     let (forget, retain) = (sweep(forget)?, sweep(retain)?);
     Ok([forget.nll, forget.accuracy, retain.nll])

@@ -332,7 +332,7 @@ impl<O: Ops> Bench<'_, O> {
         let Self { ops, state, forget, retain } = self;
         let MeanTeacher { model, passes, method, .. } = &mut **state;
         let mut nll = |batches: &[MicroBatch]| -> Result<f64> {
-            Ok(passes.sweep(*ops, model, None, &Nll, &method.knobs, batches, None)?.nll)
+            Ok(passes.sweep(*ops, model, None, &method.knobs, Task::new(&Nll, batches, None))?.nll)
         };
         Ok([nll(forget)?, nll(retain)?])
     }

@@ -45,6 +45,17 @@ pub struct Task<'a> {
     pub hooked: bool,
 }
 
+impl<'a> Task<'a> {
+    /// Makes a task without a hook.
+    pub fn new(
+        objective: &'a dyn Objective,
+        batches: &'a [MicroBatch],
+        weight: Option<f64>,
+    ) -> Self {
+        Self { objective, batches, weight, hooked: false }
+    }
+}
+
 /// The passes of a step.
 pub struct Step<'a, O: Ops> {
     /// The terms of the objective, the forget loss first.
@@ -169,22 +180,18 @@ impl<O: Ops> Passes<O> {
         Ok(())
     }
 
-    /// Sweeps `objective` over `batches` and waits for the sums; with `weight` its gradient times that is added to the
-    /// model's.
+    /// Sweeps an objective over its batches and waits for the sums; with a weight its gradient times that is added to the
+    /// model's. No hook applies.
     ///
     /// `base` is the base model of document-weighted losses. Penalties read the teacher of `model`.
-    #[allow(clippy::too_many_arguments)]
     pub fn sweep(
         &mut self,
         ops: &O,
         model: &mut Model<O>,
         base: Option<&mut Model<O>>,
-        objective: &dyn Objective,
         knobs: &Knobs,
-        batches: &[MicroBatch],
-        weight: Option<f64>,
+        task: Task<'_>,
     ) -> Result<Sums> {
-        let task = Task { objective, batches, weight, hooked: false };
         self.sweep_into(ops, model, base, knobs, task, &mut Sink::own())
     }
 
@@ -556,7 +563,7 @@ impl<O: Ops> Pass<'_, '_, O> {
         let student = if backward { Role::Student } else { Role::Evaluated };
         model.forward_to(*ops, pack, *n, student, ws, depth);
         let toward = steering.filter(|_| hidden.steered);
-        model.pull(*ops, pack, *n, ws, toward, depth, backward);
+        model.pull(*ops, (pack, *n), ws, toward, depth, backward);
         if backward {
             model.backward_from(*ops, pack, *n, ws, depth, sink);
         }

@@ -7,7 +7,7 @@ use super::norm::{RowNorm, of_heads};
 use super::params::Model;
 use super::sink::{Linear, Sink};
 use super::workspace::{Flow, Inner, Made, Workspace};
-use crate::ops::{Direction, LinearShape, Ops, QkNormArgs, Role};
+use crate::ops::{AttentionSaved, Direction, LinearShape, Ops, QkNormArgs, Role};
 
 impl<O: Ops> Model<O> {
     /// Sends the gradients that [`Model::head`] left at all `n` rows down through the model into `sink`.
@@ -163,7 +163,13 @@ impl<O: Ops> Model<O> {
         sink.linear(ops, own, Linear { shape, dy, x: &s.attn, matrix, bias });
         let w = ops.view(&params[blocks.out], role, &mut scratch.matrix);
         ops.linear_dgrad(shape, dy, w, dattn);
-        ops.attention_bwd(pack, heads, &rows.rows, &s.attn, &s.lse, dattn, dqkv);
+        ops.attention_bwd(
+            pack,
+            heads,
+            AttentionSaved { qkv: &rows.rows, out: &s.attn, lse: &s.lse },
+            dattn,
+            dqkv,
+        );
         ops.rope(pack, heads, &rope, Direction::Backward, dqkv);
         if let (Some(raw), Some(rstd), Some([q, k])) = (&rows.raw, &rows.rstd, blocks.qk_norm) {
             let [sq, sk] = &mut scratch.gains;

@@ -13,8 +13,8 @@ use super::params::{Model, View, head_weight};
 use super::sink::Sink;
 use super::workspace::Workspace;
 use crate::ops::{
-    CachePlace, Direction, HeadGrads, HeadShape, LinearArgs, LinearShape, Matched, Ops, QkNormArgs,
-    Role, Rotation, RowStats, TokenWeight, Toward,
+    CachePlace, Direction, HeadGrads, HeadReference, HeadRows, HeadShape, LinearArgs, LinearShape,
+    Matched, MseArgs, Ops, QkNormArgs, Role, Rotation, RowStats, TokenWeight, Toward,
 };
 
 /// The loss of a pass of the head.
@@ -163,12 +163,10 @@ impl<O: Ops> Model<O> {
 
     /// Measures how far the rows that [`Model::forward_to`] left of the student are from `steering`, or from the teacher's
     /// without it; with `grads` the gradient there is kept for [`Model::backward_from`]. Values land in `ws.stats`.
-    #[allow(clippy::too_many_arguments)]
     pub fn pull(
         &self,
         ops: &O,
-        pack: &O::Pack,
-        n: usize,
+        (pack, n): (&O::Pack, usize),
         ws: &mut Workspace<O>,
         steering: Option<&O::Stat>,
         depth: usize,
@@ -179,7 +177,7 @@ impl<O: Ops> Model<O> {
         let rows = if kept { &x[depth] } else { &*h };
         let toward = steering.map_or(Toward::Rows(&*h_ref), Toward::Vector);
         let dx = flow.as_mut().filter(|_| grads).map(|flow| &mut flow.dx);
-        ops.mse(n, self.config.width, pack, rows, toward, &mut stats.value, dx);
+        ops.mse(MseArgs { n, c: self.config.width, pack, x: rows }, toward, &mut stats.value, dx);
     }
 
     /// Starts the residual stream with the embedding of a packed batch.
@@ -349,7 +347,7 @@ impl<O: Ops> Model<O> {
         };
         match loss {
             HeadLoss::OneHot(weight) => {
-                ops.head_onehot(shape, first, pack, &ws.h, w, weight, stats, grads);
+                ops.head_onehot(HeadRows { shape, first, pack, h: &ws.h, w }, weight, stats, grads);
             }
             HeadLoss::Matched(target) | HeadLoss::Against(target, _) => {
                 let w_ref = match loss {
@@ -363,7 +361,13 @@ impl<O: Ops> Model<O> {
                     }),
                 };
                 let (h, h_ref) = (&ws.h, &ws.h_ref);
-                ops.head_matched(shape, first, pack, h, h_ref, w, w_ref, target, stats, grads);
+                ops.head_matched(
+                    HeadRows { shape, first, pack, h, w },
+                    HeadReference { h: h_ref, w: w_ref },
+                    target,
+                    stats,
+                    grads,
+                );
             }
         }
     }

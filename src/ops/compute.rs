@@ -1,13 +1,13 @@
 //! Forward and backward ops on activations.
 
-use super::head::{HeadGrads, HeadShape, HeadWeight, RowStats};
-use super::heads::{CachePlace, Direction, Heads, RopeTable};
+use super::head::{HeadGrads, HeadReference, HeadRows, HeadShape, HeadWeight, RowStats};
+use super::heads::{AttentionSaved, CachePlace, Direction, Heads, RopeTable};
 use super::linear::{LinearArgs, LinearShape, Rotation};
 use super::memory::Memory;
 use super::mlp::Mlp;
 use super::norm::{NormArgs, NormGrads, QkNormArgs};
 use super::sample::Sampling;
-use super::weight::{Matched, TokenWeight, Toward};
+use super::weight::{Matched, MseArgs, TokenWeight, Toward};
 
 /// Forward and backward ops. Buffers are allocated at start and are at least as long as an op needs; no op
 /// allocates or synchronises. A failed launch is kept by the backend and surfaces at [`Transfer::sync`](super::Transfer::sync).
@@ -148,14 +148,11 @@ pub trait Compute: Memory {
         lse: &mut Self::Stat,
     );
     /// Attention backward: all of `dqkv` is overwritten.
-    #[allow(clippy::too_many_arguments)]
     fn attention_bwd(
         &self,
         pack: &Self::Pack,
         heads: Heads,
-        qkv: &Self::Act,
-        out: &Self::Act,
-        lse: &Self::Stat,
+        saved: AttentionSaved<'_, Self::Act, Self::Stat>,
         dout: &Self::Act,
         dqkv: &mut Self::Act,
     );
@@ -218,37 +215,26 @@ pub trait Compute: Memory {
     /// `coef weight (softmax(z) - e_y)` sent back through `w`. Rows with coefficient 0 still get statistics,
     /// and a zero gradient.
     ///
-    /// The rows are `first` to `first + shape.n` of the pack, of `h`, the weights, the statistics and `dh`.
-    #[allow(clippy::too_many_arguments)]
+    /// Weights, statistics and `dh` have the rows that `h` has.
     fn head_onehot(
         &self,
-        shape: HeadShape,
-        first: usize,
-        pack: &Self::Pack,
-        h: &Self::Act,
-        w: HeadWeight<Self::Weight<'_>>,
+        rows: HeadRows<'_, Self::Act, Self::Pack, Self::Weight<'_>>,
         weight: TokenWeight<'_, Self::Stat>,
         stats: &mut RowStats<Self::Stat>,
         grads: Option<HeadGrads<'_, Self::Act, Self::Grad>>,
     );
     /// Fused head and full-vocabulary loss, chunked over rows.
     ///
-    /// `h_ref` and `w_ref` are those of the model compared with; `w_ref` is `None` where both share the head, and then
-    /// D = (h - h_ref) w^T is one product without cancellation. Neither is read where [`Matched::compares`] is false.
+    /// Without a matrix of its own the reference shares the head, and then D = (h - h_ref) w^T is one product without
+    /// cancellation. The reference is not read where [`Matched::compares`] is false.
     /// Rows with coefficient 0 get value 0 and a zero gradient. The statistics of targets are those of
     /// [`Compute::head_onehot`], also where the coefficient is 0.
     ///
-    /// The rows are `first` to `first + shape.n` of the pack, of `h`, the statistics and `dh`, and those of `h_ref` from 0 on.
-    #[allow(clippy::too_many_arguments)]
+    /// Statistics and `dh` have the rows that `h` has.
     fn head_matched(
         &self,
-        shape: HeadShape,
-        first: usize,
-        pack: &Self::Pack,
-        h: &Self::Act,
-        h_ref: &Self::Act,
-        w: HeadWeight<Self::Weight<'_>>,
-        w_ref: Option<HeadWeight<Self::Weight<'_>>>,
+        rows: HeadRows<'_, Self::Act, Self::Pack, Self::Weight<'_>>,
+        reference: HeadReference<'_, Self::Act, Self::Weight<'_>>,
         target: Matched,
         stats: &mut RowStats<Self::Stat>,
         grads: Option<HeadGrads<'_, Self::Act, Self::Grad>>,
@@ -256,13 +242,9 @@ pub trait Compute: Memory {
 
     /// Mean squared error of hidden states `x[N,C]` against t: value `mean over C of (x - t)^2`, and with `dx` the gradient
     /// `dx = 2 coef (x - t) / C`. Rows with coefficient 0 get value 0 and a zero gradient.
-    #[allow(clippy::too_many_arguments)]
     fn mse(
         &self,
-        n: usize,
-        c: usize,
-        pack: &Self::Pack,
-        x: &Self::Act,
+        args: MseArgs<'_, Self::Act, Self::Pack>,
         toward: Toward<'_, Self::Act, Self::Stat>,
         value: &mut Self::Stat,
         dx: Option<&mut Self::Act>,

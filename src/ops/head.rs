@@ -40,6 +40,30 @@ impl<W> HeadWeight<W> {
     }
 }
 
+/// The rows of a head sweep: `first` to `first + shape.n` of the pack and of `h`.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadRows<'a, A: ?Sized, P, W> {
+    /// Rows, width, vocabulary.
+    pub shape: HeadShape,
+    /// The first row.
+    pub first: usize,
+    /// The packed documents.
+    pub pack: &'a P,
+    /// Final hidden states, [N, C].
+    pub h: &'a A,
+    /// The head.
+    pub w: HeadWeight<W>,
+}
+
+/// The model that a full-vocabulary loss compares with.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadReference<'a, A: ?Sized, W> {
+    /// Its final hidden states, [shape.n, C].
+    pub h: &'a A,
+    /// Its head; `None` where both share one.
+    pub w: Option<HeadWeight<W>>,
+}
+
 /// Where a head sweep writes gradients.
 #[derive(Debug)]
 pub struct HeadGrads<'a, A: ?Sized, G> {

@@ -68,3 +68,14 @@ impl CachePlace {
         2 * self.half(heads)
     }
 }
+
+/// The rows of a forward pass that the backward pass of attention reads.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionSaved<'a, A, S> {
+    /// Queries, keys and values, [N, (H + 2G) D].
+    pub qkv: &'a A,
+    /// The output, [N, H D].
+    pub out: &'a A,
+    /// Logarithms of the sums of exponentials, [N, H].
+    pub lse: &'a S,
+}

@@ -23,8 +23,8 @@ pub mod sweep;
 pub mod weight;
 
 pub use compute::Compute;
-pub use head::{HeadGrads, HeadShape, HeadWeight, RowStats, Tallied};
-pub use heads::{CachePlace, Direction, Heads, RopeTable};
+pub use head::{HeadGrads, HeadReference, HeadRows, HeadShape, HeadWeight, RowStats, Tallied};
+pub use heads::{AttentionSaved, CachePlace, Direction, Heads, RopeTable};
 pub use linear::{LinearArgs, LinearShape, Rotation};
 pub use memory::{Memory, Sizes, Transfer};
 pub use mlp::{Activation, Mlp};
@@ -35,7 +35,7 @@ pub use planes::{Plane, Planes, Stored};
 pub use sample::Sampling;
 pub use state::{Distances, GradScan, State};
 pub use sweep::{Sweep, WorkKey};
-pub use weight::{DocumentFormula, Matched, TokenFormula, TokenWeight, Toward};
+pub use weight::{DocumentFormula, Matched, MseArgs, TokenFormula, TokenWeight, Toward};
 
 /// A backend that can do everything.
 pub trait Ops: Transfer + Sweep + State + 'static {

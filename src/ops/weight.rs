@@ -87,6 +87,19 @@ pub enum TokenWeight<'a, S> {
     PerRow(&'a S),
 }
 
+/// Hidden states of a mean squared error.
+#[derive(Debug, Clone, Copy)]
+pub struct MseArgs<'a, A, P> {
+    /// N, rows.
+    pub n: usize,
+    /// C, width.
+    pub c: usize,
+    /// The packed documents.
+    pub pack: &'a P,
+    /// Hidden states, [N, C].
+    pub x: &'a A,
+}
+
 /// Where rows of the residual stream are pulled.
 #[derive(Debug)]
 pub enum Toward<'a, A, S> {

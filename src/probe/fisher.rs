@@ -10,7 +10,7 @@
 //! use nepenthe::Result;
 //! use nepenthe::backend::cpu::Cpu;
 //! use nepenthe::data::MicroBatch;
-//! use nepenthe::method::passes::Passes;
+//! use nepenthe::method::passes::{Passes, Task};
 //! use nepenthe::method::{Knobs, Nll};
 //! use nepenthe::model::params::Keeping;
 //! use nepenthe::model::{Model, Train};
@@ -60,7 +60,7 @@ use std::collections::BTreeMap;
 
 use crate::data::MicroBatch;
 use crate::error::{Error, Kind, Result};
-use crate::method::passes::{Passes, Sums};
+use crate::method::passes::{Passes, Sums, Task};
 use crate::method::{Knobs, Objective, Qkl};
 use crate::model::Model;
 use crate::ops::Ops;
@@ -334,7 +334,7 @@ impl<'a, O: Ops> Fisher<'a, O> {
         model.clear_grads(*ops);
         let batches = batches.unwrap_or(self.batches);
         let base = base.as_deref_mut();
-        passes.sweep(*ops, model, base, objective, knobs, batches, Some(1.0))?;
+        passes.sweep(*ops, model, base, knobs, Task::new(objective, batches, Some(1.0)))?;
         point.gradients(*ops, model)
     }
 
@@ -349,7 +349,7 @@ impl<'a, O: Ops> Fisher<'a, O> {
     ) -> Result<Sums> {
         let Self { ops, model, passes, point, reference, .. } = self;
         point.load(*ops, model, reference, drift)?;
-        passes.sweep(*ops, model, None, objective, &Knobs::default(), batches, None)
+        passes.sweep(*ops, model, None, &Knobs::default(), Task::new(objective, batches, None))
     }
 
     /// Returns F v by a central difference at displacements of norm `step`.

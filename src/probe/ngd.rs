@@ -234,7 +234,14 @@ impl Ngd {
             if followed {
                 let clip = replayed.as_ref().map_or(1.0, |report: &StepReport| report.clip_coef);
                 let now = (done, clip);
-                self.places(ops, &mut replay, &point, &start, &paths, &holdout, now, &mut places)?;
+                places.extend(self.places(
+                    ops,
+                    &mut replay,
+                    &point,
+                    &start,
+                    (&paths, &holdout),
+                    now,
+                )?);
             }
             // Solves take long: a probe that is broken off leaves what it has found.
             if followed || self.at.contains(&done) || done == last {
@@ -448,19 +455,17 @@ impl Ngd {
         point.restore(ops, &mut state.model)
     }
 
-    /// Says where the run's teacher and every path are.
-    #[allow(clippy::too_many_arguments)]
+    /// Returns where the run's teacher and every path are.
     fn places<O: Ops>(
         &self,
         ops: &O,
         replay: &mut Replay<O>,
         point: &Point,
         start: &[f64],
-        paths: &[Path<O>],
-        holdout: &[MicroBatch],
+        (paths, holdout): (&[Path<O>], &[MicroBatch]),
         (done, clip): (u64, f64),
-        places: &mut Vec<Place>,
-    ) -> Result<()> {
+    ) -> Result<Vec<Place>> {
+        let mut places = Vec::with_capacity(1 + paths.len());
         let texts = Texts::draw(replay, 0, self)?;
         let teacher = point.teacher();
         let zeros = vec![0.0; point.len()];
@@ -499,7 +504,8 @@ impl Ngd {
                 retain_nll,
             });
         }
-        point.restore(ops, &mut state.model)
+        point.restore(ops, &mut state.model)?;
+        Ok(places)
     }
 
     fn write(&self, run: &str, lines: &[Comparison], places: &[Place]) -> Result<()> {

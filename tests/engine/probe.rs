@@ -5,7 +5,7 @@ use crate::support::Random;
 use crate::support::model::weights;
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::data::MicroBatch;
-use nepenthe::method::passes::Passes;
+use nepenthe::method::passes::{Passes, Task};
 use nepenthe::method::{
     FORGET, Knobs, MeanTeacher, Method, Nll, PENALTIES, Settings, StepReport, WeightRule, find,
 };
@@ -205,7 +205,8 @@ fn nll_bits(
     passes: &mut Passes<Ops>,
     texts: &[MicroBatch],
 ) -> u64 {
-    let sums = passes.sweep(ops, model, None, &Nll, &Knobs::default(), texts, None).unwrap();
+    let sums =
+        passes.sweep(ops, model, None, &Knobs::default(), Task::new(&Nll, texts, None)).unwrap();
     sums.nll.to_bits()
 }
 

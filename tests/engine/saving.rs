@@ -5,7 +5,7 @@ use crate::support::Random;
 use crate::support::model::weights;
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::data::MicroBatch;
-use nepenthe::method::passes::Passes;
+use nepenthe::method::passes::{Passes, Task};
 use nepenthe::method::{FORGET, Knobs, PENALTIES};
 use nepenthe::model::generate::{Choice, Request, generate};
 use nepenthe::model::params::Keeping;
@@ -68,7 +68,9 @@ fn gradients(config: &str, train: Train, saving: Saving) -> Vec<(String, Vec<u32
     let knobs = Knobs { beta_npo: 2.0, ..Knobs::default() };
     model.clear_grads(&ops);
     for objective in [FORGET[2], PENALTIES[1]] {
-        passes.sweep(&ops, &mut model, None, objective, &knobs, &batches, Some(1.0)).unwrap();
+        passes
+            .sweep(&ops, &mut model, None, &knobs, Task::new(objective, &batches, Some(1.0)))
+            .unwrap();
     }
     let mut all = Vec::new();
     let mut visit = |name: &str, values: &[f32]| {

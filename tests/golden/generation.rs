@@ -96,7 +96,13 @@ pub fn nll_and_acc(file: &Path, root: &Path) -> Check<String> {
     let mut passes = passes(&model, &batches, false)?;
     let nll = method::find(&method::FORGET, "loss", "nll").map_err(|e| e.to_string())?;
     let sums = passes
-        .sweep(&ops, &mut model, None, nll, &Knobs::default(), &batches, None)
+        .sweep(
+            &ops,
+            &mut model,
+            None,
+            &Knobs::default(),
+            nepenthe::method::passes::Task::new(nll, &batches, None),
+        )
         .map_err(|e| e.to_string())?;
     for value in record["values"].as_array().ok_or("no values")? {
         near("loss", sums.nll, number(value, &["loss"])?, 0.0, 2e-5)?;

@@ -58,7 +58,13 @@ where
     let mut passes = passes(&model, &batches, true)?;
     let knobs = knobs(&case["args"]);
     let sums = passes
-        .sweep(&ops, &mut model, base.as_mut(), *objective, &knobs, &batches, Some(1.0))
+        .sweep(
+            &ops,
+            &mut model,
+            base.as_mut(),
+            &knobs,
+            nepenthe::method::passes::Task::new(*objective, &batches, Some(1.0)),
+        )
         .map_err(text)?;
     let p = precision::<T>();
     let tolerance = number(case, &["tolerance", "loss relative", p])?;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use nepenthe::backend::cpu::{Cpu, Real};
 use nepenthe::io::safetensors::Weights;
+use nepenthe::method::passes::Task;
 use nepenthe::method::{self, Knobs};
 use nepenthe::model::Train;
 use nepenthe::model::layout::is_frozen;
@@ -101,7 +102,7 @@ where
     let masked = batches(&file, "", true)?;
     let nll = method::find(&method::FORGET, "loss", "nll").map_err(|e| e.to_string())?;
     let sums = passes
-        .sweep(&ops, &mut model, None, nll, &Knobs::default(), &masked, None)
+        .sweep(&ops, &mut model, None, &Knobs::default(), Task::new(nll, &masked, None))
         .map_err(|e| e.to_string())?;
     let want = file.read_f64("nll_f64").map_err(|e| e.to_string())?[0];
     near(
@@ -126,7 +127,7 @@ where
     let mut passes = passes(&model, &batches, true)?;
     let nll = method::find(&method::FORGET, "loss", "nll").map_err(|e| e.to_string())?;
     passes
-        .sweep(&ops, &mut model, None, nll, &Knobs::default(), &batches, Some(1.0))
+        .sweep(&ops, &mut model, None, &Knobs::default(), Task::new(nll, &batches, Some(1.0)))
         .map_err(|e| e.to_string())?;
     let grads =
         Weights::open_file(&folder.join("grad_nll.safetensors")).map_err(|e| e.to_string())?;

@@ -2,7 +2,7 @@
 //! against that of training.
 
 use nepenthe::backend::cpu::Cpu;
-use nepenthe::ops::{CachePlace, Compute, Direction, Heads, PackData, RopeTable};
+use nepenthe::ops::{AttentionSaved, CachePlace, Compute, Direction, Heads, PackData, RopeTable};
 
 use crate::support::{Dtype, Random, assert_gradient, assert_near, tol};
 use crate::{documents, load, stale};
@@ -48,7 +48,13 @@ fn attention_backward_matches_differences() {
         };
         let (out, lse) = eval(&qkv);
         let mut dqkv = stale(qkv.len());
-        ops.attention_bwd(&pack, heads, &qkv, &out, &lse, &dout, &mut dqkv);
+        ops.attention_bwd(
+            &pack,
+            heads,
+            AttentionSaved { qkv: &qkv, out: &out, lse: &lse },
+            &dout,
+            &mut dqkv,
+        );
         let name = format!("attention {lengths:?} {heads:?}");
         let terms = heads.d + lengths.iter().max().unwrap();
         assert_gradient(&name, terms, &qkv, &dqkv, &dout, &mut |x| eval(&x.to_vec()).0);
@@ -117,7 +123,13 @@ fn documents_of_a_pack_do_not_see_each_other() {
         let pack = load(&ops, &data);
         ops.attention(&pack, heads, qkv, &mut out, &mut lse);
         let mut dqkv = stale(45 * width);
-        ops.attention_bwd(&pack, heads, qkv, &out, &lse, &vec![1.0; 45 * 6], &mut dqkv);
+        ops.attention_bwd(
+            &pack,
+            heads,
+            AttentionSaved { qkv, out: &out, lse: &lse },
+            &vec![1.0; 45 * 6],
+            &mut dqkv,
+        );
         (out, dqkv)
     };
     let (out, dqkv) = run(&qkv);

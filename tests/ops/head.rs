@@ -5,8 +5,8 @@
 
 use nepenthe::backend::cpu::{Cpu, Grad};
 use nepenthe::ops::{
-    Compute, HeadGrads, HeadShape, HeadWeight, LinearArgs, LinearShape, Matched, PackData,
-    RowStats, Sampling, TokenFormula, TokenWeight,
+    Compute, HeadGrads, HeadReference, HeadRows, HeadShape, HeadWeight, LinearArgs, LinearShape,
+    Matched, PackData, RowStats, Sampling, TokenFormula, TokenWeight,
 };
 
 use crate::support::{Dtype, Random, assert_gradient, assert_near, tol};
@@ -92,7 +92,12 @@ fn onehot(
     let mut out = stats(n);
     let grads = grads.map(|(dh, dw)| HeadGrads { dh, dw, db: None });
     let shape = HeadShape { n, c, v };
-    ops.head_onehot(shape, 0, &load(ops, data), &h.to_vec(), w, weight, &mut out, grads);
+    ops.head_onehot(
+        HeadRows { shape, first: 0, pack: &load(ops, data), h: &h.to_vec(), w },
+        weight,
+        &mut out,
+        grads,
+    );
     out
 }
 
@@ -288,7 +293,12 @@ fn nlul_without_tol_stays_finite_where_p_is_one() {
             let shape = HeadShape { n: 1, c: 3, v: 3 };
             let weight = TokenWeight::Formula(rule);
             let h = vec![gap, 0.0, 0.0];
-            ops.head_onehot(shape, 0, &load(&ops, &data), &h, w, weight, &mut out, grads);
+            ops.head_onehot(
+                HeadRows { shape, first: 0, pack: &load(&ops, &data), h: &h, w },
+                weight,
+                &mut out,
+                grads,
+            );
             assert!(dh.iter().all(|g| g.is_finite()), "gap {gap}, coefficient {coef}: {dh:?}");
             assert!(out.value[0].is_finite() && out.nll[0].is_finite(), "{out:?}");
             if gap < 87.0 {
@@ -325,7 +335,13 @@ fn matched(
     let w_ref = pair.w_ref.as_deref().map(|w| head(w, pair.cap));
     let (pack, Pair { h, h_ref, w, .. }) = (load(ops, data), pair);
     let w = head(w, pair.cap);
-    ops.head_matched(shape, 0, &pack, h, h_ref, w, w_ref, target, &mut out, grads);
+    ops.head_matched(
+        HeadRows { shape, first: 0, pack: &pack, h, w },
+        HeadReference { h: h_ref, w: w_ref },
+        target,
+        &mut out,
+        grads,
+    );
     let monitored = [out.nll, out.hit];
     if target.reads_teacher() {
         assert!(monitored.concat().iter().all(|x| x.is_nan()), "a penalty wrote nll or hit");
@@ -518,13 +534,8 @@ fn a_head_with_a_bias_is_one_of_wider_rows() {
                 Some(target) => {
                     let (own, out) = (own.then(|| of_head(1)), &mut out);
                     ops.head_matched(
-                        shape,
-                        0,
-                        &pack,
-                        &h,
-                        &h_ref,
-                        of_head(0),
-                        own,
+                        HeadRows { shape, first: 0, pack: &pack, h: &h, w: of_head(0) },
+                        HeadReference { h: &h_ref, w: own },
                         target,
                         out,
                         grads,
@@ -532,7 +543,12 @@ fn a_head_with_a_bias_is_one_of_wider_rows() {
                 }
                 None => {
                     let weight = TokenWeight::Formula(weight);
-                    ops.head_onehot(shape, 0, &pack, &h, of_head(0), weight, &mut out, grads);
+                    ops.head_onehot(
+                        HeadRows { shape, first: 0, pack: &pack, h: &h, w: of_head(0) },
+                        weight,
+                        &mut out,
+                        grads,
+                    );
                 }
             }
             let (dw, db) = (read(&dw), read(&db));

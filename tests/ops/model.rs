@@ -111,7 +111,8 @@ impl Setup {
         let Self { ops, model, base, passes, batches, knobs } = self;
         if matches!(objective.rows(knobs), Rows::Matched(_) | Rows::Hidden(_)) {
             let base = Some(base);
-            let sums = passes.sweep(ops, model, base, objective, knobs, batches, None).unwrap();
+            let sums =
+                passes.sweep(ops, model, base, knobs, Task::new(objective, batches, None)).unwrap();
             // qkl returns the whole variance and descends half of it.
             return if objective.name() == "qkl" { sums.value / 2.0 } else { sums.value };
         }
@@ -174,7 +175,9 @@ impl Setup {
     fn backward(&mut self, objective: &dyn Objective) {
         let Self { ops, model, base, passes, batches, knobs } = self;
         model.clear_grads(ops);
-        passes.sweep(ops, model, Some(base), objective, knobs, batches, Some(1.0)).unwrap();
+        passes
+            .sweep(ops, model, Some(base), knobs, Task::new(objective, batches, Some(1.0)))
+            .unwrap();
     }
 
     /// Moves weight `i` of block `b` by `by`, in f64 and around the f32 door of the weights.

@@ -2,9 +2,9 @@
 
 use nepenthe::backend::cpu::{Cpu, Grad, Real};
 use nepenthe::ops::{
-    Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, LinearArgs, LinearShape, Matched,
-    Mlp, Norm, NormArgs, NormGrads, PackData, QkNormArgs, RopeTable, RowStats, TokenFormula,
-    TokenWeight,
+    AttentionSaved, Compute, Direction, HeadGrads, HeadReference, HeadRows, HeadShape, HeadWeight,
+    Heads, LinearArgs, LinearShape, Matched, Mlp, Norm, NormArgs, NormGrads, PackData, QkNormArgs,
+    RopeTable, RowStats, TokenFormula, TokenWeight,
 };
 
 use crate::support::{Dtype, Random, assert_near, tol};
@@ -150,7 +150,13 @@ fn attention<T: Real>() -> Vec<Output> {
         let (mut out, mut lse) = (stale(n * heads.out_width()), stale(n * h));
         ops.attention(&pack, heads, &qkv, &mut out, &mut lse);
         let mut dqkv = stale(qkv.len());
-        ops.attention_bwd(&pack, heads, &qkv, &out, &lse, &dout, &mut dqkv);
+        ops.attention_bwd(
+            &pack,
+            heads,
+            AttentionSaved { qkv: &qkv, out: &out, lse: &lse },
+            &dout,
+            &mut dqkv,
+        );
         let terms = d + 401;
         all.push(output("rope", wide(&qkv), 2));
         all.push(output("out", wide(&out), terms));
@@ -205,7 +211,12 @@ fn onehot<T: Real>() -> Vec<Output> {
                 let weight = TokenWeight::Formula(formula);
                 let pack = load(&ops, &data);
                 let w = HeadWeight::plain(&w[..]);
-                ops.head_onehot(shape, 0, &pack, &h, w, weight, &mut stats, grads);
+                ops.head_onehot(
+                    HeadRows { shape, first: 0, pack: &pack, h: &h, w },
+                    weight,
+                    &mut stats,
+                    grads,
+                );
                 all.push(output("nll", wide(&stats.nll), c + v));
                 all.push(output("value", wide(&stats.value), c + v));
                 all.push(output("dh", wide(&dh), c + v));
@@ -236,7 +247,13 @@ fn matched<T: Real>() -> Vec<Output> {
                 let pack = load(&ops, &data);
                 let out = &mut stats;
                 let (w, w_ref) = (HeadWeight::plain(&w[..]), w_ref.map(HeadWeight::plain));
-                ops.head_matched(shape, 0, &pack, &h, h_ref, w, w_ref, target, out, grads);
+                ops.head_matched(
+                    HeadRows { shape, first: 0, pack: &pack, h: &h, w },
+                    HeadReference { h: h_ref, w: w_ref },
+                    target,
+                    out,
+                    grads,
+                );
                 let name = |of: &str| format!("{target:?} {n} {c} {v} {of}");
                 all.push(output(name("value"), wide(&stats.value), c + v));
                 all.push(output(name("dh"), wide(&dh), c + v));

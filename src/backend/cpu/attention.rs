@@ -10,7 +10,7 @@ use super::gemm::Matrix;
 use super::pool::Pool;
 use super::rows::{max, simd, sum, sum2};
 use super::strip::{LANES, ROWS, multiply, transpose};
-use crate::ops::Heads;
+use crate::ops::{AttentionSaved, Heads};
 
 /// Queries whose contributions to the gradients of keys and values are added at once: a multiple of [`ROWS`].
 const BLOCK: usize = 48;
@@ -121,14 +121,11 @@ pub(super) fn forward<T: Real>(
     });
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(super) fn backward<T: Real>(
     pool: &Pool<T>,
     starts: &[u32],
     heads: Heads,
-    qkv: &[T],
-    out: &[T],
-    lse: &[T],
+    AttentionSaved { qkv, out, lse }: AttentionSaved<'_, Vec<T>, Vec<T>>,
     dout: &[T],
     dqkv: &mut [T],
 ) {

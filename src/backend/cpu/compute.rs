@@ -9,9 +9,9 @@ use super::matched::MatchedRows;
 use super::rows::{self, each};
 use super::{Cpu, Grad, Real, attention, layernorm, mlp, norm};
 use crate::ops::{
-    CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, LinearArgs,
-    LinearShape, Matched, Mlp, NormArgs, NormGrads, NormKind, PackData, QkNormArgs, RopeTable,
-    RowStats, Sampling, TokenWeight, Toward, sample,
+    AttentionSaved, CachePlace, Compute, Direction, HeadGrads, HeadReference, HeadRows, HeadShape,
+    HeadWeight, Heads, LinearArgs, LinearShape, Matched, Mlp, MseArgs, NormArgs, NormGrads,
+    NormKind, PackData, QkNormArgs, RopeTable, RowStats, Sampling, TokenWeight, Toward, sample,
 };
 
 /// A loaded pack: the host's own data.
@@ -238,13 +238,11 @@ impl<T: Real> Compute for Cpu<T> {
         &self,
         pack: &Pack,
         heads: Heads,
-        qkv: &Vec<T>,
-        out: &Vec<T>,
-        lse: &Vec<T>,
+        saved: AttentionSaved<'_, Vec<T>, Vec<T>>,
         dout: &Vec<T>,
         dqkv: &mut Vec<T>,
     ) {
-        attention::backward(&self.pool, &pack.data.starts, heads, qkv, out, lse, dout, dqkv);
+        attention::backward(&self.pool, &pack.data.starts, heads, saved, dout, dqkv);
     }
 
     fn mlp(&self, n: usize, f: usize, mlp: Mlp, x: &Vec<T>, y: &mut Vec<T>) {
@@ -257,15 +255,12 @@ impl<T: Real> Compute for Cpu<T> {
 
     fn head_onehot(
         &self,
-        shape: HeadShape,
-        first: usize,
-        pack: &Pack,
-        h: &Vec<T>,
-        w: HeadWeight<&[T]>,
+        rows: HeadRows<'_, Vec<T>, Pack, &[T]>,
         weight: TokenWeight<'_, Vec<T>>,
         stats: &mut RowStats<Vec<T>>,
         grads: Option<HeadGrads<'_, Vec<T>, Grad<T>>>,
     ) {
+        let HeadRows { shape, first, pack, h, w } = rows;
         let (formula, weights) = match weight {
             TokenWeight::Formula(formula) => (Some(formula), &[][..]),
             TokenWeight::PerRow(weights) => (None, &weights[first..]),
@@ -285,17 +280,14 @@ impl<T: Real> Compute for Cpu<T> {
 
     fn head_matched(
         &self,
-        shape: HeadShape,
-        first: usize,
-        pack: &Pack,
-        h: &Vec<T>,
-        h_ref: &Vec<T>,
-        w: HeadWeight<&[T]>,
-        w_ref: Option<HeadWeight<&[T]>>,
+        rows: HeadRows<'_, Vec<T>, Pack, &[T]>,
+        reference: HeadReference<'_, Vec<T>, &[T]>,
         target: Matched,
         stats: &mut RowStats<Vec<T>>,
         grads: Option<HeadGrads<'_, Vec<T>, Grad<T>>>,
     ) {
+        let HeadRows { shape, first, pack, h, w } = rows;
+        let HeadReference { h: h_ref, w: w_ref } = reference;
         let (targets, coefs) = (&pack.data.targets[first..], &pack.data.coefs[first..]);
         let loss = &MatchedRows { loss: target, targets, coefs };
         let at = first * shape.c;
@@ -339,10 +331,7 @@ impl<T: Real> Compute for Cpu<T> {
 
     fn mse(
         &self,
-        n: usize,
-        c: usize,
-        pack: &Pack,
-        x: &Vec<T>,
+        MseArgs { n, c, pack, x }: MseArgs<'_, Vec<T>, Pack>,
         toward: Toward<'_, Vec<T>, Vec<T>>,
         value: &mut Vec<T>,
         dx: Option<&mut Vec<T>>,

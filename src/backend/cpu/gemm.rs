@@ -47,13 +47,11 @@ unsafe impl<T: Send> Send for Out<T> {}
 unsafe impl<T: Send> Sync for Out<T> {}
 
 /// Computes `c[m,n] = a[m,k] b[k,n] (+ c)` in the calling thread; rows of c are `stride` apart.
-#[allow(clippy::too_many_arguments)]
 pub(super) fn serial<T: Real>(
     (m, n, k): (usize, usize, usize),
     a: Matrix<T>,
     b: Matrix<T>,
-    c: &mut [T],
-    stride: usize,
+    (c, stride): (&mut [T], usize),
     accumulate: bool,
 ) {
     if m == 0 || n == 0 {
@@ -111,7 +109,7 @@ pub(super) fn parallel<T: Real>(
 ) {
     assert!(m * n <= c.len(), "output of {} for {m} x {n}", c.len());
     if m * n * k < 1 << 15 {
-        return serial((m, n, k), a, b, c, n, accumulate);
+        return serial((m, n, k), a, b, (c, n), accumulate);
     }
     let by_rows = 2 * m >= n;
     let side = if by_rows { m } else { n };

@@ -71,7 +71,7 @@ fn serial_dense<T: Real>(
     c: &mut [T],
     accumulate: bool,
 ) {
-    serial(shape, a, b, c, shape.1, accumulate);
+    serial(shape, a, b, (c, shape.1), accumulate);
 }
 
 /// Sweeps all rows; `grads.dh` holds the rows of the sweep alone.
@@ -101,7 +101,7 @@ pub(super) fn sweep<T: Real>(
                 let done = each_row(loss, g * rows, &mut z, &mut extra, v, grad);
                 if grad {
                     let (z, w) = (Matrix::rows(&z, v), Matrix::rows(job.w, c));
-                    serial((m, c, v), z, w, dh, c, false);
+                    serial((m, c, v), z, w, (dh, c), false);
                 }
                 done
             })

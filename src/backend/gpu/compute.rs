@@ -8,9 +8,9 @@ use super::ops::{
 };
 use super::{Act, Gpu, Grad, Pack, Stat, Weight};
 use crate::ops::{
-    CachePlace, Compute, Direction, HeadGrads, HeadShape, HeadWeight, Heads, LinearArgs,
-    LinearShape, Matched, Mlp, NormArgs, NormGrads, NormKind, QkNormArgs, RopeTable, Rotation,
-    RowStats, Sampling, TokenWeight, Toward,
+    AttentionSaved, CachePlace, Compute, Direction, HeadGrads, HeadReference, HeadRows, HeadShape,
+    HeadWeight, Heads, LinearArgs, LinearShape, Matched, Mlp, MseArgs, NormArgs, NormGrads,
+    NormKind, QkNormArgs, RopeTable, Rotation, RowStats, Sampling, TokenWeight, Toward,
 };
 
 impl Compute for Gpu {
@@ -137,13 +137,11 @@ impl Compute for Gpu {
         &self,
         pack: &Pack,
         heads: Heads,
-        qkv: &Act,
-        out: &Act,
-        lse: &Stat,
+        saved: AttentionSaved<'_, Act, Stat>,
         dout: &Act,
         dqkv: &mut Act,
     ) {
-        attention::backward(self, pack, heads, qkv, out, lse, dout, dqkv);
+        attention::backward(self, pack, heads, saved, dout, dqkv);
     }
 
     fn mlp(&self, n: usize, f: usize, mlp: Mlp, x: &Act, y: &mut Act) {
@@ -202,45 +200,33 @@ impl Compute for Gpu {
 
     fn head_onehot(
         &self,
-        shape: HeadShape,
-        first: usize,
-        pack: &Pack,
-        h: &Act,
-        w: HeadWeight<Weight<'_>>,
+        rows: HeadRows<'_, Act, Pack, Weight<'_>>,
         weight: TokenWeight<'_, Stat>,
         stats: &mut RowStats<Stat>,
         grads: Option<HeadGrads<'_, Act, Grad>>,
     ) {
-        head::onehot(self, (shape, first), pack, h, w, weight, stats, grads);
+        head::onehot(self, rows, weight, stats, grads);
     }
 
     fn head_matched(
         &self,
-        shape: HeadShape,
-        first: usize,
-        pack: &Pack,
-        h: &Act,
-        h_ref: &Act,
-        w: HeadWeight<Weight<'_>>,
-        w_ref: Option<HeadWeight<Weight<'_>>>,
+        rows: HeadRows<'_, Act, Pack, Weight<'_>>,
+        reference: HeadReference<'_, Act, Weight<'_>>,
         target: Matched,
         stats: &mut RowStats<Stat>,
         grads: Option<HeadGrads<'_, Act, Grad>>,
     ) {
-        head::matched(self, (shape, first), pack, (h, h_ref), (w, w_ref), target, stats, grads);
+        head::matched(self, rows, reference, target, stats, grads);
     }
 
     fn mse(
         &self,
-        n: usize,
-        c: usize,
-        pack: &Pack,
-        x: &Act,
+        args: MseArgs<'_, Act, Pack>,
         toward: Toward<'_, Act, Stat>,
         value: &mut Stat,
         dx: Option<&mut Act>,
     ) {
-        mse::mse(self, n, c, pack, x, toward, value, dx);
+        mse::mse(self, args, toward, value, dx);
     }
 
     fn cache_store(&self, pack: &Pack, heads: Heads, qkv: &Act, room: &mut Act, cache: CachePlace) {

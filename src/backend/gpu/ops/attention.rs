@@ -6,7 +6,7 @@ use super::tile::{SM90_THREADS, has_sm90};
 use crate::backend::gpu::buffer::ATTENTION_ROWS;
 use crate::backend::gpu::driver::{Args, Matrix};
 use crate::backend::gpu::{Act, Gpu, Pack, Precision, Stat, blocks};
-use crate::ops::Heads;
+use crate::ops::{AttentionSaved, Heads};
 
 /// A window that leaves every key in place; differences of positions stay below it.
 pub(super) const NO_WINDOW: u32 = i32::MAX as u32;
@@ -270,14 +270,11 @@ pub(in crate::backend::gpu) fn forward(
     });
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(in crate::backend::gpu) fn backward(
     gpu: &Gpu,
     pack: &Pack,
     heads: Heads,
-    qkv: &Act,
-    out: &Act,
-    lse: &Stat,
+    AttentionSaved { qkv, out, lse }: AttentionSaved<'_, Act, Stat>,
     dout: &Act,
     dqkv: &mut Act,
 ) {

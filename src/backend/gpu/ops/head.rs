@@ -9,7 +9,10 @@ use super::tile::{Tile, packed, plan as tile_of};
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Grad, Pack, Precision, Stat, Weight, blocks};
 use crate::error::Result;
-use crate::ops::{HeadGrads, HeadShape, HeadWeight, Matched, RowStats, TokenFormula, TokenWeight};
+use crate::ops::{
+    HeadGrads, HeadReference, HeadRows, HeadShape, HeadWeight, Matched, RowStats, TokenFormula,
+    TokenWeight,
+};
 
 /// Rows of a chunk at least, where there are as many: fewer make the products inefficient.
 const ROWS: usize = 1024;
@@ -266,17 +269,14 @@ fn back(
     }
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(in crate::backend::gpu) fn onehot(
     gpu: &Gpu,
-    (shape, row): (HeadShape, usize),
-    pack: &Pack,
-    h: &Act,
-    w: HeadWeight<Weight<'_>>,
+    rows: HeadRows<'_, Act, Pack, Weight<'_>>,
     weight: TokenWeight<'_, Stat>,
     stats: &mut RowStats<Stat>,
     mut grads: Option<HeadGrads<'_, Act, Grad>>,
 ) {
+    let HeadRows { shape, first: row, pack, h, w } = rows;
     let Some((room, rows)) = room(gpu, shape, false) else {
         return;
     };
@@ -324,17 +324,16 @@ pub(in crate::backend::gpu) fn onehot(
     }
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(in crate::backend::gpu) fn matched(
     gpu: &Gpu,
-    (shape, row): (HeadShape, usize),
-    pack: &Pack,
-    (h, h_ref): (&Act, &Act),
-    (w, w_ref): (HeadWeight<Weight<'_>>, Option<HeadWeight<Weight<'_>>>),
+    rows: HeadRows<'_, Act, Pack, Weight<'_>>,
+    reference: HeadReference<'_, Act, Weight<'_>>,
     target: Matched,
     stats: &mut RowStats<Stat>,
     mut grads: Option<HeadGrads<'_, Act, Grad>>,
 ) {
+    let HeadRows { shape, first: row, pack, h, w } = rows;
+    let HeadReference { h: h_ref, w: w_ref } = reference;
     let Some((room, rows)) = room(gpu, shape, true) else {
         return;
     };

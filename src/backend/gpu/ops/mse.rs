@@ -2,18 +2,14 @@
 
 use crate::backend::gpu::driver::Args;
 use crate::backend::gpu::{Act, Gpu, Pack, Stat, blocks};
-use crate::ops::Toward;
+use crate::ops::{MseArgs, Toward};
 
 /// Rows of a block: a warp each.
 const ROWS: usize = 8;
 
-#[allow(clippy::too_many_arguments)]
 pub(in crate::backend::gpu) fn mse(
     gpu: &Gpu,
-    n: usize,
-    c: usize,
-    pack: &Pack,
-    x: &Act,
+    MseArgs { n, c, pack, x }: MseArgs<'_, Act, Pack>,
     toward: Toward<'_, Act, Stat>,
     value: &mut Stat,
     dx: Option<&mut Act>,
