@@ -19,7 +19,7 @@ pub fn run(gpu: &Gpu) -> Vec<Verdict> {
 
 fn case(bench: &Bench<'_>, n: usize, f: usize, backward: bool) -> Verdict {
     let name = format!("swiglu {n}x{f} backward {backward}");
-    let mut random = Random::new(&name);
+    let mut random = Random::new(30);
     let wide: Vec<f64> = random.vec(2 * n * f).iter().map(|x| 8.0 * x).collect();
     let (gate_up, dy) = (bench.round(&wide), bench.round(&random.vec(n * f)));
     bench.judge(name, || {
