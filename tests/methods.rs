@@ -3,6 +3,7 @@
 
 mod support;
 
+use approx::{abs_diff_eq, assert_abs_diff_eq};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -11,6 +12,7 @@ use nepenthe::io::safetensors::{Dtype, Weights};
 use nepenthe::method::{FORGET, PENALTIES};
 use serde_json::Value;
 use support::folder::{self, convert, rewrite};
+use support::model;
 use tempfile::TempDir;
 
 /// A recorded model with a tokenizer, and corpora of token ids.
@@ -165,7 +167,9 @@ fn combined_gradients_step_and_say_how() {
             let line: Value = serde_json::from_str(line).unwrap();
             let [own, other] = [0, 1].map(|i| line["factors"][i].as_f64().unwrap());
             match (combine, line["cosine"].as_f64().unwrap()) {
-                ("min_norm", _) => assert!((own + other - 1.0).abs() < 1e-12, "{line}"),
+                ("min_norm", _) => {
+                    assert!(abs_diff_eq!(own + other, 1.0, epsilon = 1e-12), "{line}")
+                }
                 (_, cosine) if cosine < 0.0 => assert!(own == 1.0 && other > 1.0, "{line}"),
                 _ => assert!(own == 1.0 && other == 1.0, "{line}"),
             }
@@ -199,7 +203,7 @@ fn three_gradients_are_mixed_to_the_shortest() {
         let factors = [&line["factors"][0], &line["factors"][1], &line["second_factor"]];
         let factors = factors.map(|factor| factor.as_f64().unwrap());
         assert!(factors.iter().all(|factor| *factor >= 0.0), "{line}");
-        assert!((factors.iter().sum::<f64>() - 1.0).abs() < 1e-12, "{line}");
+        assert!(abs_diff_eq!(factors.iter().sum::<f64>(), 1.0, epsilon = 1e-12), "{line}");
         assert!(line["loss_second"].as_f64().unwrap() > 0.0, "{line}");
     }
     let record = std::fs::read_to_string(dir.path().join("mollm/model/unlearning.json")).unwrap();
@@ -380,7 +384,11 @@ fn task_vector_is_taken_off_number_by_number() {
         }
     }
     assert_eq!(summary["tensors"], count);
-    assert!((summary["vector_norm"].as_f64().unwrap() - square.sqrt()).abs() < 1e-9 * square);
+    assert_abs_diff_eq!(
+        summary["vector_norm"].as_f64().unwrap(),
+        square.sqrt(),
+        epsilon = 1e-9 * square
+    );
     // Off a finetuned start, and back: the start's own vector with the other sign.
     let start = dir.join("tuned");
     let output = task_vector(dir, "model", "more", &["--pretrained", start.to_str().unwrap()]);
@@ -406,7 +414,7 @@ fn a_task_vector_below_the_steps_of_16_bits_is_not_lost() {
         assert!(output.status.success(), "{}", String::from_utf8(output.stderr).unwrap());
         let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
         let kept = summary["change_saved"].as_f64().unwrap();
-        assert!((kept - 1.0).abs() <= within, "{out}: {kept}");
+        assert!(abs_diff_eq!(kept, 1.0, epsilon = within), "{out}: {kept}");
     }
     let mean = Weights::open(&dir.join("mean")).unwrap();
     assert!(mean.names().all(|name| mean.info(name).unwrap().dtype == Dtype::Bf16));
@@ -462,11 +470,7 @@ fn task_vectors_of_nothing_and_of_other_models_are_refused() {
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("so there is no task vector"), "{said}");
     assert!(!dir.join("none").exists());
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data/models/qwen2");
-    std::fs::create_dir(dir.join("other")).unwrap();
-    for file in ["config.json", "model.safetensors"] {
-        std::fs::copy(golden.join(file), dir.join("other").join(file)).unwrap();
-    }
+    model::random("qwen2", 58, &dir.join("other"));
     let output = task_vector(dir, "other", "none", &[]);
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(4), "{said}");

@@ -5,6 +5,7 @@
 
 mod support;
 
+use approx::{abs_diff_eq, assert_abs_diff_eq, relative_eq};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -116,7 +117,7 @@ fn ngd_and_gradients_read_the_run_and_leave_it_alone() {
     assert!(compared[1]["drift"].as_f64() > Some(0.0) && compared[1]["step"].as_f64() > Some(0.0));
     let share = |line: &Value| line["share"].as_f64().unwrap();
     let parts = compared[1]["parts"].as_array().unwrap();
-    assert!((parts.iter().map(share).sum::<f64>() - 1.0).abs() < 1e-9);
+    assert_abs_diff_eq!(parts.iter().map(share).sum::<f64>(), 1.0, epsilon = 1e-9);
     for line in &compared {
         let residuals = line["residuals"].as_array().unwrap();
         assert!(residuals.last().unwrap().as_f64() < residuals[0].as_f64(), "{line}");
@@ -130,7 +131,7 @@ fn ngd_and_gradients_read_the_run_and_leave_it_alone() {
     let spectrum = compared[1]["spectrum"].as_array().unwrap();
     assert_eq!(spectrum.len(), 3);
     let weights = spectrum.iter().map(|node| node[1].as_f64().unwrap());
-    assert!((weights.sum::<f64>() - 1.0).abs() < 1e-9, "{spectrum:?}");
+    assert!(abs_diff_eq!(weights.sum::<f64>(), 1.0, epsilon = 1e-9), "{spectrum:?}");
     let places = lines(&out.join("ngd-path.jsonl"));
     assert_eq!(places.len(), 3 * 3);
     let zero = places.iter().filter(|place| place["steps"] == 0);
@@ -187,7 +188,7 @@ fn a_solve_goes_on_where_it_was_left_and_held_out_texts_are_looked_at() {
     assert_eq!((first.len(), first[0]), (4, 1.0));
     let second = solve(&["--resume"]);
     // The residual is made anew there, from other displacements of the products.
-    assert!((second[0] / first[3] - 1.0).abs() < 0.05, "{first:?} {second:?}");
+    assert!(relative_eq!(second[0], first[3], max_relative = 0.05), "{first:?} {second:?}");
     assert!(second[3] < first[3], "{first:?} {second:?}");
     // Without the option it starts from nothing.
     assert_eq!(solve(&["--losses", "ll", "--steps", "1"])[0], 1.0);
@@ -313,7 +314,7 @@ mod simulated {
     use super::*;
     use nepenthe::conformance::{Dtype, tol};
     use nepenthe::model::ModelConfig;
-    use support::model::weights;
+    use support::model;
 
     const SIM: [&str; 4] = ["--device", "sim", "--precision", "fp32"];
     const CPU: [&str; 2] = ["--device", "cpu"];
@@ -323,9 +324,9 @@ mod simulated {
         "rms_norm_eps":1e-5}"#;
 
     /// Puts a small model in the place of the recorded one.
-    fn shrink(model: &Path) {
-        std::fs::write(model.join("config.json"), TINY).unwrap();
-        weights(&ModelConfig::parse(TINY).unwrap(), "model.safetensors", model);
+    fn shrink(folder: &Path) {
+        std::fs::write(folder.join("config.json"), TINY).unwrap();
+        model::write(&ModelConfig::parse(TINY).unwrap(), 57, &folder.join("model.safetensors"));
     }
 
     /// Probes `run` on a device, and returns what the command printed.
@@ -342,7 +343,7 @@ mod simulated {
     fn near([there, here]: &[Value; 2], key: &str, allowed: f64) {
         let [there, here] = [there, here].map(|v| v.pointer(key).and_then(Value::as_f64).unwrap());
         assert!(
-            (there - here).abs() <= allowed * here.abs(),
+            abs_diff_eq!(there, here, epsilon = allowed * here.abs()),
             "{key}: {there:e} there, {here:e} here, allowed {allowed:.3}"
         );
     }

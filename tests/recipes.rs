@@ -8,7 +8,7 @@ use std::path::Path;
 use assert_cmd::Command;
 use nepenthe::io::safetensors::Weights;
 use serde_json::Value;
-use support::folder;
+use support::{folder, model};
 use tempfile::TempDir;
 
 fn nepenthe(arguments: &[&str]) -> (i32, String, String) {
@@ -471,7 +471,10 @@ fn plan_says_what_changes_the_result_and_which_contexts_the_model_has_no_positio
     let place = Place::new();
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data");
     for name in ["gpt2", "opt"] {
-        let model = golden.join("models").join(name).display().to_string();
+        // A folder with a tokenizer, and documents longer than its positions.
+        let dir = place.0.path().join(name);
+        model::random(name, 59, &dir);
+        let model = dir.display().to_string();
         let (code, stdout, _) = nepenthe(&["plan", "--device", "cpu", "--model", &model]);
         assert_eq!(code, 0);
         for key in
@@ -479,19 +482,11 @@ fn plan_says_what_changes_the_result_and_which_contexts_the_model_has_no_positio
         {
             assert!(stdout.contains(key), "{name}: {key}: {stdout}");
         }
-        // A folder with a tokenizer, and documents longer than its positions.
-        let dir = place.0.path().join(name);
-        std::fs::create_dir(&dir).unwrap();
-        for (from, file) in [
-            (golden.join("models").join(name), "config.json"),
-            (golden.join("models").join(name), "model.safetensors"),
-            (golden.join("tokenizer/bytelevel"), "tokenizer.json"),
-            (golden.join("tokenizer/bytelevel"), "tokenizer_config.json"),
-        ] {
-            std::fs::copy(from.join(file), dir.join(file)).unwrap();
+        for file in ["tokenizer.json", "tokenizer_config.json"] {
+            std::fs::copy(golden.join("tokenizer/bytelevel").join(file), dir.join(file)).unwrap();
         }
         folder::corpus(place.0.path(), "long", 2, 400, 3);
-        let (model, long) = (dir.display().to_string(), place.path("long.jsonl"));
+        let long = place.path("long.jsonl");
         let texts = place.path("texts.jsonl");
         std::fs::write(&texts, "{\"text\": \"one two three four five six seven eight\"}\n")
             .unwrap();

@@ -7,6 +7,7 @@
 
 mod support;
 
+use approx::{abs_diff_eq, relative_eq};
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
@@ -118,7 +119,10 @@ fn figures_of_the_demo_models_are_those_of_the_reference() {
         assert_eq!(outputs, &recorded[name]["muse"]["mmlu_outputs"], "{name}");
         for (area, want) in areas {
             let got = entry["outcome"]["details"]["auc"][area].as_f64().unwrap();
-            assert!((got - want.as_f64().unwrap()).abs() < 1e-12, "{name} {area}: {got}, {want}");
+            assert!(
+                abs_diff_eq!(got, want.as_f64().unwrap(), epsilon = 1e-12),
+                "{name} {area}: {got}, {want}"
+            );
         }
     }
 }
@@ -186,9 +190,12 @@ fn the_first_token_of_an_answer_is_scored_by_the_rule_that_is_named() {
         let wanted = -logprobs[start - 1..].iter().sum::<f64>() / (ids.len() - start) as f64;
         let details = &read(&out)["entries"][0]["outcome"]["details"]["forget_probability"];
         let got = details["answer_nll"][0].as_f64().unwrap();
-        assert!((got - wanted).abs() < 1e-6 * wanted, "{rule}: {got}, wanted {wanted}");
+        assert!(relative_eq!(got, wanted, max_relative = 1e-6), "{rule}: {got}, wanted {wanted}");
         let probability = value["models"][0]["figures"]["forget_Q_A_Prob"].as_f64().unwrap();
-        assert!((probability - (-wanted).exp()).abs() < 1e-6, "{rule}: {probability}");
+        assert!(
+            abs_diff_eq!(probability, (-wanted).exp(), epsilon = 1e-6),
+            "{rule}: {probability}"
+        );
     }
 }
 

@@ -39,7 +39,7 @@ fn rope(lab: &Lab, preset: &Preset) -> Result<Measurement> {
     let width = heads.qkv_width();
     let floor = floors::linear_rope(n, c, heads, lab.stored());
     let mut pack = gpu.pack(n)?;
-    let data = documents(&preset.lengths(), config.vocab, &mut Random::new("fused"));
+    let data = documents(&preset.lengths(), config.vocab, &mut Random::new(33));
     gpu.load_pack(&mut pack, &data);
     let mut sets: Vec<[Act; 3]> = lab.sets(floor, |_| {
         Ok([lab.act(&gpu, n * c, 1.0)?, lab.act(&gpu, width * c, 0.02)?, gpu.act(n * width)?])

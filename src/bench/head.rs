@@ -17,7 +17,7 @@ pub(super) fn run(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
     let (c, v) = (preset.config.width, preset.config.vocab);
     let shape = HeadShape { n, c, v };
     let mut pack = gpu.pack(n)?;
-    let mut data = documents(&preset.lengths(), v, &mut Random::new("head"));
+    let mut data = documents(&preset.lengths(), v, &mut Random::new(34));
     data.coefs.fill(1.0 / n as f64);
     gpu.load_pack(&mut pack, &data);
     gpu.reserve(shape, true)?;

@@ -61,7 +61,7 @@ pub(super) fn rope(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
     let (width, table) = (heads.qkv_width(), table(&preset.config.rope));
     let floor = floors::rope(n, heads, lab.stored());
     let mut pack = gpu.pack(n)?;
-    let data = documents(&preset.lengths(), preset.config.vocab, &mut Random::new("rope"));
+    let data = documents(&preset.lengths(), preset.config.vocab, &mut Random::new(35));
     gpu.load_pack(&mut pack, &data);
     let mut sets = lab.sets(floor, |_| lab.act(&gpu, n * width, 1.0))?;
     let seconds = lab.time(&gpu, &mut sets, |qkv| {
@@ -116,7 +116,7 @@ pub(super) fn swiglu(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
 /// Measures the embedding and its gradient.
 pub(super) fn embed(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
     let (gpu, n, c, v) = (lab.gpu(0)?, preset.tokens(), preset.config.width, preset.config.vocab);
-    let data = documents(&preset.lengths(), v, &mut Random::new("embed"));
+    let data = documents(&preset.lengths(), v, &mut Random::new(36));
     let distinct = data.ids.iter().collect::<BTreeSet<_>>().len();
     let forward = floors::embed(n, distinct, c, lab.stored());
     let backward = floors::embed_bwd(n, distinct, c, lab.stored(), lab.stored());

@@ -62,7 +62,7 @@ fn decode(bench: &Bench<'_>, shape: &Shape) -> Verdict {
     let Heads { h, g, d, window, cap } = heads;
     let case = format!("decode H={h} G={g} D={d} window={window:?} cap={cap:?} before={before:?}");
     bench.judge(case, || {
-        let mut random = Random::new("decode");
+        let mut random = Random::new(3);
         let mut prompt = documents(before, 7, &mut random);
         let mut token = documents(&vec![1; before.len()], 7, &mut random);
         token.positions = before.iter().map(|len| *len as u32).collect();
@@ -122,7 +122,7 @@ fn want(
 /// Gathers `n` rows in a random order, some of them more than once.
 fn gather(bench: &Bench<'_>, c: usize, n: usize) -> Verdict {
     bench.judge(format!("gather_rows N={n} C={c}"), || {
-        let mut random = Random::new("gather");
+        let mut random = Random::new(4);
         let all = n + 3;
         let x = bench.round(&random.vec(all * c));
         let rows: Vec<u32> = (0..n).map(|_| random.below(all) as u32).collect();

@@ -62,7 +62,7 @@ fn bent(len: usize, random: &mut Random) -> Vec<f64> {
 }
 
 fn swiglu(bench: &Bench<'_>, n: usize, f: usize) -> [Verdict; 2] {
-    let mut random = Random::new(&format!("swiglu {n}x{f}"));
+    let mut random = Random::new(30);
     let (gate_up, dy) = (bent(2 * n * f, &mut random), random.vec(n * f));
     let y = vec![f64::NAN; n * f];
     [
@@ -84,7 +84,7 @@ fn swiglu(bench: &Bench<'_>, n: usize, f: usize) -> [Verdict; 2] {
 }
 
 fn mlp(bench: &Bench<'_>, n: usize, f: usize, mlp: Mlp) -> [Verdict; 3] {
-    let mut random = Random::new(&format!("activation {n}x{f} {mlp:?}"));
+    let mut random = Random::new(1);
     let (x, dy) = (bent(n * mlp.width(f), &mut random), random.vec(n * f));
     let y = vec![f64::NAN; n * f];
     let name = |op: &str| format!("{op} {n}x{f} {mlp:?}");

@@ -334,7 +334,7 @@ impl Job {
         way: (bool, Option<StateMode>),
     ) -> Self {
         let HeadShape { n, c, v } = shape;
-        let mut random = Random::new(&format!("head {n} {c} {v}"));
+        let mut random = Random::new(9);
         let mut data = documents(&[n], v, &mut random);
         data.coefs = (0..n).map(mask).collect();
         let h = bench.round(&random.vec(n * c));
@@ -355,7 +355,7 @@ impl Job {
         way: (bool, Option<StateMode>),
         z: impl Fn(usize, bool, &mut Random) -> f64,
     ) -> Self {
-        let mut random = Random::new(&format!("head logits {n} {v}"));
+        let mut random = Random::new(10);
         let data = documents(&[n], v, &mut random);
         let target = |row: usize| data.targets[row] as usize;
         let w: Vec<f64> =

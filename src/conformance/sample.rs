@@ -90,7 +90,7 @@ struct Job {
 impl Job {
     /// Rows of their own: hidden rows are unit vectors, and the matrix holds the logits in columns.
     fn rows(v: usize, n: usize, (name, kind): Kind) -> Self {
-        let mut random = Random::new(&format!("sample {name} {v} {n}"));
+        let mut random = Random::new(24);
         let h = (0..n * n).map(|i| f64::from(u8::from(i / n == i % n))).collect();
         let w = (0..v * n).map(|i| kind(v, i / n, &mut random)).collect();
         Self {
@@ -105,7 +105,7 @@ impl Job {
 
     /// Rows that are alike: hidden rows of one 1.
     fn alike(v: usize, n: usize, (name, kind): Kind) -> Self {
-        let mut random = Random::new(&format!("sample {name} {v} {n}"));
+        let mut random = Random::new(25);
         let w = (0..v).map(|id| kind(v, id, &mut random)).collect();
         let shape = HeadShape { n, c: 1, v };
         Self { name: name.to_string(), shape, h: vec![1.0; n], w, cap: None, exact: true }
@@ -113,7 +113,7 @@ impl Job {
 
     /// Random hidden rows and a random matrix.
     fn products(bench: &Bench<'_>, shape: HeadShape) -> Self {
-        let mut random = Random::new(&format!("sample {shape:?}"));
+        let mut random = Random::new(26);
         let h = bench.round(&random.vec(shape.n * shape.c));
         let w = bench.round(&random.vec(shape.v * shape.c));
         Self { name: "products".to_string(), shape, h, w, cap: None, exact: false }
@@ -143,7 +143,7 @@ impl Job {
             let z: Vec<f32> = z.into_iter().map(|z| capped(z) as f32).collect();
             let top = z.iter().fold(0.0, |a: f32, z| a.max(z.abs()));
             let error = if *exact { 0.0 } else { tol(bench.products(), c) * f64::from(top) };
-            let mut random = Random::new("sample draws");
+            let mut random = Random::new(27);
             // The ends of [0, 1), and what lies between them.
             let draw = |row: usize| match row % 4 {
                 1 => 0.0,

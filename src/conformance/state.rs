@@ -111,7 +111,7 @@ struct Pair<'a> {
 
 impl<'a> Pair<'a> {
     fn new(gpu: &'a Gpu, spec: &ParamSpec) -> Result<Self> {
-        let mut random = Random::new("state");
+        let mut random = Random::new(28);
         let start: Vec<f32> = random.vec(spec.len).iter().map(|x| 0.1 * *x as f32).collect();
         let fill = &mut |out: &mut [f32]| {
             out.copy_from_slice(&start);
@@ -415,7 +415,7 @@ fn frozen(gpu: &Gpu, len: usize) -> Result<()> {
     let mut spec = spec("frozen", len, StateMode::Compact, TeacherForm::Drift, SGD);
     spec.trainable = false;
     let mut values = Vec::new();
-    let mut random = Random::new("frozen");
+    let mut random = Random::new(29);
     let param = gpu.param(&spec, &mut |out| {
         out.iter_mut().for_each(|to| *to = random.unit() as f32);
         values = out.to_vec();

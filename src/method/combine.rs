@@ -270,6 +270,7 @@ fn flattest(gram: &[Vec<f64>], members: &[usize]) -> Option<Vec<f64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::abs_diff_eq;
 
     fn dot(a: &[f64], b: &[f64]) -> f64 {
         a.iter().zip(b).map(|(a, b)| a * b).sum()
@@ -316,7 +317,7 @@ mod tests {
     fn min_norm_is_the_shortest_mixture_and_descends_all() {
         for of in CASES {
             let weights = Combination::MinNorm.factors(&gram(of));
-            assert!((weights.iter().sum::<f64>() - 1.0).abs() < 1e-12, "{weights:?}");
+            assert!(abs_diff_eq!(weights.iter().sum::<f64>(), 1.0, epsilon = 1e-12), "{weights:?}");
             assert!(weights.iter().all(|w| *w >= 0.0), "{weights:?}");
             let best = mixed(of, &weights);
             let grid = || (0..=60).map(|k| f64::from(k) / 60.0);

@@ -185,6 +185,7 @@ impl Gradients {
 mod tests {
     use super::*;
     use crate::method::{Knobs, find};
+    use approx::{abs_diff_eq, assert_abs_diff_eq};
 
     #[test]
     fn nlul_moves_what_is_known_and_lets_go_of_what_is_forgotten() {
@@ -194,8 +195,8 @@ mod tests {
         let known = healths(0, &[0.999f64.ln(); 8], &formulas);
         let forgotten = healths(1, &[0.001f64.ln(); 8], &formulas);
         // |w| of nlul is p / (1 + tol - p).
-        assert!((known[1].weight - 0.999 / 0.021).abs() < 1e-9, "{known:?}");
-        assert!((known[0].row - 0.002).abs() < 1e-12);
+        assert!(abs_diff_eq!(known[1].weight, 0.999 / 0.021, epsilon = 1e-9), "{known:?}");
+        assert_abs_diff_eq!(known[0].row, 0.002, epsilon = 1e-12);
         assert_eq!((forgotten[0].flag, forgotten[1].flag), (None, Some("vanishing")));
         assert_eq!(known[1].shares[9], 1.0);
         assert_eq!(forgotten[0].tokens[0], 1.0);

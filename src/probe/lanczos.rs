@@ -111,6 +111,7 @@ pub fn tridiagonal(mut d: Vec<f64>, mut e: Vec<f64>) -> Nodes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::abs_diff_eq;
 
     #[test]
     fn tridiagonal_of_the_second_difference_is_known() {
@@ -118,9 +119,9 @@ mod tests {
         let found = tridiagonal(vec![2.0; n], vec![-1.0; n - 1]);
         for (k, (value, weight)) in found.iter().enumerate() {
             let angle = std::f64::consts::PI * (k as f64 + 1.0) / (n as f64 + 1.0);
-            assert!((value - (2.0 - 2.0 * angle.cos())).abs() < 1e-13, "{k}: {value}");
+            assert!(abs_diff_eq!(*value, 2.0 - 2.0 * angle.cos(), epsilon = 1e-13), "{k}: {value}");
             let entry = angle.sin() * (2.0 / (n as f64 + 1.0)).sqrt();
-            assert!((weight - entry * entry).abs() < 1e-13, "{k}: {weight}");
+            assert!(abs_diff_eq!(*weight, entry * entry, epsilon = 1e-13), "{k}: {weight}");
         }
         assert_eq!(tridiagonal(vec![3.0], vec![]), [(3.0, 1.0)]);
     }

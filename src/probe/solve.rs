@@ -104,6 +104,7 @@ pub fn diagonal(product: Product<'_>, len: usize, stream: Stream, draws: u64) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::assert_abs_diff_eq;
 
     /// A positive matrix of size 6 with entries 1 / (1 + |i - j|) and i + 1 added to its diagonal.
     fn matrix(v: &[f64]) -> Vec<f64> {
@@ -137,7 +138,7 @@ mod tests {
         let first = solve(None, 2);
         let second = solve(Some(&first.x), 8);
         let last = first.residuals.last().unwrap();
-        assert!((second.residuals[0] - last).abs() < 1e-12);
+        assert_abs_diff_eq!(second.residuals[0], last, epsilon = 1e-12);
         assert!(second.residuals.last().unwrap() < &1e-12);
     }
 

@@ -1,9 +1,11 @@
 //! A saved model has the figures it was saved with, to the bit.
 
+use approx::abs_diff_eq;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::support::folder::{convert, figures, json_of, load, trained};
+use crate::support::model;
 use nepenthe::backend::cpu::Cpu;
 use nepenthe::folder::export::{Save, SaveDtype, SaveRounding, write_model};
 use nepenthe::io::safetensors::{Dtype, Entry, Weights, write_file};
@@ -16,14 +18,18 @@ use nepenthe::optim::UpdateRule;
 use serde_json::json;
 use tempfile::TempDir;
 
-fn golden(model: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data/models").join(model)
+/// Writes a random model with the configuration of the recorded `name`, and returns its folder.
+fn source(dir: &TempDir, name: &str) -> PathBuf {
+    let folder = dir.path().join("source").join(name);
+    model::random(name, 60, &folder);
+    folder
 }
 
 /// One model whose tensors lie in files as the ops read them, one of transposed matrices, one of interleaved heads.
 #[test]
 fn figures_before_saving_and_after_loading_are_equal_bits() {
-    ["llama-gqa", "gpt2", "gpt_neox"].map(golden).iter().for_each(|golden| check(golden));
+    let dir = TempDir::new().unwrap();
+    ["llama-gqa", "gpt2", "gpt_neox"].iter().for_each(|name| check(&source(&dir, name)));
 }
 
 fn check(golden: &Path) {
@@ -37,7 +43,7 @@ fn check(golden: &Path) {
         for (mode, form) in forms.concat() {
             let case = format!("{name}-{mode:?}-{form:?}");
             let keep = trained(mode);
-            // The student is the recorded fp32 model, so that it lies between the numbers of a bf16 file, as after
+            // The student is the fp32 model, so that it lies between the numbers of a bf16 file, as after
             // training.
             let mut student = load(&ops, golden, &keep);
             let before = figures(&ops, &mut student);
@@ -79,9 +85,10 @@ fn check(golden: &Path) {
 /// Of a model in bf16 that moved by less than half the distance of two numbers, in every state that holds it.
 #[test]
 fn a_small_motion_is_in_figures_and_folder() {
-    let (golden, dir) = (golden("llama-gqa"), TempDir::new().unwrap());
-    let [source, moved] = ["source", "moved"].map(|name| dir.path().join(name));
-    convert(&golden, &source, Dtype::Bf16, |x| x);
+    let dir = TempDir::new().unwrap();
+    let recorded = source(&dir, "llama-gqa");
+    let [source, moved] = ["bf16", "moved"].map(|name| dir.path().join(name));
+    convert(&recorded, &source, Dtype::Bf16, |x| x);
     // By a thousandth, a quarter of the distance at most.
     convert(&source, &moved, Dtype::F32, |x| x * 1.001);
     let ops = Cpu::<f32>::new();
@@ -102,7 +109,11 @@ fn a_small_motion_is_in_figures_and_folder() {
         }
         // It is 0, or at most 2^-7 over 0.001.
         let scatter = f64::sqrt(8.0 / count);
-        assert!((sum / count - 1.0).abs() < 4.0 * scatter, "{mode:?}: {} of {count}", sum / count);
+        assert!(
+            abs_diff_eq!(sum / count, 1.0, epsilon = 4.0 * scatter),
+            "{mode:?}: {} of {count}",
+            sum / count
+        );
         if mode != StateMode::Exact {
             assert!(figures(&ops, &mut load(&ops, &out, &Keeping::inference())) == before);
         }
@@ -112,7 +123,8 @@ fn a_small_motion_is_in_figures_and_folder() {
 /// The published files of GPT-2 name no `transformer.`, and hold masks that nothing reads: both stay as they are.
 #[test]
 fn files_without_the_name_of_the_model_are_read_and_written() {
-    let (golden, dir) = (golden("gpt2"), TempDir::new().unwrap());
+    let dir = TempDir::new().unwrap();
+    let golden = source(&dir, "gpt2");
     let (bare, out) = (dir.path().join("bare"), dir.path().join("out"));
     std::fs::create_dir(&bare).unwrap();
     std::fs::copy(golden.join("config.json"), bare.join("config.json")).unwrap();
@@ -158,8 +170,9 @@ fn files_without_the_name_of_the_model_are_read_and_written() {
 #[test]
 fn a_sequence_longer_than_the_table_of_positions_is_refused() {
     let ops = Cpu::<f32>::new();
+    let dir = TempDir::new().unwrap();
     for (name, most) in [("gpt2", 128), ("opt", 128)] {
-        let mut model = load(&ops, &golden(name), &Keeping::inference());
+        let mut model = load(&ops, &source(&dir, name), &Keeping::inference());
         let mut passes = Passes::new(&ops, &model, 200, false).unwrap();
         let fits: Vec<u32> = (0..most).collect();
         passes.score(&ops, &mut model, &[&fits]).unwrap();

@@ -1,5 +1,6 @@
 //! The fused update against a re-derivation in f64 that carries its own rounding bound along.
 
+use approx::{abs_diff_eq, assert_abs_diff_eq};
 use std::collections::BTreeMap;
 
 use nepenthe::backend::cpu::{Cpu, Grad, Real};
@@ -480,7 +481,10 @@ fn a_teacher_within_denormals_fits_its_drift() {
         ops.read_param(&param, Role::Teacher, &mut shown);
         let room = 2f64.powi(-144) + f64::from(apart) * 2f64.powi(-11);
         for (got, want) in shown.iter().zip([apart, -apart, 0.0]) {
-            assert!((f64::from(*got) - f64::from(want)).abs() <= room, "{got:e} {want:e}");
+            assert!(
+                abs_diff_eq!(f64::from(*got), f64::from(want), epsilon = room),
+                "{got:e} {want:e}"
+            );
         }
         // What is saved can be loaded again.
         ops.load_param(&mut param, &mut |name, bytes| {
@@ -500,7 +504,7 @@ fn scan_counts_and_sums_in_any_place() {
     let len = 3 * (1 << 14) + 41;
     for mode in [StateMode::Exact, StateMode::Compact] {
         let spec = spec(len, mode, TeacherForm::None, rule);
-        let mut values = Random::new("scan").vec(len);
+        let mut values = Random::new(5).vec(len);
         let grad = fill(&ops, &spec, &values);
         let mut seen = vec![0f32; len];
         ops.read_grad(&grad, &mut seen);
@@ -595,13 +599,16 @@ fn views_of_compact_state_are_unbiased_and_share_their_dither() {
     ops.set_teacher(&mut param, &vec![theta - drift; n]);
     let mean = |role| show(&param, role).iter().map(|x| f64::from(*x)).sum::<f64>() / n as f64;
     let allowed = chance(f64::from(theta) / 128.0, n);
-    assert!((mean(Role::Student) - f64::from(theta)).abs() <= allowed);
+    assert_abs_diff_eq!(mean(Role::Student), f64::from(theta), epsilon = allowed);
     // Under common dither two planes differ in a share drift / step of their numbers, or not at all.
     let apart = mean(Role::Student) - mean(Role::Teacher);
-    assert!((apart - f64::from(drift)).abs() <= chance(f64::from(theta) / 128.0, n), "{apart:e}");
+    assert!(
+        abs_diff_eq!(apart, f64::from(drift), epsilon = chance(f64::from(theta) / 128.0, n)),
+        "{apart:e}"
+    );
     assert!(apart > 0.0);
     // Evaluation rounds by a noise of its own, the same whatever the step.
-    assert!((mean(Role::Evaluated) - f64::from(theta)).abs() <= allowed);
+    assert_abs_diff_eq!(mean(Role::Evaluated), f64::from(theta), epsilon = allowed);
     let evaluated = show(&param, Role::Evaluated);
     assert_ne!(evaluated, show(&param, Role::Student));
     let (still, grad) = (show(&param, Role::Student), ops.grad(&spec).unwrap());

@@ -39,6 +39,12 @@ fn run(case: &Value, root: &Path) -> Check<String> {
     }
 }
 
+/// Tells whether `root` holds all files of the case. The published package leaves some out; a repository leaves out none.
+fn complete(case: &Value, root: &Path) -> bool {
+    let files = case["files"].as_array().map_or(&[][..], Vec::as_slice);
+    files.iter().all(|file| file.as_str().is_some_and(|file| root.join(file).is_file()))
+}
+
 /// Tells whether the logits of a model of this `model_type` are among the cases.
 fn recorded(model_type: &str, cases: &[Value], root: &Path) -> bool {
     let logits = |case: &&Value| case["kind"].as_str().is_some_and(|k| k.starts_with("forward"));
@@ -60,9 +66,16 @@ fn main() -> ExitCode {
         }
     };
     let cases = manifest["cases"].as_array().map_or(&[][..], Vec::as_slice);
-    let (mut ran, mut failed) = (0, Vec::new());
+    // Cargo adds this file to packages.
+    let packaged = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml.orig").is_file();
+    let (mut ran, mut left_out, mut failed) = (0, 0, Vec::new());
     for case in cases {
         let id = case["id"].as_str().unwrap_or("?");
+        if packaged && root == own && !complete(case, &root) {
+            println!("left out {id}: not in the package");
+            left_out += 1;
+            continue;
+        }
         match run(case, &root) {
             Ok(what) => {
                 println!("run      {id}: {what}");
@@ -75,12 +88,12 @@ fn main() -> ExitCode {
         }
     }
     for family in ARCHITECTURES {
-        if root == own && !recorded(family.model_type, cases, &root) {
+        if root == own && !packaged && !recorded(family.model_type, cases, &root) {
             println!("FAILED   {family}: no recorded model");
             failed.push(family.model_type.to_owned());
         }
     }
-    println!("golden: {ran} run, {} failed", failed.len());
+    println!("golden: {ran} run, {left_out} left out, {} failed", failed.len());
     println!("{ran} passed, {} failed", failed.len());
     if failed.is_empty() && ran > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -29,7 +29,7 @@ const GEMMA2: &str = r#"{"model_type":"gemma2","hidden_size":64,"num_attention_h
     "attn_logit_softcapping":2.0,"final_logit_softcapping":3.0}"#;
 
 fn prompts(vocab: usize) -> Vec<Vec<u32>> {
-    let mut random = Random::new("prompts");
+    let mut random = Random::new(6);
     let mut prompt = |len: usize| (0..len).map(|_| random.below(vocab) as u32).collect();
     [5, 1, 17, 3, 9].map(&mut prompt).to_vec()
 }
@@ -37,7 +37,7 @@ fn prompts(vocab: usize) -> Vec<Vec<u32>> {
 fn load<O: Ops>(ops: &O, config: &str) -> Model<O> {
     let config = ModelConfig::parse(config).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let file = weights(&config, "generation", folder.path());
+    let file = weights(&config, 54, folder.path());
     Model::load(ops, config, &file, &Keeping::inference()).unwrap()
 }
 

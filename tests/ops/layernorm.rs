@@ -11,7 +11,7 @@ const EPS: f64 = 1e-5;
 #[test]
 fn layernorm_backward_matches_differences() {
     let ops = Cpu::<f64>::new();
-    let mut random = Random::new("layernorm");
+    let mut random = Random::new(27);
     for (n, c) in [(1, 2), (3, 3), (41, 41), (3, 401), (401, 3), (2, 600)] {
         let [x, dy, before] = [0; 3].map(|_| random.vec(n * c));
         let [gain, bias] = [0; 2].map(|_| random.vec(c));
@@ -46,7 +46,7 @@ fn layernorm_backward_matches_differences() {
 #[test]
 fn layernorm_of_rows_far_from_zero_is_that_of_rows_around_it() {
     let ops = Cpu::<f32>::new();
-    let mut random = Random::new("far");
+    let mut random = Random::new(28);
     let c = 401;
     let near: Vec<f32> = random.vec(c).iter().map(|x| (x * 64.0).round() as f32).collect();
     let far: Vec<f32> = near.iter().map(|x| x + 65536.0).collect();

@@ -66,7 +66,7 @@ fn bytes_do_not_depend_on_run_or_threads() {
 }
 
 fn linear<T: Real>() -> Vec<Output> {
-    let (ops, mut random) = (Cpu::<T>::new(), Random::new("linear"));
+    let (ops, mut random) = (Cpu::<T>::new(), Random::new(41));
     let mut all = Vec::new();
     for (n, o, i) in [(1, 401, 41), (41, 3, 401), (401, 401, 41), (41, 1601, 41), (3, 3, 4001)] {
         let mut draw = |len| cast::<T>(&random.vec(len));
@@ -92,7 +92,7 @@ fn linear<T: Real>() -> Vec<Output> {
 }
 
 fn embed<T: Real>() -> Vec<Output> {
-    let (ops, mut random) = (Cpu::<T>::new(), Random::new("embed"));
+    let (ops, mut random) = (Cpu::<T>::new(), Random::new(42));
     let data = documents(&[41, 401, 1, 3], 41, &mut random);
     let (pack, n) = (load(&ops, &data), data.tokens());
     let (table, dx) = (cast::<T>(&random.vec(41 * 41)), cast::<T>(&random.vec(n * 41)));
@@ -103,7 +103,7 @@ fn embed<T: Real>() -> Vec<Output> {
 }
 
 fn norms<T: Real>() -> Vec<Output> {
-    let (ops, mut random) = (Cpu::<T>::new(), Random::new("norms"));
+    let (ops, mut random) = (Cpu::<T>::new(), Random::new(43));
     let norm = |c| Norm { offset: 0.5, ..Norm::rms(c, 1e-5) };
     let mut all = Vec::new();
     for (n, c) in [(3, 1), (41, 401), (401, 41), (3, 4001)] {
@@ -137,7 +137,7 @@ fn norms<T: Real>() -> Vec<Output> {
 }
 
 fn attention<T: Real>() -> Vec<Output> {
-    let (ops, mut random) = (Cpu::<T>::new(), Random::new("attention"));
+    let (ops, mut random) = (Cpu::<T>::new(), Random::new(44));
     let mut all = Vec::new();
     for (h, g, d, window) in [(2, 2, 41, None), (6, 2, 3, Some(3)), (2, 1, 41, Some(401))] {
         let heads = Heads { h, g, d, window, cap: None };
@@ -167,7 +167,7 @@ fn attention<T: Real>() -> Vec<Output> {
 }
 
 fn swiglu<T: Real>() -> Vec<Output> {
-    let (ops, mut random) = (Cpu::<T>::new(), Random::new("swiglu"));
+    let (ops, mut random) = (Cpu::<T>::new(), Random::new(45));
     let (n, f) = (41, 401);
     let gates: Vec<f64> = random.vec(n * 2 * f).iter().map(|x| 8.0 * x).collect();
     let (mut gate_up, mut dy) = (cast::<T>(&gates), cast::<T>(&random.vec(n * f)));
@@ -195,7 +195,7 @@ fn head_inputs<T: Real>(shape: HeadShape, random: &mut Random) -> (Vec<T>, Vec<T
 }
 
 fn onehot<T: Real>() -> Vec<Output> {
-    let (ops, mut random) = (Cpu::<T>::new(), Random::new("one-hot"));
+    let (ops, mut random) = (Cpu::<T>::new(), Random::new(46));
     let mut all = Vec::new();
     let nlul = TokenFormula { p_power: 1.0, pole: Some(0.02), ..TokenFormula::constant(-1.0) };
     let focal = TokenFormula { q_power: 2.0, p_power: 0.5, ..TokenFormula::constant(1.0) };
@@ -228,7 +228,7 @@ fn onehot<T: Real>() -> Vec<Output> {
 }
 
 fn matched<T: Real>() -> Vec<Output> {
-    let (ops, mut random) = (Cpu::<T>::new(), Random::new("matched"));
+    let (ops, mut random) = (Cpu::<T>::new(), Random::new(47));
     let mut all = Vec::new();
     for shape in SHAPES {
         let HeadShape { n, c, v } = shape;

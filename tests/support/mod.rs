@@ -4,30 +4,13 @@
 pub mod folder;
 pub mod model;
 
+use approx::abs_diff_eq;
 use nepenthe::conformance;
+pub use nepenthe::conformance::{Dtype, tol};
 
-/// What a number was computed in, as far as its error goes.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Dtype {
-    F64,
-    F32,
-    Bf16,
-    /// A five-point central difference in f64 with the step [`STEP`].
-    Difference,
-}
-
-/// The step that balances truncation (h^4) and rounding (eps / h) of a five-point difference: eps^(1/5).
+/// The step that balances truncation (h^4) and rounding (eps / h) of a five-point difference: eps^(1/5). A difference in
+/// f64 is off by `tol(Dtype::F64, terms) / STEP`.
 pub const STEP: f64 = 1.0 / 2048.0;
-
-/// Returns the relative error allowed after a reduction of `reduction` terms in `dtype`: the library's one tolerance.
-pub fn tol(dtype: Dtype, reduction: usize) -> f64 {
-    match dtype {
-        Dtype::F64 => conformance::tol(conformance::Dtype::F64, reduction),
-        Dtype::F32 => conformance::tol(conformance::Dtype::F32, reduction),
-        Dtype::Bf16 => conformance::tol(conformance::Dtype::Bf16, reduction),
-        Dtype::Difference => conformance::tol(conformance::Dtype::F64, reduction) / STEP,
-    }
-}
 
 /// Opens the simulator in the place of a device, every buffer an allocation of its own; `None`, and a line that says
 /// why, where this build has none.
@@ -89,8 +72,8 @@ impl std::ops::DerefMut for Random {
 }
 
 impl Random {
-    pub fn new(name: &str) -> Self {
-        Self(conformance::Random::new(name))
+    pub fn new(seed: u64) -> Self {
+        Self(conformance::Random::new(seed))
     }
 
     /// Draws numbers of magnitude 1/4 to 1, exact in f32: norms of few numbers stay smooth within a step.
@@ -131,7 +114,7 @@ pub fn assert_gradient(
     eval: &mut dyn FnMut(&[f64]) -> Vec<f64>,
 ) {
     assert_eq!(x.len(), grad.len(), "{what}");
-    let mut random = Random::new(what);
+    let mut random = Random::new(50);
     let mut directions: Vec<(String, Vec<(usize, f64)>)> = Vec::new();
     let singles: Vec<usize> = if x.len() <= 6 {
         (0..x.len()).collect()
@@ -168,9 +151,9 @@ pub fn assert_gradient(
         let scale = scale.max(largest).sqrt();
         let want: f64 = direction.iter().map(|&(i, d)| grad[i] * d).sum();
         let magnitude = direction.iter().map(|&(i, d)| (grad[i] * d).abs()).fold(0.0, f64::max);
-        let allowed = tol(Dtype::Difference, terms) * (magnitude + scale);
+        let allowed = tol(Dtype::F64, terms) / STEP * (magnitude + scale);
         assert!(
-            (slope - want).abs() <= allowed,
+            abs_diff_eq!(slope, want, epsilon = allowed),
             "{what}: {name}: backward {want:e}, difference {slope:e}, off by {:e}, allowed {allowed:e}",
             (slope - want).abs()
         );

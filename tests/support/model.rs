@@ -1,6 +1,7 @@
 //! Models of random weights.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use nepenthe::io::safetensors::{Dtype as Stored, Entry, Weights, write_file};
 use nepenthe::model::layout::Layout;
@@ -8,9 +9,27 @@ use nepenthe::model::{ModelConfig, Train};
 
 use super::Random;
 
-/// Random weights in a file of their own: gains and biases of unit size, matrices that keep the size of rows.
-pub fn weights(config: &ModelConfig, name: &str, folder: &std::path::Path) -> Weights {
-    let mut random = Random::new(name);
+/// Writes the random weights of `seed` as `folder`/model-`seed`.safetensors: gains and biases of unit size, matrices that keep
+/// the size of rows.
+pub fn weights(config: &ModelConfig, seed: u64, folder: &Path) -> Weights {
+    let path = folder.join(format!("model-{seed}.safetensors"));
+    write(config, seed, &path);
+    Weights::open_file(&path).unwrap()
+}
+
+/// Writes a model folder of random weights with the configuration of a recorded model, whose own weights the package may
+/// lack.
+pub fn random(recorded: &str, seed: u64, folder: &Path) {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data/models");
+    let text = std::fs::read_to_string(golden.join(recorded).join("config.json")).unwrap();
+    std::fs::create_dir_all(folder).unwrap();
+    std::fs::write(folder.join("config.json"), &text).unwrap();
+    write(&ModelConfig::parse(&text).unwrap(), seed, &folder.join("model.safetensors"));
+}
+
+/// Writes the random weights of `seed` as the file `path`.
+pub fn write(config: &ModelConfig, seed: u64, path: &Path) {
+    let mut random = Random::new(seed);
     let mut tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
     for block in Layout::new(config, Train::All).blocks {
         for part in block.parts {
@@ -21,17 +40,15 @@ pub fn weights(config: &ModelConfig, name: &str, folder: &std::path::Path) -> We
             tensors.insert(part.name, (part.shape, bytes));
         }
     }
-    let path = folder.join(name);
     let entry = |(name, (shape, _)): (&String, &(Vec<usize>, Vec<u8>))| Entry {
         name: name.clone(),
         dtype: Stored::F32,
         shape: shape.clone(),
     };
     let entries: Vec<Entry> = tensors.iter().map(entry).collect();
-    write_file(&path, &entries, &BTreeMap::new(), &mut |entry, out| {
+    write_file(path, &entries, &BTreeMap::new(), &mut |entry, out| {
         out.write_all(&tensors[&entry.name].1).unwrap();
         Ok(())
     })
     .unwrap();
-    Weights::open_file(&path).unwrap()
 }

@@ -39,6 +39,7 @@ impl<T: Real> Cap<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::{abs_diff_eq, relative_eq};
 
     #[test]
     fn tanh_is_that_of_the_library() {
@@ -46,10 +47,16 @@ mod tests {
             let x = f64::from(i) * 1e-2;
             for x in [x, x * 1e-3, x * 1e-9] {
                 let want = x.tanh();
-                assert!((Real::tanh(x) - want).abs() <= 2e-15 * want.abs(), "{x}");
+                assert!(
+                    relative_eq!(Real::tanh(x), want, epsilon = 0.0, max_relative = 2e-15),
+                    "{x}"
+                );
                 let single = Real::tanh(x as f32);
                 let want = f64::from(x as f32).tanh();
-                assert!((f64::from(single) - want).abs() <= 1e-6 * want.abs(), "{x}");
+                assert!(
+                    relative_eq!(f64::from(single), want, epsilon = 0.0, max_relative = 1e-6),
+                    "{x}"
+                );
             }
         }
         assert_eq!(Real::tanh(f32::INFINITY), 1.0);
@@ -64,12 +71,12 @@ mod tests {
             let (mut both, mut reference) = (d, r);
             let slope = cap.pair(&mut both, &mut reference);
             let (own, want) = cap.at(r + d);
-            assert!((both - (own - cap.at(r).0)).abs() < 2e-15, "{d} {r}: {both}");
+            assert!(abs_diff_eq!(both, own - cap.at(r).0, epsilon = 2e-15), "{d} {r}: {both}");
             assert_eq!((reference, slope), (cap.at(r).0, want));
         }
         // Of nearly equal numbers nothing is lost.
         let (mut d, mut r) = (1e-14, 2.0);
         let slope = cap.pair(&mut d, &mut r);
-        assert!((d / (slope * 1e-14) - 1.0).abs() < 1e-12, "{d}");
+        assert!(abs_diff_eq!(d / (slope * 1e-14), 1.0, epsilon = 1e-12), "{d}");
     }
 }

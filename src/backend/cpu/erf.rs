@@ -85,6 +85,7 @@ pub(super) fn erf(x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::abs_diff_eq;
 
     /// All of whose terms are positive: `2/sqrt(pi) exp(-x^2) sum of 2^n x^(2n+1) / (2n+1)!!`.
     fn series(x: f64) -> f64 {
@@ -102,7 +103,12 @@ mod tests {
         for i in -6000..=6000 {
             let x = f64::from(i) * 1e-3;
             // The series adds up to 400 terms, whose roundings are most of the difference.
-            assert!((erf(x) - series(x)).abs() <= 4e-15, "{x}: {} {}", erf(x), series(x));
+            assert!(
+                abs_diff_eq!(erf(x), series(x), epsilon = 4e-15),
+                "{x}: {} {}",
+                erf(x),
+                series(x)
+            );
         }
         assert_eq!([f64::INFINITY, f64::NEG_INFINITY, -0.0].map(erf), [1.0, -1.0, -0.0]);
         assert!(erf(f64::NAN).is_nan());

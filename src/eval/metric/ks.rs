@@ -84,6 +84,7 @@ fn share_outside(m: u64, n: u64, widest: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::abs_diff_eq;
 
     #[test]
     fn equal_samples_have_p_one_and_parted_samples_the_share_of_two_orders() {
@@ -91,7 +92,7 @@ mod tests {
         // Two of the C(6, 3) = 20 orders part three from three.
         let parted = ks_test(&[1.0, 2.0, 3.0], &[4.0, 5.0, 6.0]).unwrap();
         assert_eq!(parted.distance, 1.0);
-        assert!((parted.p - 0.1).abs() < 1e-15, "{}", parted.p);
+        assert!(abs_diff_eq!(parted.p, 0.1, epsilon = 1e-15), "{}", parted.p);
         assert_eq!(ks_test(&[], &[1.0]), None);
         assert_eq!(ks_test(&[f64::NAN], &[1.0]), None);
     }
@@ -106,6 +107,6 @@ mod tests {
             orders *= f64::from(200 + k) / f64::from(k);
         }
         let p = ks_test(&a, &b).unwrap().p;
-        assert!((p * orders / 2.0 - 1.0).abs() < 1e-10, "{p}");
+        assert!(abs_diff_eq!(p * orders / 2.0, 1.0, epsilon = 1e-10), "{p}");
     }
 }

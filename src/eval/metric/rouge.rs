@@ -149,13 +149,14 @@ impl Aggregate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::assert_abs_diff_eq;
 
     #[test]
     fn score_of_reversed_text_is_one_in_rouge1_and_small_in_rouge_l() {
         let s = Scorer::new().score("a b c d e", "e d c b a");
         assert_eq!(s.rouge1.f1, 1.0);
         assert_eq!(s.rouge2.f1, 0.0);
-        assert!((s.rouge_l.f1 - 0.2).abs() < 1e-15);
+        assert_abs_diff_eq!(s.rouge_l.f1, 0.2, epsilon = 1e-15);
     }
 
     #[test]

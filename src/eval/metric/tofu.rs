@@ -137,15 +137,16 @@ pub fn model_utility(figures: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::assert_abs_diff_eq;
 
     #[test]
     fn ratios_have_their_ends() {
-        assert!((truth_ratio(1.0, &[1.0, 1.0]) - 1.0).abs() < 1e-9);
+        assert_abs_diff_eq!(truth_ratio(1.0, &[1.0, 1.0]), 1.0, epsilon = 1e-9);
         assert!(truth_ratio(0.0, &[50.0]) < 1e-20);
-        assert!((truth_share(2.0, &[2.0]) - 0.5).abs() < 1e-9);
-        assert!((probability_among(1.0, &[1.0, 1.0, 1.0]) - 0.25).abs() < 1e-9);
+        assert_abs_diff_eq!(truth_share(2.0, &[2.0]), 0.5, epsilon = 1e-9);
+        assert_abs_diff_eq!(probability_among(1.0, &[1.0, 1.0, 1.0]), 0.25, epsilon = 1e-9);
         assert_eq!(kept_truth_ratio(&[0.0, 2.0]), 0.5);
-        assert!((forget_truth_ratio(&[2.0, 0.5]) - 0.5).abs() < 1e-9);
+        assert_abs_diff_eq!(forget_truth_ratio(&[2.0, 0.5]), 0.5, epsilon = 1e-9);
         assert_eq!(model_utility(&[1.0, 0.0]), 0.0);
         assert_eq!(model_utility(&[0.5, 0.5]), 0.5);
         assert!(model_utility(&[]).is_nan() && kept_truth_ratio(&[]).is_nan());

@@ -410,6 +410,7 @@ fn tail(text: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::assert_abs_diff_eq;
 
     #[test]
     fn cut_and_tail_count_characters_and_keep_whole_words() {
@@ -450,6 +451,6 @@ mod tests {
         let first: HashSet<u128> = texts[0].clone();
         let of = overlap(&texts[1..], &first);
         assert_eq!((of.documents, of.touching, of.mostly), (3, 1, 1));
-        assert!((of.share - 14.0 / 57.0).abs() < 1e-15);
+        assert_abs_diff_eq!(of.share, 14.0 / 57.0, epsilon = 1e-15);
     }
 }

@@ -146,6 +146,7 @@ fn dithered(dtype: Dtype, x: f32, random: u32) -> f32 {
 mod tests {
     use super::*;
     use crate::rng::Stream;
+    use approx::{abs_diff_eq, assert_abs_diff_eq};
 
     const DTYPES: [Dtype; 2] = [Dtype::Bf16, Dtype::F16];
 
@@ -167,7 +168,10 @@ mod tests {
                     .map(|pick| drawn.iter().copied().reduce(pick).unwrap_or(f32::NAN));
                 assert!(least <= x && x <= most, "{dtype} {x}: {least} to {most}");
                 let step = f64::from(most) - f64::from(least);
-                assert!((mean - f64::from(x)).abs() <= 0.01 * step, "{dtype} {x}: {mean}");
+                assert!(
+                    abs_diff_eq!(mean, f64::from(x), epsilon = 0.01 * step),
+                    "{dtype} {x}: {mean}"
+                );
                 for end in [least, most] {
                     assert_eq!(dtype.round(end), end, "{dtype} {x}");
                 }
@@ -210,6 +214,6 @@ mod tests {
             kept.unwrap().share()
         };
         assert_eq!(share(SaveRounding::Nearest), 0.0);
-        assert!((share(SaveRounding::Stochastic) - 1.0).abs() < 0.02);
+        assert_abs_diff_eq!(share(SaveRounding::Stochastic), 1.0, epsilon = 0.02);
     }
 }

@@ -154,6 +154,7 @@ fn eigen(mut a: Vec<f64>, m: usize) -> (Vec<f64>, Vec<f64>) {
 mod tests {
     use super::*;
     use crate::rng::Stream;
+    use approx::{abs_diff_eq, assert_abs_diff_eq};
 
     /// Orthonormal vectors and the matrix with them as eigenvectors and `values` as eigenvalues.
     fn made(values: &[f64]) -> (Vec<Vec<f64>>, Vec<f32>) {
@@ -179,9 +180,9 @@ mod tests {
             let found = principal(&gram, 60, share, most);
             assert_eq!(found.k, k, "{share} {most}");
             let want: f64 = values[..k].iter().sum::<f64>() / trace;
-            assert!((found.share - want).abs() < 1e-5, "{} {want}", found.share);
+            assert!(abs_diff_eq!(found.share, want, epsilon = 1e-5), "{} {want}", found.share);
             for (row, own) in found.rows.chunks_exact(60).zip(&basis) {
-                assert!((dot(row, own).abs() - 1.0).abs() < 1e-6);
+                assert_abs_diff_eq!(dot(row, own).abs(), 1.0, epsilon = 1e-6);
             }
         }
     }
