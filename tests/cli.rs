@@ -238,7 +238,10 @@ fn out_that_is_not_empty_exits_2_without_resume() {
     args[8] = &out;
     let (code, _, stderr) = nepenthe(&args);
     assert_eq!(code, 2, "{stderr}");
-    assert!(stderr.contains("exists and is not empty\nhint: add --resume"), "{stderr}");
+    assert!(
+        stderr.contains("exists and is not empty\nhint: resume the run in it (--resume)"),
+        "{stderr}"
+    );
 }
 
 #[test]
