@@ -26,5 +26,5 @@ cd "$place"/nepenthe-*/
 export CARGO_TARGET_DIR="$target" NEPENTHE_NVCC=off NEPENTHE_REQUIRE_NVCC=0
 cargo check --release --locked --all-targets --quiet
 # Without the binary, and less optimized than a release: what is built here is run once.
-cargo --config 'profile.release.package.nepenthe.opt-level=1' --config 'profile.release.debug=false' \
+cargo --config 'profile.release.package.nepenthe.opt-level=1' \
     test --release --locked --no-default-features --test golden --test ops

@@ -135,7 +135,7 @@ pub fn head(shape: HeadShape, products: usize, stored: f64) -> Floor {
 /// writes everything else once.
 pub fn update(len: usize, mode: StateMode, rule: &UpdateRule) -> Floor {
     let StateBytes { weights, teacher, moment, gradient } = mode.bytes();
-    let moments = if matches!(rule, UpdateRule::AdamW { .. }) { 2.0 } else { 1.0 };
+    let moments = f(rule.moments());
     Floor::of_bytes(f(len) * 2.0 * (weights + teacher + moments * moment + gradient))
 }
 

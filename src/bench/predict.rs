@@ -9,7 +9,6 @@ use super::{Preset, Roofs};
 use crate::backend::gpu::parts;
 use crate::model::Layout;
 use crate::ops::{HeadShape, Heads, StateMode};
-use crate::optim::UpdateRule;
 
 /// Multiprocessors of an H100 SXM.
 const PROCESSORS: f64 = 132.0;
@@ -282,18 +281,12 @@ fn updates(list: &mut List<'_>) -> (f64, f64) {
     let preset = list.preset;
     let layout = Layout::new(&preset.config, preset.recipe.train());
     let (len, trained) = (super::update::weights(&layout, preset.updated), layout.trainable());
-    let sgd = preset.recipe.optim.rule();
-    let adamw = UpdateRule::AdamW { betas: (0.9, 0.95), eps: 1e-8, weight_decay: 0.01 };
     let whole = |bytes: f64, len: usize| trained as f64 / len as f64 * bytes;
     let mut step = (0.0, 0.0);
-    for (mode, rule, name) in [
-        (StateMode::Compact, sgd, "compact sgd"),
-        (StateMode::Compact, adamw, "compact adamw"),
-        (StateMode::Exact, sgd, "exact sgd"),
-    ] {
+    for (i, (mode, rule, name)) in super::update::cases().enumerate() {
         let floor = floors::update(len, mode, &rule);
-        list.rows("update", name, floor);
-        if name == "compact sgd" {
+        list.rows("update", &name, floor);
+        if i == 0 {
             let teacher = floors::teacher(len, 2.0);
             list.rows("update", "teacher weights", teacher);
             step = (

@@ -11,19 +11,21 @@ use crate::optim::{StepSettings, UpdateRule};
 
 const KIND: &str = "update";
 
+/// Returns the updates that are measured and predicted, with their names: every built-in rule in compact state, and the
+/// first in exact state.
+pub(super) fn cases() -> impl Iterator<Item = (StateMode, UpdateRule, String)> {
+    let of = |mode: StateMode, (name, rule)| (mode, rule, format!("{} {name}", mode.name()));
+    let compact = UpdateRule::BUILT_IN.map(|rule| of(StateMode::Compact, rule));
+    compact.into_iter().chain([of(StateMode::Exact, UpdateRule::BUILT_IN[0])])
+}
+
 /// Measures the update by mode and optimizer.
 pub(super) fn run(lab: &Lab, preset: &Preset) -> Result<Vec<Measurement>> {
-    let sgd = preset.recipe.optim.rule();
-    let adamw = UpdateRule::AdamW { betas: (0.9, 0.95), eps: 1e-8, weight_decay: 0.01 };
     let mut lines = Vec::new();
-    for (mode, rule, name) in [
-        (StateMode::Compact, sgd, "compact sgd"),
-        (StateMode::Compact, adamw, "compact adamw"),
-        (StateMode::Exact, sgd, "exact sgd"),
-    ] {
+    for (i, (mode, rule, name)) in cases().enumerate() {
         let mut updated = Updated::new(lab, preset, mode, rule)?;
         lines.push(updated.update(lab, &format!("{} {name}", preset.name))?);
-        if name == "compact sgd" {
+        if i == 0 {
             lines.push(updated.teacher(lab, &format!("{} teacher weights", preset.name))?);
         }
     }

@@ -14,8 +14,7 @@ use crate::ops::{Memory, ParamSpec, Role, State, StateMode, TeacherForm, Transfe
 use crate::optim::{StepOutcome, StepSettings};
 use crate::optim::{UpdateRule, UpdateScalars};
 
-const SGD: UpdateRule = UpdateRule::Sgd { momentum: 0.95 };
-const ADAMW: UpdateRule = UpdateRule::AdamW { betas: (0.9, 0.95), eps: 1e-8, weight_decay: 0.01 };
+const SGD: UpdateRule = UpdateRule::BUILT_IN[0].1;
 const FORMS: [(StateMode, TeacherForm); 9] = [
     (StateMode::Exact, TeacherForm::Full),
     (StateMode::Exact, TeacherForm::Drift),
@@ -35,9 +34,10 @@ type Bytes = BTreeMap<String, Vec<u8>>;
 pub fn run(gpu: &Gpu) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
     for (m, (mode, teacher)) in FORMS.into_iter().enumerate() {
-        // Tiny state keeps the momentum of SGD alone.
-        let rules = if mode == StateMode::Tiny { &[SGD][..] } else { &[SGD, ADAMW] };
-        for (r, &rule) in rules.iter().enumerate() {
+        // Tiny state keeps no second moment.
+        let kept = |rule: &UpdateRule| mode != StateMode::Tiny || rule.moments() < 2;
+        let rules = UpdateRule::BUILT_IN.into_iter().map(|(_, rule)| rule).filter(kept);
+        for (r, rule) in rules.enumerate() {
             for (i, len) in LENGTHS.into_iter().enumerate() {
                 // Every length meets every mode, and every rule and mode a short, an odd and a long one.
                 if (i + m + r) % 2 == 0 {

@@ -25,6 +25,17 @@ pub enum UpdateRule {
 }
 
 impl UpdateRule {
+    /// The built-in rules by name, with usual numbers: those that checks, benchmarks and predictions go through.
+    pub const BUILT_IN: [(&'static str, Self); 2] = [
+        ("sgd", Self::Sgd { momentum: 0.95 }),
+        ("adamw", Self::AdamW { betas: (0.9, 0.95), eps: 1e-8, weight_decay: 0.01 }),
+    ];
+
+    /// Returns the number of its moments.
+    pub fn moments(&self) -> usize {
+        self.moment_names().iter().filter(|name| !name.is_empty()).count()
+    }
+
     /// Returns the names of its moments, as [`crate::ops::State::save_param`] uses them; empty for none.
     pub fn moment_names(&self) -> [&'static str; 2] {
         match self {

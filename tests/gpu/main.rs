@@ -9,6 +9,8 @@ mod configs;
 mod generate;
 mod kernels;
 #[cfg(feature = "sim")]
+mod plan;
+#[cfg(feature = "sim")]
 mod saved;
 #[cfg(feature = "sim")]
 mod step;

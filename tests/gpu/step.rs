@@ -1,8 +1,9 @@
 //! One whole mean-teacher step of small models in compact state, in the simulator and on the CPU: every loss and
 //! every penalty, gradients, update and teacher.
 
-use approx::{abs_diff_eq, relative_eq};
 use std::collections::BTreeMap;
+
+use approx::{abs_diff_eq, relative_eq};
 
 use crate::configs::{GEMMA2, GEMMA3, GPT2, LLAMA, NEOX, OPT, PHI, QWEN3, WIDE};
 use crate::support::model::weights;
@@ -19,34 +20,32 @@ use nepenthe::method::{
     Combination, FORGET, Knobs, MeanTeacher, Method, Objective, PENALTIES, Settings, StepReport,
     WeightRule,
 };
-use nepenthe::model::generate::{Choice, Request};
 use nepenthe::model::params::Keeping;
 use nepenthe::model::{Level, Model, ModelConfig, Saving, Train};
 use nepenthe::ops::{Memory, Ops, PackData, Role, StateMode, TeacherForm, Transfer};
 use nepenthe::optim::Schedule;
 use nepenthe::optim::UpdateRule;
-use nepenthe::run::Recipe;
-use nepenthe::run::plan::{Plan, Target};
 
-const V: usize = 101;
+pub const V: usize = 101;
 const C: usize = 64;
+const DAMPING: f64 = 0.3;
 
 /// What a step is to do.
 #[derive(Clone, Copy)]
-struct Job {
+pub struct Job {
     /// Of the student's weights; one more for the teacher's, two for those of the base model.
-    seed: u64,
-    config: &'static str,
-    train: Train,
-    mode: StateMode,
-    rule: UpdateRule,
-    loss: &'static dyn Objective,
-    penalty: Option<&'static dyn Objective>,
-    second: Option<&'static dyn Objective>,
+    pub seed: u64,
+    pub config: &'static str,
+    pub train: Train,
+    pub mode: StateMode,
+    pub rule: UpdateRule,
+    pub loss: &'static dyn Objective,
+    pub penalty: Option<&'static dyn Objective>,
+    pub second: Option<&'static dyn Objective>,
     /// Tokens of a pack.
-    pack: usize,
+    pub pack: usize,
     /// What is kept of each layer.
-    saving: Saving,
+    pub saving: Saving,
 }
 
 /// What a step left behind: its report, per tensor the gradient, the student and the teacher, and both as they were before.
@@ -66,16 +65,23 @@ impl Outcome {
             (name.as_str(), [grad.clone(), change(0, student), change(1, teacher)])
         })
     }
+
+    /// Returns the gradient of a tensor with the pull of the student to the teacher.
+    fn pulled(&self, tensor: &str, grad: &[f32]) -> Vec<f32> {
+        let [student, teacher] = self.before.each_ref().map(|all| &all[tensor]);
+        let pulls = student.iter().zip(teacher).map(|(a, b)| DAMPING as f32 * (a - b));
+        grad.iter().zip(pulls).map(|(grad, pull)| grad + pull).collect()
+    }
 }
 
 /// Per tensor its name, the gradient, the student and the teacher.
 type Tensors = Vec<(String, [Vec<f32>; 3])>;
 
 /// The documents of a step: its forget and its retain micro-batches.
-type Batches = ([MicroBatch; 2], [MicroBatch; 2]);
+pub type Batches = ([MicroBatch; 2], [MicroBatch; 2]);
 
 /// Draws documents of lengths that depend on `shape` alone.
-fn batches(random: &mut Random, shape: usize) -> Batches {
+pub fn batches(random: &mut Random, shape: usize) -> Batches {
     let mut row = |len: usize| (0..len).map(|_| random.below(V) as u32).collect::<Vec<_>>();
     (
         [MicroBatch::new([row(41), row(1), row(3)]), MicroBatch::new([row(5 + shape), row(2)])],
@@ -83,7 +89,7 @@ fn batches(random: &mut Random, shape: usize) -> Batches {
     )
 }
 
-fn start<O: Ops>(ops: &O, job: Job) -> MeanTeacher<O> {
+pub fn start<O: Ops>(ops: &O, job: Job) -> MeanTeacher<O> {
     let config = ModelConfig::parse(job.config).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let [student, teacher, other] =
@@ -102,7 +108,7 @@ fn start<O: Ops>(ops: &O, job: Job) -> MeanTeacher<O> {
     passes.steer(ops, &steering(1, model.config.width, 3.0)).unwrap();
     let settings = Settings {
         clip: 0.25,
-        damping: 0.3,
+        damping: DAMPING,
         teacher_rate: 0.1,
         schedule: Schedule::constant(0.05),
     };
@@ -171,6 +177,23 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     if off == 0.0 { 0.0 } else { (off / length).sqrt() }
 }
 
+/// Returns how far the stored `change` of a teacher may be off, as a share of its length, where its own error is `error`.
+///
+/// A teacher in compact state is the student less the drift, which is rounded to fp16 by the same noise on both sides. Of two
+/// drifts that differ by x the rounded ones differ by a unit u of the last place with probability x / u, so that the square of
+/// their distance is x u on average. Over a tensor that is at most |x| |u| = error |change| |u| (Cauchy-Schwarz), which
+/// Bernstein's inequality bounds but for one tensor in e^14.
+fn rounded_drift(error: f64, change: &[f32], drift: &[f32]) -> f64 {
+    let length = |x: &[f32]| x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+    // The last of 11 bits is at most 2^-10 of a number.
+    let unit = |x: f64| x * 2f64.powi(-10);
+    let largest = drift.iter().fold(0.0, |a: f64, x| a.max(f64::from(x.abs())));
+    let (change, most) = (length(change), unit(largest).powi(2));
+    let mean = error * change * unit(length(drift));
+    let square = mean + (2.0 * mean * most * 14.0).sqrt() + 2.0 / 3.0 * most * 14.0;
+    ((error * change).powi(2) + square).sqrt() / change
+}
+
 /// Holds a step in the simulator to that of the CPU; activations are bf16 there and fp32 here.
 fn compare(name: &str, job: Job, precision: Precision) {
     let [Some(first), Some(second)] =
@@ -205,8 +228,20 @@ fn compare(name: &str, job: Job, precision: Precision) {
     }
     // Of student and teacher the changes: beside the weights themselves a wrong update would be too small to be seen.
     let mut worst = 0.0f64;
-    for ((tensor, got), (other, want)) in got.changes().zip(want.changes()) {
+    let drifts = want.tensors.iter().map(|(_, [_, student, teacher])| {
+        student.iter().zip(teacher).map(|(student, teacher)| student - teacher).collect::<Vec<_>>()
+    });
+    let changes = got.changes().zip(want.changes());
+    for (((tensor, mut got_all), (other, mut want_all)), drift) in changes.zip(drifts) {
         assert_eq!(tensor, other, "{name}");
+        if job.rule == ADAMW {
+            // The first step of AdamW is the sign of the gradient: where rounding turns one, the steps are opposite.
+            let grads = [got.pulled(tensor, &got_all[0]), want.pulled(tensor, &want_all[0])];
+            for i in (0..drift.len()).filter(|i| grads[0][*i] * grads[1][*i] <= 0.0) {
+                (got_all[1][i], want_all[1][i]) = (0.0, 0.0);
+            }
+        }
+        let (got, want) = (&got_all, &want_all);
         for (k, what) in
             ["gradient", "change of the student", "change of the teacher"].iter().enumerate()
         {
@@ -215,20 +250,21 @@ fn compare(name: &str, job: Job, precision: Precision) {
             let unrotated = [OPT, PHI].contains(&job.config);
             let nothing = k == 0 && unrotated && tensor.ends_with("k_proj.bias");
             let off = if nothing { 0.0 } else { distance(&got[k], &want[k]) };
-            worst = worst.max(off / allowed);
-            assert!(
-                off <= allowed,
-                "{name}: {tensor}: {what}: off by {off:.4}, allowed {allowed:.4}"
-            );
+            let bound = match k {
+                2 if job.mode == StateMode::Compact => rounded_drift(allowed, &want[2], &drift),
+                _ => allowed,
+            };
+            worst = worst.max(off / bound);
+            assert!(off <= bound, "{name}: {tensor}: {what}: off by {off:.4}, allowed {bound:.4}");
         }
     }
-    eprintln!("{name}: {precision:?}: worst tensor at {worst:.3} of the tolerance {allowed:.4}");
+    eprintln!("{name}: {precision:?}: worst tensor at {worst:.3} of what is allowed");
 }
 
 const SGD: UpdateRule = UpdateRule::Sgd { momentum: 0.9 };
 const ADAMW: UpdateRule = UpdateRule::AdamW { betas: (0.9, 0.95), eps: 1e-8, weight_decay: 0.01 };
 
-fn job(config: &'static str, loss: usize, penalty: Option<usize>) -> Job {
+pub fn job(config: &'static str, loss: usize, penalty: Option<usize>) -> Job {
     Job {
         seed: 51,
         config,
@@ -515,104 +551,6 @@ fn a_step_is_the_same_bytes_whatever_is_kept() {
             }
         }
     }
-}
-
-/// A run with an evaluation inside takes one slab of the size that the plan counts, and fills it, at every level of what
-/// is kept.
-#[test]
-fn plan_counts_the_memory_of_a_run() {
-    const MEDIUM: &str = r#"{"model_type":"llama","hidden_size":128,"num_attention_heads":2,
-        "num_key_value_heads":1,"head_dim":64,"hidden_act":"silu","vocab_size":101,"num_hidden_layers":3,
-        "intermediate_size":384,"rms_norm_eps":1e-5}"#;
-    // Caches as wide as the residual stream: where only inputs are kept, rows cannot lend what a prompt needs.
-    const WIDE: &str = r#"{"model_type":"llama","hidden_size":128,"num_attention_heads":2,
-        "head_dim":64,"hidden_act":"silu","vocab_size":101,"num_hidden_layers":8,
-        "intermediate_size":128,"rms_norm_eps":1e-5}"#;
-    // Tables that train, norms of two statistics, and a head that is the embedding.
-    const OLDER: &str = r#"{"model_type":"gpt2","n_embd":128,"n_head":2,"n_layer":3,"n_positions":128,
-        "activation_function":"gelu_new","vocab_size":101}"#;
-    // An embedding that trains below a head that does not.
-    const BESIDE: &str = r#"{"model_type":"gpt_neox","hidden_size":128,"num_attention_heads":2,
-        "hidden_act":"gelu","vocab_size":101,"num_hidden_layers":3,"intermediate_size":384}"#;
-    let nlul = FORGET.iter().position(|o| o.name() == "nlul").unwrap();
-    let mut beside = Vec::new();
-    for (config, mode, precision, optimizer, save, tokens) in [
-        (MEDIUM, StateMode::Compact, Precision::Bf16, "sgd", "all", 2048),
-        (MEDIUM, StateMode::Exact, Precision::Bf16, "adamw", "attention", 2048),
-        (MEDIUM, StateMode::Exact, Precision::Fp32, "sgd", "residual", 2048),
-        (MEDIUM, StateMode::Compact, Precision::Bf16, "sgd", "input", 2048),
-        (MEDIUM, StateMode::Compact, Precision::Bf16, "sgd", "auto", 2048),
-        (OLDER, StateMode::Compact, Precision::Bf16, "sgd", "attention", 2048),
-        (BESIDE, StateMode::Compact, Precision::Bf16, "sgd", "residual", 2048),
-        (WIDE, StateMode::Compact, Precision::Bf16, "sgd", "input", 64),
-    ] {
-        let Ok(driver) = Simulator::open(Timing::ALL[0]) else { return };
-        let sets = [
-            format!("optim.optimizer={optimizer}"),
-            format!("run.pack_tokens={tokens}"),
-            format!("run.save={save}"),
-            "data.forget_context=48".to_owned(),
-            "data.retain_context=48".to_owned(),
-            "eval.verbmem_forget=prompts.json".to_owned(),
-            "eval.context=64".to_owned(),
-            "eval.max_new_tokens=40".to_owned(),
-        ];
-        let recipe = Recipe::assemble(None, None, &sets).unwrap();
-        let parsed = ModelConfig::parse(config).unwrap();
-        // The middle between what all and what least takes, for `auto`.
-        let of =
-            |memory| Plan::new(&parsed, &recipe, mode, Target::gpu(precision), memory).unwrap();
-        let all = of(u64::MAX).bytes(tokens).unwrap();
-        let memory =
-            if save == "auto" { (all + of(0).bytes(tokens).unwrap()) / 2 } else { u64::MAX };
-        let plan = of(memory);
-        if save == "auto" {
-            assert!(plan.saving.first > 0 && plan.bytes(tokens).unwrap() <= memory, "{plan:?}");
-        }
-        beside.push(plan.evaluation_bytes);
-        let (planned, slab) = (plan.buffer_bytes(), plan.arena_bytes());
-        let ops = Gpu::new(driver, precision, slab).unwrap();
-        let job = Job {
-            config,
-            mode,
-            rule: recipe.optim.rule(),
-            pack: plan.pack_tokens as usize,
-            ..job(config, nlul, Some(1))
-        };
-        let keep = recipe.keeping(mode);
-        let folder = tempfile::tempdir().unwrap();
-        let student = weights(&parsed, 51, folder.path());
-        let model = Model::load(&ops, parsed.clone(), &student, &keep).unwrap();
-        let passes = Passes::saving(&ops, &model, job.pack, Some(plan.saving)).unwrap();
-        let beta = WeightRule::Constant(recipe.method.retain_weight);
-        let penalty = job.penalty.map(|penalty| (penalty, beta));
-        let loss = (job.loss, recipe.method.forget_weight);
-        let method = Method::new(loss, penalty, Knobs::default());
-        let mut run = MeanTeacher::new(model, None, passes, method, recipe.settings());
-        let mut random = Random::new(13);
-        let prompts: Vec<Vec<u32>> =
-            [64, 3].map(|len| (0..len).map(|_| random.below(V) as u32).collect()).to_vec();
-        let request = Request {
-            max_new_tokens: recipe.eval.max_new_tokens,
-            end_tokens: vec![],
-            choice: Choice::Greedy,
-            batch: recipe.eval.batch,
-        };
-        for _ in 0..2 {
-            let (forget, retain) = batches(&mut random, 0);
-            run.step(&ops, &forget, &retain).unwrap();
-            let MeanTeacher { model, passes, .. } = &mut run;
-            let outputs = passes.generate(&ops, model, &prompts, &request).unwrap();
-            assert!(outputs.iter().all(|ids| ids.len() == 40));
-        }
-        let (held, used) = ops.bytes();
-        let name = format!("{mode:?} {precision:?} {save}");
-        eprintln!("{name}: planned {planned}, used {used}, held {held}");
-        assert_eq!(held, slab, "{name}: the run took more than its slab");
-        // Every buffer is counted to the byte; single ops of these shapes take less than 1 MiB beside them.
-        assert!((planned..planned + (1 << 20)).contains(&used), "{name}: {used} of {planned}");
-    }
-    assert!(beside[..7].iter().all(|bytes| *bytes == 0) && beside[7] > 0, "{beside:?}");
 }
 
 /// An op that failed makes reading a model fail, so that no file is written from it.
