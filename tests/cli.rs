@@ -438,3 +438,28 @@ fn wrong_sampling_settings_exit_2() {
         assert!(code == 2 && stderr.starts_with(&format!("error: {flag}: wanted ")), "{stderr}");
     }
 }
+
+/// README.md lists every command with the sentence that `--help` has for it; NEPENTHE_BLESS=1 writes the list.
+#[test]
+fn readme_lists_the_commands_of_the_help() {
+    let (code, help, _) = nepenthe(&["--help"]);
+    assert_eq!(code, 0);
+    let (_, commands) = help.split_once("Commands:\n").unwrap();
+    let rows = commands.lines().take_while(|line| !line.is_empty()).filter_map(|line| {
+        let (name, about) = line.trim().split_once(' ')?;
+        (name != "help").then(|| format!("| `{name}` | {} |", about.trim()))
+    });
+    let table: Vec<String> =
+        ["| command | |", "|---|---|"].map(str::to_owned).into_iter().chain(rows).collect();
+    assert!(table.len() > 10, "{help}");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let readme = std::fs::read_to_string(&path).unwrap();
+    let (head, rest) = readme.split_once("<!-- commands -->\n").unwrap();
+    let (_, tail) = rest.split_once("<!-- /commands -->").unwrap();
+    let wanted = format!("{head}<!-- commands -->\n{}\n<!-- /commands -->{tail}", table.join("\n"));
+    if std::env::var_os("NEPENTHE_BLESS").is_some() {
+        std::fs::write(&path, wanted).unwrap();
+    } else {
+        assert!(readme == wanted, "README.md: the table of commands is not that of --help");
+    }
+}
