@@ -23,6 +23,15 @@ fn plain(c: usize, numbers: Vec<f64>) -> Vec<f64> {
     if c > 1 { numbers } else { numbers.into_iter().map(f64::abs).collect() }
 }
 
+/// Puts the size of the terms of dx beside it at width 1, where they cancel but for rounding: the largest of `terms`, gain, dy
+/// and rstd of an entry.
+fn beside_terms(mut output: Output, terms: impl Iterator<Item = [f64; 3]>) -> Output {
+    let size = terms.map(|term| term.iter().product::<f64>().abs()).fold(0.0, f64::max);
+    output.got.push(size as f32);
+    output.want.push(size);
+    output
+}
+
 /// Runs all cases.
 pub fn run(gpu: &Gpu) -> Vec<Verdict> {
     let bench = Bench::new(gpu);
@@ -82,10 +91,14 @@ fn rows(bench: &Bench<'_>, n: usize, c: usize, mode: StateMode) -> Verdict {
         let (stored, sums) = (bench.stored(), (Dtype::F32, c));
         let (y, dx) = (bench.read_act(&y, n * c), bench.read_act(&dx_on, n * c));
         let rstd = bench.read_stat(&rstd, n);
+        let mut dx = Output { name: "dx", got: dx, want: dx_want, stored, sums };
+        if c == 1 {
+            dx = beside_terms(dx, (0..n).map(|r| [gain[0], dy[r], rstd_want[r]]));
+        }
         Ok(vec![
             Output { name: "y", got: y, want: y_want, stored, sums },
             Output { name: "rstd", got: rstd, want: rstd_want, stored: Dtype::F32, sums },
-            Output { name: "dx", got: dx, want: dx_want, stored, sums },
+            dx,
             grad_output(bench.gpu, &dgain, &dgain_want, mode, (Dtype::F32, n), 1),
         ])
     })
@@ -120,10 +133,20 @@ fn heads(bench: &Bench<'_>, n: usize, heads: Heads, mode: StateMode) -> Verdict 
         let (y, dx) = (bench.read_act(&qkv, len), bench.read_act(&dqkv_on, len));
         let rstd = bench.read_stat(&rstd, n * normed);
         let terms = (Dtype::F32, n * heads.h);
+        let mut dx = Output { name: "dqkv", got: dx, want: dwant, stored, sums };
+        if d == 1 {
+            let width = heads.qkv_width();
+            let term = |at: usize| {
+                let (row, head) = (at / normed, at % normed);
+                let gain = gains[usize::from(head >= heads.h)][0];
+                [gain, dqkv[row * width + head], rstd_want[at]]
+            };
+            dx = beside_terms(dx, (0..n * normed).map(term));
+        }
         Ok(vec![
             Output { name: "qkv", got: y, want, stored, sums },
             Output { name: "rstd", got: rstd, want: rstd_want, stored: Dtype::F32, sums },
-            Output { name: "dqkv", got: dx, want: dwant, stored, sums },
+            dx,
             grad_output(bench.gpu, &dq, &dq_want, mode, terms, 1),
             grad_output(bench.gpu, &dk, &dk_want, mode, terms, 1),
         ])
