@@ -279,8 +279,8 @@ fn the_drift_of_a_slow_teacher_is_the_damped_natural_gradient_step() {
     }
     distance_follows_one_number(distances);
     // Where the student is not stable, lr times the largest eigenvalue above 2, the drift is no step at all.
-    let (cosine, _) = settle(0.01, 0.4, 0.0, 400);
-    eprintln!("lr 0.4, unstable: cosine {cosine:.6}");
+    let (cosine, _) = settle(0.01, 0.3, 0.0, 400);
+    eprintln!("lr 0.3, unstable: cosine {cosine:.6}");
     assert!(cosine < 0.9, "cosine {cosine}");
 }
 
