@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// What went wrong, coarsely; each kind has its own process exit code.
+/// Kind of an error; each has its own process exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Kind {

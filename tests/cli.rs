@@ -69,7 +69,7 @@ fn shards(index: &'static str) -> Break {
     })
 }
 
-/// What is broken, how, and the message with DIR for the folder.
+/// A broken file, the damage, and the message with DIR for the folder.
 fn broken() -> Vec<(&'static str, Break, &'static str)> {
     let weights = |bytes: fn(Vec<u8>) -> Vec<u8>| -> Break {
         Box::new(move |dir| {

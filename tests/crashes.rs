@@ -1,4 +1,4 @@
-//! What is on disk after a kill or on a full disk: the last good state, whole.
+//! State on disk after a kill or on a full disk: the last good one, whole.
 
 #![cfg(unix)]
 #![allow(missing_docs, clippy::unwrap_used)]

@@ -17,7 +17,7 @@ const END: &str = "<!-- end -->";
 /// The head width at which kernels for every width are shown.
 const WIDTH: usize = 128;
 
-/// What a multiprocessor has: CUDA C++ Programming Guide, technical specifications per compute capability. Both have
+/// Resources of a multiprocessor: CUDA C++ Programming Guide, technical specifications per compute capability. Both have
 /// 65536 registers and room for 64 warps and 32 blocks.
 struct Processor {
     name: &'static str,
@@ -30,7 +30,7 @@ const PROCESSORS: [Processor; 2] = [
     Processor { name: "sm_90a", shared: 228 * 1024 },
 ];
 
-/// What ptxas says of a kernel for one architecture, bytes but for the registers.
+/// Report of ptxas on a kernel for one architecture, bytes but for the registers.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Usage {
     registers: u32,

@@ -1,4 +1,4 @@
-//! What is dropped, cut, ignored or doubled in a user's data is said once, and what would change a run is refused.
+//! Notices about data that is dropped, cut, ignored or doubled, and refusals of data that would change a run.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 

@@ -79,7 +79,7 @@ fn one_line(e: &Error) {
     assert!(!message.contains(char::is_control), "{message:?}");
 }
 
-/// How good bytes are damaged: bytes changed, a piece cut out, a piece doubled, noise put in, the end cut off.
+/// Ways of damaging good bytes: bytes changed, a piece cut out, a piece doubled, noise put in, the end cut off.
 #[derive(Debug, Clone)]
 struct Damage {
     flips: Vec<(prop::sample::Index, u8)>,

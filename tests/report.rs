@@ -136,7 +136,7 @@ fn chromium() -> Option<PathBuf> {
     NAMES.iter().find_map(|name| folders.iter().map(|f| f.join(name)).find(|p| p.is_file()))
 }
 
-/// What a browser made of a page.
+/// Result of rendering a page in a browser.
 struct Visit {
     pixels: Vec<[u8; 3]>,
     console: Vec<String>,

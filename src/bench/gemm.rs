@@ -38,7 +38,7 @@ pub(super) struct Form {
     pub pass: Pass,
     /// Forward: a residual is added. A weight gradient always adds to itself, as all but the first of a step do.
     pub residual: bool,
-    /// Whether the rows are single tokens of generation.
+    /// True if the rows are single tokens of generation.
     pub few: bool,
 }
 

@@ -43,12 +43,12 @@ pub struct Recorded {
     steps: Vec<Value>,
 }
 
-/// How a run keeps its state.
+/// Storage of a run's state.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     /// The state mode.
     pub mode: StateMode,
-    /// How the teacher is kept.
+    /// Storage of the teacher.
     pub teacher: TeacherForm,
     /// Seed of the noise that the compact state rounds with.
     pub seed: u64,

@@ -112,13 +112,13 @@ fn gram<O: Ops>(ops: &O, first: &Gradients<O>, others: &[Gradients<O>]) -> Vec<V
     gram
 }
 
-/// How the gradients of loss, f, and penalties, r and s, become the direction that is descended; all carry their weights.
+/// Combinations of the gradients of loss, f, and penalties, r and s, into a descent direction; all carry their weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Combination {
     /// f + r + s, in one buffer.
     Sum,
-    /// What is left of f where it goes against r, then against s, and both.
+    /// f without its component against r, then without that against s, plus both.
     ///
     /// Source: arXiv 2001.06782 (PCGrad), of which only the loss gives way; so does GRU's projection.
     Project,

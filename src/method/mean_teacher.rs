@@ -28,7 +28,7 @@ pub struct Settings {
     pub schedule: Schedule,
 }
 
-/// What a step did; the names are those of the reference's log.
+/// Report of a step, with the names of the reference's log.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct StepReport {
     /// The step, counted from 0.
@@ -46,10 +46,10 @@ pub struct StepReport {
     /// Cosine between the gradients of loss and penalty, where they are combined apart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cosine: Option<f64>,
-    /// What both were multiplied by.
+    /// Factors of both.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub factors: Option<[f64; 2]>,
-    /// What the gradient of the second penalty was multiplied by.
+    /// Factor of the second penalty's gradient.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub second_factor: Option<f64>,
     /// Gradient norm before clipping and without damping.
@@ -58,7 +58,7 @@ pub struct StepReport {
     pub clip_coef: f64,
     /// Learning rate.
     pub lr: f64,
-    /// Whether the update was left out because the gradient was not finite.
+    /// True if the update was left out because the gradient was not finite.
     pub skipped: bool,
     /// Seconds in the forget pass and the update.
     pub time_tr: f64,

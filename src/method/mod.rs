@@ -1,4 +1,4 @@
-//! What is minimised: forget losses, penalties, the mean teacher.
+//! The objective: forget losses, penalties, the mean teacher.
 //!
 //! A loss is one small file: a name, the formula a report prints, and [`Rows`], which family of loss rows it is.
 //! No loss has code of its own on a device.

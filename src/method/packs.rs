@@ -13,7 +13,7 @@ pub(super) struct Document<'a> {
     share: f64,
     /// 1 over the number of real targets and the number of micro-batches: what the monitored NLL counts; 0 where none is.
     monitor: f64,
-    /// What a sum over its targets is divided by.
+    /// Divisor of a sum over its targets.
     span: usize,
 }
 

@@ -19,7 +19,7 @@ use crate::ops::{
     Memory, Ops, PackData, Role, RowStats, Tallied, TokenFormula, TokenWeight, WorkKey,
 };
 
-/// What a sweep over micro-batches adds up to; means over micro-batches, without the loss weight.
+/// Sums of a sweep: means over micro-batches, without the loss weight.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Sums {
     /// The objective's returned value.
@@ -35,7 +35,7 @@ pub struct Sums {
 /// An objective and what it is swept over.
 #[derive(Clone, Copy)]
 pub struct Task<'a> {
-    /// What is computed.
+    /// The objective.
     pub objective: &'a dyn Objective,
     /// The micro-batches.
     pub batches: &'a [MicroBatch],
@@ -104,12 +104,12 @@ impl Part {
     }
 }
 
-/// What a model makes of the tokens of a document, its first one left out.
+/// Scores of the tokens of a document but the first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenScores {
     /// The log-probability of each, nats.
     pub log_probs: Vec<f64>,
-    /// Whether each was the most probable one.
+    /// True for each token that was the most probable one.
     pub hits: Vec<bool>,
 }
 
@@ -126,7 +126,7 @@ pub struct Passes<M: Memory> {
     weights: M::Stat,
     /// Results of the base model's head.
     base: RowStats<M::Stat>,
-    /// What hidden rows are pulled to; none before [`Passes::steer`].
+    /// Target of hidden states; none before [`Passes::steer`].
     steering: Option<M::Stat>,
     /// Sums of each term.
     tallies: Vec<M::Tally>,
@@ -493,7 +493,7 @@ struct Pass<'a, 'b, O: Ops> {
     ops: &'a O,
     ws: &'a mut Workspace<O>,
     pack: &'a O::Pack,
-    /// What the teacher reads.
+    /// The documents that the teacher reads.
     teacher: &'a O::Pack,
     n: usize,
     weights: &'a mut O::Stat,

@@ -29,7 +29,7 @@ pub struct HeadWeight<W> {
     pub matrix: W,
     /// The bias.
     pub bias: Option<W>,
-    /// What logits are capped at (Gemma-2); that of two heads that are compared is the same.
+    /// Cap of the logits (Gemma-2); two heads that are compared have the same.
     pub cap: Option<f64>,
 }
 

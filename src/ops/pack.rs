@@ -11,19 +11,19 @@ pub struct PackData {
     pub starts: Vec<u32>,
     /// The id each row is to predict (any id where its coefficient is 0), N.
     pub targets: Vec<u32>,
-    /// What each row's loss is multiplied by: mask, normaliser and loss weight in one; 0 leaves the row out, N.
+    /// Factor of each row's loss: mask, normalizer and loss weight in one; 0 leaves the row out, N.
     pub coefs: Vec<f64>,
-    /// What each row's value counts in a sweep's sum; 0 leaves it out, N.
+    /// Weight of each row's value in a sweep's sum; 0 leaves it out, N.
     pub shares: Vec<f64>,
-    /// What each row counts in the NLL and the accuracy that are monitored; 0 leaves it out, N.
+    /// Weight of each row in the monitored NLL and accuracy; 0 leaves it out, N.
     pub monitors: Vec<f64>,
-    /// What the sum over each document's targets is divided by where documents are weighed.
+    /// Divisor of the sum over each document's targets where documents are weighed.
     pub spans: Vec<u32>,
     /// The cache slot of each document (generation only).
     pub slots: Vec<u32>,
 }
 
-/// What a row counts in a loss and in the sums over a sweep.
+/// Weights of a row in a loss and in the sums over a sweep.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct RowCounts {
     /// See [`PackData::coefs`].

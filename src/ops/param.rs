@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::optim::UpdateRule;
 use crate::optim::custom::not_exact;
 
-/// How a trainable parameter and its state are kept.
+/// Storage of a trainable parameter and its state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StateMode {
@@ -65,7 +65,7 @@ impl StateMode {
     }
 }
 
-/// How the teacher is kept.
+/// Storage of the teacher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TeacherForm {
     /// There is none: no penalty, no damping.
@@ -88,18 +88,18 @@ pub enum Role {
     Evaluated,
 }
 
-/// What a parameter is to be.
+/// Description of a parameter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParamSpec {
     /// Its name, which also seeds its rounding noise.
     pub name: String,
     /// Number of elements.
     pub len: usize,
-    /// Whether it is updated; a frozen one is stored once and shared by student and teacher.
+    /// True if it is updated; a frozen one is stored once and shared by student and teacher.
     pub trainable: bool,
-    /// How its state is kept.
+    /// Storage of its state.
     pub mode: StateMode,
-    /// How its teacher is kept.
+    /// Storage of its teacher.
     pub teacher: TeacherForm,
     /// The optimizer whose state it carries.
     pub rule: UpdateRule,

@@ -36,7 +36,7 @@ pub struct Planes {
     pub scales: Plane,
 }
 
-/// How the weights of a parameter are stored.
+/// Storage of the weights of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
     /// Once, for student and teacher.

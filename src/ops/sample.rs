@@ -1,7 +1,7 @@
-//! How generation picks a token from a row of logits. The CPU backend runs this code; a device's kernels give the
+//! The choice of a token from a row of logits in generation. The CPU backend runs this code; a device's kernels give the
 //! same choice up to rounding.
 
-/// How a token is drawn.
+/// Numbers by which a token is drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
     /// Divides the logits; positive.

@@ -14,14 +14,14 @@ pub fn moments_bound(betas: (f64, f64), lr: f64, step: u64) -> f64 {
     2.0 * lr.abs() * adam_bound(betas, step as f64 + 1.0)
 }
 
-/// What one pass over a gradient finds.
+/// Results of one pass over a gradient.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct GradScan {
     /// Sum of squares, accumulated in f64.
     pub sum_sq: f64,
     /// Largest magnitude.
     pub max_abs: f64,
-    /// How many entries are NaN or infinite.
+    /// Number of entries that are NaN or infinite.
     pub nonfinite: u64,
 }
 

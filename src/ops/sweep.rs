@@ -1,4 +1,4 @@
-//! What binds the ops of a sweep over packs together without the host: sums over rows, weights of whole documents,
+//! Ops that connect the passes of a sweep without the host: sums over rows, weights of whole documents,
 //! work that is started again.
 
 use std::ops::Range;

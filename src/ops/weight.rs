@@ -16,7 +16,7 @@ pub struct TokenFormula {
     pub p_power: f64,
     /// The power of q = 1 - p.
     pub q_power: f64,
-    /// What is added to q in the denominator; `None` for no denominator.
+    /// Term added to q in the denominator; `None` for no denominator.
     pub pole: Option<f64>,
     /// Tokens with `p <= threshold` weigh nothing; 0 switches the rule off.
     pub threshold: f64,
@@ -60,13 +60,13 @@ impl TokenFormula {
 pub struct DocumentFormula {
     /// The weight of a document that became far more probable.
     pub factor: f64,
-    /// How fast the weight grows with r.
+    /// Rate at which the weight grows with r.
     pub slope: f64,
     /// The r at which the weight is half the factor.
     pub shift: f64,
-    /// Whether r compares with a base model.
+    /// True if r is relative to a base model.
     pub against_base: bool,
-    /// Whether documents 2i and 2i + 1 are weighed against each other.
+    /// True if documents 2i and 2i + 1 are weighed against each other.
     pub paired: bool,
 }
 

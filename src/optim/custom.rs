@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 /// Numbers that one thread takes at a time.
 const CHUNK: usize = 1 << 14;
 
-/// What the state of a parameter is called beside the buffers of a rule.
+/// Names of a parameter's buffers beside those of a rule.
 const TAKEN: [&str; 6] = ["theta", "teacher", "drift", "scalars", "theta_hi", "theta_lo"];
 
 /// An optimizer of the caller's own.
@@ -100,7 +100,7 @@ impl TensorPlace<'_> {
     }
 }
 
-/// What a rule sees of one tensor on the host: all slices have its number of elements, absent ones are empty.
+/// One tensor on the host, as a rule sees it: all slices have its number of elements, absent ones are empty.
 #[derive(Debug)]
 pub struct TensorView<'a> {
     /// Its name in the safetensors files.
@@ -115,7 +115,7 @@ pub struct TensorView<'a> {
     pub drift: &'a [f32],
     /// The tensors of [`CustomRule::state`]; empty where no name was given.
     pub state: [&'a mut [f32]; 2],
-    /// What is added to the weights; zeros at first.
+    /// Increment of the weights; zeros at first.
     pub step: &'a mut [f32],
 }
 
@@ -153,7 +153,7 @@ fn chunks(state: &mut [f32], count: usize) -> Vec<&mut [f32]> {
     state.chunks_mut(CHUNK).collect()
 }
 
-/// What a rule sees of one tensor on a device: addresses of fp32 numbers, as many as it has elements, aligned to 4
+/// One tensor on a device, as a rule sees it: addresses of fp32 numbers, as many as it has elements, aligned to 4
 /// bytes; absent ones are 0. They hold what the slices of [`TensorView`] of the same name hold.
 #[derive(Clone, Copy)]
 pub struct DeviceView<'a> {
@@ -171,7 +171,7 @@ pub struct DeviceView<'a> {
     pub drift: u64,
     /// The tensors of [`CustomRule::state`].
     pub state: [u64; 2],
-    /// What is added to the weights; zeros at first.
+    /// Increment of the weights; zeros at first.
     pub step: u64,
     /// Launches kernels.
     pub device: &'a dyn Kernels,

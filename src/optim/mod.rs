@@ -1,4 +1,4 @@
-//! How parameters move: clip, learning-rate schedule, optimizer settings. A custom rule is a [`crate::optim::CustomRule`].
+//! The update of parameters: clip, learning-rate schedule, optimizer settings. A custom rule is a [`crate::optim::CustomRule`].
 
 mod schedule;
 

@@ -13,7 +13,7 @@ pub enum Shape {
     Linear,
     /// Half a cosine from the full rate to `lr_min`.
     Cosine,
-    /// What the paper's code does; see [`Schedule`].
+    /// The schedule of the paper's code; see [`Schedule`].
     Paper,
 }
 
@@ -45,7 +45,7 @@ pub struct Schedule {
     pub warmup: u64,
     /// Steps of the run.
     pub steps: u64,
-    /// Whether the optimizer is AdamW; read by `paper` alone.
+    /// True if the optimizer is AdamW; read by `paper` alone.
     pub adamw: bool,
 }
 

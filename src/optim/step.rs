@@ -1,6 +1,6 @@
 //! One update of all parameters: what it is given and what becomes of it.
 
-/// What changes from step to step.
+/// Numbers that change from step to step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct UpdateScalars {
     /// The step, counted from 0.
@@ -15,7 +15,7 @@ pub struct UpdateScalars {
     pub teacher_rate: f64,
 }
 
-/// What an update of all parameters is given.
+/// Settings of an update of all parameters.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepSettings {
     /// The step, counted from 0.
@@ -38,14 +38,14 @@ impl StepSettings {
     }
 }
 
-/// What became of an update of all parameters.
+/// Outcome of an update of all parameters.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct StepOutcome {
     /// L2 norm of all gradients together.
     pub grad_norm: f64,
     /// Clip factor c in (0, 1].
     pub clip: f64,
-    /// Whether a gradient that is not finite kept the update from changing anything.
+    /// True if a gradient that is not finite kept the update from changing anything.
     pub skipped: bool,
     /// The first parameter with such a gradient, by its place, and how many of its entries are not finite.
     pub bad: Option<(usize, u64)>,

@@ -14,7 +14,7 @@ const BETWEEN_LINES: Duration = Duration::from_secs(30);
 /// The numbers of one step that are shown; a number that is not finite is shown as a dash.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepLine {
-    /// What `value` is called: `nll_forget`, or the name of a loss that has no logits.
+    /// Name of `value`: `nll_forget`, or the name of a loss that has no logits.
     pub name: &'static str,
     /// NLL of the forget documents in nats per token, or the value of that loss.
     pub value: f64,

@@ -1,4 +1,4 @@
-//! What the compact state loses against the exact one over forty steps of a recorded trajectory.
+//! Loss of the compact state against the exact one over forty steps of a recorded trajectory.
 
 use std::path::{Path, PathBuf};
 

@@ -521,7 +521,7 @@ fn scan_counts_and_sums_in_any_place() {
     }
 }
 
-/// How far the mean of `n` independent errors within `span` may be from 0, but for one chance in 2^40 (Hoeffding).
+/// Bound on the mean of `n` independent errors within `span`, but for one chance in 2^40 (Hoeffding).
 fn chance(span: f64, n: usize) -> f64 {
     span * (41.0 * std::f64::consts::LN_2 / (2.0 * n as f64)).sqrt()
 }

@@ -1,4 +1,4 @@
-//! What the cases share: numbers from JSON, models and batches from recorded files, comparisons.
+//! Helpers of the cases: numbers from JSON, models and batches from recorded files, comparisons.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -36,7 +36,7 @@ pub fn precision<T: Real>() -> &'static str {
     if size_of::<T>() == 4 { "f32" } else { "f64" }
 }
 
-/// How a model for a comparison is kept.
+/// Storage of a model for a comparison.
 pub fn keeping(train: Option<Train>, teacher: TeacherForm, rule: UpdateRule) -> Keeping {
     Keeping { train, mode: StateMode::Exact, teacher, rule, seed: 1 }
 }

@@ -30,7 +30,7 @@ pub const V: usize = 101;
 const C: usize = 64;
 const DAMPING: f64 = 0.3;
 
-/// What a step is to do.
+/// Description of a step.
 #[derive(Clone, Copy)]
 pub struct Job {
     /// Of the student's weights; one more for the teacher's, two for those of the base model.
@@ -44,11 +44,11 @@ pub struct Job {
     pub second: Option<&'static dyn Objective>,
     /// Tokens of a pack.
     pub pack: usize,
-    /// What is kept of each layer.
+    /// Activations saved of each layer.
     pub saving: Saving,
 }
 
-/// What a step left behind: its report, per tensor the gradient, the student and the teacher, and both as they were before.
+/// Results of a step: its report, per tensor the gradient, the student and the teacher, and both as they were before.
 struct Outcome {
     report: StepReport,
     tensors: Tensors,

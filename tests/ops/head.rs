@@ -43,7 +43,7 @@ fn kinds(cap: f64) -> impl Iterator<Item = (Shape, (&'static [Mask], Option<f64>
     kinds.into_iter().flat_map(|kind| SHAPES.map(|shape| (shape, kind)))
 }
 
-/// What a capped case has in its name.
+/// Part of the name of a capped case.
 fn capped(cap: Option<f64>) -> &'static str {
     if cap.is_some() { " capped" } else { "" }
 }
@@ -318,7 +318,7 @@ struct Pair {
     h_ref: Vec<f64>,
     w: Vec<f64>,
     w_ref: Option<Vec<f64>>,
-    /// What the logits of both are capped at.
+    /// Cap of the logits of both.
     cap: Option<f64>,
 }
 

@@ -22,7 +22,7 @@ const V: usize = 401;
 /// Longest document, tokens.
 const T: usize = 41;
 
-/// What the families differ in: biases, head norms, windows, a tied head, heads per kv head; norms, activations,
+/// Differences between the families: biases, head norms, windows, a tied head, heads per kv head; norms, activations,
 /// positions, and what the MLP reads.
 const CONFIGS: [&str; 12] = [
     r#""model_type":"llama","hidden_size":12,"num_attention_heads":6,"num_key_value_heads":2"#,

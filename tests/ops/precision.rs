@@ -10,7 +10,7 @@ use nepenthe::ops::{
 use crate::support::{Dtype, Random, assert_near, tol};
 use crate::{cast, documents, load, read, stale, wide};
 
-/// What an op wrote, and the length of the longest reduction behind it.
+/// Output of an op, and the length of the longest reduction behind it.
 struct Output {
     name: String,
     values: Vec<f64>,

@@ -11,7 +11,7 @@ pub struct Listing {
     loops: Vec<(usize, usize)>,
 }
 
-/// What is counted in a kernel, and in its hot loop: the one with the largest share of products of warpgroups.
+/// Counts of a kernel, and of its hot loop: the one with the largest share of products of warpgroups.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Figures {
     /// Instructions of the kernel.

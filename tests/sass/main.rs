@@ -1,4 +1,4 @@
-//! What ptxas made of the kernels of compute capability 9.0: no fence of the whole GPU, no invalidation of the L1 and no
+//! Machine code of the kernels of compute capability 9.0: no fence of the whole GPU, no invalidation of the L1 and no
 //! spill in a hot loop, and exponentials that run while products do. And the table of docs/sass.md.
 //!
 //! `NEPENTHE_BLESS=1 cargo test --release --test sass` regenerates the table. Needs nvdisasm and cuobjdump, which

@@ -10,7 +10,7 @@ const THREADS: usize = 128;
 pub struct Plant {
     pub kernel: &'static str,
     bug: &'static str,
-    /// What the report must say; none where the numbers are wrong and nothing else shows it.
+    /// Text that the report must have; none where the numbers are wrong and nothing else shows it.
     says: Option<&'static str>,
 }
 
@@ -61,7 +61,7 @@ const PLANTS: [Plant; 31] = [
     plant("plant_collectives_stack", "runaway recursion", "local variables"),
 ];
 
-/// What a launch showed.
+/// Result of a launch.
 pub enum Outcome {
     Right,
     Wrong,

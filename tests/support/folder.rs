@@ -89,7 +89,7 @@ pub fn load<O: Ops>(ops: &O, folder: &Path, keep: &Keeping) -> Model<O> {
     Model::load(ops, config, &Weights::open(folder).unwrap(), keep).unwrap()
 }
 
-/// What a model that is trained whole keeps in `mode`.
+/// Storage in `mode` of a model that is trained whole.
 pub fn trained(mode: StateMode) -> Keeping {
     Keeping {
         train: Some(Train::All),

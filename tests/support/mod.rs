@@ -1,4 +1,4 @@
-//! What the tests of ops and of the update share: the one tolerance, random numbers, comparisons.
+//! Helpers of the tests of ops and of the update: the one tolerance, random numbers, comparisons.
 #![allow(dead_code)]
 
 pub mod folder;

@@ -254,9 +254,9 @@ impl Ops for Gpu {
     }
 }
 
-/// What driver context, kernels and the granularity of allocations take of a device, in bytes.
+/// Bytes of a device that driver context, kernels and the granularity of allocations take.
 pub const RESERVE: u64 = 1 << 30;
-/// What single ops take for themselves at most, in bytes: beside the parts of weight gradients, 16 MiB.
+/// Most bytes that single ops take for themselves: 16 MiB beside the parts of weight gradients.
 pub const OP_SCRATCH: u64 = (16 << 20) + ops::parts::BYTES;
 /// Blocks that a grid may have in y and in z, on every device (CUDA C++ Programming Guide, technical specifications).
 const MOST_BLOCKS: u32 = 65_535;

@@ -1,4 +1,4 @@
-//! How far a device may end from a record, and whether it does.
+//! Comparison of a device's end state with a record.
 //!
 //! How far a rounding of a known size, carried through forty steps, moves a loss or a weight depends on the record: the
 //! two that are embedded differ by a factor of nearly seven. So the record's answer is measured and not guessed: the CPU
@@ -50,7 +50,7 @@ const STATE_MARGIN: f64 = 2.0;
 /// and in their change since the start.
 pub type Parts = [f64; 2];
 
-/// How a record answers to weights that are dithered to bf16: the deviations of the CPU backend's compact state.
+/// Response of a record to weights that are dithered to bf16: the deviations of the CPU backend's compact state.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Response(BTreeMap<String, Parts>);
 

@@ -44,7 +44,7 @@ pub enum Rows {
 pub struct Hidden {
     /// The layer, counted from 0.
     pub layer: usize,
-    /// Whether to one vector, the same for all rows; else to the teacher's rows.
+    /// True for one vector, the same for all rows; else the teacher's rows.
     pub steered: bool,
 }
 
@@ -78,7 +78,7 @@ impl Rows {
     }
 }
 
-/// What a row is divided by, per micro-batch of B documents padded to T, document i having n_i tokens.
+/// Divisor of a row, per micro-batch of B documents padded to T, document i having n_i tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Normaliser {
     /// The number of real target tokens.
@@ -108,7 +108,7 @@ impl Normaliser {
     }
 }
 
-/// What the log-ratio of a document, a sum over its targets, is divided by.
+/// Divisor of the log-ratio of a document, a sum over its targets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Span {
     /// T - 1.

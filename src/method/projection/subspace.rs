@@ -11,7 +11,7 @@ const ROUNDS: usize = 12;
 /// Sweeps of rotations, after which what is off the diagonal is below rounding for any matrix met so far.
 const SWEEPS: usize = 30;
 
-/// What was found of a matrix.
+/// The subspace found for a matrix.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Subspace {
     /// Orthonormal rows [k, n], those of the largest eigenvalues first.

@@ -22,7 +22,7 @@ const NAMES: [&str; 5] = [
 
 /// Memory that a product may use on the side, in bytes: what NVIDIA recommends for Hopper.
 const WORKSPACE: u64 = 32 << 20;
-/// How many ways of doing a product are asked for.
+/// Number of algorithms asked for.
 const WAYS: usize = 8;
 
 const CUDA_R_32F: c_int = 0;

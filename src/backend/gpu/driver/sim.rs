@@ -132,7 +132,7 @@ pub struct Simulator {
     /// Work recorded by the capture in progress.
     recording: Mutex<Option<Vec<Work>>>,
     recorded: Mutex<Vec<Vec<Work>>>,
-    /// How many recordings there may be.
+    /// Most recordings there may be.
     recordings: AtomicUsize,
     /// True if launches are only noted and checked, and no kernel runs.
     dry: AtomicBool,
