@@ -20,8 +20,8 @@ pub const ROOFS: Roofs = Roofs { flops: 798e12, bytes: 3.0e12 };
 const PIPE_SHARE: f64 = 0.97;
 /// The share that the main loop of tiles of 128 x 256 should reach: a stage's barriers and late operands cost the rest.
 const LOOP_SHARE: f64 = 0.90;
-/// Fraction of that which tiles of 128 x 128 reach: in the 512 clocks of a stage, wgmma reads 48 KB of shared memory and bulk copies
-/// write 32 KB, 160 bytes a clock where it has 128.
+/// Fraction of that which tiles of 128 x 128 reach: in the 512 clocks of a stage, wgmma reads 48 KB of shared memory and
+/// bulk copies write 32 KB, 160 bytes a clock where it has 128.
 const SQUARE_SHARE: f64 = 0.80;
 /// Seconds from the end of a kernel to the first work of the next one, where it was placed ahead of that end.
 const LAUNCH: f64 = 1.0e-6;

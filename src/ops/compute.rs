@@ -10,7 +10,8 @@ use super::sample::Sampling;
 use super::weight::{Matched, MseArgs, TokenWeight, Toward};
 
 /// Forward and backward ops. Buffers are allocated at start and are at least as long as an op needs; no op
-/// allocates or synchronises. A failed launch is kept by the backend and surfaces at [`Transfer::sync`](super::Transfer::sync).
+/// allocates or synchronises. A failed launch is kept by the backend and surfaces at
+/// [`Transfer::sync`](super::Transfer::sync).
 ///
 /// The number of rows comes with each call, from the pack in hand.
 pub trait Compute: Memory {

@@ -7,7 +7,8 @@ pub struct RowStats<S> {
     pub nll: S,
     /// The row's value before its coefficient.
     pub value: S,
-    /// 1 where the target is the most probable token, else 0; left alone where [`Matched::reads_teacher`](super::Matched::reads_teacher).
+    /// 1 where the target is the most probable token, else 0; left alone where
+    /// [`Matched::reads_teacher`](super::Matched::reads_teacher).
     pub hit: S,
 }
 

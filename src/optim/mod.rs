@@ -1,4 +1,5 @@
-//! The update of parameters: clip, learning-rate schedule, optimizer settings. A custom rule is a [`crate::optim::CustomRule`].
+//! The update of parameters: clip, learning-rate schedule, optimizer settings. A custom rule is a
+//! [`CustomRule`].
 
 mod schedule;
 

@@ -224,7 +224,7 @@ impl Plan {
         self.pack_bytes.saturating_sub(gpu::RESERVE)
     }
 
-    /// Returns the bytes that a run takes on a GPU at once: its buffers and the scratch of single ops, for which what is left to driver and kernels has room.
+    /// Returns the bytes that a run allocates on a GPU at once: its buffers and the scratch of single ops.
     pub fn arena_bytes(&self) -> u64 {
         self.buffer_bytes() + gpu::OP_SCRATCH
     }
