@@ -439,19 +439,38 @@ fn wrong_sampling_settings_exit_2() {
     }
 }
 
-/// README.md lists every command with the sentence that `--help` has for it; NEPENTHE_BLESS=1 writes the list.
-#[test]
-fn readme_lists_the_commands_of_the_help() {
+/// Returns every command of `--help` with the sentence on it.
+fn commands() -> Vec<(String, String)> {
     let (code, help, _) = nepenthe(&["--help"]);
     assert_eq!(code, 0);
     let (_, commands) = help.split_once("Commands:\n").unwrap();
-    let rows = commands.lines().take_while(|line| !line.is_empty()).filter_map(|line| {
+    let lines = commands.lines().take_while(|line| !line.is_empty());
+    let one = |line: &str| {
         let (name, about) = line.trim().split_once(' ')?;
-        (name != "help").then(|| format!("| `{name}` | {} |", about.trim()))
-    });
+        Some((name.to_owned(), about.trim().to_owned())).filter(|(name, _)| name != "help")
+    };
+    let commands: Vec<_> = lines.filter_map(one).collect();
+    assert!(commands.len() > 10, "{help}");
+    commands
+}
+
+#[test]
+fn every_command_has_a_help_and_refuses_flags_that_it_lacks() {
+    for (name, about) in commands() {
+        let (code, help, _) = nepenthe(&[&name, "--help"]);
+        assert!(code == 0 && help.contains("Usage:") && help.contains(&about), "{name}: {help}");
+        let (code, stdout, stderr) = nepenthe(&[&name, "--no-such-flag"]);
+        assert_eq!((code, stdout.as_str()), (2, ""), "{name}: {stderr}");
+        assert!(stderr.contains("--no-such-flag"), "{name}: {stderr}");
+    }
+}
+
+/// README.md lists every command with the sentence that `--help` has for it; NEPENTHE_BLESS=1 writes the list.
+#[test]
+fn readme_lists_the_commands_of_the_help() {
+    let rows = commands().into_iter().map(|(name, about)| format!("| `{name}` | {about} |"));
     let table: Vec<String> =
         ["| command | |", "|---|---|"].map(str::to_owned).into_iter().chain(rows).collect();
-    assert!(table.len() > 10, "{help}");
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
     let readme = std::fs::read_to_string(&path).unwrap();
     let (head, rest) = readme.split_once("<!-- commands -->\n").unwrap();
