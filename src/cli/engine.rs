@@ -28,7 +28,7 @@ pub(super) enum Device {
     Sim90,
 }
 
-/// What a GPU stores activations in.
+/// Storage format of activations on a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Storage {
     /// bf16 storage and GEMMs.

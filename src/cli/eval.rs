@@ -97,7 +97,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     out.result(&results, || text(&results))
 }
 
-/// What `eval` prints.
+/// Output of `eval`.
 #[derive(Debug, Serialize)]
 struct Results {
     model: String,

@@ -118,11 +118,11 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     used.require()
 }
 
-/// What the rows of documents must not be read as.
+/// Note against reading documents in a pack as a micro-batch.
 const MICRO_BATCH: &str = "run.micro_batch is a hyperparameter: losses are averaged over each micro-batch, so changing it changes \
     the result. For memory and speed change run.pack_tokens, which does not";
 
-/// How long the run is, and what its length makes of its settings.
+/// The length of the run, and the settings that it leaves without effect.
 struct Length {
     /// `None` where it depends on data that is not named.
     steps: Option<u64>,

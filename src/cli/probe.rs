@@ -14,7 +14,7 @@ use crate::probe::ngd::{Ngd, NgdSummary};
 use crate::probe::precision::{Precision, PrecisionSummary};
 use crate::probe::solve::Limits;
 
-/// What is looked at.
+/// The probes.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Probe {
     /// Replay a run in exact state and in smaller ones, and plot how far they diverge
@@ -95,7 +95,7 @@ pub(super) struct GradientsArgs {
     /// Steps between samples
     #[arg(long, value_name = "N", default_value_t = 5)]
     every: u64,
-    /// How many steps [default: those of the run's recipe]
+    /// Steps [default: those of the run's recipe]
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
     /// Steps whose forget texts are sampled
@@ -141,7 +141,7 @@ pub(super) struct PrecisionArgs {
     /// The state modes that are compared with exact state
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "compact")]
     states: Vec<String>,
-    /// How many steps [default: those of the run's recipe]
+    /// Steps [default: those of the run's recipe]
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
     /// Steps between comparisons; the last step is always compared

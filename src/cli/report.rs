@@ -54,7 +54,7 @@ pub(super) fn run(args: &Args, out: &Output) -> Result<()> {
     })
 }
 
-/// What `report` prints.
+/// Output of `report`.
 #[derive(Debug, Serialize)]
 struct Results {
     report: String,

@@ -21,7 +21,7 @@ use crate::run::plan::Plan;
 pub(super) struct Args {
     #[command(flatten)]
     sources: Sources,
-    /// How much the NLL of the retain documents may rise, nats per token
+    /// Allowed rise of the NLL of retain documents, nats per token
     #[arg(long, value_name = "NATS", default_value_t = 0.1)]
     budget: f64,
     /// The NLL of the forget documents that is enough, nats per token [default: as much as the budget allows]

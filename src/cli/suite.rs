@@ -132,7 +132,7 @@ fn area(text: &str) -> std::result::Result<f64, String> {
     }
 }
 
-/// What both kinds of `eval` are told.
+/// Options of both kinds of `eval`.
 pub(super) struct Common<'a> {
     pub(super) models: &'a [PathBuf],
     pub(super) device: &'a DeviceArgs,
@@ -249,7 +249,7 @@ pub(super) fn run(kind: &Kind, args: &Args, common: &Common<'_>, out: &Output) -
     })
 }
 
-/// What `eval --suite` prints.
+/// Output of `eval --suite`.
 #[derive(Debug, Serialize)]
 struct Results {
     suite: &'static str,
@@ -260,7 +260,7 @@ struct Results {
     models: Vec<Measured>,
 }
 
-/// What it prints of one model.
+/// Output on one model.
 #[derive(Debug, Serialize)]
 struct Measured {
     model: String,

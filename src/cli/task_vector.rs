@@ -19,7 +19,7 @@ pub(super) struct Args {
     /// The model it was finetuned from [default: --model]
     #[arg(long, value_name = "DIR")]
     pretrained: Option<PathBuf>,
-    /// How many times the difference is taken off
+    /// Factor of the difference that is subtracted
     #[arg(long, value_name = "NUMBER", default_value_t = 1.0, allow_negative_numbers = true)]
     factor: f64,
     /// Write fp32 instead of the dtypes of --model

@@ -24,7 +24,7 @@ pub(super) struct Args {
     preset: Option<String>,
 }
 
-/// What is unlearned from what.
+/// Model, forget set and retain set.
 #[derive(Debug, clap::Args)]
 pub(super) struct Sources {
     /// The model folder to start from

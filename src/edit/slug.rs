@@ -26,20 +26,20 @@ use crate::run::stream::{Stream, overlap, stream};
 /// The share of |W|/|g| that the first step of a matrix is long.
 const FIRST: f64 = 0.1;
 
-/// What is asked for; model, texts and batches are those of the recipe.
+/// A search; model, texts and batches are those of the recipe.
 #[derive(Debug, Clone)]
 pub struct Slug {
     /// The recipe; its method is not read.
     pub recipe: Recipe,
-    /// How much the NLL of retain documents may rise, nats per token.
+    /// Allowed rise of the NLL of retain documents, nats per token.
     pub budget: f64,
     /// The NLL of forget documents that is enough, nats per token; infinite for as much as the budget allows.
     pub forget_nll: f64,
-    /// How many steps are tried for each matrix.
+    /// Steps tried for each matrix.
     pub evaluations: usize,
-    /// How many matrices of the front are tried, the most important first.
+    /// Matrices of the front that are tried, the most important first.
     pub candidates: usize,
-    /// How many documents of each corpus, the first ones, gradients and figures are made of.
+    /// Documents of each corpus, the first ones, for gradients and metrics.
     pub documents: usize,
 }
 
@@ -52,7 +52,7 @@ pub struct Matrix {
     pub importance: f64,
     /// |cos(g_forget, g_retain)|.
     pub alignment: f64,
-    /// Whether no other is at least as important and as little aligned, and more so in one of both.
+    /// True if no other is at least as important and as little aligned, and more so in one of both.
     pub front: bool,
     #[serde(skip)]
     block: usize,

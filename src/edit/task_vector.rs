@@ -19,11 +19,11 @@ pub struct TaskVector<'a> {
     pub model: &'a Path,
     /// A model finetuned on the forget set, W_ft.
     pub finetuned: &'a Path,
-    /// What it was finetuned from, W_0; usually the model itself.
+    /// The model that it was fine-tuned from, W_0; usually the model itself.
     pub pretrained: &'a Path,
     /// a.
     pub factor: f64,
-    /// How the result is written.
+    /// Format of the result.
     pub save: Save,
 }
 

@@ -1,4 +1,4 @@
-//! How probable documents are: NLL and perplexity.
+//! Likelihood of documents: NLL and perplexity.
 
 use serde::Serialize;
 

@@ -1,4 +1,4 @@
-//! What a run measures of its own model: the list of metrics, and the results of one evaluation.
+//! Metrics of a run's own model: the list of metrics, and the results of one evaluation.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -70,7 +70,7 @@ pub fn label(key: &str) -> &str {
     find(key).map_or(key, |one| &one.label)
 }
 
-/// What one evaluation gave.
+/// Results of one evaluation.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// The results, by the keys of [`monitored`].

@@ -1,4 +1,4 @@
-//! What a suite measured of one model: results by name, and what they were computed from.
+//! Results of a suite on one model, by name, and what they were computed from.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -100,7 +100,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Named<T> {
     }
 }
 
-/// What results are computed from; its JSON does not name the variant.
+/// Data that results are computed from; its JSON does not name the variant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 #[non_exhaustive]
@@ -125,7 +125,7 @@ pub enum Detail {
     Quantities(Named<Vec<Quantities>>),
 }
 
-/// What a suite measured of one model.
+/// Results of a suite on one model.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// The results, in the order of the documentation; `None` where one is not defined.

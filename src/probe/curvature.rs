@@ -1,4 +1,4 @@
-//! What the updates of several runs have in common with the Fisher matrix: how much of their length lies where the model's
+//! Curvature along the updates of several runs: how much of their length lies where the model's
 //! distribution on retain texts is curved, and in which blocks they live.
 
 use std::path::{Path, PathBuf};
@@ -19,12 +19,12 @@ use crate::ops::Ops;
 use crate::report::svg::Chart;
 use crate::run::recorded::Recorded;
 
-/// What is asked of several runs that started from the same model.
+/// The probe of several runs that started from the same model.
 #[derive(Debug, Clone)]
 pub struct Curvature {
     /// The run folders, with a model each; the texts of all figures are those of the first, which needs a penalty.
     pub runs: Vec<PathBuf>,
-    /// How many steps' texts figures are means over.
+    /// Steps whose texts results are averaged over.
     pub draws: u64,
     /// The folder that curvature.jsonl and the chart are written to.
     pub out: PathBuf,

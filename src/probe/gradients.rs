@@ -24,22 +24,22 @@ const VANISHED: f64 = 0.01;
 /// A mean weight above this multiple of plain NLL's counts as exploded.
 const EXPLODED: f64 = 100.0;
 
-/// What is asked of a run.
+/// The probe of a run.
 #[derive(Debug, Clone)]
 pub struct Gradients {
     /// The run folder; nothing of it is changed but `out` where that is inside.
     pub run: PathBuf,
     /// Tokens are looked at after every so many steps, and before the first.
     pub every: u64,
-    /// How many steps; those of the recipe where it is `None`.
+    /// Steps; those of the recipe where it is `None`.
     pub steps: Option<u64>,
-    /// How many steps' forget texts are looked at.
+    /// Steps whose forget texts are sampled.
     pub draws: u64,
     /// The folder that gradients.jsonl and the chart are written to.
     pub out: PathBuf,
 }
 
-/// What one loss makes of the forget tokens after a step: a line of gradients.jsonl.
+/// Gradient of one loss at the forget tokens after a step: a line of gradients.jsonl.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Health {
     /// Steps done.

@@ -29,19 +29,19 @@ use crate::rng::Stream as Random;
 use crate::run::setup::base_model;
 use crate::run::train::line_of;
 
-/// What is asked of a run.
+/// The probe of a run.
 #[derive(Debug, Clone)]
 pub struct Ngd {
     /// The run folder; nothing of it is changed but `out` where that is inside.
     pub run: PathBuf,
     /// After how many steps of the run its drift is compared with the damped natural-gradient step.
     pub at: Vec<u64>,
-    /// How many steps' texts the gradient and the Fisher matrix are means over.
+    /// Steps whose texts the gradient and the Fisher matrix are averaged over.
     pub draws: u64,
     /// The most micro-batches of penalty texts that the Fisher matrix of a step is a mean over; products cost by their
     /// number.
     pub retain_batches: usize,
-    /// What ends a solve.
+    /// Limits of a solve.
     pub limits: Limits,
     /// Products that the diagonal preconditioner is estimated from; 0 for none.
     pub diagonal: u64,
@@ -49,9 +49,9 @@ pub struct Ngd {
     pub lanczos: usize,
     /// The forget losses whose slow natural-gradient descent is followed beside the run; none to leave it out.
     pub losses: Vec<String>,
-    /// How many steps they are followed for.
+    /// Steps that they are followed for.
     pub steps: u64,
-    /// Whether the solution of each comparison is kept in the folder, and one that is there is gone on from.
+    /// True to store the solution of each comparison in the folder, and to continue from one that is there.
     pub resume: bool,
     /// The folder that ngd.jsonl, ngd-path.jsonl and the charts are written to.
     pub out: PathBuf,

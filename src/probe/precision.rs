@@ -1,4 +1,4 @@
-//! What a state mode costs: one run replayed in exact state and in others at once, on the same documents.
+//! The error of a state mode: one run replayed in exact state and in others at once, on the same documents.
 
 use std::path::PathBuf;
 
@@ -21,14 +21,14 @@ use crate::run::setup::load;
 use crate::run::stream::stream;
 use crate::run::train::line_of;
 
-/// What is replayed.
+/// The run to replay, and the state modes.
 #[derive(Debug, Clone)]
 pub struct Precision {
     /// The run folder; only its config.resolved.toml is read, and nothing of it is changed but `out` where that is inside.
     pub run: PathBuf,
     /// The state modes beside exact state, by name.
     pub states: Vec<String>,
-    /// How many steps; those of the recipe where it is `None`.
+    /// Steps; those of the recipe where it is `None`.
     pub steps: Option<u64>,
     /// Parameters are compared after every so many steps, and after the last.
     pub every: u64,
@@ -36,7 +36,7 @@ pub struct Precision {
     pub out: PathBuf,
 }
 
-/// How far one state mode is from exact state after a step: a line of precision.jsonl. Lengths are L2 norms over all
+/// Distance of one state mode from exact state after a step: a line of precision.jsonl. Lengths are L2 norms over all
 /// trained parameters.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Divergence {

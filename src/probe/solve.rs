@@ -17,7 +17,7 @@ pub struct Solution {
     pub residuals: Vec<f64>,
 }
 
-/// What ends conjugate gradients.
+/// Limits of conjugate gradients.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Limits {
     /// The relative residual that is good enough.

@@ -416,10 +416,10 @@ impl Comparison {
     }
 }
 
-/// What a comparison tells of one run.
+/// One run in a comparison.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RunResults {
-    /// What it is called next to others.
+    /// Its name next to others.
     pub name: String,
     /// Steps done.
     pub steps: usize,

@@ -99,7 +99,7 @@ fn parts(plan: &Plan) -> String {
 
 /// Work that any backend can do.
 pub trait Job {
-    /// What comes out.
+    /// Its result.
     type Out;
     /// Counts the bytes it will take on a GPU, where it knows them.
     fn plan(&self, _engine: &Engine) -> Result<Option<Plan>> {

@@ -1,4 +1,4 @@
-//! What a run measures of its own model: the NLL of documents and the verbatim memory of prompts.
+//! Evaluation inside a run: the NLL of documents and the verbatim memory of prompts.
 
 use std::path::Path;
 

@@ -14,7 +14,7 @@ use crate::eval::suite::direction;
 /// A run as its folder tells it.
 #[derive(Debug, Clone)]
 pub struct Recorded {
-    /// What it is called beside others.
+    /// Its name beside others.
     pub name: String,
     /// Every key of its recipe, dotted, with its value.
     pub settings: BTreeMap<String, String>,
@@ -30,7 +30,7 @@ pub struct Recorded {
     pub scored_retrain: BTreeMap<String, f64>,
 }
 
-/// What a step took.
+/// Time and tokens of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Cost {
     /// The median step, seconds.

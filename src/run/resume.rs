@@ -1,4 +1,4 @@
-//! What makes a run resumable: its identity, its checkpoints, and a log that goes on where they end.
+//! Resuming: the identity of a run, its checkpoints, and a log that goes on where they end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
@@ -16,8 +16,8 @@ use crate::method::{MeanTeacher, StepReport};
 use crate::model::Model;
 use crate::ops::Ops;
 
-/// What a checkpoint must share with the run that resumes from it: the data, and all of the recipe but its logging, what it
-/// keeps of layers, and its length, unless the learning rate follows from that.
+/// Returns what a checkpoint must share with the run that resumes from it: the data, and all of the recipe but its logging,
+/// the activations saved, and its length, unless the learning rate follows from that.
 pub(super) fn identity(
     recipe: &Recipe,
     forget: &Corpus,
@@ -68,7 +68,7 @@ pub(super) fn save<O: Ops>(
     writer.finish(meta, keep)
 }
 
-/// What recipes meant before they had these settings.
+/// Values that recipes had before there were settings for them.
 const IMPLIED: [(&str, &str, &str); 2] =
     [("optim", "schedule", "\"paper\""), ("optim", "lr_min", "0.0")];
 

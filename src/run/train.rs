@@ -44,11 +44,11 @@ const TENSORBOARD: &str = "tensorboard";
 pub const DISTANCES: [&str; 3] =
     ["student_from_start", "teacher_from_start", "student_from_teacher"];
 
-/// What a run does beside its recipe.
+/// Options of a run beside its recipe.
 pub struct Options<'a> {
     /// The run folder.
     pub out: &'a Path,
-    /// What is kept of each layer for the backward pass, which changes memory and time alone.
+    /// Activations saved of each layer for the backward pass; changes memory and time alone.
     pub saving: Saving,
     /// True to go on from the newest complete checkpoint in `out`.
     pub resume: bool,

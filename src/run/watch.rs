@@ -10,7 +10,7 @@ use crate::eval::monitored::{self, Measured};
 pub struct Entry {
     /// Steps done.
     pub step: u64,
-    /// What was measured; samples are kept of the first evaluation only.
+    /// The results; samples are kept of the first evaluation only.
     pub measured: Measured,
 }
 
@@ -36,12 +36,12 @@ impl Stop {
     }
 }
 
-/// What an evaluation decides.
+/// Decision after an evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Verdict {
-    /// Whether this model is the nearest so far that has not crossed the bound.
+    /// True if this model is the nearest so far that has not crossed the bound.
     pub best: bool,
-    /// Whether the run is to stop.
+    /// True if the run is to stop.
     pub stop: bool,
 }
 

@@ -1,4 +1,4 @@
-//! How much of a continuation the model gives back token by token: exact memorisation and extraction strength.
+//! Recall of a continuation token by token: exact memorization and extraction strength.
 //!
 //! Both look at the most probable token after every true prefix (no generation). Source: OpenUnlearning,
 //! `src/evals/metrics/memorization.py`, `exact_memorization` and `extraction_strength`.

@@ -23,7 +23,7 @@ pub struct Distance {
     pub ks_distance: f64,
 }
 
-/// What the test says of two samples.
+/// Result of the test on two samples.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct KsTest {
     /// The largest distance between the two empirical distribution functions.

@@ -48,7 +48,7 @@ impl Direction {
     }
 }
 
-/// What stands in [`Metric::name`] for the texts that a metric is measured on.
+/// Placeholder in [`Metric::name`] for the texts that a metric is measured on.
 const TEXTS: &str = "{}";
 
 /// A metric.

@@ -78,7 +78,7 @@ pub struct Answer {
     pub rouge1_recall: f64,
 }
 
-/// What the reference adds to denominators.
+/// Term that the reference adds to denominators.
 const TINY: f64 = 1e-10;
 
 /// Tokens generated per question.

@@ -39,7 +39,7 @@ pub const SUITES: [&Kind; 2] = [&muse::MUSE, &tofu::TOFU];
 pub struct Kind {
     /// Its name.
     pub name: &'static str,
-    /// What it measures, in a few words.
+    /// Its subject, in a few words.
     pub about: &'static str,
     /// Its parts, each of which can be measured alone.
     pub parts: &'static [Part],
@@ -91,7 +91,7 @@ pub fn direction(key: &str) -> Option<Direction> {
     metric::direction(own.chain(files).chain(suites), key)
 }
 
-/// What is measured, and of how much.
+/// The metrics that are measured, and limits on the data.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Options {
     /// Names of parts ([`Kind::parts`]); empty for all whose files are there.
@@ -230,7 +230,7 @@ struct Completion {
 /// The model that never saw the forget set, as far as it is known.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Retrained {
-    /// What was measured of it.
+    /// Its results.
     Measured(Box<Outcome>),
     /// Its area under the ROC curve, forget against holdout, Min-40 %.
     Area(f64),

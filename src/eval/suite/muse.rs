@@ -97,7 +97,7 @@ pub struct Muse {
     mmlu: Option<(Table, Table)>,
     /// The requests of a sequence, each with its key in the results.
     requests: Vec<(String, Table)>,
-    /// What is not measured since its files are not there.
+    /// Metrics that are left out because their files are missing.
     missing: Vec<&'static str>,
 }
 

@@ -39,14 +39,14 @@ impl Key {
     }
 }
 
-/// What was measured of one model.
+/// Results of one model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
     /// Its folder, as it was named.
     pub model: String,
-    /// Whether it is the model that others are compared with: one that never saw the forget set.
+    /// True for the model that others are compared with: one that never saw the forget set.
     pub retrained: bool,
-    /// What the figures hold for.
+    /// Model, data and settings of the results.
     pub key: Key,
     /// Figures and what is behind them.
     pub outcome: Outcome,
@@ -61,7 +61,7 @@ pub struct Record {
     pub entries: Vec<Entry>,
 }
 
-/// What a record says of a key.
+/// Answer of a record to a key.
 #[derive(Debug, PartialEq)]
 pub enum Found<'a> {
     /// It holds figures for all of it.

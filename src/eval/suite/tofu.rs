@@ -75,7 +75,7 @@ fn probability_key(set: &str) -> String {
     format!("{set}_probability")
 }
 
-/// How a question is put; `{question}` stands for it.
+/// Template of a question; `{question}` stands for it.
 pub const TEMPLATES: [(&str, &str); 2] =
     [("qa", "Question: {question}\nAnswer: "), ("llama2", "[INST] {question} [/INST]")];
 
@@ -259,7 +259,7 @@ impl Suite for Tofu {
     }
 }
 
-/// What happened to the answers of one file.
+/// Statistics of the answers in one file.
 #[derive(Default)]
 struct Counts {
     answers: Cell<usize>,

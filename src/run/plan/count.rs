@@ -1,4 +1,4 @@
-//! What the bytes and the operations of a run follow from.
+//! The counted model of a run, from which its bytes and operations follow.
 
 use std::fmt;
 
@@ -27,7 +27,7 @@ pub(super) struct Count {
     base: Counted,
     /// Subspaces of a gradient projection.
     subspaces: Counted,
-    /// What drivers and kernels take beside all buffers.
+    /// Bytes of driver and kernels beside all buffers.
     reserve: Option<u64>,
     /// Tokens of the longest prompt that is measured with its continuation.
     prompt: Option<usize>,

@@ -24,7 +24,7 @@ pub use self::models::{MODELS, model};
 /// One gibibyte, in bytes.
 pub const GIB: f64 = 1073741824.0;
 
-/// What computes.
+/// The device that computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Target {
@@ -56,19 +56,19 @@ impl Target {
     }
 }
 
-/// Bytes of one kind.
+/// A category of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Category {
-    /// What they hold.
+    /// Its name.
     pub name: &'static str,
-    /// How many.
+    /// Its bytes.
     pub bytes: u64,
 }
 
 /// One way to keep layers, and what it costs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Choice {
-    /// What is kept of each layer.
+    /// Activations saved of each layer.
     pub saving: Saving,
     /// Bytes that each token of a pack adds.
     pub bytes_per_token: u64,
@@ -80,12 +80,12 @@ pub struct Choice {
     pub again_seconds: f64,
 }
 
-/// What the smallest run of a recipe takes.
+/// Needs of the smallest run of a recipe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Need {
     /// The state mode.
     pub state: &'static str,
-    /// What is kept of each layer.
+    /// Activations saved of each layer.
     pub save: Level,
     /// Tokens of a pack.
     pub tokens: u64,
@@ -108,7 +108,7 @@ pub struct Plan {
     pub resident_bytes: u64,
     /// The resident bytes of parameters: weights, teacher, optimizer state, gradients, base model.
     pub state_bytes: u64,
-    /// What is kept of each layer for the backward pass.
+    /// Activations saved of each layer for the backward pass.
     pub saving: Saving,
     /// Bytes that each token of a micro-batch adds.
     pub bytes_per_token: u64,
@@ -118,7 +118,7 @@ pub struct Plan {
     pub again_flop: f64,
     /// The seconds that these take at the rates assumed.
     pub again_seconds: f64,
-    /// What each level would cost alone.
+    /// Cost of each level alone.
     pub levels: Vec<Choice>,
     /// The memory planned for.
     pub memory_bytes: u64,
@@ -128,7 +128,7 @@ pub struct Plan {
     pub forget_documents: u64,
     /// Documents of the retain context in it.
     pub retain_documents: u64,
-    /// Whether one document of the longest context fits.
+    /// True if one document of the longest context fits.
     pub fits: bool,
     /// The longest context that is trained on or measured, in tokens.
     pub context: u64,

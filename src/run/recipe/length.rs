@@ -1,4 +1,4 @@
-//! How long a run is, and what its learning rate makes of it.
+//! The length of a run, and the settings that it leaves without effect.
 
 use super::Recipe;
 use crate::model::ModelConfig;

@@ -27,16 +27,16 @@ pub struct MethodSection {
     pub teacher_rate: f64,
     /// Pull of the student to the teacher.
     pub damping: f64,
-    /// How the gradients of loss and penalties become one direction: sum, project, min_norm.
+    /// Combination of the gradients of loss and penalties: sum, project, min_norm.
     pub combine: String,
     /// The share of what the inputs of each matrix on retain documents are made of that the loss leaves alone (PGU); 0 for
     /// nothing.
     pub shield: f64,
     /// The most directions of each matrix' inputs that are left alone.
     pub shield_rank: usize,
-    /// How many retain documents, the first ones, these are found from.
+    /// Number of retain documents, the first ones, that these are found from.
     pub shield_documents: usize,
-    /// How fast the weight of the penalty follows it above `dual_bound`; 0 keeps it.
+    /// Rate at which the weight of the penalty follows it above `dual_bound`; 0 keeps the weight.
     pub dual_rate: f64,
     /// The value that the penalty is to stay below where its weight follows it.
     pub dual_bound: f64,

@@ -37,15 +37,15 @@ pub struct Recipe {
     pub model: ModelSection,
     /// The corpora.
     pub data: DataSection,
-    /// What is minimised.
+    /// The objective.
     pub method: MethodSection,
-    /// How weights move.
+    /// The update of the weights.
     pub optim: OptimConfig,
     /// Steps, batches, checkpoints.
     pub run: RunSection,
-    /// What is measured, and when to stop.
+    /// Evaluation and early stopping.
     pub eval: EvalSection,
-    /// What is written for people beside report.html.
+    /// Output for people beside report.html.
     pub report: ReportSection,
 }
 

@@ -81,9 +81,9 @@ pub struct RunSection {
     pub kl_accum_steps: usize,
     /// Tokens run at once; changes memory and speed, not what is computed.
     pub pack_tokens: usize,
-    /// What is kept of each layer for the backward pass, the rest being made again: `auto` (on a GPU as much as its free
-    /// memory takes, layer by layer; on the CPU all), `all`, `attention` (all but gate and up), `residual` (nor the qkv
-    /// rows) or `input` (of each layer its input alone); changes memory and speed, not what is computed.
+    /// Activations saved of each layer for the backward pass, the rest being recomputed: `auto` (on a GPU as many as fit in its
+    /// free memory, layer by layer; on the CPU all), `all`, `attention` (all but gate and up), `residual` (nor the qkv rows)
+    /// or `input` (the input of each layer alone); changes memory and speed, not results.
     pub save: SaveKey,
     /// Steps between checkpoints; 0 for none but the last.
     pub checkpoint_every: u64,
@@ -138,7 +138,7 @@ macro_rules! key {
 }
 
 key!(
-    /// What trains.
+    /// The parameters that train.
     TrainKey {
         /// All but embeddings, head and norms.
         #[default] Body,
@@ -149,7 +149,7 @@ key!(
     }
 );
 key!(
-    /// How state is kept.
+    /// The state mode.
     StateKey {
         /// By size.
         #[default] Auto,
@@ -164,7 +164,7 @@ key!(
     }
 );
 key!(
-    /// How the teacher is kept.
+    /// Storage of the teacher.
     TeacherKey {
         /// Its own weights.
         #[default] Full,
@@ -173,7 +173,7 @@ key!(
     }
 );
 key!(
-    /// What is kept of each layer for the backward pass.
+    /// Activations saved of each layer for the backward pass.
     SaveKey {
         /// As much as the memory takes.
         #[default] Auto,
@@ -202,7 +202,7 @@ impl SaveKey {
 }
 
 key!(
-    /// How documents are drawn.
+    /// Sampling of documents.
     OrderKey {
         /// Uniformly, with replacement: the reference's way.
         #[default] Replacement,

@@ -1,4 +1,4 @@
-//! What an unknown key may have meant.
+//! Suggestions for unknown keys.
 
 use toml::Value;
 

@@ -15,7 +15,7 @@ use crate::method::{Combination, FORGET, PENALTIES};
 
 pub use table::SETTINGS;
 
-/// What values a setting takes.
+/// The values of a setting.
 #[derive(Debug, Clone, Copy)]
 pub enum Type {
     /// true or false.
@@ -76,13 +76,13 @@ impl Type {
 pub struct Setting {
     /// Its dotted key.
     pub key: &'static str,
-    /// What values it takes.
+    /// Its values.
     pub kind: Type,
     /// Its default, as TOML.
     pub default: &'static str,
     /// The unit of its value; empty for none.
     pub unit: &'static str,
-    /// What it does.
+    /// Its effect.
     pub meaning: &'static str,
     /// When it matters; empty for always.
     pub when: &'static str,
