@@ -44,7 +44,7 @@ pub trait State: Compute {
     /// Marks a gradient as empty, so that its next write overwrites.
     fn clear_grad(&self, grad: &mut Self::Grad);
     /// Shows the weights of `role`; `scratch` takes them where they are not stored as the compute reads them,
-    /// and must be at least as long as the parameter (or empty where [`State::needs_scratch`] is false).
+    /// and must be at least as long as the parameter (or empty where [`needs_scratch`](super::Memory::needs_scratch) is false).
     fn view<'a>(
         &self,
         param: &'a Self::Param,
@@ -88,7 +88,7 @@ pub trait State: Compute {
     /// [`State::update`]. A gradient that is not finite changes no byte, and the rule is not called.
     ///
     /// `tensors` are those of `params` by place. Waits for the norm. Errors: [`crate::Kind::Config`] where the parameters
-    /// are not of [`UpdateRule::custom`]; what the rule returns.
+    /// are not of [`custom`](crate::optim::UpdateRule::custom); what the rule returns.
     fn update_custom(
         &self,
         params: &mut [Self::Param],

@@ -36,7 +36,7 @@ impl UpdateRule {
         self.moment_names().iter().filter(|name| !name.is_empty()).count()
     }
 
-    /// Returns the names of its moments, as [`crate::ops::State::save_param`] uses them; empty for none.
+    /// Returns the names of its moments, as [`crate::ops::Transfer::save_param`] uses them; empty for none.
     pub fn moment_names(&self) -> [&'static str; 2] {
         match self {
             Self::Sgd { .. } => ["momentum_buffer", ""],

@@ -68,7 +68,7 @@ use crate::ops::Ops;
 /// Norms of displacements that [`Fisher::calibrate`] tries, as shares of the norm of all trained parameters.
 const SHARES: [f64; 9] = [1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5, 1e-6];
 
-/// Bytes of a parameter's buffers, by name, as [`crate::ops::State::save_param`] hands them out.
+/// Bytes of a parameter's buffers, by name, as [`crate::ops::Transfer::save_param`] hands them out.
 type Buffers = BTreeMap<String, Vec<u8>>;
 
 /// Trained parameters of a model in one row of numbers, and where each block of the model lies in it.

@@ -1,7 +1,7 @@
 //! Memory of a run before it starts: what is resident, what grows with the tokens, what fits.
 //!
 //! Bytes are counted, not calculated: the model and the buffers of a run are built on a backend that adds up what the real
-//! one would allocate ([`Counter`](crate::backend::counter::Counter)).
+//! one would allocate ([`Counter`]).
 
 mod count;
 mod models;
