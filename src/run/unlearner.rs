@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-use super::checks::check_out;
+use super::checks::{check_data, check_out};
 use super::engine::{Engine, Job, compute};
 use super::plan::Plan;
 use super::recipe::Recipe;
@@ -173,7 +173,7 @@ impl Builder {
     /// Assembles and checks the recipe.
     ///
     /// Errors: [`crate::Kind::Config`] for settings that are unknown or without meaning, for missing paths, and for a
-    /// run folder that is not empty.
+    /// run folder that is not empty; [`crate::Kind::Data`] for files that cannot be read.
     pub fn build(self) -> Result<Unlearner> {
         let Self {
             model,
@@ -199,8 +199,10 @@ impl Builder {
         }
         wanted("model.path", &recipe.model.path)?;
         wanted("data.forget", &recipe.data.forget)?;
+        check_data("data.forget", &recipe.data.forget)?;
         if recipe.reads_retain() {
             wanted("data.retain", &recipe.data.retain)?;
+            check_data("data.retain", &recipe.data.retain)?;
         }
         wanted("out", &out)?;
         check_out("out", &out, resume)?;
@@ -214,5 +216,38 @@ fn wanted(key: &str, path: &Path) -> Result<()> {
     match path.as_os_str().is_empty() {
         true => Err(Error::config(format!("{key}: is not set"))),
         false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn build_refuses_what_a_run_could_not_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let texts = dir.path().join("texts.jsonl");
+        std::fs::write(&texts, "{\"text\": \"a\"}\n").unwrap();
+        let builder = || {
+            let new = Unlearner::builder("model").forget(&texts).retain(&texts);
+            new.engine(Engine::Cpu).out(dir.path().join("run"))
+        };
+        let run = builder().loss("npo").steps(7).seed(3).build().unwrap();
+        let recipe = run.recipe();
+        assert_eq!((recipe.method.loss.as_str(), recipe.run.steps, recipe.seed), ("npo", 7, 3));
+        assert_eq!(recipe.model.path, Path::new("model"));
+        let refused = |builder: Builder| {
+            let error = builder.build().err().unwrap();
+            (error.kind(), error.message().to_owned())
+        };
+        let config = |text: &str| (Kind::Config, text.to_owned());
+        assert_eq!(refused(builder().forget("")), config("data.forget: is not set"));
+        assert_eq!(refused(builder().out("")), config("out: is not set"));
+        let full = format!("out {}: exists and is not empty", dir.path().display());
+        assert_eq!(refused(builder().out(dir.path())), config(&full));
+        assert_eq!(refused(builder().loss("nlu")).0, Kind::Config);
+        assert_eq!(refused(builder().retain(dir.path().join("none"))).0, Kind::Data);
+        assert!(builder().out(dir.path()).resume(true).build().is_ok());
     }
 }
