@@ -7,7 +7,7 @@ use serde_json::json;
 use super::engine::{self, DeviceArgs};
 use super::output::{Output, note, table, warn_rounded};
 use crate::error::{Error, Result};
-use crate::run::checks::{check_data, check_out};
+use crate::run::checks::{self, check_out, check_texts};
 use crate::run::recipe::StateKey;
 use crate::run::train::RESOLVED;
 use crate::run::{Recipe, Summary, Unlearner};
@@ -90,11 +90,7 @@ pub(super) fn lay(setting: &mut PathBuf, flag: &Option<PathBuf>) {
 
 /// Fails where neither flag nor recipe names a path.
 pub(super) fn wanted(flag: &str, key: &str, path: &std::path::Path) -> Result<()> {
-    if path.as_os_str().is_empty() {
-        return Err(Error::config(format!("{key}: is not set"))
-            .hint(format!("give {flag}, or {key} in a recipe")));
-    }
-    Ok(())
+    checks::wanted(key, path).map_err(|e| e.hint(format!("give {flag}, or {key} in a recipe")))
 }
 
 impl RunArgs {
@@ -128,13 +124,7 @@ impl RunArgs {
                  compact state keeps it for 2 bytes a parameter more",
             );
         }
-        check_data("data.forget", &recipe.data.forget)?;
-        if recipe.reads_retain() {
-            check_data("data.retain", &recipe.data.retain)?;
-        }
-        if !recipe.data.alternate.as_os_str().is_empty() {
-            check_data("data.alternate", &recipe.data.alternate)?;
-        }
+        check_texts(&recipe)?;
         let run = Unlearner::new(recipe, &self.out).resume(self.resume);
         let summary = engine::compute(&engine, run)?;
         warn_rounded(summary.change_saved);

@@ -201,7 +201,7 @@ impl Precision {
         let start = trained(ops, &exact)?;
         let keep = recipe.keeping(StateMode::Exact);
         let teacher = keep.teacher != TeacherForm::None;
-        let moments = keep.rule.moment_names().iter().filter(|name| !name.is_empty()).count();
+        let moments = keep.rule.moments();
         let steps = self.steps.unwrap_or(recipe.run.steps);
         let (mut lines, mut bar) = (Vec::new(), Progress::new(steps));
         for step in 0..steps {

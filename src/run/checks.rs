@@ -2,7 +2,16 @@
 
 use std::path::Path;
 
+use super::Recipe;
 use crate::error::{Error, Result};
+
+/// Fails where no path is set for `key`.
+pub(crate) fn wanted(key: &str, path: &Path) -> Result<()> {
+    if path.as_os_str().is_empty() {
+        return Err(Error::config(format!("{key}: is not set")));
+    }
+    Ok(())
+}
 
 /// Fails where `out` holds something already and the run is not to be resumed; `name` is what the caller calls it.
 pub(crate) fn check_out(name: &str, out: &Path, resume: bool) -> Result<()> {
@@ -18,6 +27,19 @@ pub(crate) fn check_out(name: &str, out: &Path, resume: bool) -> Result<()> {
         Some(_) => Err(Error::config(format!("{name} {}: exists and is not empty", out.display()))
             .hint("resume the run in it (--resume), or name another folder")),
     }
+}
+
+/// Fails where a file of texts that the recipe reads is not readable.
+pub(crate) fn check_texts(recipe: &Recipe) -> Result<()> {
+    let data = &recipe.data;
+    check_data("data.forget", &data.forget)?;
+    if recipe.reads_retain() {
+        check_data("data.retain", &data.retain)?;
+    }
+    if !data.alternate.as_os_str().is_empty() {
+        check_data("data.alternate", &data.alternate)?;
+    }
+    Ok(())
 }
 
 /// Fails where `path` is not a readable file; `flag` names it.

@@ -1,16 +1,16 @@
 //! A run as a library call: a builder from paths and settings to a summary.
 
 use std::fmt::Display;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::checks::{check_data, check_out};
+use super::checks::{check_out, check_texts, wanted};
 use super::engine::{Engine, Job, compute};
 use super::plan::Plan;
 use super::recipe::Recipe;
 use super::summary::Summary;
 use super::train::{self, Options};
 use crate::backend::gpu::Precision;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::folder;
 use crate::method::StepReport;
 use crate::model::{Level, Saving};
@@ -199,28 +199,21 @@ impl Builder {
         }
         wanted("model.path", &recipe.model.path)?;
         wanted("data.forget", &recipe.data.forget)?;
-        check_data("data.forget", &recipe.data.forget)?;
         if recipe.reads_retain() {
             wanted("data.retain", &recipe.data.retain)?;
-            check_data("data.retain", &recipe.data.retain)?;
         }
         wanted("out", &out)?;
         check_out("out", &out, resume)?;
+        check_texts(&recipe)?;
         let engine = engine.unwrap_or_else(|| Engine::auto(Precision::Bf16).0);
         Ok(Unlearner { recipe, out, engine, resume, rule, on_step })
     }
 }
 
-/// Fails where a path is not set.
-fn wanted(key: &str, path: &Path) -> Result<()> {
-    match path.as_os_str().is_empty() {
-        true => Err(Error::config(format!("{key}: is not set"))),
-        false => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::error::Kind;
 

@@ -94,7 +94,7 @@ impl Count {
     /// Returns what is resident beside the rows of packs; the logits are those of a pack of `tokens` tokens.
     pub(super) fn resident(&self, tokens: u64) -> Result<Vec<Category>> {
         let level = Saving::same(Level::Input);
-        let (empty, full) = (self.passes(level, 0)?, self.passes(level, tokens)?);
+        let ((_, empty), (_, full)) = (self.passes(level, 0)?, self.passes(level, tokens)?);
         let Counted { trainable, frozen, teacher, optimizer, gradients, scans, .. } = self.trained;
         let optional = |name, bytes: u64| (bytes > 0).then_some((name, bytes));
         let categories = [
@@ -114,39 +114,47 @@ impl Count {
         Ok(categories.into_iter().flatten().map(category).collect())
     }
 
-    /// Counts the buffers of passes for packs of `tokens` tokens.
-    fn passes(&self, saving: Saving, tokens: u64) -> Result<Counted> {
-        Passes::saving(&self.counter, &self.model, tokens as usize, Some(saving))?;
-        Ok(self.counter.take())
+    /// Builds the passes for packs of `tokens` tokens, and counts their buffers.
+    fn passes(&self, saving: Saving, tokens: u64) -> Result<(Passes<Counter>, Counted)> {
+        let passes = Passes::saving(&self.counter, &self.model, tokens as usize, Some(saving))?;
+        Ok((passes, self.counter.take()))
     }
 
     /// Returns the bytes that each token of a pack adds, logits aside.
     pub(super) fn per_token(&self, saving: Saving) -> Result<u64> {
         // Sizes at which no buffer is rounded up.
         let [less, more] = [1024, 2048].map(|tokens| self.passes(saving, tokens));
-        let of = |counted: Counted| counted.total() - counted.logits;
+        let of = |(_, counted): (_, Counted)| counted.total() - counted.logits;
         Ok((of(more?) - of(less?)) / 1024)
     }
 
     /// Returns the bytes that generation takes beside the rows that it borrows.
     pub(super) fn evaluation(&self, saving: Saving, tokens: u64) -> Result<u64> {
+        self.beside(self.passes(saving, tokens)?.0)
+    }
+
+    /// Returns the bytes of the caches that do not fit in the rows of `passes`.
+    fn beside(&self, mut passes: Passes<Counter>) -> Result<u64> {
         let Some(prompt) = self.prompt else { return Ok(0) };
-        let Self { counter, model, .. } = self;
-        let mut passes = Passes::saving(counter, model, tokens as usize, Some(saving))?;
-        counter.take();
-        generate::make_room_for(counter, &model.config, &mut passes.ws, prompt)?;
-        Ok(counter.take().total())
+        generate::make_room_for(&self.counter, &self.model.config, &mut passes.ws, prompt)?;
+        Ok(self.counter.take().total())
+    }
+
+    /// Returns the bytes that do not depend on the passes.
+    fn fixed(&self) -> u64 {
+        let state = self.trained.total() + self.base.total() + self.subspaces.total();
+        state + self.reserve.unwrap_or(0)
     }
 
     /// Returns all bytes but those of generation.
     fn training(&self, saving: Saving, tokens: u64) -> Result<u64> {
-        let fixed = self.trained.total() + self.base.total() + self.subspaces.total();
-        Ok(fixed + self.reserve.unwrap_or(0) + self.passes(saving, tokens)?.total())
+        Ok(self.fixed() + self.passes(saving, tokens)?.1.total())
     }
 
     /// Returns the bytes of a run with packs of `tokens` tokens.
     pub(super) fn bytes(&self, saving: Saving, tokens: u64) -> Result<u64> {
-        Ok(self.training(saving, tokens)? + self.evaluation(saving, tokens)?)
+        let (passes, counted) = self.passes(saving, tokens)?;
+        Ok(self.fixed() + counted.total() + self.beside(passes)?)
     }
 
     /// Returns the largest pack that fits. Smaller packs may lend generation less and so need more beside them.
